@@ -1,0 +1,464 @@
+//! The configuration, valid by type: what the other rooms may rely on.
+//!
+//! `file` walks what was written and collects every fault; `check` applies the rules that join two keys; `report`
+//! prints a problem at its place. What comes out of `load` is this `Config`: no text left to parse, no limit unset.
+//! `run` and `check` call the same code.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use regex::Regex;
+
+use crate::clock::ClockSource;
+use crate::message::{Filter, Qos};
+
+pub use template::{TemplateError, TopicTemplate};
+
+pub mod template;
+
+/// The whole configuration of one gateway.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[gateway]`
+    pub gateway: GatewayConfig,
+    /// `[queue]`
+    pub queue: QueueConfig,
+    /// `[broker]`
+    pub broker: BrokerConfig,
+    /// `[uplink.<name>]`, by name.
+    pub uplinks: BTreeMap<Arc<str>, UplinkConfig>,
+    /// Every line, named or written in place, by name; a line written in place is named by its url.
+    pub lines: BTreeMap<Arc<str>, LineConfig>,
+    /// `[modbus.<name>]`, by device name.
+    pub modbus: BTreeMap<Arc<str>, ModbusConfig>,
+    /// `[serial.<name>]`, by device name.
+    pub serial: BTreeMap<Arc<str>, SerialConfig>,
+}
+
+/// `[gateway]`
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// Name of this gateway in ids, topics and client ids: as written, else as found on the board (DESIGN.md 5).
+    pub id: Arc<str>,
+    /// Where `id` comes from, in words for the log: "the configuration", "the board's serial number", …
+    pub id_source: &'static str,
+    /// The one directory that is written to.
+    pub state_dir: PathBuf,
+    /// Whom to believe about the wall clock: `clock = "auto" | "trust"`.
+    pub clock: ClockSource,
+}
+
+/// `[queue]`
+#[derive(Debug, Clone)]
+pub struct QueueConfig {
+    /// The soft ceiling of the store (DESIGN.md 6.1).
+    pub bytes_max: NonZeroU64,
+    /// What is older is dropped and declared; `None` = kept until delivered.
+    pub age_max: Option<Duration>,
+    /// What gives way when the ceiling is reached.
+    pub when_full: WhenFull,
+}
+
+/// What gives way when the store is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The oldest messages, declared as a gap. A full queue never stops the plant.
+    DropOldest,
+    /// The message that arrives.
+    DropNewest,
+    /// Nothing: the publisher keeps its message and waits.
+    Refuse,
+}
+
+/// `[broker]`
+#[derive(Debug, Clone)]
+pub struct BrokerConfig {
+    /// `[broker.listener.<name>]`, by name; the default one on 127.0.0.1:1883 only where none is written.
+    pub listeners: BTreeMap<Arc<str>, ListenerConfig>,
+}
+
+/// `[broker.listener.<name>]`
+#[derive(Debug, Clone)]
+pub struct ListenerConfig {
+    /// Address and port; loopback only as long as there are no users.
+    pub bind: SocketAddr,
+}
+
+/// `[uplink.<name>]`
+#[derive(Debug, Clone)]
+pub struct UplinkConfig {
+    /// Tried in turn; never empty.
+    pub endpoints: Vec<Endpoint>,
+    /// MQTT 3.1.1 or 5.
+    pub protocol: Protocol,
+    /// `{gateway}` and the like are replaced at start.
+    pub client_id: String,
+    /// PEM file of the roots to trust instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// PEM file of the client's certificate chain.
+    pub cert: Option<PathBuf>,
+    /// PEM file of the client's private key.
+    pub key: Option<PathBuf>,
+    /// Protocol names to offer in the TLS handshake (RFC 7301), in order.
+    pub alpn: Vec<String>,
+    /// User name of CONNECT.
+    pub username: Option<String>,
+    /// File whose first line is the password of CONNECT.
+    pub password_file: Option<PathBuf>,
+    /// Seconds of CONNECT's keep-alive; 0 = off.
+    pub keep_alive: Duration,
+    /// How long the cloud keeps the session, for exactly once over restarts.
+    pub session_expiry: Duration,
+    /// Messages in flight at most, before the cloud's own Receive Maximum.
+    pub window: NonZeroU16,
+    /// Pauses between attempts to connect.
+    pub reconnect: Reconnect,
+    /// At most this much, whatever waits.
+    pub pace: Pace,
+    /// Topic of the gateway's own messages at the cloud, `{gateway}` already replaced; `None` = off.
+    pub own_topic: Option<String>,
+    /// `[[uplink.<name>.forward]]`; the first rule that matches a message decides. Where none is written, one
+    /// rule for `field/#`.
+    pub forward: Vec<ForwardRule>,
+    /// `[[uplink.<name>.receive]]`
+    pub receive: Vec<ReceiveRule>,
+}
+
+/// One address of a cloud broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Host name or address; the server name in TLS.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// `mqtts://` rather than `mqtt://`.
+    pub tls: bool,
+}
+
+/// Protocol version of an uplink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// MQTT 3.1.1
+    V311,
+    /// MQTT 5.0
+    V5,
+}
+
+/// `reconnect = { first = "1s", max = "30s" }`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reconnect {
+    /// Upper bound of the first pause.
+    pub first: Duration,
+    /// Upper bound of every pause.
+    pub max: Duration,
+}
+
+/// `pace = { messages_per_s = 100, bytes_per_s = "512 KiB" }`; `None` = not limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pace {
+    /// PUBLISH packets a second.
+    pub messages_per_s: Option<NonZeroU32>,
+    /// Bytes of PUBLISH packets a second.
+    pub bytes_per_s: Option<NonZeroU64>,
+}
+
+/// `[[uplink.<name>.forward]]`
+#[derive(Debug, Clone)]
+pub struct ForwardRule {
+    /// Local topics to deliver.
+    pub filter: Filter,
+    /// The topic at the cloud.
+    pub topic: TopicTemplate,
+    /// Raises as well as lowers; `None` = as published.
+    pub qos: Option<Qos>,
+    /// Instead of the queue's own rule.
+    pub when_full: Option<WhenFull>,
+    /// `order = "strict"`: one message of a topic in flight.
+    pub strict_order: bool,
+}
+
+/// `[[uplink.<name>.receive]]`
+#[derive(Debug, Clone)]
+pub struct ReceiveRule {
+    /// Cloud topics to take in.
+    pub filter: Filter,
+    /// The local topic.
+    pub topic: TopicTemplate,
+    /// QoS to subscribe at.
+    pub qos: Qos,
+}
+
+/// One physical bus or connection: exactly one task owns it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LineConfig {
+    /// What it is made of.
+    pub kind: LineKind,
+    /// How long to wait for an answer, unless the device says otherwise.
+    pub timeout: Duration,
+    /// Pause between the end of one exchange and the next request.
+    pub pause: Duration,
+}
+
+/// What a line is made of.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LineKind {
+    /// A serial port with RTU framing.
+    Rtu(PortConfig),
+    /// `tcp://host:port`: Modbus TCP.
+    Tcp {
+        /// Host name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+    },
+    /// `rtu-tcp://host:port`: RTU frames over a TCP connection.
+    RtuOverTcp {
+        /// Host name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+    },
+}
+
+/// A serial port and its settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortConfig {
+    /// Device file.
+    pub path: PathBuf,
+    /// Bits a second.
+    pub baud: NonZeroU32,
+    /// Data bits, parity, stop bits.
+    pub mode: SerialMode,
+}
+
+/// `8E1`, `7E1`, `8N2` …
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SerialMode {
+    /// 7 or 8.
+    pub data_bits: u8,
+    /// None, even or odd.
+    pub parity: Parity,
+    /// 1 or 2.
+    pub stop_bits: u8,
+}
+
+/// Parity of a serial character.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parity {
+    /// `N`
+    None,
+    /// `E`
+    Even,
+    /// `O`
+    Odd,
+}
+
+/// `[modbus.<name>]`, with its model merged in.
+#[derive(Debug, Clone)]
+pub struct ModbusConfig {
+    /// The name of its line in `Config::lines`.
+    pub line: Arc<str>,
+    /// Unit id (Modbus Messaging on TCP/IP 1.0b, 4.1; serial line 1.02, 2.2): 0 is broadcast and not allowed.
+    pub unit_id: u8,
+    /// How often to read, unless the point says otherwise.
+    pub poll: Duration,
+    /// Answer deadline; the line's where it has none of its own.
+    pub timeout: Duration,
+    /// The local topic of a point: `{device}` and `{point}` are replaced.
+    pub topic: PointTopic,
+    /// QoS of its readings.
+    pub qos: Qos,
+    /// Points in the order they were written.
+    pub points: Vec<ModbusPoint>,
+}
+
+/// `topic = "plant/chiller/{point}"`: a local topic with `{device}` and `{point}` to fill in; valid for any names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PointTopic(pub String);
+
+/// One point of a Modbus device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModbusPoint {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Which table.
+    pub table: Table,
+    /// Address on the wire, from 0.
+    pub address: u16,
+    /// How the bits are read.
+    pub kind: PointKind,
+    /// Order of bytes and words.
+    pub order: WordOrder,
+    /// `value = raw × scale + offset`; 1 where nothing is written.
+    pub scale: f64,
+    /// Added after scaling.
+    pub offset: f64,
+    /// Unit of measure.
+    pub unit: Option<Arc<str>>,
+    /// Instead of the device's `poll`.
+    pub poll: Option<Duration>,
+    /// When to publish.
+    pub report: Report,
+}
+
+/// The four tables (Modbus Application Protocol 1.1b3, 4.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Table {
+    /// `coil:`, function 1.
+    Coil,
+    /// `discrete:`, function 2.
+    Discrete,
+    /// `input:`, function 4.
+    Input,
+    /// `holding:`, function 3.
+    Holding,
+}
+
+/// How a point's registers are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PointKind {
+    /// A coil or a discrete input; of a register: not zero.
+    Bool,
+    /// One register.
+    U16,
+    /// One register, two's complement.
+    I16,
+    /// Two registers.
+    U32,
+    /// Two registers, two's complement.
+    I32,
+    /// Four registers.
+    U64,
+    /// Four registers, two's complement.
+    I64,
+    /// Two registers, IEEE 754.
+    F32,
+    /// Four registers, IEEE 754.
+    F64,
+    /// ASCII or UTF-8, two characters a register, to the first NUL.
+    String {
+        /// How many registers.
+        registers: NonZeroU16,
+    },
+}
+
+impl PointKind {
+    /// How many registers (or coils) it takes: 1 to 125.
+    pub fn width(self) -> u16 {
+        match self {
+            PointKind::Bool | PointKind::U16 | PointKind::I16 => 1,
+            PointKind::U32 | PointKind::I32 | PointKind::F32 => 2,
+            PointKind::U64 | PointKind::I64 | PointKind::F64 => 4,
+            PointKind::String { registers } => registers.get(),
+        }
+    }
+}
+
+/// Order of bytes, as the four bytes A (most significant) to D of a 32-bit value arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WordOrder {
+    /// Big-endian: the specification's own.
+    #[default]
+    Abcd,
+    /// Words swapped.
+    Cdab,
+    /// Bytes swapped in each word.
+    Badc,
+    /// Little-endian.
+    Dcba,
+}
+
+/// `report = { deadband = 0.1, min_interval = "1s", heartbeat = "60s" }`; the default publishes every read.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Report {
+    /// Publish when the value moved by more than this; `None` = publish each read.
+    pub deadband: Option<f64>,
+    /// Never more often than this.
+    pub min_interval: Option<Duration>,
+    /// At least this often, changed or not. Also how often a bad point is told again; 60 s where nothing is written.
+    pub heartbeat: Option<Duration>,
+}
+
+/// `[serial.<name>]`
+#[derive(Debug, Clone)]
+pub struct SerialConfig {
+    /// The port.
+    pub port: PortConfig,
+    /// What to send, for devices that speak when asked.
+    pub ask: Option<Ask>,
+    /// Where a frame ends.
+    pub delimiter: Vec<u8>,
+    /// Longer frames are dropped and counted, in bytes.
+    pub frame_bytes_max: usize,
+    /// How a frame is taken apart.
+    pub parse: Parse,
+    /// `,` or `.`
+    pub decimal: u8,
+    /// Named groups whose text must be one of these; else quality is uncertain.
+    pub good: BTreeMap<String, Vec<String>>,
+    /// The local topic of a point.
+    pub topic: PointTopic,
+    /// QoS of its readings.
+    pub qos: Qos,
+    /// Points in the order they were written; where none is written, every named group or column.
+    pub points: Vec<SerialPoint>,
+}
+
+/// `ask = { send = "SI\r\n", every = "1s", timeout = "500ms" }`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ask {
+    /// The bytes to send.
+    pub send: Vec<u8>,
+    /// How often.
+    pub every: Duration,
+    /// How long to wait for a frame.
+    pub timeout: Duration,
+}
+
+/// How a frame is taken apart.
+#[derive(Debug, Clone)]
+pub enum Parse {
+    /// Named groups of a regular expression.
+    Regex(Regex),
+    /// Columns, in order; an empty name skips one.
+    Csv {
+        /// One byte.
+        separator: u8,
+        /// Point names by column.
+        columns: Vec<String>,
+    },
+    /// One JSON object a frame.
+    Json,
+}
+
+/// One point of a serial device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SerialPoint {
+    /// Its name: a named group, a column, or a key.
+    pub name: Arc<str>,
+    /// For JSON: where the value is (RFC 6901); by default `/<name>`.
+    pub pointer: Option<String>,
+    /// What the text is.
+    pub kind: TextKind,
+    /// Unit of measure.
+    pub unit: Option<Arc<str>>,
+    /// When to publish.
+    pub report: Report,
+}
+
+/// What a piece of text is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextKind {
+    /// A real number.
+    F64,
+    /// A whole number.
+    I64,
+    /// true, false, 1, 0, on, off.
+    Bool,
+    /// As it stands.
+    String,
+}

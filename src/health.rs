@@ -1,0 +1,424 @@
+//! Counters and states of every stage: the one source for the journal, the watchdog, `status`, page and metrics.
+//!
+//! Writing to it never waits for anything and never fails; reading it takes a snapshot.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+/// How many clients are counted by name; what comes after them is counted together under `(others)`.
+const NAMED_CLIENTS_MAX: usize = 256;
+
+/// Why a message was given up. Each is a counter, a gap and a line in the journal, never silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LossReason {
+    /// The store was full and the rule says that the oldest go.
+    DroppedOldest,
+    /// The store was full and the rule says that the newest goes.
+    DroppedNewest,
+    /// Older than `max_age`.
+    Expired,
+    /// The cloud refused it for good; it is kept as a dead letter.
+    Rejected,
+    /// Its row on disk did not match its checksum.
+    Damaged,
+    /// A dead letter gave way to a newer one.
+    DeadLetterDropped,
+    /// Its own MQTT 5 message expiry ended while it waited.
+    MessageExpired,
+    /// The store was moved aside because it was damaged, with what waited in it.
+    Quarantined,
+    /// The owner dropped the stream it waited in.
+    StreamDropped,
+}
+
+impl LossReason {
+    /// All of them, in the order of their codes.
+    pub const ALL: [LossReason; 9] = [
+        LossReason::DroppedOldest,
+        LossReason::DroppedNewest,
+        LossReason::Expired,
+        LossReason::Rejected,
+        LossReason::Damaged,
+        LossReason::DeadLetterDropped,
+        LossReason::MessageExpired,
+        LossReason::Quarantined,
+        LossReason::StreamDropped,
+    ];
+
+    /// The word in status, metrics and gap records.
+    pub fn name(self) -> &'static str {
+        match self {
+            LossReason::DroppedOldest => "dropped-oldest",
+            LossReason::DroppedNewest => "dropped-newest",
+            LossReason::Expired => "expired",
+            LossReason::Rejected => "rejected",
+            LossReason::Damaged => "damaged",
+            LossReason::DeadLetterDropped => "dead-letter-dropped",
+            LossReason::MessageExpired => "message-expired",
+            LossReason::Quarantined => "quarantined",
+            LossReason::StreamDropped => "stream-dropped",
+        }
+    }
+
+    /// The reason of a name, as the store keeps it.
+    pub fn from_name(name: &str) -> Option<LossReason> {
+        LossReason::ALL.into_iter().find(|reason| reason.name() == name)
+    }
+}
+
+/// The health of the whole gateway. Cheap to clone; all clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Health(Arc<Parts>);
+
+#[derive(Debug, Default)]
+struct Parts {
+    queue: QueueHealth,
+    uplinks: Mutex<BTreeMap<Arc<str>, Arc<UplinkHealth>>>,
+    devices: Mutex<BTreeMap<Arc<str>, Arc<DeviceHealth>>>,
+    losses: Mutex<BTreeMap<LossReason, u64>>,
+    unkept: Mutex<BTreeMap<Arc<str>, u64>>,
+    sessions: SessionHealth,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A counter map is whole after every statement, so a panic elsewhere does not spoil it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Health {
+    /// The queue's gauges.
+    pub fn queue(&self) -> &QueueHealth {
+        &self.0.queue
+    }
+
+    /// The broker's gauges.
+    pub fn sessions(&self) -> &SessionHealth {
+        &self.0.sessions
+    }
+
+    /// The state of one uplink, made when first asked for.
+    pub fn uplink(&self, name: &Arc<str>) -> Arc<UplinkHealth> {
+        lock(&self.0.uplinks).entry(name.clone()).or_default().clone()
+    }
+
+    /// The state of one device, made when first asked for.
+    pub fn device(&self, name: &Arc<str>) -> Arc<DeviceHealth> {
+        lock(&self.0.devices).entry(name.clone()).or_default().clone()
+    }
+
+    /// Counts `count` lost messages.
+    pub fn add_losses(&self, reason: LossReason, count: u64) {
+        *lock(&self.0.losses).entry(reason).or_default() += count;
+    }
+
+    /// Sets a loss counter to what the store kept from earlier starts.
+    pub fn restore_losses(&self, reason: LossReason, count: u64) {
+        lock(&self.0.losses).insert(reason, count);
+    }
+
+    /// Counts a QoS 0 publish of `client` that a forward rule wanted and that was not kept, because the uplink was
+    /// away and no rule raised it.
+    pub fn add_unkept(&self, client: &Arc<str>) {
+        let mut unkept = lock(&self.0.unkept);
+        let others: Arc<str> = Arc::from("(others)");
+        let name = if unkept.len() < NAMED_CLIENTS_MAX || unkept.contains_key(client) { client } else { &others };
+        *unkept.entry(name.clone()).or_default() += 1;
+    }
+
+    /// All of it at one moment.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            queue: self.0.queue.snapshot(),
+            uplinks: lock(&self.0.uplinks).iter().map(|(name, uplink)| (name.to_string(), uplink.snapshot())).collect(),
+            devices: lock(&self.0.devices).iter().map(|(name, device)| (name.to_string(), device.snapshot())).collect(),
+            sessions: self.0.sessions.snapshot(),
+            losses: lock(&self.0.losses).iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
+            unkept_qos0: lock(&self.0.unkept).iter().map(|(client, count)| (client.to_string(), *count)).collect(),
+        }
+    }
+}
+
+/// What `status --json` shows of the stages (DESIGN.md 6.11).
+#[derive(Debug, Clone, Serialize)]
+pub struct Snapshot {
+    /// The store.
+    pub queue: QueueSnapshot,
+    /// By name.
+    pub uplinks: BTreeMap<String, UplinkSnapshot>,
+    /// By name.
+    pub devices: BTreeMap<String, DeviceSnapshot>,
+    /// The local broker.
+    pub sessions: SessionSnapshot,
+    /// Messages given up, by reason, since the store was made.
+    pub losses: BTreeMap<String, u64>,
+    /// QoS 0 publishes that were not kept, by client, since start.
+    pub unkept_qos0: BTreeMap<String, u64>,
+}
+
+/// Gauges of the queue; its worker writes them after each commit.
+#[derive(Debug, Default)]
+pub struct QueueHealth {
+    /// Messages that some stream still wants.
+    pub messages: AtomicU64,
+    /// Bytes of pages in use.
+    pub bytes: AtomicU64,
+    /// The soft ceiling in force.
+    pub bytes_max: AtomicU64,
+    /// When the oldest waiting message entered, milliseconds since boot; 0 = nothing waits.
+    pub oldest_mono_ms: AtomicU64,
+    /// Commits so far; the watchdog looks at its movement.
+    pub commits: AtomicU64,
+    /// Commits that failed in a row.
+    pub failures_in_a_row: AtomicU64,
+}
+
+/// `queue` in `status --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct QueueSnapshot {
+    /// Messages waiting.
+    pub messages: u64,
+    /// Bytes in use.
+    pub bytes: u64,
+    /// Soft ceiling.
+    pub max_bytes: u64,
+    /// Age of the oldest waiting message in seconds; null = nothing waits.
+    pub oldest_age_s: Option<u64>,
+    /// Seconds until full at the rate of late; null = not filling.
+    pub full_in_s: Option<u64>,
+}
+
+impl QueueHealth {
+    fn snapshot(&self) -> QueueSnapshot {
+        QueueSnapshot {
+            messages: self.messages.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            max_bytes: self.bytes_max.load(Ordering::Relaxed),
+            oldest_age_s: None,
+            full_in_s: None,
+        }
+    }
+}
+
+/// State of an uplink as words for people and programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UplinkState {
+    /// Not tried yet.
+    #[default]
+    Starting,
+    /// An attempt is under way.
+    Connecting,
+    /// CONNACK has come and the session is set up.
+    Connected,
+    /// Pausing before the next attempt.
+    Waiting,
+    /// Stopped in order.
+    Stopped,
+}
+
+/// One uplink. Its task writes it.
+#[derive(Debug, Default)]
+pub struct UplinkHealth {
+    link: Mutex<LinkState>,
+    /// Read by `intake` for live messages at QoS 0.
+    pub connected: AtomicBool,
+    /// Unacknowledged messages at the cloud.
+    pub in_flight: AtomicU64,
+    /// Acknowledged by the cloud since start.
+    pub delivered: AtomicU64,
+    /// Waiting in its stream, in flight included.
+    pub waiting: AtomicU64,
+    /// Sent again with DUP or under a new id since start.
+    pub resent: AtomicU64,
+    /// Sent at a lower QoS than asked for, because the cloud has no higher.
+    pub downgraded: AtomicU64,
+    /// How often the cloud had forgotten the session.
+    pub sessions_lost: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct LinkState {
+    state: UplinkState,
+    since_ms: i64,
+    reason: Option<String>,
+}
+
+impl UplinkHealth {
+    /// Changes the state; `reason` says why not connected, as a chain of causes for a person.
+    pub fn set(&self, state: UplinkState, wall_ms: i64, reason: Option<String>) {
+        let mut link = lock(&self.link);
+        self.connected.store(state == UplinkState::Connected, Ordering::Relaxed);
+        if link.state != state {
+            link.since_ms = wall_ms;
+        }
+        link.state = state;
+        link.reason = reason;
+    }
+
+    /// The state at this moment.
+    pub fn state(&self) -> UplinkState {
+        lock(&self.link).state
+    }
+
+    fn snapshot(&self) -> UplinkSnapshot {
+        let link = lock(&self.link);
+        UplinkSnapshot {
+            state: link.state,
+            since: crate::clock::rfc3339(link.since_ms),
+            reason: link.reason.clone(),
+            in_flight: self.in_flight.load(Ordering::Relaxed),
+            delivered: self.delivered.load(Ordering::Relaxed),
+            waiting: self.waiting.load(Ordering::Relaxed),
+            resent: self.resent.load(Ordering::Relaxed),
+            downgraded: self.downgraded.load(Ordering::Relaxed),
+            sessions_lost: self.sessions_lost.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// One entry of `uplinks` in `status --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct UplinkSnapshot {
+    /// Connected or not.
+    pub state: UplinkState,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// Why not connected.
+    pub reason: Option<String>,
+    /// Unacknowledged.
+    pub in_flight: u64,
+    /// Acknowledged since start.
+    pub delivered: u64,
+    /// Waiting.
+    pub waiting: u64,
+    /// Repeats since start.
+    pub resent: u64,
+    /// Sent at a lower QoS since start.
+    pub downgraded: u64,
+    /// Sessions that the cloud forgot since start.
+    pub sessions_lost: u64,
+}
+
+/// State of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceState {
+    /// Not read yet.
+    #[default]
+    Starting,
+    /// The last exchange gave a whole answer.
+    Good,
+    /// It answers, but some points are bad.
+    Degraded,
+    /// It does not answer.
+    Dead,
+}
+
+/// One field device. Its line's task writes it.
+#[derive(Debug, Default)]
+pub struct DeviceHealth {
+    state: Mutex<DeviceState>,
+    reason: Mutex<Option<String>>,
+    /// Wall time of the last good answer; 0 = never.
+    pub last_good_ms: AtomicI64,
+    /// Achieved interval of the last two polls in milliseconds; 0 = unknown.
+    pub interval_ms: AtomicU64,
+    /// Exchanges since start.
+    pub exchanges: AtomicU64,
+    /// Failed ones.
+    pub failures: AtomicU64,
+    /// Frames that fit nothing (serial), or replies that broke the protocol (Modbus).
+    pub malformed: AtomicU64,
+}
+
+impl DeviceHealth {
+    /// Changes the state; gives back the former one, so that the caller can tell a change from a repeat.
+    pub fn set(&self, state: DeviceState, reason: Option<String>) -> DeviceState {
+        *lock(&self.reason) = reason;
+        std::mem::replace(&mut *lock(&self.state), state)
+    }
+
+    fn snapshot(&self) -> DeviceSnapshot {
+        let last_good = self.last_good_ms.load(Ordering::Relaxed);
+        let interval = self.interval_ms.load(Ordering::Relaxed);
+        DeviceSnapshot {
+            state: *lock(&self.state),
+            reason: lock(&self.reason).clone(),
+            last_good: (last_good != 0).then(|| crate::clock::rfc3339(last_good)),
+            #[expect(clippy::cast_precision_loss, reason = "an interval of 2^53 ms is 285,000 years")]
+            interval_s: (interval != 0).then_some(interval as f64 / 1000.0),
+            exchanges: self.exchanges.load(Ordering::Relaxed),
+            failures: self.failures.load(Ordering::Relaxed),
+            malformed: self.malformed.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// One entry of `devices` in `status --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeviceSnapshot {
+    /// Answers or not.
+    pub state: DeviceState,
+    /// Why not.
+    pub reason: Option<String>,
+    /// RFC 3339; null = never.
+    pub last_good: Option<String>,
+    /// Achieved, in seconds.
+    pub interval_s: Option<f64>,
+    /// Since start.
+    pub exchanges: u64,
+    /// Since start.
+    pub failures: u64,
+    /// Since start.
+    pub malformed: u64,
+}
+
+/// Gauges of the local broker.
+#[derive(Debug, Default)]
+pub struct SessionHealth {
+    /// Sockets that are attached to a session.
+    pub connected: AtomicU64,
+    /// Sessions, attached or not.
+    pub sessions: AtomicU64,
+    /// PUBLISH packets taken in.
+    pub received: AtomicU64,
+    /// PUBLISH packets sent out.
+    pub sent: AtomicU64,
+    /// Connections ended because the client broke the protocol.
+    pub protocol_errors: AtomicU64,
+    /// Slow sessions that were disconnected.
+    pub slow: AtomicU64,
+}
+
+impl SessionHealth {
+    fn snapshot(&self) -> SessionSnapshot {
+        SessionSnapshot {
+            connected: self.connected.load(Ordering::Relaxed),
+            sessions: self.sessions.load(Ordering::Relaxed),
+            received: self.received.load(Ordering::Relaxed),
+            sent: self.sent.load(Ordering::Relaxed),
+            protocol_errors: self.protocol_errors.load(Ordering::Relaxed),
+            slow: self.slow.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// `sessions` in `status --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct SessionSnapshot {
+    /// With a socket.
+    pub connected: u64,
+    /// All.
+    pub sessions: u64,
+    /// Since start.
+    pub received: u64,
+    /// Since start.
+    pub sent: u64,
+    /// Since start.
+    pub protocol_errors: u64,
+    /// Since start.
+    pub slow: u64,
+}

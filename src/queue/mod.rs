@@ -1,0 +1,404 @@
+//! The queue: what is acknowledged is in here, synced, until the cloud has it.
+//!
+//! Promises, each with tests of its name:
+//! - **Q1** `append` returned ⇒ the message survives `kill -9` and power loss (`synchronous=FULL` in WAL mode).
+//! - **Q2** a `Sequence` only grows, also over restart and quarantine; a hole proves nothing, a loss is a gap record.
+//! - **Q3** a message is forgotten only when delivered or by a rule that the owner wrote; a rejected one becomes a
+//!   dead letter.
+//! - **Q4** the store stays under its ceiling; what that costs is counted, logged at ERROR and told as a gap.
+//! - **Q5** one consumer for each stream: `Outlet` is not `Clone`.
+//!
+//! ```text
+//!  Inlet ──┐  jobs, one ordered     ┌──────────────────────────┐        ┌───────────┐
+//!  Inlet ──┼─ bounded channel ────► │ worker: one thread, the  │ ─────► │ store.rs  │ SQLite, WAL,
+//!  Outlet ─┘                        │ one connection; all that │        │ (SQL)     │ FULL, EXCLUSIVE
+//!     ▲                             │ waits is one transaction │        └───────────┘
+//!     └──── replies after COMMIT ── │                          │
+//!                                   └──────────────────────────┘
+//! ```
+//!
+//! What a stream wants is kept as *spans* of sequences, not as a row for each message: a span is extended in place
+//! while messages arrive and trimmed at its front while they are settled, so that a backlog of a million messages
+//! costs one row in `delivery`. Settling is by (stream, sequence) all the same: out of order, a span is split.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::clock::Clock;
+use crate::config::{ForwardRule, WhenFull};
+use crate::health::{Health, LossReason};
+use crate::message::{Filter, Message, MessageId, Qos, Sequence, Topic};
+
+/// Everything the queue needs to open.
+#[derive(Debug, Clone)]
+pub struct QueueSettings {
+    /// The state directory; the store is `queue.db` in it, the start file `start`.
+    pub dir: PathBuf,
+    /// First part of every `MessageId`.
+    pub gateway: Arc<str>,
+    /// Soft ceiling (DESIGN.md 6.1).
+    pub bytes_max: NonZeroU64,
+    /// What is older is dropped and declared.
+    pub age_max: Option<Duration>,
+    /// What gives way at the ceiling, unless a rule says otherwise.
+    pub when_full: WhenFull,
+    /// One for each uplink.
+    pub streams: Vec<StreamSpec>,
+    /// For ages and stamps of gap records.
+    pub clock: Clock,
+    /// Where counters go.
+    pub health: Health,
+}
+
+/// A stream: an ordered consumer of the queue.
+#[derive(Debug, Clone)]
+pub struct StreamSpec {
+    /// The uplink's name; what came from the uplink of this name is never matched.
+    pub name: Arc<str>,
+    /// The first rule that matches a message decides.
+    pub rules: Vec<ForwardRule>,
+    /// Gap records go to `<own_topic>/gap` at the cloud; `None` = they are kept and counted only.
+    pub own_topic: Option<String>,
+}
+
+/// Why the store cannot be opened. A damaged store is not among them: it is moved aside.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Another process has the state directory.
+    #[error("another tidegate uses the state directory {}", dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The directory cannot be made, read or written.
+    #[error("cannot use the state directory {}", dir.display())]
+    Directory {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// SQLite failed in a way that a fresh store would not mend.
+    #[error("cannot open the queue at {}", path.display())]
+    Store {
+        /// The database file.
+        path: PathBuf,
+        /// What SQLite said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Why a message was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum AppendError {
+    /// The store is full and the rule is `refuse`: the publisher keeps its message and tries again.
+    #[error("the queue is full")]
+    Full,
+    /// The commit failed; whether the message is on disk is not known. Acknowledge nothing; try again.
+    #[error("the queue could not commit: {reason}")]
+    Failed {
+        /// What SQLite said.
+        reason: String,
+    },
+    /// The queue has stopped.
+    #[error("the queue has stopped")]
+    Stopped,
+}
+
+/// A message on its way in.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// The message. A reading's `seq` is given by the queue.
+    pub message: Message,
+    /// For QoS 2: which session's packet id it bears. Stored in the message's transaction; a repeat is a duplicate.
+    pub once: Option<Once>,
+}
+
+/// Names an inbound QoS 2 message until its PUBREL (DESIGN.md 6.9.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Once {
+    /// The session it came in.
+    pub session: SessionNumber,
+    /// Its packet id there.
+    pub packet_id: u16,
+}
+
+/// Names a session in the table of received ids; a number is never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionNumber(pub u64);
+
+/// What became of a submission, after the commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appended {
+    /// The name it was given.
+    pub id: MessageId,
+    /// A reading's number; 0 for other bodies.
+    pub reading_seq: u64,
+    /// Its fate.
+    pub fate: Fate,
+}
+
+/// The fate of a submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// On disk and synced, for this many streams (0 when it was only retained).
+    Stored {
+        /// Its place.
+        sequence: Sequence,
+        /// How many streams want it.
+        streams: usize,
+    },
+    /// No stream wants it and it is not retained: nothing was written. It goes to live subscribers all the same.
+    Unwanted,
+    /// The same packet id of the same session is stored already: answer again, fan out nothing.
+    Duplicate,
+    /// Dropped by a rule at the ceiling and declared as a gap. It goes to live subscribers all the same.
+    Dropped(LossReason),
+}
+
+/// The way in. Clones share one channel, so what one task submits in order is stored in order.
+#[derive(Debug, Clone)]
+pub struct Inlet {
+    _jobs: (),
+}
+
+/// A submission under way.
+#[derive(Debug)]
+pub struct Pending {
+    _reply: (),
+}
+
+impl Pending {
+    /// Waits for the commit.
+    pub async fn outcome(self) -> Result<Appended, AppendError> {
+        Err(AppendError::Stopped)
+    }
+}
+
+impl Inlet {
+    /// Hands a submission over and comes back as soon as it has its place in the order; waits while the channel is
+    /// full.
+    pub async fn begin_append(&self, submission: Submission) -> Result<Pending, AppendError> {
+        let _ = submission;
+        Err(AppendError::Stopped)
+    }
+
+    /// Hands a submission over and waits for the commit.
+    pub async fn append(&self, submission: Submission) -> Result<Appended, AppendError> {
+        self.begin_append(submission).await?.outcome().await
+    }
+
+    /// Forgets a received packet id, synced, before PUBCOMP is sent. False when it was not known.
+    pub async fn release(&self, once: Once) -> Result<bool, AppendError> {
+        let _ = once;
+        Err(AppendError::Stopped)
+    }
+
+    /// A session number that was never used before (durable: numbers are taken in blocks). Received ids of sessions
+    /// that were opened here live until `close_session` or the next start: the sessions of local clients are in
+    /// memory for now.
+    pub async fn open_session(&self) -> Result<SessionNumber, AppendError> {
+        Err(AppendError::Stopped)
+    }
+
+    /// Forgets all received ids of a session.
+    pub async fn close_session(&self, session: SessionNumber) -> Result<(), AppendError> {
+        let _ = session;
+        Err(AppendError::Stopped)
+    }
+
+    /// Retained messages that `filter` matches, by topic, at most `count_max`, not those whose expiry has passed.
+    pub async fn retained(&self, filter: &Filter, count_max: usize) -> Result<Vec<Message>, AppendError> {
+        let _ = (filter, count_max);
+        Err(AppendError::Stopped)
+    }
+
+    /// Asks the worker to commit what waits, checkpoint and close; returns when the files are closed.
+    pub async fn stop(&self) {}
+}
+
+/// The only consumer of one stream.
+#[derive(Debug)]
+pub struct Outlet {
+    _stream: (),
+}
+
+/// How a message is written at its way out; recorded at admission so that a resend has the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoding {
+    /// The topic at the cloud.
+    pub topic: Topic,
+    /// Payload format of readings; `json` for now.
+    pub format: Format,
+    /// Added to a reading's wall time, in milliseconds (DESIGN.md 6.4).
+    pub clock_offset_ms: i64,
+}
+
+/// Payload format of readings on a way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// DESIGN.md 5: one JSON object for each reading.
+    Json,
+}
+
+/// A message that a stream has to deliver.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Queued {
+    /// Its place; the handle for settling it.
+    pub sequence: Sequence,
+    /// Its name.
+    pub id: MessageId,
+    /// The message.
+    pub message: Message,
+    /// At which QoS: the rule's, else the publisher's.
+    pub qos: Qos,
+    /// Topic at the cloud and format.
+    pub encoding: Encoding,
+    /// The rule wants one message of a topic in flight.
+    pub strict_order: bool,
+}
+
+/// A change of an uplink's durable state. One call of `Outlet::commit` is one transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// QoS 2: this packet id is about to carry these rows (one, or a batch) for the first time. Before PUBLISH.
+    Admit {
+        /// Not in use by another row.
+        packet_id: u16,
+        /// The rows, in order.
+        rows: Vec<Sequence>,
+        /// Order of admission, for resends.
+        order: u64,
+        /// As `Queued` had it.
+        encoding: Encoding,
+    },
+    /// QoS 2: PUBREC came. Before PUBREL.
+    Release {
+        /// Of the PUBREC.
+        packet_id: u16,
+    },
+    /// QoS 2: the packet id is free again, its rows are settled by other changes or wait again.
+    Forget {
+        /// Of the PUBCOMP, or of a refused message.
+        packet_id: u16,
+    },
+    /// The cloud has it, or has refused it for good.
+    Settle {
+        /// Which row.
+        sequence: Sequence,
+        /// How it ended.
+        verdict: Verdict,
+    },
+    /// Which cloud session the in-flight rows belong to: hash of host, port, client id and user.
+    SessionKey(u64),
+    /// The cloud had no session: received ids of the old one are void. `Outlet::restore` gives the new number.
+    NewSession,
+}
+
+/// How a delivery ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The cloud has it.
+    Delivered,
+    /// The cloud refused it for good: dead letter, counted, kept.
+    Rejected {
+        /// For a person: the reason code and text.
+        reason: String,
+    },
+    /// Given up for another reason; counted and declared.
+    Lost(LossReason),
+}
+
+/// Durable state of an uplink's session, as it was when the last transaction returned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Restored {
+    /// `None` before the first connection.
+    pub session_key: Option<u64>,
+    /// For `Once` of what comes from the cloud.
+    pub session: SessionNumber,
+    /// QoS 2 messages in flight, by order of admission.
+    pub in_flight: Vec<InFlight>,
+}
+
+/// One QoS 2 packet id in flight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InFlight {
+    /// The id at the cloud.
+    pub packet_id: u16,
+    /// PUBREC has come: PUBREL is next.
+    pub released: bool,
+    /// Order of admission.
+    pub order: u64,
+    /// The messages, with the encoding that was recorded.
+    pub rows: Vec<Queued>,
+}
+
+impl Outlet {
+    /// The stream's name.
+    pub fn name(&self) -> &Arc<str> {
+        unreachable!()
+    }
+
+    /// The session's durable state. Also puts the outlet's place back to the oldest row that is neither settled nor
+    /// in flight at QoS 2: what was taken by `next` and is not settled comes again.
+    pub async fn restore(&mut self) -> Result<Restored, AppendError> {
+        Err(AppendError::Stopped)
+    }
+
+    /// The next messages in order, at least one: waits until there is one. Open gap records of the stream become
+    /// messages of it here. Cancel safe: what was not returned comes with the next call.
+    pub async fn next(&mut self, count_max: usize, bytes_max: usize) -> Result<Vec<Queued>, AppendError> {
+        let _ = (count_max, bytes_max);
+        Err(AppendError::Stopped)
+    }
+
+    /// Makes `changes` durable, all or none.
+    pub async fn commit(&mut self, changes: Vec<Change>) -> Result<(), AppendError> {
+        let _ = changes;
+        Err(AppendError::Stopped)
+    }
+}
+
+/// A queue that is open, before its thread runs.
+#[derive(Debug)]
+pub struct Opened {
+    /// The way in.
+    pub inlet: Inlet,
+    /// One for each stream that was asked for, by name.
+    pub outlets: BTreeMap<Arc<str>, Outlet>,
+    /// To be run on a thread of its own.
+    pub worker: Worker,
+}
+
+/// Owns the connection.
+#[derive(Debug)]
+pub struct Worker {
+    _store: (),
+}
+
+/// Why the worker ended before it was told to.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// The store cannot be opened again after a failure.
+    #[error("the queue's store is lost")]
+    Lost(#[source] OpenError),
+}
+
+impl Worker {
+    /// Works until `Inlet::stop`, or until all ends are dropped. Blocks: it has a thread of its own.
+    pub fn run(self) -> Result<(), WorkerError> {
+        Ok(())
+    }
+}
+
+/// Takes the state directory, opens the store in it or makes one; a damaged one is moved aside and said loudly.
+pub fn open(settings: QueueSettings) -> Result<Opened, OpenError> {
+    Err(OpenError::InUse { dir: settings.dir })
+}

@@ -1,0 +1,1 @@
+//! Byte streams for both ends: TCP and TLS.
