@@ -1,7 +1,6 @@
 //! Ports that are free, and who listens on them.
 
 use std::fs;
-use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 /// Below the ports that the kernel gives to outgoing connections (32768 and up), so that nobody's connection can take
@@ -18,7 +17,9 @@ pub fn free() -> u16 {
     for _ in 0..span {
         let step = NEXT.fetch_add(1, Ordering::Relaxed) % span;
         let port = RANGE.start + (offset + step) % span;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        // Asked of the kernel's table, not by a bind: a child that another thread starts at that moment inherits the
+        // probing socket and would hold the port for a while.
+        if !is_used(port) {
             return port;
         }
     }
@@ -35,6 +36,13 @@ pub fn is_served_by(port: u16, pid: u32) -> bool {
         .filter_map(Result::ok)
         .filter_map(|descriptor| fs::read_link(descriptor.path()).ok())
         .any(|target| target.to_string_lossy() == wanted)
+}
+
+fn is_used(port: u16) -> bool {
+    let wanted = format!(":{port:04X}");
+    ["/proc/net/tcp", "/proc/net/tcp6"].iter().filter_map(|table| fs::read_to_string(table).ok()).any(|table| {
+        table.lines().skip(1).any(|line| line.split_whitespace().nth(1).is_some_and(|local| local.ends_with(&wanted)))
+    })
 }
 
 fn listener_inode(port: u16) -> Option<String> {
