@@ -1,1 +1,9 @@
-//! The way to the cloud: takes messages from the queue and delivers them.
+//! x
+pub mod backoff;
+mod compose;
+mod inbound;
+pub mod machine;
+mod own;
+pub mod pacing;
+mod reason;
+mod waiting;
