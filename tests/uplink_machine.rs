@@ -5,6 +5,8 @@
 //! its session), the connection dies (the same, and memory too), packets under way are lost or arrive with either. A
 //! cloud that loses its session is not survivable exactly once, and is tested for what is promised then.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::num::NonZeroU16;
 use std::sync::Arc;

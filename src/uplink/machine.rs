@@ -644,6 +644,11 @@ impl Machine {
         earliest
     }
 
+    /// Whether nothing is on its way to the store, nor waits to be.
+    pub fn is_quiet(&self) -> bool {
+        self.committing.is_none() && self.gathering.changes.is_empty()
+    }
+
     /// The counters so far.
     pub fn counts(&self) -> Counts {
         self.counts
