@@ -447,8 +447,9 @@ impl Link {
 
     /// Waits until publishers were held by this link for too long: whoever is behind it should be disconnected. From
     /// then on nobody waits for it, and it may lose messages, until it has caught up. Cancel safe.
-    pub async fn slowed(&self) {
-        self.slowed.notified().await;
+    pub fn slowed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let slowed = self.slowed.clone();
+        async move { slowed.notified().await }
     }
 
     /// Says whether nobody is behind the link: shared subscriptions then choose other members while there are any.
