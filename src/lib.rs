@@ -38,3 +38,9 @@ pub mod field;
 pub mod broker;
 
 pub mod uplink;
+
+pub mod control;
+
+pub mod service;
+
+pub mod supervise;

@@ -1,1 +1,3 @@
 //! The program `tidegate`.
+
+fn main() {}
