@@ -95,7 +95,8 @@ impl Running {
                 if let Some(found) = found(&self.all()) {
                     return found;
                 }
-                notified.await;
+                // Health has no bell: what is looked for there is looked for again after a moment.
+                tokio::time::timeout(Duration::from_millis(50), notified).await.unwrap_or_default();
             }
         });
         match waited.await {
