@@ -47,6 +47,23 @@ pub mod template;
 
 mod examples;
 
+/// Reads a duration as the configuration writes it: `"5s"`, `"10min"`. The error is for a person.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    units::duration(text).map_err(in_one_line)
+}
+
+/// Reads a serial mode as the configuration writes it: `"8E1"`. The error is for a person.
+pub fn parse_serial_mode(text: &str) -> Result<SerialMode, String> {
+    units::serial_mode(text).map_err(in_one_line)
+}
+
+fn in_one_line(wrong: units::Wrong) -> String {
+    match wrong.help {
+        Some(help) => format!("{}; {help}", wrong.what),
+        None => wrong.what,
+    }
+}
+
 /// The whole configuration of one gateway.
 #[derive(Debug, Clone)]
 pub struct Config {
