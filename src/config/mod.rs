@@ -21,8 +21,6 @@ pub use load::{KeptId, LoadRequest, Loaded, load};
 pub use report::{Mark, Place, Problem, render};
 pub use template::{TemplateError, TopicTemplate};
 
-use load::read_bounded;
-
 mod load;
 
 pub mod keys;

@@ -59,15 +59,21 @@ impl Findings {
 
     fn accept(&mut self, spot: Option<Spot>, what: &str) -> bool {
         // A model is read once for each of its devices: what is wrong with it is told once.
-        if self.problems.len() + self.warnings.len() >= PROBLEMS_MAX {
+        if self.is_full() {
             self.more += 1;
             return false;
         }
         self.seen.insert((spot, what.to_owned()))
     }
 
+    /// Whether nothing more will be told, so that nothing more need be looked for.
+    pub(super) fn is_full(&self) -> bool {
+        self.problems.len() + self.warnings.len() >= PROBLEMS_MAX
+    }
+
     pub(super) fn problem(&mut self, spot: Spot, what: impl Into<String>, help: Option<String>) {
-        let what = what.into();
+        let what = bounded(what.into());
+        let help = help.map(bounded);
         if self.accept(Some(spot), &what) {
             let place = self.place(spot);
             self.problems.push((Some(spot), Problem { place, what, help }));
@@ -75,7 +81,7 @@ impl Findings {
     }
 
     pub(super) fn warning(&mut self, spot: Spot, what: impl Into<String>, help: Option<String>) {
-        let what = what.into();
+        let what = bounded(what.into());
         if self.accept(Some(spot), &what) {
             let place = self.place(spot);
             self.warnings.push((Some(spot), Problem { place, what, help }));
@@ -108,6 +114,18 @@ impl Findings {
         let strip = |list: Vec<(Option<Spot>, Problem)>| list.into_iter().map(|(_, problem)| problem).collect();
         (strip(self.problems), strip(self.warnings))
     }
+}
+
+/// A sentence with a long text in it, cut in the middle: its start and its end say what is meant.
+fn bounded(text: String) -> String {
+    const CHARACTERS_MAX: usize = 400;
+    let count = text.chars().count();
+    if count <= CHARACTERS_MAX {
+        return text;
+    }
+    let start: String = text.chars().take(CHARACTERS_MAX / 2).collect();
+    let end: String = text.chars().skip(count - CHARACTERS_MAX / 2).collect();
+    format!("{start}…{end}")
 }
 
 /// A table: keys in the order of the alphabet; `in_order` gives the written one.
