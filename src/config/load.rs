@@ -92,7 +92,10 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
     if !walk.findings.is_clean() {
         return Err(walk.findings.finish().0);
     }
-    let effective = effective::render(&tree, &walk.findings);
+    let mut effective = effective::render(&tree, &walk.findings);
+    if let Some(gateway) = draft.gateway.as_ref().filter(|gateway| gateway.id_source != file::FROM_CONFIGURATION) {
+        effective.insert_str(0, &format!("# gateway id: {} (from {})\n", gateway.id, gateway.id_source));
+    }
     let Some(config) = build(draft) else {
         // Each hole in a draft has its problem: this cannot be reached, and must not be a panic if it is.
         walk.findings.general(None, "the configuration could not be put together: this is a fault of tidegate", None);
@@ -107,7 +110,10 @@ fn read_owner(walk: &mut Walk, tree: &mut Tree, request: &LoadRequest) {
         Some(file) => file.clone(),
         None => directory.join("tidegate.toml"),
     };
-    if request.config.is_some() || file.exists() {
+    // Only a file that is surely not there is passed over: one that may not be looked at is a problem, not a gateway
+    // that reads no device.
+    let is_absent = fs::symlink_metadata(&file).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    if request.config.is_some() || !is_absent {
         read_file(walk, tree, &file, 1);
     }
     if request.config.is_none() || file.parent() == Some(&directory) {
