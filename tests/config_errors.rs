@@ -352,7 +352,16 @@ fn deep_and_wide_files_end_in_a_problem() {
     let dotted = format!("{}a = 1", "a.".repeat(50_000));
     let header = format!("[{}a]", "a.".repeat(50_000));
     let wide: String = (0..50_000).map(|index| format!("k{index} = 1\n")).collect();
-    for text in [deep, deep_tables, dotted, header, wide] {
+    let twice = "poll = 1\n".repeat(100_000);
+    let headers = "[queue]\n".repeat(100_000);
+    let lines = (0..20_000).map(|i| format!("[line.l{i}]\nport=\"/p\"\n")).collect::<String>();
+    let devices =
+        (0..8_000).map(|i| format!("[modbus.m{i}]\nline=\"x{i}\"\nunit_id=1\npoint.p={{address=\"coil:1\"}}\n"));
+    let devices = (0..8_000).map(|i| format!("[line.l{i}]\nport=\"/p{i}\"\n")).chain(devices).collect::<String>();
+    let places =
+        (0..8_000).map(|i| format!("[modbus.m{i}]\nline=\"tcp://h{i}\"\nunit_id=1\npoint.p={{address=\"coil:1\"}}\n"));
+    let places = places.chain(["x = 1".to_owned()]).collect::<String>();
+    for text in [deep, deep_tables, dotted, header, wide, twice, headers, lines, devices, places] {
         let file = write(root.path(), "c.toml", text);
         let problems = load(root.path(), Some(file)).unwrap_err();
         assert!(!problems.is_empty() && problems.len() < 1000);
@@ -421,7 +430,7 @@ fn change() -> impl Strategy<Value = Change> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_mutated_file_never_panics(

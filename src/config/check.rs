@@ -165,7 +165,7 @@ fn devices(walk: &mut Walk, draft: &Draft) {
     let mut units: HashMap<(&Arc<str>, u8), Named<'_>> = HashMap::new();
     for device in &draft.modbus {
         if walk.findings.is_full() {
-            return;
+            break;
         }
         if let Some(At { value, spot, .. }) = &device.line
             && !draft.lines.iter().any(|line| line.name == *value)

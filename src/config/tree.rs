@@ -14,6 +14,9 @@ use super::report::{Mark, Place, Problem};
 /// Problems beyond this are only counted: a file of random bytes must not fill the journal.
 const PROBLEMS_MAX: usize = 500;
 
+/// Of so many keys written twice in one file the first place is looked for.
+const TWICE_MAX: usize = 50;
+
 /// A place in one of the sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Spot {
@@ -54,6 +57,10 @@ impl Findings {
 
     /// `file:line:column`, to name a second place inside a sentence.
     pub(super) fn name(&self, spot: Spot) -> String {
+        // To find a line costs a walk through its file; a sentence that nobody will see is not worth it.
+        if self.is_full() {
+            return String::new();
+        }
         self.place(spot).map_or_else(|| "an unknown place".to_owned(), |place| place.to_string())
     }
 
@@ -248,7 +255,9 @@ pub(super) fn parse(source: usize, findings: &mut Findings) -> Option<Tree> {
     for error in &errors {
         let span = error.span().unwrap_or(0..0);
         if error.message() == "duplicate key" {
-            let first = first_of(&text, table.get_ref(), span.start, span.end);
+            // Each search walks the file: a file of repetitions only must not take minutes.
+            let is_searched = faults.len() < TWICE_MAX;
+            let first = is_searched.then(|| first_of(&text, table.get_ref(), span.start, span.end)).flatten();
             faults.push((span.start, span.end, first));
         } else if syntax.as_ref().is_none_or(|(start, _, _)| span.start < *start) {
             syntax = Some((span.start, span.end, error.message().to_owned()));

@@ -438,7 +438,9 @@ pub(super) fn nearest<'k>(written: &str, known: impl IntoIterator<Item = &'k str
         return None;
     }
     let lower = written.to_lowercase().replace('-', "_");
-    let candidates = known.into_iter().map(|name| (distance(&lower, &name.to_lowercase().replace('-', "_")), name));
+    // Of very many names (lines, models) only the first are held against it: a suggestion is not worth a minute.
+    let candidates =
+        known.into_iter().take(256).map(|name| (distance(&lower, &name.to_lowercase().replace('-', "_")), name));
     let (errors, name) = candidates.min_by_key(|(errors, _)| *errors)?;
     (errors <= (length / 3).max(1)).then_some(name)
 }
