@@ -1,8 +1,9 @@
 //! The configuration, valid by type: what the other rooms may rely on.
 //!
-//! `file` walks what was written and collects every fault; `check` applies the rules that join two keys; `report`
-//! prints a problem at its place. What comes out of `load` is this `Config`: no text left to parse, no limit unset.
-//! `run` and `check` call the same code.
+//! `load` finds the layers and calls the others in turn: `tree` is what was written, with the place of each key;
+//! `walk` reads one leaf after the other and knows no keys but those of `keys`; `file` makes a draft of it; `check`
+//! applies the rules that join two keys; `report` prints a problem at its place. What comes out is this `Config`: no
+//! text left to parse, no limit unset. `run` and `check` call the same code.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,8 +21,6 @@ pub use examples::{examples, reference};
 pub use load::{KeptId, LoadRequest, Loaded, load};
 pub use report::{Mark, Place, Problem, render};
 pub use template::{TemplateError, TopicTemplate};
-
-use load::read_bounded;
 
 mod load;
 
