@@ -44,7 +44,7 @@ fn kills_during_the_outage_lose_no_acknowledged_message() {
     gateway.wait_until_drained();
     for (publisher, topic) in publishers.iter().zip(["factory7/plant/one", "factory7/plant/two"]) {
         let acknowledged = publisher.acknowledged();
-        assert_eq!(acknowledged.len(), 800);
+        assert_eq!(acknowledged.len(), 800, "{:?}", publisher.refused());
         application.wait_for_count(topic, 800);
         assert_none_lost(topic, &application.numbers_on(topic), &acknowledged);
     }

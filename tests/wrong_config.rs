@@ -20,7 +20,7 @@ when_full = "explode"
 
 [uplink.cloud]
 url = "http://broker.example.com"
-protocol = 5
+protocol = "4"
 [[uplink.cloud.forward]]
 filter = "plant/#/x"
 
@@ -37,7 +37,7 @@ const FAULTS: [(usize, &str); 8] = [
     (6, "\"1 GiBB\""),
     (7, "\"explode\""),
     (10, "\"http://broker.example.com\""),
-    (11, "5"),
+    (11, "\"4\""),
     (13, "\"plant/#/x\""),
     (17, "300"),
     (19, "\"holding:70000\""),
