@@ -57,8 +57,13 @@ fn kill_in_the_drain(uplink_protocol: &str, count: u64, kills: u64) {
     let more = format!("protocol = \"{uplink_protocol}\"\npace = {{ messages_per_s = 400 }}");
     let tables = uplink(&format!("mqtt://127.0.0.1:{}", cloud.port), &more) + FORWARD_PLANT;
     let mut gateway = Gateway::started(folder.path(), &tables);
-    let mut publisher =
-        Publisher::started(gateway.port, "client", "plant/press", count, &["--qos", "2", "--window", "100"]);
+    let mut publisher = Publisher::started(
+        gateway.port,
+        "client",
+        "plant/press",
+        count,
+        &["--qos", "2", "--window", "100", "--version", "3.1.1"],
+    );
     publisher.wait_until_done();
     gateway.kill();
 

@@ -39,8 +39,13 @@ fn fill_and_drain(when_full: &str) -> (Vec<u64>, Vec<u64>, BTreeMap<String, u64>
         + &uplink(&format!("mqtt://127.0.0.1:{}", cloud.port), "")
         + FORWARD_PLANT;
     let mut gateway = Gateway::started(folder.path(), &tables);
-    let mut publisher =
-        Publisher::started(gateway.port, "client", "plant/press", COUNT, &["--size", "1000", "--window", "200"]);
+    let mut publisher = Publisher::started(
+        gateway.port,
+        "client",
+        "plant/press",
+        COUNT,
+        &["--size", "1000", "--window", "100", "--version", "3.1.1"],
+    );
     publisher.wait_until_done();
     let acknowledged = publisher.acknowledged();
     let status = gateway.status().unwrap();
