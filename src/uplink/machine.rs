@@ -636,7 +636,8 @@ impl Machine {
             Phase::Up => {
                 self.watched().into_iter().flatten().for_each(&mut at);
                 self.waiting.next_at(now).into_iter().chain(self.pace_until).for_each(&mut at);
-                self.subscribe_at.into_iter().for_each(&mut at);
+                // A row on trial is alone: what else is due waits, and must not be waited for.
+                self.subscribe_at.filter(|_| !self.is_alone()).into_iter().for_each(&mut at);
             }
             _ => {}
         }
