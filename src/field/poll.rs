@@ -90,9 +90,9 @@ pub enum Outcome {
 #[derive(Debug, Clone)]
 pub struct Plan {
     units: Vec<UnitPlan>,
-    /// The unit that had the last turn.
+    /// The living unit that had the last turn.
     last: usize,
-    /// No unit that has failed is asked before this.
+    /// No dead unit is asked before this.
     fruitless_not_before: Duration,
 }
 
@@ -129,20 +129,31 @@ impl Plan {
 
     /// Whose turn it is at `now`.
     pub fn next(&self, now: Duration) -> Turn {
-        let count = self.units.len();
+        // Failing units stand in a line of their own, the longest waiting first: among the others they would be passed
+        // over by whoever comes after the last living one. A first failure may be a glitch and waits for no budget.
+        let failing = self.units.iter().enumerate().filter(|(_, unit)| unit.fruitless_in_a_row > 0);
+        let waiting = failing.filter_map(|(number, unit)| {
+            let (block, due) = unit.earliest()?;
+            let budget = if unit.is_dead() { self.fruitless_not_before } else { Duration::ZERO };
+            let ready_at = due.max(unit.not_before);
+            Some((ready_at.max(budget), ready_at, number, block))
+        });
         let mut wake = Duration::MAX;
+        if let Some((ready_at, _, unit, block)) = waiting.min() {
+            if ready_at <= now {
+                return Turn::Ask { unit, block };
+            }
+            wake = ready_at;
+        }
+        let count = self.units.len();
         for step in 1..=count {
             let number = (self.last + step) % count;
-            let Some(unit) = self.units.get(number) else { continue };
+            let Some(unit) = self.units.get(number).filter(|unit| unit.fruitless_in_a_row == 0) else { continue };
             let Some((block, due)) = unit.earliest() else { continue };
-            let mut ready_at = due.max(unit.not_before);
-            if unit.fruitless_in_a_row > 0 {
-                ready_at = ready_at.max(self.fruitless_not_before);
-            }
-            if ready_at <= now {
+            if due <= now {
                 return Turn::Ask { unit: number, block };
             }
-            wake = wake.min(ready_at);
+            wake = wake.min(due);
         }
         Turn::Wait(wake)
     }
@@ -162,7 +173,9 @@ impl Plan {
         began: Duration,
         now: Duration,
     ) -> Option<Duration> {
-        self.last = unit;
+        if self.fruitless_in_a_row(unit) == 0 {
+            self.last = unit;
+        }
         let all_were_dead = self.units.iter().all(UnitPlan::is_dead);
         let state = self.units.get_mut(unit)?;
         if outcome == Outcome::Fruitless {
@@ -248,7 +261,6 @@ impl UnitPlan {
             self.recover(now);
         }
         self.fruitless_in_a_row = 0;
-        self.not_before = Duration::ZERO;
         let fastest = self.fastest();
         let scheduled = self.blocks.get_mut(number)?;
         scheduled.fruitless_in_a_row = 0;

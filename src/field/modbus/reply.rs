@@ -34,7 +34,7 @@ const TCP_PREFIX: usize = 6;
 /// Checksum of an RTU frame.
 const CRC_BYTES: usize = 2;
 /// Bytes of 0x00 or 0xFF around an RTU frame that are put down to the line driver's turning around.
-const GLITCH_BYTES_MAX: usize = 4;
+pub(super) const GLITCH_BYTES_MAX: usize = 4;
 
 /// Judges `received` as the answer to `request`, both as they are on the wire.
 pub fn judge(framing: Framing, request: &[u8], received: &[u8]) -> Progress {
@@ -111,9 +111,14 @@ fn shifted(progress: Progress, received: &[u8], request: &[u8], offset: usize) -
 /// Drops a few bytes that are no unit's id and that line drivers make when they turn around.
 fn skip_glitches(unit: Option<u8>, received: &[u8], offset: usize) -> &[u8] {
     let rest = received.get(offset..).unwrap_or_default();
-    let is_glitch = |byte: &&u8| matches!(**byte, 0x00 | 0xFF) && Some(**byte) != unit;
-    let count = rest.iter().take(GLITCH_BYTES_MAX).take_while(is_glitch).count();
+    let is_no_unit = |byte: &&u8| is_glitch(byte) && Some(**byte) != unit;
+    let count = rest.iter().take(GLITCH_BYTES_MAX).take_while(is_no_unit).count();
     rest.get(count..).unwrap_or_default()
+}
+
+/// Whether a byte is what a line driver makes when it turns around.
+pub(super) fn is_glitch(byte: &u8) -> bool {
+    matches!(byte, 0x00 | 0xFF)
 }
 
 /// The answer, perhaps after a whole late answer of another unit: that one is heard out and passed over, so that a
@@ -155,7 +160,7 @@ fn judge_rtu_frame(unit: &u8, asked_pdu: &[u8], received: &[u8]) -> Progress {
         return Broken("the checksum of the answer is wrong");
     }
     let rest = received.get(end..).unwrap_or_default();
-    if rest.len() > GLITCH_BYTES_MAX || rest.iter().any(|byte| !matches!(byte, 0x00 | 0xFF)) {
+    if rest.len() > GLITCH_BYTES_MAX || !rest.iter().all(is_glitch) {
         return Broken("more bytes than one answer arrived");
     }
     Complete(0..end)
