@@ -379,3 +379,68 @@ async fn a_backlog_drains_at_the_pace_that_was_set() {
     assert!(started.elapsed() >= Duration::from_millis(950), "{:?}", started.elapsed());
     gateway.stop().await;
 }
+
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended by itself; there is nothing else to do about it in a test that ends.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+fn mosquitto(dir: &TempDir, port: u16) -> Option<Killed> {
+    let text = format!("listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n");
+    let path = dir.path().join("mosquitto.conf");
+    std::fs::write(&path, text).unwrap();
+    // Debian keeps it where only root looks.
+    let found = ["mosquitto", "/usr/sbin/mosquitto"].into_iter().find_map(|program| {
+        let mut command = std::process::Command::new(program);
+        command.arg("-c").arg(&path).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command.spawn().ok()
+    });
+    found.map(Killed)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mosquitto_gets_each_message_once_in_order_on_both_versions() {
+    for protocol in [Protocol::V5, Protocol::V311] {
+        let dir = tempfile::tempdir().unwrap();
+        let port = free_port().await;
+        let Some(_broker) = mosquitto(&dir, port) else {
+            println!("skipped: no mosquitto on this machine; ./test.sh installs it");
+            return;
+        };
+        let output = dir.path().join("received");
+        let file = std::fs::File::create(&output).unwrap();
+        let is_open = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+        until("mosquitto listens", is_open).await;
+        let mut subscriber = std::process::Command::new("mosquitto_sub");
+        subscriber.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-q", "2", "-F", "%t %p"]);
+        subscriber.args(["-t", "f/plant/#", "-t", "own/#", "-t", "ready"]).stdout(file);
+        let Ok(_subscriber) = subscriber.spawn().map(Killed) else {
+            println!("skipped: no mosquitto_sub on this machine; ./test.sh installs it");
+            return;
+        };
+        let received = || std::fs::read_to_string(&output).unwrap_or_default();
+        // Subscribed once a message comes through.
+        until("subscribed", || {
+            let mut publisher = std::process::Command::new("mosquitto_pub");
+            publisher.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-t", "ready", "-m", "yes"]);
+            publisher.status().unwrap();
+            received().contains("ready")
+        })
+        .await;
+        let gateway = Gateway::start(config(port, protocol, Some(Qos::ExactlyOnce)));
+        gateway.publish(0..1000, Qos::AtLeastOnce).await;
+        until("all settled", || gateway.delivered() >= 1000).await;
+        gateway.stop().await;
+        until("all received", || received().contains("own/g7/status {\"state\":\"offline\"}")).await;
+        let text = received();
+        let ours = text.lines().filter_map(|line| line.strip_prefix("f/plant/")?.split_once(' '));
+        let numbers: Vec<usize> = ours.map(|(_, number)| number.parse().unwrap()).collect();
+        let in_order: Vec<usize> = (0..1000).collect();
+        assert_eq!(numbers, in_order, "{protocol:?}");
+    }
+}
