@@ -798,7 +798,7 @@ fn a_message_longer_than_the_cloud_takes_is_never_sent() {
 fn a_cloud_with_a_lower_qos_gets_what_it_takes_and_the_downgrade_is_counted() {
     for (qos_max, downgraded) in [(Qos::AtLeastOnce, 4), (Qos::AtMostOnce, 8)] {
         let temper = Temper { qos_max: Some(qos_max), has_no_retain: true, ..Temper::default() };
-        let qos = |number: u64| if number % 2 == 0 { Qos::ExactlyOnce } else { Qos::AtLeastOnce };
+        let qos = |number: u64| if number.is_multiple_of(2) { Qos::ExactlyOnce } else { Qos::AtLeastOnce };
         let world = finish(temper, settings(Version::V5, 3), rows_of(8, qos));
         assert_all_delivered(&world);
         assert_eq!(world.machine.counts().downgraded, downgraded);
