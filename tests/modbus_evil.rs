@@ -2,6 +2,7 @@
 //! nothing that a neighbour on another line would notice.
 //!
 //! The register that is asked for holds 4242. Every lie says 666 somewhere, so that a wrong value is recognised.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may fail loudly")]
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -35,8 +36,10 @@ enum Act {
     Close,
 }
 
+type Answer = fn(&[u8]) -> Vec<Act>;
+
 /// Answers of Modbus TCP by kind of evil; `true` = the right value may come of it.
-fn evils() -> Vec<(&'static str, bool, fn(&[u8]) -> Vec<Act>)> {
+fn evils() -> Vec<(&'static str, bool, Answer)> {
     fn reply(request: &[u8], pdu: &[u8]) -> Vec<u8> {
         let length = u16::try_from(pdu.len() + 1).unwrap().to_be_bytes();
         [&request[..4], &length, &request[6..7], pdu].concat()
@@ -94,7 +97,7 @@ fn evils() -> Vec<(&'static str, bool, fn(&[u8]) -> Vec<Act>)> {
     ]
 }
 
-async fn serve(listener: TcpListener, answer: fn(&[u8]) -> Vec<Act>) {
+async fn serve(listener: TcpListener, answer: Answer) {
     let mut connections = JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else { return };
@@ -102,7 +105,7 @@ async fn serve(listener: TcpListener, answer: fn(&[u8]) -> Vec<Act>) {
     }
 }
 
-async fn answer_all(mut stream: TcpStream, answer: fn(&[u8]) -> Vec<Act>) {
+async fn answer_all(mut stream: TcpStream, answer: Answer) {
     let mut request = [0; TCP_REQUEST_BYTES];
     while stream.read_exact(&mut request).await.is_ok() {
         for act in answer(&request) {
@@ -215,7 +218,7 @@ async fn an_answer_to_the_last_request_is_never_taken_for_one_to_this() {
     }
     running
         .until("several exchanges of both", |_| {
-            let snapshot = running.health.snapshot();
+            let snapshot = running.health.snapshot(tidegate::message::Stamp::default());
             ["a", "b"].iter().all(|device| snapshot.devices[*device].exchanges >= 2).then_some(())
         })
         .await;
@@ -369,6 +372,36 @@ async fn an_adapter_that_echoes_is_understood() {
     let good = running.until_told("u1", "p", Quality::Good, 10).await;
     assert!(good.iter().all(|reading| reading.value == Value::Uint(u64::from(TRUTH))));
     assert_eq!(running.stop().await.len(), good.len(), "nothing was bad");
+}
+
+/// RTU frames over a TCP connection; the first connection goes quiet after its first answer.
+#[tokio::test]
+async fn rtu_over_tcp_is_read_and_a_quiet_connection_is_made_anew() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut servers = JoinSet::new();
+    servers.spawn(async move {
+        let mut connections = Vec::new();
+        loop {
+            let Ok((mut stream, _)) = listener.accept().await else { return };
+            let mut request = [0; RTU_REQUEST_BYTES];
+            while stream.read_exact(&mut request).await.is_ok() {
+                stream.write_all(&rtu(request[0], TRUTH)).await.unwrap();
+                if connections.is_empty() {
+                    break;
+                }
+            }
+            connections.push(stream);
+        }
+    });
+    let mut config = empty();
+    add_line(&mut config, "line", LineKind::RtuOverTcp { host: "localhost".into(), port: address.port() });
+    add_unit(&mut config, "d", "line", 5, 30, register());
+    let running = Running::start(&config);
+    let good = running.until_told("d", "p", Quality::Good, 10).await;
+    assert!(good.iter().all(|reading| reading.value == Value::Uint(u64::from(TRUTH))));
+    assert_eq!(running.of("d", "p").len(), good.len() + 1, "one of them was bad");
+    running.stop().await;
 }
 
 /// Something on the bus talks without being asked, and stops after a while.

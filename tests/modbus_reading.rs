@@ -1,5 +1,6 @@
 //! Do readings of real exchanges, over TCP and over a serial line, arrive with the right value, whatever the neighbours
 //! on the line do?
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may fail loudly")]
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU16;

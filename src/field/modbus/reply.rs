@@ -389,4 +389,37 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_mutated_answer_is_complete_only_when_nothing_but_its_data_differs() {
+        let mut seed = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut random = |below: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed >> 33) as usize % below
+        };
+        let (tcp_request, rtu_request) = (tcp(7, 1, &ASKED), rtu(1, &ASKED));
+        let (tcp_answer, rtu_answer) = (tcp(7, 1, &ANSWER), rtu(1, &ANSWER));
+        for _ in 0..100_000 {
+            let is_tcp = random(2) == 0;
+            let mut bytes = if is_tcp { tcp_answer.clone() } else { rtu_answer.clone() };
+            for _ in 0..=random(3) {
+                match (random(4), random(bytes.len().max(1))) {
+                    (0, place) => bytes.truncate(place),
+                    (1, place) => bytes.insert(place, random(256) as u8),
+                    (_, place) => bytes.iter_mut().skip(place).take(1).for_each(|byte| *byte = random(256) as u8),
+                }
+            }
+            if is_tcp {
+                let data = tcp_answer.len() - 6;
+                if let Complete(range) = judge(Framing::Tcp, &tcp_request, &bytes) {
+                    let is_exception = bytes[7] == 0x83;
+                    assert!(is_exception || (range == (0..bytes.len()) && bytes[..data] == tcp_answer[..data]));
+                }
+            } else if let Complete(range) = judge(Framing::Rtu, &rtu_request, &bytes) {
+                assert_eq!(bytes[range], rtu_answer, "the checksum lets nothing else through here");
+            }
+        }
+    }
 }
