@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use log::debug;
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -151,10 +150,13 @@ impl Intake {
         lanes.filter_map(|lane| Some((lane, lane.rules.iter().find(|rule| rule.filter.matches(&message.topic))?)))
     }
 
-    /// Hands a QoS 0 message to the uplinks that want it as it is; true when any does.
+    /// Hands a message to the uplinks that want it at QoS 0, which the queue leaves out; true when any does.
     fn forward_live(&self, message: &Message) -> bool {
         let mut is_wanted = false;
         for (lane, rule) in self.wanting(message) {
+            if rule.qos.unwrap_or(message.qos) != Qos::AtMostOnce {
+                continue;
+            }
             is_wanted = true;
             let topic = match rule.topic.apply(&rule.filter, &message.topic) {
                 Some(Ok(topic)) => topic,
@@ -172,25 +174,19 @@ impl Intake {
         is_wanted
     }
 
-    async fn fan_out(&self, message: Message, appended: Option<&Appended>) -> Result<bool, AcceptError> {
+    async fn fan_out(&self, message: Message) -> Result<bool, AcceptError> {
         let router = &self.shared.router;
         if !router.is_wanted(&message.topic) {
             return Ok(false);
         }
-        let payload = match message.body {
-            Body::Bytes(bytes) => bytes,
-            Body::Reading(mut reading) => match appended {
-                Some(appended) => {
-                    reading.seq = appended.reading_seq;
-                    json::encode(&reading, &appended.id, 0)
-                }
-                // Readings always take their turn through the queue.
-                None => Bytes::new(),
-            },
-        };
         let publisher = match message.origin {
             Origin::Client(client) => Some(client),
             Origin::Field | Origin::Uplink(_) | Origin::Gateway => None,
+        };
+        let payload = match message.body {
+            Body::Bytes(bytes) => bytes,
+            // Readings are encoded before they come here.
+            Body::Reading(_) => return Ok(false),
         };
         let (topic, qos, retain) = (message.topic, message.qos, message.retain);
         let live = Live { topic, qos, retain, payload, properties: message.properties, publisher };
@@ -203,30 +199,38 @@ impl Ticket {
     /// Waits for the commit where there is one, then hands the message to live subscribers. From here on it may be
     /// acknowledged.
     pub async fn outcome(self) -> Result<Accepted, AcceptError> {
-        let Ticket { intake, message, pending } = self;
-        let Some(pending) = pending else {
-            let is_forwarded = intake.forward_live(&message);
-            let is_live = intake.fan_out(message, None).await?;
-            return Ok(Accepted { wanted: is_forwarded || is_live });
-        };
-        let appended = pending.outcome().await.map_err(AcceptError::Queue)?;
-        let is_kept = match appended.fate {
-            // Answered again; who wanted it has it.
-            Fate::Duplicate => return Ok(Accepted { wanted: true }),
-            Fate::Stored { streams, .. } => streams > 0,
-            Fate::Unwanted => false,
-            // A stream wanted it, or there would have been nothing to drop.
-            Fate::Dropped(_) => true,
-        };
-        let is_live = intake.fan_out(message, Some(&appended)).await?;
-        Ok(Accepted { wanted: is_kept || is_live })
+        let Ticket { intake, mut message, pending } = self;
+        let mut is_kept = false;
+        if let Some(pending) = pending {
+            let appended = pending.outcome().await.map_err(AcceptError::Queue)?;
+            is_kept = match appended.fate {
+                // Answered again; who wanted it has it.
+                Fate::Duplicate => return Ok(Accepted { wanted: true }),
+                Fate::Stored { streams, .. } => streams > 0,
+                Fate::Unwanted => false,
+                // A stream wanted it, or there would have been nothing to drop.
+                Fate::Dropped(_) => true,
+            };
+            encode(&mut message, &appended);
+        }
+        let is_forwarded = intake.forward_live(&message);
+        let is_live = intake.fan_out(message).await?;
+        Ok(Accepted { wanted: is_kept || is_forwarded || is_live })
+    }
+}
+
+/// For whoever gets a reading now: as the object that it is at the cloud, with the number and the name it was given.
+fn encode(message: &mut Message, appended: &Appended) {
+    if let Body::Reading(reading) = &mut message.body {
+        reading.seq = appended.reading_seq;
+        message.body = Body::Bytes(json::encode(reading, &appended.id, 0));
     }
 }
 
 /// A QoS 0 message for an uplink.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LiveForward {
-    /// As published locally.
+    /// As published locally; a reading is encoded already.
     pub message: Message,
     /// Its topic at the cloud.
     pub topic: crate::message::Topic,
