@@ -140,11 +140,11 @@ impl Services {
 }
 
 impl Broker {
-    /// Opens the listeners. Nobody is served before `run`.
+    /// Opens the listeners; within a runtime. Nobody is served before `run`.
     ///
     /// # Errors
     /// When an address cannot be listened on.
-    pub async fn bind(
+    pub fn bind(
         config: &BrokerConfig,
         limits: BrokerLimits,
         intake: Intake,

@@ -114,8 +114,7 @@ impl Gateway {
         let bind = "127.0.0.1:0".parse().unwrap();
         let config = BrokerConfig { listeners: BTreeMap::from([(Arc::from("test"), ListenerConfig { bind })]) };
         let (inlet, limits) = (opened.inlet.clone(), options.limits);
-        let broker =
-            Broker::bind(&config, limits, intake.clone(), inlet, router.clone(), health.clone()).await.unwrap();
+        let broker = Broker::bind(&config, limits, intake.clone(), inlet, router.clone(), health.clone()).unwrap();
         let address = broker.local_addrs()["test"];
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
