@@ -12,6 +12,7 @@ use tidegate::broker::BrokerLimits;
 use tidegate::config::WhenFull;
 use tidegate::message::{Properties, Qos, Topic};
 use tidegate::mqtt::{Connect, Disconnect, Packet, Publish, ReasonCode, Subscription, Version};
+use tidegate::queue::{Change, Verdict};
 use tokio::time::{Instant, timeout};
 
 const QOS: [Qos; 3] = [Qos::AtMostOnce, Qos::AtLeastOnce, Qos::ExactlyOnce];
@@ -197,6 +198,55 @@ async fn a_full_store_that_refuses_says_so_in_version_5_and_makes_version_3_wait
     old.send(Packet::Publish(publish("a", Qos::AtLeastOnce, 1, &body))).await;
     assert_eq!(old.closed().await, None, "closed without a word, so that the client repeats");
     assert!(started.elapsed() >= Duration::from_millis(800));
+    gateway.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_3_message_that_waited_for_space_is_acknowledged_when_there_is_some() {
+    let options = Options {
+        forward: vec![rule("#", None)],
+        when_full: WhenFull::Refuse,
+        bytes_max: 1 << 20,
+        ..Options::default()
+    };
+    let mut gateway = Gateway::start_with(options).await;
+    let mut outlet = gateway.outlets.remove("cloud").unwrap();
+    outlet.restore().await.unwrap();
+    let mut modern = Client::new(&gateway, Version::V5, "modern").await;
+    let body = "x".repeat(50_000);
+    while !modern.publish("a", Qos::AtLeastOnce, &body).await.is_failure() {}
+    let mut old = Client::new(&gateway, Version::V311, "old").await;
+    old.send(Packet::Publish(publish("a", Qos::AtLeastOnce, 1, &body))).await;
+    let early = timeout(Duration::from_secs(1), old.next()).await;
+    assert!(early.is_err(), "{early:?} came although there is no space");
+    old.send(Packet::Pingreq).await;
+    assert!(timeout(Duration::from_millis(300), old.next()).await.is_err(), "nothing more is read meanwhile");
+    for queued in timeout(PATIENCE, outlet.next(8, 1 << 20)).await.unwrap().unwrap() {
+        let settled = Change::Settle { sequence: queued.sequence, verdict: Verdict::Delivered };
+        outlet.commit(vec![settled]).await.unwrap();
+    }
+    assert_eq!(old.next().await, Packet::Puback(ack(1)));
+    assert_eq!(old.next().await, Packet::Pingresp);
+    drop(outlet);
+    gateway.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clean_start_while_a_qos_2_message_enters_the_queue_begins_with_fresh_packet_ids() {
+    let options = Options { forward: vec![rule("#", None)], starts_worker: false, ..Options::default() };
+    let mut gateway = Gateway::start_with(options).await;
+    let mut reader = Client::new(&gateway, Version::V5, "reader").await;
+    let silent = Subscription { retain_handling: 2, ..subscription("t", Qos::AtMostOnce) };
+    reader.subscribe_all(vec![silent], None).await;
+    let mut first = Client::new(&gateway, Version::V5, "c").await;
+    first.send(Packet::Publish(publish("t", Qos::ExactlyOnce, 1, "first"))).await;
+    until("not read", || gateway.session_counter("received") == 1).await;
+    let mut second = Client::new(&gateway, Version::V5, "c").await;
+    assert_eq!(first.closed().await, Some(ReasonCode::SESSION_TAKEN_OVER));
+    gateway.start_worker();
+    assert_eq!(text(&reader.take().await), "first");
+    assert_eq!(second.publish("t", Qos::ExactlyOnce, "second").await, ReasonCode::SUCCESS);
+    assert_eq!(text(&reader.take().await), "second");
     gateway.ended().await;
 }
 
