@@ -8,8 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
+use crate::message::Stamp;
+
 /// How many clients are counted by name; what comes after them is counted together under `(others)`.
 const NAMED_CLIENTS_MAX: usize = 256;
+
+/// Over how long the filling of the store is measured, in milliseconds.
+const TREND_MS: u64 = 60_000;
 
 /// Why a message was given up. Each is a counter, a gap and a line in the journal, never silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -128,10 +133,10 @@ impl Health {
         *unkept.entry(name.clone()).or_default() += 1;
     }
 
-    /// All of it at one moment.
-    pub fn snapshot(&self) -> Snapshot {
+    /// All of it at the moment `now`.
+    pub fn snapshot(&self, now: Stamp) -> Snapshot {
         Snapshot {
-            queue: self.0.queue.snapshot(),
+            queue: self.0.queue.snapshot(now),
             uplinks: lock(&self.0.uplinks).iter().map(|(name, uplink)| (name.to_string(), uplink.snapshot())).collect(),
             devices: lock(&self.0.devices).iter().map(|(name, device)| (name.to_string(), device.snapshot())).collect(),
             sessions: self.0.sessions.snapshot(),
@@ -173,6 +178,16 @@ pub struct QueueHealth {
     pub commits: AtomicU64,
     /// Commits that failed in a row.
     pub failures_in_a_row: AtomicU64,
+    trend: Mutex<Trend>,
+}
+
+/// How fast the store fills.
+#[derive(Debug, Default)]
+struct Trend {
+    /// Milliseconds since boot, and bytes in use then.
+    base: Option<(u64, u64)>,
+    /// Bytes a second.
+    rate: Option<u64>,
 }
 
 /// `queue` in `status --json`.
@@ -191,14 +206,30 @@ pub struct QueueSnapshot {
 }
 
 impl QueueHealth {
-    fn snapshot(&self) -> QueueSnapshot {
+    fn snapshot(&self, now: Stamp) -> QueueSnapshot {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        let bytes_max = self.bytes_max.load(Ordering::Relaxed);
+        let oldest = self.oldest_mono_ms.load(Ordering::Relaxed);
         QueueSnapshot {
             messages: self.messages.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-            max_bytes: self.bytes_max.load(Ordering::Relaxed),
-            oldest_age_s: None,
-            full_in_s: None,
+            bytes,
+            max_bytes: bytes_max,
+            oldest_age_s: (oldest != 0).then(|| now.mono_ms.saturating_sub(oldest) / 1000),
+            full_in_s: self.full_in_s(bytes, bytes_max, now.mono_ms),
         }
+    }
+
+    /// Seconds until the ceiling at the rate since the last look that was at least a minute ago.
+    fn full_in_s(&self, bytes: u64, bytes_max: u64, mono_ms: u64) -> Option<u64> {
+        let mut trend = lock(&self.trend);
+        let (before_ms, before_bytes) = trend.base.unwrap_or((mono_ms, bytes));
+        let elapsed_ms = mono_ms.saturating_sub(before_ms);
+        if trend.base.is_none() || elapsed_ms >= TREND_MS {
+            trend.rate = (elapsed_ms >= TREND_MS).then(|| bytes.saturating_sub(before_bytes) * 1000 / elapsed_ms);
+            trend.base = Some((mono_ms, bytes));
+        }
+        let rate = trend.rate.filter(|rate| *rate > 0)?;
+        Some(bytes_max.saturating_sub(bytes) / rate)
     }
 }
 

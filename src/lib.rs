@@ -38,3 +38,13 @@ pub mod field;
 pub mod broker;
 
 pub mod uplink;
+
+pub mod control;
+
+pub mod service;
+
+pub mod supervise;
+
+pub mod gateway;
+
+pub mod cli;

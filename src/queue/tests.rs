@@ -327,7 +327,7 @@ async fn q2_damaged_stores_of_every_kind_are_moved_aside_and_the_queue_goes_on()
         assert!(stored(&rig.append(numbered(7, 20)).await).0 > 50, "{kind}");
         let rest = rig.drain("cloud").await;
         assert_eq!(rest.iter().map(|row| number_of(&row.message)).collect::<Vec<_>>(), [7], "{kind}");
-        let losses = rig.health.snapshot().losses;
+        let losses = rig.health.snapshot(crate::message::Stamp::default()).losses;
         assert!(losses["quarantined"] >= 1, "{kind}");
         assert_eq!(fs::read_dir(dir.path().join("quarantine")).unwrap().count(), 1, "{kind}");
         rig.stop().await;
@@ -413,7 +413,7 @@ async fn q3_a_rejected_message_becomes_a_dead_letter() {
     rig.outlet("cloud").commit(vec![change]).await.unwrap();
     let stats = rig.inlet.stats().await.unwrap();
     assert_eq!((stats.dead_letters, stats.messages), (1, 0));
-    assert_eq!(rig.health.snapshot().losses["rejected"], 1);
+    assert_eq!(rig.health.snapshot(crate::message::Stamp::default()).losses["rejected"], 1);
     rig.stop().await;
 }
 
@@ -434,10 +434,10 @@ async fn q3_a_flipped_bit_is_noticed_counted_and_not_sent() {
     let mut rig = Rig::start(settings(dir.path()));
     let numbers: Vec<u64> = rig.drain("cloud").await.iter().map(|row| number_of(&row.message)).collect();
     assert_eq!(numbers, [0, 1, 2, 3, 5, 7, 8]);
-    assert_eq!(rig.health.snapshot().losses["damaged"], 2);
+    assert_eq!(rig.health.snapshot(crate::message::Stamp::default()).losses["damaged"], 2);
     rig.stop().await;
     let rig = Rig::start(settings(dir.path()));
-    assert_eq!(rig.health.snapshot().losses["damaged"], 2, "the counter is durable");
+    assert_eq!(rig.health.snapshot(crate::message::Stamp::default()).losses["damaged"], 2, "the counter is durable");
     rig.stop().await;
 }
 
@@ -458,7 +458,7 @@ async fn q3_what_is_too_old_is_dropped_and_declared() {
     let outcomes = rig.append_all([long_ago(numbered(1, 20), 4000), dying, numbered(3, 20)]).await;
     assert!(outcomes.iter().all(Result::is_ok));
     let numbers: Vec<u64> = rig.drain("cloud").await.iter().map(|row| number_of(&row.message)).collect();
-    let losses = rig.health.snapshot().losses;
+    let losses = rig.health.snapshot(crate::message::Stamp::default()).losses;
     if up_s > 4000 {
         assert_eq!((numbers, losses["expired"], losses["message-expired"]), (vec![3], 1, 1));
     } else {
@@ -529,7 +529,7 @@ async fn q4_drop_oldest_declares_exactly_what_is_missing() {
     assert_eq!(told["last"].as_u64().unwrap() + 1, rest[0].sequence.0);
     assert_eq!((&told["reason"], &told["stream"]), (&"dropped-oldest".into(), &"cloud".into()));
     assert_eq!(told["id"], gap.id.to_string());
-    assert_eq!(rig.health.snapshot().losses["dropped-oldest"], 4000 - numbers.len() as u64);
+    assert_eq!(rig.health.snapshot(crate::message::Stamp::default()).losses["dropped-oldest"], 4000 - numbers.len() as u64);
     rig.stop().await;
 }
 
@@ -553,7 +553,7 @@ async fn q4_drop_newest_keeps_the_oldest_and_refuse_keeps_all_it_took() {
         let numbers: Vec<u64> = rig.drain("cloud").await.iter().map(|row| number_of(&row.message)).collect();
         assert_eq!(numbers, kept);
         assert!((1000..4000).contains(&kept.len()), "{}", kept.len());
-        let lost = rig.health.snapshot().losses.get("dropped-newest").copied().unwrap_or(0);
+        let lost = rig.health.snapshot(crate::message::Stamp::default()).losses.get("dropped-newest").copied().unwrap_or(0);
         assert_eq!(lost, if refuses { 0 } else { 4000 - kept.len() as u64 });
         // There is room again.
         assert!(matches!(rig.append(numbered(1, 200)).await.fate, Fate::Stored { .. }));
@@ -575,7 +575,7 @@ async fn q4_a_rule_of_its_own_protects_its_messages_from_those_that_drop_the_old
     let rows = rig.drain("cloud").await;
     let precious = rows.iter().filter(|row| row.encoding.topic.as_str() == "p").count();
     assert_eq!(precious, 20);
-    let lost = rig.health.snapshot().losses["dropped-oldest"];
+    let lost = rig.health.snapshot(crate::message::Stamp::default()).losses["dropped-oldest"];
     assert_eq!(rows.len() as u64 + lost, 20 + 3000);
     rig.stop().await;
 }
@@ -887,7 +887,7 @@ async fn a_store_that_fails_while_it_runs_is_moved_aside_and_the_queue_goes_on()
     assert_eq!(failures, 1);
     assert!(stored(&rig.append(numbered(9, 20)).await).0 > 3000);
     assert_eq!(rig.drain("cloud").await.len(), 1);
-    assert_eq!(rig.health.snapshot().losses["quarantined"], 3000);
+    assert_eq!(rig.health.snapshot(crate::message::Stamp::default()).losses["quarantined"], 3000);
     rig.stop().await;
 }
 

@@ -1,0 +1,227 @@
+//! The unix socket that `tidegate status` talks to: one JSON request a line, one JSON answer a line.
+//!
+//! Only the gateway's own user and root can connect (the socket has mode 0600 in a directory of mode 0700). A caller
+//! that dawdles is cut off; nothing it does can hold up the data path, which is only ever read through `health`.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::health::{Health, Snapshot};
+
+/// Name of the socket in the state directory.
+pub const SOCKET_NAME: &str = "control.sock";
+
+/// Longest request in bytes.
+const REQUEST_BYTES_MAX: u64 = 64 * 1024;
+
+/// Longest answer that a client of the socket takes, in bytes.
+const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// How long one exchange may take.
+const EXCHANGE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Callers at one time; more wait in the socket's backlog.
+const CALLERS_MAX: usize = 16;
+
+/// What can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "ask")]
+pub enum Request {
+    /// `Status`.
+    Status,
+}
+
+/// The answer to `Request::Status`, as `status --json` prints it (DESIGN.md 6.11).
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// Of the running program.
+    pub version: &'static str,
+    /// The gateway's id.
+    pub gateway: String,
+    /// Since start.
+    pub uptime_s: u64,
+    /// `synced`, `holdover` or `unset`.
+    pub clock: &'static str,
+    /// The process.
+    pub pid: u32,
+    /// The stages.
+    #[serde(flatten)]
+    pub stages: Snapshot,
+}
+
+/// Why the socket cannot be served.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// It cannot be made.
+    #[error("cannot open the control socket {}", path.display())]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why the running gateway gave no answer.
+#[derive(Debug, Error)]
+pub enum AskError {
+    /// Nobody listens: it does not run, or it is another user's.
+    #[error("no gateway answers at {}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the gateway's answer broke off")]
+    Broken(#[source] io::Error),
+    /// It took too long.
+    #[error("the gateway did not answer within 5 s")]
+    Late,
+}
+
+/// The control stage.
+#[derive(Debug)]
+pub struct Control {
+    listener: UnixListener,
+    path: PathBuf,
+    answers: Arc<Answers>,
+}
+
+#[derive(Debug)]
+struct Answers {
+    gateway: String,
+    started: Instant,
+    clock: Clock,
+    health: Health,
+}
+
+impl Control {
+    /// Makes the socket in the state directory, in place of one that an earlier process left: the directory's lock is
+    /// ours by now, so nobody else serves it.
+    pub fn bind(state_dir: &Path, gateway: &str, clock: Clock, health: Health) -> Result<Control, ControlError> {
+        let path = state_dir.join(SOCKET_NAME);
+        let fault = |source| ControlError::Bind { path: path.clone(), source };
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fault(error)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path).map_err(fault)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(fault)?;
+        let answers = Answers { gateway: gateway.to_owned(), started: Instant::now(), clock, health };
+        Ok(Control { listener, path, answers: Arc::new(answers) })
+    }
+
+    /// Answers until told to stop.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), ControlError> {
+        let mut callers = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ended = callers.join_next(), if !callers.is_empty() => {}
+                accepted = self.listener.accept(), if callers.len() < CALLERS_MAX => {
+                    if let Ok((socket, _)) = accepted {
+                        let answers = self.answers.clone();
+                        callers.spawn(async move { timeout(EXCHANGE_DEADLINE, answers.serve(socket)).await });
+                    } else {
+                        // Out of file descriptors, most likely: it passes, and a tight loop would not help it.
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        }
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            log::debug!(error:% = error; "The control socket was gone already");
+        }
+        Ok(())
+    }
+}
+
+impl Answers {
+    async fn serve(&self, mut socket: UnixStream) -> io::Result<()> {
+        let (reader, mut writer) = socket.split();
+        let mut line = String::new();
+        BufReader::new(reader.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
+        let mut answer = match serde_json::from_str(&line) {
+            Ok(Request::Status) => serde_json::to_vec(&self.status()),
+            Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
+        }
+        .map_err(io::Error::other)?;
+        answer.push(b'\n');
+        writer.write_all(&answer).await?;
+        writer.shutdown().await
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            gateway: self.gateway.clone(),
+            uptime_s: self.started.elapsed().as_secs(),
+            clock: self.clock.state().name(),
+            pid: std::process::id(),
+            stages: self.health.snapshot(self.clock.now()),
+        }
+    }
+}
+
+/// Asks the gateway that uses `state_dir`, and gives back its answer as it stands.
+pub async fn ask(state_dir: &Path, request: Request) -> Result<String, AskError> {
+    let path = state_dir.join(SOCKET_NAME);
+    let exchange = async {
+        let mut socket =
+            UnixStream::connect(&path).await.map_err(|source| AskError::Connect { path: path.clone(), source })?;
+        let mut line = serde_json::to_vec(&request).map_err(|error| AskError::Broken(error.into()))?;
+        line.push(b'\n');
+        socket.write_all(&line).await.map_err(AskError::Broken)?;
+        let mut answer = String::new();
+        socket.take(ANSWER_BYTES_MAX).read_to_string(&mut answer).await.map_err(AskError::Broken)?;
+        if answer.ends_with('\n') { Ok(answer) } else { Err(AskError::Broken(io::ErrorKind::UnexpectedEof.into())) }
+    };
+    timeout(EXCHANGE_DEADLINE, exchange).await.unwrap_or(Err(AskError::Late))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ClockSource;
+
+    #[tokio::test]
+    async fn a_status_has_the_pinned_keys_and_nonsense_gets_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = Control::bind(dir.path(), "g7", Clock::new(ClockSource::Trusted), Health::default()).unwrap();
+        let stop = CancellationToken::new();
+        let mut stage = JoinSet::new();
+        stage.spawn(control.run(stop.clone()));
+        let answer = ask(dir.path(), Request::Status).await.unwrap();
+        let status: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        for key in ["version", "gateway", "uptime_s", "clock", "queue", "uplinks", "devices", "sessions", "losses"] {
+            assert!(status.get(key).is_some(), "{key} is missing in {answer}");
+        }
+        for key in ["messages", "bytes", "max_bytes", "oldest_age_s", "full_in_s"] {
+            assert!(status["queue"].get(key).is_some(), "queue.{key} is missing in {answer}");
+        }
+        let mut socket = UnixStream::connect(dir.path().join(SOCKET_NAME)).await.unwrap();
+        socket.write_all(b"{\"ask\":\"the moon\"}\n").await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("error"), "{answer}");
+        stop.cancel();
+        while stage.join_next().await.is_some() {}
+        assert!(!dir.path().join(SOCKET_NAME).exists());
+    }
+}

@@ -1,0 +1,6 @@
+SUMMARY = "A small image that runs Tidegate"
+LICENSE = "MIT"
+
+inherit core-image
+
+IMAGE_INSTALL:append = " tidegate ca-certificates"
