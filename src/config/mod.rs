@@ -16,9 +16,36 @@ use regex::Regex;
 use crate::clock::ClockSource;
 use crate::message::{Filter, Qos};
 
+pub use examples::{examples, reference};
+pub use load::{KeptId, LoadRequest, Loaded, load};
+pub use report::{Mark, Place, Problem, render};
 pub use template::{TemplateError, TopicTemplate};
 
+use load::read_bounded;
+
+mod load;
+
+pub mod keys;
+
+mod tree;
+
+mod walk;
+
+mod units;
+
+mod file;
+
+mod check;
+
+mod effective;
+
+pub mod report;
+
+pub mod board;
+
 pub mod template;
+
+mod examples;
 
 /// The whole configuration of one gateway.
 #[derive(Debug, Clone)]
@@ -129,7 +156,7 @@ pub struct UplinkConfig {
 }
 
 /// One address of a cloud broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// Host name or address; the server name in TLS.
     pub host: String,

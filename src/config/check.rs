@@ -1,0 +1,299 @@
+//! The rules that join two keys. Pure: a draft in, problems and warnings out.
+//!
+//! A rule speaks only when all that it compares is there: what is missing or wrong by itself was noted before.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::LineKind;
+use super::file::{Draft, UplinkDraft};
+use super::tree::Spot;
+use super::units::Wrong;
+use super::walk::{At, Walk, nearest};
+use super::{Endpoint, Protocol};
+use crate::message::Topic;
+
+/// Whose something is, and where that is written.
+type Named<'d> = (&'d Arc<str>, Spot);
+
+/// Whether a topic is the gateway's own, so that no device and no rule may use it.
+pub(super) fn is_reserved(topic: &str) -> bool {
+    topic.starts_with('$') || topic == "tidegate" || topic.starts_with("tidegate/")
+}
+
+/// Every rule over two keys.
+pub(super) fn check(walk: &mut Walk, draft: &Draft) {
+    listeners(walk, draft);
+    for uplink in &draft.uplinks {
+        credentials(walk, uplink);
+        rules(walk, uplink);
+    }
+    client_ids(walk, draft);
+    lines(walk, draft);
+    devices(walk, draft);
+    ports(walk, draft);
+    topics(walk, draft);
+    unused(walk, draft);
+}
+
+fn listeners(walk: &mut Walk, draft: &Draft) {
+    let mut bound: HashMap<SocketAddr, Spot> = HashMap::new();
+    for listener in &draft.listeners {
+        let Some(bind) = &listener.bind else { continue };
+        if !bind.value.ip().is_loopback() {
+            let wrong = Wrong::new(format!("{} is not on loopback", bind.value.ip())).help(format!(
+                "this version has no users and no TLS for listeners, so only this machine may connect: \"127.0.0.1:{}\"",
+                bind.value.port()
+            ));
+            walk.wrong(bind.spot, "bind", wrong);
+        }
+        // Port 0 is a free one, each time another.
+        if bind.value.port() == 0 {
+            continue;
+        }
+        if let Some(first) = bound.insert(bind.value, bind.spot) {
+            let what = format!("two listeners bind {}, here and at {}", bind.value, walk.findings.name(first));
+            walk.findings.problem(bind.spot, what, Some("give each its own port".to_owned()));
+        }
+    }
+}
+
+fn credentials(walk: &mut Walk, uplink: &UplinkDraft) {
+    let problem = |walk: &mut Walk, spot: Spot, what: &str, help: &str| {
+        walk.findings.problem(spot, what, Some(help.to_owned()));
+    };
+    match (uplink.cert, uplink.key) {
+        (Some(cert), None) => {
+            problem(walk, cert, "`cert` needs `key`", "write the file of the private key that belongs to it");
+        }
+        (None, Some(key)) => {
+            problem(walk, key, "`key` needs `cert`", "write the file of the certificate that belongs to it");
+        }
+        _ => {}
+    }
+    let has_endpoints = !uplink.endpoints.is_empty();
+    if has_endpoints && !uplink.endpoints.iter().any(|at| at.value.tls) {
+        let help = "write \"mqtts://…\" in `url`";
+        let keys = [("ca", uplink.ca), ("cert", uplink.cert), ("key", uplink.key), ("alpn", uplink.alpn)];
+        for (name, spot) in keys {
+            if let Some(spot) = spot {
+                problem(walk, spot, &format!("`{name}` is for TLS, and no `url` of this uplink uses it"), help);
+            }
+        }
+    }
+    let is_old = uplink.config.as_ref().is_some_and(|config| config.protocol == Protocol::V311);
+    if let (Some(password), None, true) = (uplink.password_file, uplink.username, is_old) {
+        let what = "MQTT 3.1.1 has no password without a user name";
+        problem(walk, password, what, "write `username`, or `protocol = \"5\"`");
+    }
+    let is_near =
+        |host: &str| host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    if uplink.password_file.is_some() {
+        for endpoint in uplink.endpoints.iter().filter(|at| !at.value.tls && !is_near(&at.value.host)) {
+            let help = "write \"mqtts://…\"";
+            walk.findings.warning(
+                endpoint.spot,
+                "the password crosses the network in the clear",
+                Some(help.to_owned()),
+            );
+        }
+    }
+}
+
+fn rules(walk: &mut Walk, uplink: &UplinkDraft) {
+    let mut filters: HashMap<&str, Spot> = HashMap::new();
+    for (rule, spot) in &uplink.forward {
+        let Some(rule) = rule else { continue };
+        if let Some(first) = filters.insert(rule.filter.as_str(), *spot) {
+            let first = walk.findings.name(first);
+            let what = format!("two rules have the filter {:?}, here and at {first}", rule.filter.as_str());
+            let help = "the first rule that matches decides: this one never does".to_owned();
+            walk.findings.problem(*spot, what, Some(help));
+        }
+    }
+    let mut filters: HashMap<&str, Spot> = HashMap::new();
+    for (rule, spot) in &uplink.receive {
+        let Some(rule) = rule else { continue };
+        if let Some(first) = filters.insert(rule.filter.as_str(), *spot) {
+            let first = walk.findings.name(first);
+            let what = format!("two rules have the filter {:?}, here and at {first}", rule.filter.as_str());
+            walk.findings.problem(*spot, what, Some("keep one of the two".to_owned()));
+        }
+    }
+}
+
+/// Two sessions of one client id at one broker throw each other out for ever.
+fn client_ids(walk: &mut Walk, draft: &Draft) {
+    let mut seen: HashMap<(&Endpoint, &str), Named<'_>> = HashMap::new();
+    for uplink in &draft.uplinks {
+        let Some(client_id) = &uplink.client_id else { continue };
+        for endpoint in &uplink.endpoints {
+            let place = (&uplink.name, endpoint.spot);
+            let Some((first, spot)) = seen.insert((&endpoint.value, &client_id.value), place) else { continue };
+            if first == &uplink.name {
+                let what = format!("this address stands twice, here and at {}", walk.findings.name(spot));
+                walk.findings.problem(endpoint.spot, what, None);
+                continue;
+            }
+            let what =
+                format!("the uplinks `{first}` and `{}` log in at one broker as {:?}", uplink.name, client_id.value);
+            let help = "a broker throws the first out when the second comes: give each its own `client_id`".to_owned();
+            walk.findings.problem(if client_id.is_default { uplink.spot } else { client_id.spot }, what, Some(help));
+        }
+    }
+}
+
+fn lines(walk: &mut Walk, draft: &Draft) {
+    let mut networks: HashMap<(&str, u16), Named<'_>> = HashMap::new();
+    for line in &draft.lines {
+        let Some(config) = &line.config else { continue };
+        let (LineKind::Tcp { host, port } | LineKind::RtuOverTcp { host, port }) = &config.kind else { continue };
+        let Some((first, spot)) = networks.insert((host, *port), (&line.name, line.spot)) else { continue };
+        let what = format!(
+            "the lines `{first}` and `{}` are one connection; the other is at {}",
+            line.name,
+            walk.findings.name(spot)
+        );
+        let help = "name the line in each device: one connection has one owner".to_owned();
+        walk.findings.problem(line.spot, what, Some(help));
+    }
+}
+
+fn devices(walk: &mut Walk, draft: &Draft) {
+    let mut units: HashMap<(&Arc<str>, u8), Named<'_>> = HashMap::new();
+    for device in &draft.modbus {
+        if let Some(At { value, spot, .. }) = &device.line
+            && !draft.lines.iter().any(|line| line.name == *value)
+            && !walk.is_partial
+        {
+            let names = draft.lines.iter().filter(|line| !line.is_in_place).map(|line| line.name.as_ref());
+            let help = match nearest(value, names) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => format!("write [line.{value}], or a url such as \"tcp://host:502\" here"),
+            };
+            walk.wrong(*spot, "line", Wrong::new(format!("there is no line {value:?}")).help(help));
+        }
+        if let Some(At { value, spot, .. }) = &device.model
+            && !draft.models.iter().any(|(name, _)| name == value)
+            && !walk.is_partial
+        {
+            let help = match nearest(value, draft.models.iter().map(|(name, _)| name.as_str())) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => format!("write [model.{value}]"),
+            };
+            walk.wrong(*spot, "model", Wrong::new(format!("there is no model {value:?}")).help(help));
+        }
+        if let (Some(line), Some(unit)) = (&device.line, &device.unit_id)
+            && let Some((first, spot)) = units.insert((&line.value, unit.value), (&device.name, unit.spot))
+        {
+            let what = format!(
+                "`{first}` and `{}` are both unit {} on the line `{}`; the other is at {}",
+                device.name,
+                unit.value,
+                line.value,
+                walk.findings.name(spot)
+            );
+            let help = "two devices with one number answer at once; for more points of one device write one table";
+            walk.findings.problem(unit.spot, what, Some(help.to_owned()));
+        }
+        if let (Some(unit), Some(line)) = (&device.unit_id, &device.line)
+            && unit.value > 247
+            && is_serial(draft, &line.value)
+        {
+            let wrong = Wrong::new(format!("unit {} is reserved on a serial line", unit.value)).help("from 1 to 247");
+            walk.wrong(unit.spot, "unit_id", wrong);
+        }
+        if let Some(serial) = draft.serial.iter().find(|serial| serial.name == device.name) {
+            let what = format!(
+                "`{}` is the name of two devices; the other is at {}",
+                device.name,
+                walk.findings.name(device.spot)
+            );
+            walk.findings.problem(serial.spot, what, Some("a name is one device: rename one".to_owned()));
+        }
+    }
+}
+
+fn is_serial(draft: &Draft, name: &str) -> bool {
+    let line = draft.lines.iter().find(|line| line.name.as_ref() == name);
+    line.and_then(|line| line.config.as_ref()).is_some_and(|config| matches!(config.kind, LineKind::Rtu(_)))
+}
+
+fn ports(walk: &mut Walk, draft: &Draft) {
+    let mut seen: HashMap<&Path, (String, Spot)> = HashMap::new();
+    let on_lines = draft.lines.iter().filter_map(|line| match &line.config.as_ref()?.kind {
+        LineKind::Rtu(port) => Some((port.path.as_path(), format!("the line `{}`", line.name), line.spot)),
+        _ => None,
+    });
+    let by_themselves = draft.serial.iter().filter_map(|device| {
+        let port = device.port.as_ref()?;
+        Some((port.value.as_path(), format!("the device `{}`", device.name), port.spot))
+    });
+    for (path, user, spot) in on_lines.chain(by_themselves) {
+        let shown = path.display();
+        if let Some((first, first_spot)) = seen.get(path) {
+            let place = walk.findings.name(*first_spot);
+            let what = format!("{user} and {first} use one port, {shown}; the other is at {place}");
+            let help = "a port has one owner: devices on one bus name one line".to_owned();
+            walk.findings.problem(spot, what, Some(help));
+        } else {
+            seen.insert(path, (user, spot));
+        }
+    }
+}
+
+/// Every local topic of a point: valid, not the gateway's own, and that of one point only.
+fn topics(walk: &mut Walk, draft: &Draft) {
+    let modbus = draft.modbus.iter().map(|device| (&device.name, device.spot, &device.topic, &device.point_names));
+    let serial = draft.serial.iter().map(|device| (&device.name, device.spot, &device.topic, &device.point_names));
+    let mut seen: HashMap<String, (Arc<str>, Spot)> = HashMap::new();
+    for (device, spot, topic, points) in modbus.chain(serial) {
+        let Some(topic) = topic else { continue };
+        let place = if topic.is_default { spot } else { topic.spot };
+        if points.len() > 1 && !topic.value.contains("{point}") {
+            let wrong = Wrong::new(format!("has no {{point}}, and `{device}` has {} points", points.len()))
+                .help("their readings could not be told apart: add \"/{point}\"");
+            walk.wrong(place, "topic", wrong);
+            continue;
+        }
+        for (point, point_spot) in points {
+            let filled = topic.value.replace("{device}", device).replace("{point}", point);
+            if is_reserved(&filled) {
+                let what = format!("the topic {filled:?} is the gateway's own");
+                walk.findings.problem(*point_spot, what, Some("choose another `topic` or another name".to_owned()));
+                continue;
+            }
+            if let Err(error) = Topic::new(&filled) {
+                walk.wrong(place, "topic", Wrong::new(error.to_string()));
+                break;
+            }
+            let Some((first, first_spot)) = seen.insert(filled, (device.clone(), place)) else { continue };
+            let what = format!(
+                "`{first}` and `{device}` publish `{point}` to one topic; the other is at {}",
+                walk.findings.name(first_spot)
+            );
+            walk.findings.warning(place, what, Some("add {device} to the topic".to_owned()));
+            break;
+        }
+    }
+}
+
+fn unused(walk: &mut Walk, draft: &Draft) {
+    if walk.is_partial {
+        return;
+    }
+    for line in &draft.lines {
+        let is_used = draft.modbus.iter().any(|device| device.line.as_ref().is_some_and(|at| at.value == line.name));
+        if !is_used {
+            walk.findings.warning(line.spot, format!("no device is on the line `{}`", line.name), None);
+        }
+    }
+    for (name, spot) in &draft.models {
+        let is_used = draft.modbus.iter().any(|device| device.model.as_ref().is_some_and(|at| at.value == *name));
+        if !is_used {
+            walk.findings.warning(*spot, format!("no device is of the model `{name}`"), None);
+        }
+    }
+}

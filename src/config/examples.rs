@@ -1,0 +1,17 @@
+//! Starting configurations, each a whole one that is checked by a test.
+
+/// Name and text of each example, in the order in which `tidegate example` lists them.
+pub fn examples() -> &'static [(&'static str, &'static str)] {
+    &[
+        ("rs485-aws", include_str!("../../config/examples/rs485-aws.toml")),
+        ("modbus-tcp-mosquitto", include_str!("../../config/examples/modbus-tcp-mosquitto.toml")),
+        ("serial-scale", include_str!("../../config/examples/serial-scale.toml")),
+        ("twelve-meters", include_str!("../../config/examples/twelve-meters.toml")),
+        ("em24.csv", include_str!("../../config/examples/em24.csv")),
+    ]
+}
+
+/// Every key at its default, with a line on each.
+pub fn reference() -> &'static str {
+    include_str!("../../config/tidegate.toml")
+}

@@ -1,0 +1,465 @@
+//! From the tree of what was written to a draft: each value valid by itself, each with its place.
+//!
+//! Nothing here compares two tables: that is `check`. A value that is wrong is noted and missing from the draft.
+
+use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::board::Found;
+use super::keys;
+use super::load::KeptId;
+use super::tree::{Entry, Node, Spot, Tree, Written};
+use super::units::{self, Wrong};
+use super::walk::{At, Reader, Walk, name_fault};
+use super::{
+    Endpoint, ForwardRule, GatewayConfig, LineConfig, LineKind, ModbusConfig, PortConfig, QueueConfig, ReceiveRule,
+    SerialConfig, UplinkConfig, WhenFull,
+};
+use crate::clock::ClockSource;
+use crate::message::Qos;
+
+mod modbus;
+mod serial;
+mod uplink;
+
+pub(super) use modbus::read_models;
+
+/// The longest time that a rule may name.
+const LONG: Duration = Duration::from_secs(365 * 86_400);
+
+/// What stands for the placeholders of templates.
+#[derive(Debug, Clone)]
+pub(super) struct Words {
+    pub(super) gateway: Arc<str>,
+    pub(super) board_serial: Option<String>,
+    pub(super) hostname: Option<String>,
+}
+
+/// The configuration with places, and with holes where something was wrong.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) gateway: Option<GatewayConfig>,
+    pub(super) queue: Option<QueueConfig>,
+    pub(super) listeners: Vec<ListenerDraft>,
+    pub(super) uplinks: Vec<UplinkDraft>,
+    pub(super) lines: Vec<LineDraft>,
+    pub(super) models: Vec<(String, Spot)>,
+    pub(super) modbus: Vec<ModbusDraft>,
+    pub(super) serial: Vec<SerialDraft>,
+}
+
+/// `[broker.listener.<name>]`
+#[derive(Debug)]
+pub(super) struct ListenerDraft {
+    pub(super) name: Arc<str>,
+    pub(super) bind: Option<At<SocketAddr>>,
+}
+
+/// `[uplink.<name>]`
+#[derive(Debug)]
+pub(super) struct UplinkDraft {
+    pub(super) name: Arc<str>,
+    pub(super) spot: Spot,
+    pub(super) endpoints: Vec<At<Endpoint>>,
+    pub(super) client_id: Option<At<String>>,
+    /// Where these keys stand, when they are written.
+    pub(super) ca: Option<Spot>,
+    pub(super) cert: Option<Spot>,
+    pub(super) key: Option<Spot>,
+    pub(super) alpn: Option<Spot>,
+    pub(super) username: Option<Spot>,
+    pub(super) password_file: Option<Spot>,
+    pub(super) forward: Vec<(Option<ForwardRule>, Spot)>,
+    pub(super) receive: Vec<(Option<ReceiveRule>, Spot)>,
+    pub(super) config: Option<UplinkConfig>,
+}
+
+/// `[line.<name>]`, or a url in the place of its name.
+#[derive(Debug)]
+pub(super) struct LineDraft {
+    pub(super) name: Arc<str>,
+    /// Where its port or url stands.
+    pub(super) spot: Spot,
+    pub(super) is_in_place: bool,
+    pub(super) config: Option<LineConfig>,
+}
+
+/// `[modbus.<name>]`
+#[derive(Debug)]
+pub(super) struct ModbusDraft {
+    pub(super) name: Arc<str>,
+    pub(super) spot: Spot,
+    pub(super) line: Option<At<Arc<str>>>,
+    pub(super) unit_id: Option<At<u8>>,
+    pub(super) model: Option<At<String>>,
+    pub(super) topic: Option<At<String>>,
+    /// Each point that has a name, with its place.
+    pub(super) point_names: Vec<(Arc<str>, Spot)>,
+    /// The device's own deadline, or its model's.
+    pub(super) timeout: Option<Duration>,
+    /// With the line's timeout still to be filled in.
+    pub(super) config: Option<ModbusConfig>,
+}
+
+/// `[serial.<name>]`
+#[derive(Debug)]
+pub(super) struct SerialDraft {
+    pub(super) name: Arc<str>,
+    pub(super) spot: Spot,
+    pub(super) port: Option<At<PathBuf>>,
+    pub(super) topic: Option<At<String>>,
+    pub(super) point_names: Vec<(Arc<str>, Spot)>,
+    pub(super) config: Option<SerialConfig>,
+}
+
+/// `[gateway]`, and what the placeholders stand for: needed before anything else is read.
+pub(super) fn gateway(
+    walk: &mut Walk,
+    root: &Tree,
+    board: &Found,
+    kept_id: Option<&KeptId>,
+) -> (Option<GatewayConfig>, Words) {
+    let empty = Tree::default();
+    let (tree, spot) = section(root, "gateway", &empty);
+    let reader = Reader::open(walk, tree, &keys::GATEWAY, spot);
+    let state_dir = reader.text(walk, "state_dir").and_then(|text| {
+        if text.value.starts_with('/') && !text.value.contains('\0') {
+            return Some(PathBuf::from(text.value));
+        }
+        walk.wrong(text.spot, "state_dir", Wrong::new("must be a path from the root: \"/var/lib/tidegate\""));
+        None
+    });
+    let clock = reader.choice(
+        walk,
+        "clock",
+        &[("auto", ClockSource::Timesyncd), ("trust", ClockSource::Trusted)],
+        &["chrony", "gps"],
+    );
+    let written = reader.leaf(walk, "id", |node| {
+        let id = super::walk::text(node)?;
+        name_fault(id).map(|()| id.to_owned())
+    });
+    let (id, id_source) = if reader.has("id") {
+        // A wrong id was noted; the templates are read with something in its place.
+        (written.map(|id| id.value), "the configuration")
+    } else if let Some(kept) = state_dir.as_deref().and_then(|directory| kept_id.and_then(|kept| kept(directory))) {
+        (Some(kept), "the state directory")
+    } else {
+        if board.id.is_none() {
+            let help = "write [gateway] id = \"…\": this board has no serial number, network card or machine id";
+            walk.findings.problem(spot, "this gateway has no id", Some(help.to_owned()));
+        }
+        (board.id.clone(), board.source)
+    };
+    let words = Words {
+        gateway: Arc::from(id.clone().unwrap_or_else(|| "gateway".to_owned())),
+        board_serial: board.board_serial.clone(),
+        hostname: board.hostname.clone(),
+    };
+    let config = match (id, state_dir, clock) {
+        (Some(id), Some(state_dir), Some(clock)) => {
+            Some(GatewayConfig { id: Arc::from(id), id_source, state_dir, clock: clock.value })
+        }
+        _ => None,
+    };
+    (config, words)
+}
+
+/// Everything but `[gateway]`.
+pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>, words: &Words) -> Draft {
+    let top = Reader::open(walk, root, &keys::ROOT, Spot { source: 0, start: 0, end: 0 });
+    let mut draft = Draft {
+        gateway,
+        queue: queue(walk, root),
+        listeners: Vec::new(),
+        uplinks: Vec::new(),
+        lines: Vec::new(),
+        models: Vec::new(),
+        modbus: Vec::new(),
+        serial: Vec::new(),
+    };
+    // A section that is not a table is noted by whoever asks for it first.
+    if let Some(Node { spot, value }) = root.get("gateway").map(|entry| &entry.node)
+        && !matches!(value, Written::Table(_))
+    {
+        walk.wrong(*spot, "gateway", super::walk::wrong_kind("a table", value));
+    }
+    if let Some((tree, spot)) = top.table(walk, "broker") {
+        let reader = Reader::open(walk, tree, &keys::BROKER, spot);
+        for (name, tree, spot) in reader.named(walk, "listener") {
+            draft.listeners.push(listener(walk, name, tree, spot));
+        }
+    }
+    for (name, tree, spot) in top.named(walk, "uplink") {
+        draft.uplinks.push(uplink::read(walk, name, tree, spot, words));
+    }
+    for (name, tree, spot) in top.named(walk, "line") {
+        draft.lines.push(line(walk, name, tree, spot));
+    }
+    let models = read_models(walk, &top, words);
+    for (name, tree, spot) in top.named(walk, "modbus") {
+        let device = modbus::read(walk, name, tree, spot, &models, &mut draft.lines, words);
+        draft.modbus.push(device);
+    }
+    draft.models = models.into_iter().map(|model| (model.name, model.spot)).collect();
+    for (name, tree, spot) in top.named(walk, "serial") {
+        draft.serial.push(serial::read(walk, name, tree, spot, words));
+    }
+    draft
+}
+
+/// A section of the top; an empty one where it is not written.
+fn section<'t>(root: &'t Tree, key: &str, empty: &'t Tree) -> (&'t Tree, Spot) {
+    match root.get(key) {
+        Some(Entry { key, node: Node { value: Written::Table(tree), .. } }) => (tree, *key),
+        _ => (empty, Spot { source: 0, start: 0, end: 0 }),
+    }
+}
+
+fn queue(walk: &mut Walk, root: &Tree) -> Option<QueueConfig> {
+    let empty = Tree::default();
+    let (tree, spot) = section(root, "queue", &empty);
+    if let Some(Node { spot, value }) = root.get("queue").map(|entry| &entry.node)
+        && !matches!(value, Written::Table(_))
+    {
+        walk.wrong(*spot, "queue", super::walk::wrong_kind("a table", value));
+        return None;
+    }
+    let reader = Reader::open(walk, tree, &keys::QUEUE, spot);
+    let bytes_max = reader.size(walk, "max_bytes", 1 << 20, 1 << 44);
+    let age_max = reader.duration(walk, "max_age", Duration::from_secs(60), LONG * 10);
+    let when_full = when_full(walk, &reader);
+    let flash = reader.choice(walk, "flash", &[("always", ())], &["spare"]);
+    flash?;
+    Some(QueueConfig {
+        bytes_max: NonZeroU64::new(bytes_max?.value)?,
+        age_max: if reader.has("max_age") { Some(age_max?.value) } else { None },
+        when_full: when_full?.value,
+    })
+}
+
+fn when_full(walk: &mut Walk, reader: &Reader<'_>) -> Option<At<WhenFull>> {
+    let choices =
+        [("drop-oldest", WhenFull::DropOldest), ("drop-newest", WhenFull::DropNewest), ("refuse", WhenFull::Refuse)];
+    reader.choice(walk, "when_full", &choices, &[])
+}
+
+fn qos(walk: &mut Walk, reader: &Reader<'_>) -> Option<At<Qos>> {
+    let level = reader.integer(walk, "qos", 0, 2)?;
+    let value = u8::try_from(level.value).ok().and_then(Qos::from_level)?;
+    Some(At { value, spot: level.spot, is_default: level.is_default })
+}
+
+fn listener(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> ListenerDraft {
+    let reader = Reader::open(walk, tree, &keys::LISTENER, spot);
+    let bind = reader.leaf(walk, "bind", |node| {
+        let text = super::walk::text(node)?;
+        let help = match text.rsplit_once(':') {
+            _ if text.bytes().all(|b| b.is_ascii_digit()) => format!("write the address too: \"127.0.0.1:{text}\""),
+            Some(("localhost" | "", port)) => format!("write the address in numbers: \"127.0.0.1:{port}\""),
+            _ => "write address and port: \"127.0.0.1:1883\" or \"[::1]:1883\"".to_owned(),
+        };
+        text.parse::<SocketAddr>().map_err(|_| Wrong::new(format!("{text:?} is not an address and a port")).help(help))
+    });
+    ListenerDraft { name: Arc::from(name), bind }
+}
+
+/// The settings of a serial port: of a line, or of a device that speaks by itself.
+fn port(walk: &mut Walk, reader: &Reader<'_>) -> (Option<At<PathBuf>>, Option<PortConfig>) {
+    let path = reader.text(walk, "port").and_then(|text| {
+        if text.value.starts_with('/') && !text.value.contains('\0') {
+            return Some(At { value: PathBuf::from(text.value), spot: text.spot, is_default: false });
+        }
+        let wrong = Wrong::new(format!("{:?} is not the path of a serial port", text.value))
+            .help("write \"/dev/serial/by-id/…\": such a name stays when the cable is plugged in elsewhere");
+        walk.wrong(text.spot, "port", wrong);
+        None
+    });
+    let baud = reader.integer(walk, "baud", 50, 4_000_000);
+    let mode = reader.leaf(walk, "mode", |node| units::serial_mode(super::walk::text(node)?));
+    let config = (|| {
+        let baud = NonZeroU32::new(u32::try_from(baud?.value).ok()?)?;
+        Some(PortConfig { path: path.as_ref()?.value.clone(), baud, mode: mode?.value })
+    })();
+    (path, config)
+}
+
+fn line(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> LineDraft {
+    let reader = Reader::open(walk, tree, &keys::LINE, spot);
+    let (_, serial) = port(walk, &reader);
+    let network = reader.leaf(walk, "url", |node| line_url(super::walk::text(node)?));
+    let kind = match (reader.has("port"), reader.has("url")) {
+        (true, true) => {
+            let help = "a line is a serial port or a connection: keep one of the two".to_owned();
+            walk.findings.problem(reader.spot_of("url"), "this line has both `port` and `url`", Some(help));
+            None
+        }
+        (false, false) => {
+            if !walk.is_partial {
+                let help = "write `port = \"/dev/…\"` or `url = \"tcp://host:502\"`".to_owned();
+                walk.findings.problem(spot, "this line has neither `port` nor `url`", Some(help));
+            }
+            None
+        }
+        (true, false) => serial.map(LineKind::Rtu),
+        (false, true) => {
+            for key in ["baud", "mode"] {
+                if reader.has(key) {
+                    let what = format!("`{key}` is for serial ports, and this line has a url");
+                    walk.findings.problem(reader.spot_of(key), what, None);
+                }
+            }
+            network.map(|at| at.value)
+        }
+    };
+    let (timeout, pause) = pacing(walk, &reader);
+    let config = (|| Some(LineConfig { kind: kind?, timeout: timeout?, pause: pause? }))();
+    let place = if reader.has("port") { reader.spot_of("port") } else { reader.spot_of("url") };
+    LineDraft { name: Arc::from(name), spot: place, is_in_place: false, config }
+}
+
+fn pacing(walk: &mut Walk, reader: &Reader<'_>) -> (Option<Duration>, Option<Duration>) {
+    let timeout = reader.duration(walk, "timeout", Duration::from_millis(10), Duration::from_secs(60));
+    let pause = reader.duration(walk, "pause", Duration::ZERO, Duration::from_secs(60));
+    (timeout.map(|at| at.value), pause.map(|at| at.value))
+}
+
+/// `tcp://host:502` or `rtu-tcp://host:port`.
+fn line_url(text: &str) -> Result<LineKind, Wrong> {
+    const HELP: &str = "write \"tcp://host:502\" for Modbus TCP, \"rtu-tcp://host:port\" for RTU frames over TCP";
+    let url = units::url(text).map_err(|wrong| if wrong.help.is_none() { wrong.help(HELP) } else { wrong })?;
+    let host = url.host.to_owned();
+    match url.scheme {
+        "tcp" => Ok(LineKind::Tcp { host, port: url.port.unwrap_or(502) }),
+        "rtu-tcp" => match url.port {
+            Some(port) => Ok(LineKind::RtuOverTcp { host, port }),
+            None => Err(Wrong::new("the port is missing").help("converters choose their own: \"rtu-tcp://host:4001\"")),
+        },
+        other => Err(Wrong::new(format!("{other:?} is not a kind of line")).help(HELP)),
+    }
+}
+
+/// The name of a line that was written in place: equal ones are one line.
+fn line_name(kind: &LineKind) -> Option<String> {
+    let authority = |host: &str, port: u16| {
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{}:{port}", host.to_lowercase()) }
+    };
+    match kind {
+        LineKind::Tcp { host, port } => Some(format!("tcp://{}", authority(host, *port))),
+        LineKind::RtuOverTcp { host, port } => Some(format!("rtu-tcp://{}", authority(host, *port))),
+        LineKind::Rtu(_) => None,
+    }
+}
+
+/// Fills the placeholders that are known at load; others are wrong.
+fn fill(walk: &mut Walk, key: &str, text: &At<String>, words: &Words) -> Option<String> {
+    let mut result = String::new();
+    let mut rest = text.value.as_str();
+    while let Some((before, after)) = rest.split_once('{') {
+        result.push_str(before);
+        let Some((name, after)) = after.split_once('}') else {
+            walk.wrong(text.spot, key, Wrong::new("a brace { is not closed"));
+            return None;
+        };
+        rest = after;
+        let word = match name {
+            "gateway" => Some(words.gateway.as_ref()),
+            "board_serial" => words.board_serial.as_deref(),
+            "hostname" => words.hostname.as_deref(),
+            "cert.cn" => {
+                let wrong = Wrong::new("the placeholder {cert.cn} is not served by this version")
+                    .help("write the common name itself, or {gateway}, {board_serial}, {hostname}");
+                walk.wrong(text.spot, key, wrong);
+                return None;
+            }
+            _ => {
+                let wrong = Wrong::new(format!("the placeholder {{{name}}} is not known here"))
+                    .help("there are {gateway}, {board_serial} and {hostname}");
+                walk.wrong(text.spot, key, wrong);
+                return None;
+            }
+        };
+        let Some(word) = word else {
+            let wrong = Wrong::new(format!("this board has nothing to put for {{{name}}}"))
+                .help("write {gateway}, with `id` in [gateway]");
+            walk.wrong(text.spot, key, wrong);
+            return None;
+        };
+        result.push_str(word);
+    }
+    result.push_str(rest);
+    Some(result)
+}
+
+/// A device's topic: `{gateway}` is filled in, `{device}` and `{point}` stay.
+fn point_topic(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<At<String>> {
+    reader.leaf(walk, "topic", |node| {
+        let text = super::walk::text(node)?.replace("{gateway}", &words.gateway);
+        let sample = text.replace("{device}", "d").replace("{point}", "p");
+        if let Some((_, after)) = sample.split_once('{') {
+            let name = after.split('}').next().unwrap_or_default();
+            return Err(Wrong::new(format!("the placeholder {{{name}}} is not known here"))
+                .help("there are {device}, {point} and {gateway}"));
+        }
+        crate::message::Topic::new(&sample).map_err(|error| Wrong::new(error.to_string()))?;
+        if super::check::is_reserved(&sample) {
+            return Err(Wrong::new("topics that start with `tidegate/` or `$` are the gateway's own")
+                .help("readings stand under \"field/{device}/{point}\" by default"));
+        }
+        Ok(text)
+    })
+}
+
+/// A file that must be there, be a file, and be readable; a secret one by nobody else.
+fn file(walk: &mut Walk, reader: &Reader<'_>, key: &'static str, is_secret: bool) -> Option<At<PathBuf>> {
+    use std::os::unix::fs::PermissionsExt as _;
+    /// No certificate or key is larger.
+    const BYTES_MAX: u64 = 1 << 20;
+
+    let text = reader.text(walk, key)?;
+    let path = walk.path(key, &text)?;
+    let shown = path.value.display();
+    // Its kind is looked at before it is opened: to open a pipe would wait for a writer.
+    let wrong = match std::fs::metadata(&path.value) {
+        Err(error) => Some(Wrong::new(format!("cannot read {shown}: {}", io_words(&error)))),
+        Ok(metadata) if !metadata.is_file() => Some(Wrong::new(format!("{shown} is not a file"))),
+        Ok(metadata) if metadata.len() == 0 => Some(Wrong::new(format!("{shown} is empty"))),
+        Ok(metadata) if metadata.len() > BYTES_MAX => Some(Wrong::new(format!("{shown} is larger than 1 MiB"))),
+        // The group may read: the service's own group is how a key is given to it.
+        Ok(metadata) if is_secret && metadata.permissions().mode() & 0o027 != 0 => {
+            let mode = metadata.permissions().mode() & 0o777;
+            Some(
+                Wrong::new(format!("others can read or change {shown} (mode {mode:03o})"))
+                    .help(format!("chmod u=rw,g=r,o= {shown}")),
+            )
+        }
+        Ok(_) => match std::fs::File::open(&path.value) {
+            Ok(_) => None,
+            Err(error) => Some(
+                Wrong::new(format!("cannot read {shown}: {}", io_words(&error)))
+                    .help("the user `tidegate` must be able to read it"),
+            ),
+        },
+    };
+    match wrong {
+        Some(wrong) => {
+            walk.wrong(path.spot, key, wrong);
+            None
+        }
+        None => Some(path),
+    }
+}
+
+/// An error of the system in lower case and without its number: the same words on every machine.
+pub(super) fn io_words(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "it does not exist".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        std::io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
+        std::io::ErrorKind::NotADirectory => "a part of the path is not a directory".to_owned(),
+        _ => error.to_string(),
+    }
+}

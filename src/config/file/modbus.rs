@@ -1,0 +1,469 @@
+//! `[model.<name>]` and `[modbus.<name>]`, with their points from the file and from CSV.
+
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::keys;
+use super::super::tree::{self, Entry, Node, Source, Spot, Tree, Written};
+use super::super::units::{self, Wrong};
+use super::super::walk::{self, At, Reader, Walk};
+use super::super::{ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, Table, WordOrder};
+use super::{LineDraft, ModbusDraft, Words, io_words, line_name, line_url, point_topic, qos};
+use crate::config::LineConfig;
+
+/// More points than this on one device are a mistake of a script.
+const POINTS_MAX: usize = 20_000;
+
+/// The longest text of one read: a response carries 125 registers (Modbus Application Protocol 1.1b3, 6.3).
+const REGISTERS_MAX: u16 = 125;
+
+/// The most bytes of a table of points.
+const CSV_BYTES_MAX: u64 = 4 << 20;
+
+const REPORT_KEYS: &[&str] = &["deadband", "min_interval", "heartbeat"];
+const NUMBER_KEYS: &[&str] = &["scale", "offset", "deadband", "registers"];
+
+/// `[model.<name>]`: what devices of one make share, still as a tree.
+#[derive(Debug)]
+pub(in crate::config) struct Model {
+    pub(super) name: String,
+    pub(super) spot: Spot,
+    /// The keys that a device can have too, without the points.
+    own: Tree,
+    points: Tree,
+}
+
+/// Reads the models, each by itself: a model that no device uses is checked as well.
+pub(in crate::config) fn read_models(walk: &mut Walk, top: &Reader<'_>, words: &Words) -> Vec<Model> {
+    let mut models = Vec::new();
+    for (name, tree, spot) in top.named(walk, "model") {
+        let reader = Reader::open(walk, tree, &keys::MODEL, spot);
+        let points = points(walk, &reader, None);
+        let mut own = Tree::default();
+        for (key, entry) in tree.in_order() {
+            let is_shared = keys::MODEL.keys.iter().any(|known| known.name == key);
+            if is_shared && !matches!(key, "points" | "point") {
+                own.insert(key.to_owned(), entry.clone());
+            }
+        }
+        // What a model leaves out its devices may bring: nothing is called missing here.
+        let is_partial = std::mem::replace(&mut walk.is_partial, true);
+        let own_reader = Reader::open(walk, &own, &keys::MODEL, spot);
+        let settings = Settings::read(walk, &own_reader, words);
+        settings.read_points(walk, &points);
+        walk.is_partial = is_partial;
+        models.push(Model { name: name.to_owned(), spot, own, points });
+    }
+    models
+}
+
+/// What a device and its model may both say.
+struct Settings {
+    order: Option<WordOrder>,
+    base: Option<u16>,
+    poll: Option<Duration>,
+    timeout: Option<Duration>,
+    has_timeout: bool,
+    topic: Option<At<String>>,
+    qos: Option<crate::message::Qos>,
+    report: Option<Tree>,
+    report_fine: bool,
+}
+
+impl Settings {
+    fn read(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Settings {
+        let report = reader.table(walk, "report");
+        let is_fine = match report {
+            Some((tree, spot)) => read_report(walk, tree, spot).is_some(),
+            None => !reader.has("report"),
+        };
+        Settings {
+            order: order(walk, reader).map(|at| at.value),
+            base: reader.integer(walk, "address_base", 0, 1).and_then(|at| u16::try_from(at.value).ok()),
+            poll: poll(walk, reader),
+            timeout: reader
+                .duration(walk, "timeout", Duration::from_millis(10), Duration::from_secs(60))
+                .map(|at| at.value),
+            has_timeout: reader.has("timeout"),
+            topic: point_topic(walk, reader, words),
+            qos: qos(walk, reader).map(|at| at.value),
+            report: report.map(|(tree, _)| tree.clone()),
+            report_fine: is_fine,
+        }
+    }
+
+    fn read_points(&self, walk: &mut Walk, points: &Tree) -> Option<Vec<ModbusPoint>> {
+        let mut list = Some(Vec::new());
+        for (name, tree, spot) in walk::named(walk, "point", points) {
+            match (self.read_point(walk, name, tree, spot), &mut list) {
+                (Some(point), Some(list)) => list.push(point),
+                _ => list = None,
+            }
+        }
+        list
+    }
+
+    fn read_point(&self, walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> Option<ModbusPoint> {
+        let reader = Reader::open(walk, tree, &keys::MODBUS_POINT, spot);
+        let base = self.base;
+        let address = reader.leaf(walk, "address", |node| {
+            let number;
+            let text = match &node.value {
+                Written::Text(text) => text,
+                // 40101 without quotes means the same.
+                Written::Integer(Some(reference)) if (10_001..=465_536).contains(reference) => {
+                    number = reference.to_string();
+                    &number
+                }
+                other => return Err(walk::wrong_kind("an address in quotes, such as \"holding:100\"", other)),
+            };
+            // A wrong base was noted; 0 stands in for it.
+            units::address(text, base.unwrap_or(0))
+        });
+        let kind = point_kind(walk, &reader, address.as_ref().map(|at| at.value.0));
+        let order = order(walk, &reader);
+        let scale = reader.number(walk, "scale");
+        let offset = reader.number(walk, "offset");
+        let unit = reader.text(walk, "unit");
+        let poll = poll(walk, &reader);
+        let report = self.point_report(walk, &reader);
+
+        if let Some(scale) = scale.as_ref().filter(|scale| scale.value == 0.0) {
+            walk.wrong(scale.spot, "scale", Wrong::new("must not be 0: every value would be the same"));
+        }
+        if let (Some(address), Some(kind)) = (&address, &kind) {
+            let (table, first) = address.value;
+            let last = u32::from(first) + u32::from(kind.value.width()) - 1;
+            if last > 65_535 {
+                let what = Wrong::new(format!("takes {} registers and would end at {last}", kind.value.width()))
+                    .help("the last address of a table is 65535");
+                walk.wrong(address.spot, "address", what);
+            }
+            let is_bits = matches!(table, Table::Coil | Table::Discrete);
+            if is_bits && kind.value != PointKind::Bool {
+                let table = if table == Table::Coil { "coil" } else { "discrete input" };
+                let wrong = Wrong::new(format!("a {table} is a single bit, and can only be \"bool\""));
+                walk.wrong(kind.spot, "type", wrong);
+            }
+            let is_number = !matches!(kind.value, PointKind::Bool | PointKind::String { .. });
+            for key in ["scale", "offset"] {
+                if reader.has(key) && !is_number {
+                    let what = format!("`{key}` is for numbers, and this point is none");
+                    walk.findings.problem(reader.spot_of(key), what, None);
+                }
+            }
+        }
+        let has_hole = (reader.has("unit") && unit.is_none())
+            || (reader.has("poll") && poll.is_none())
+            || (reader.has("order") && order.is_none());
+        if has_hole {
+            return None;
+        }
+        let (table, address) = address?.value;
+        Some(ModbusPoint {
+            name: Arc::from(name),
+            table,
+            address,
+            kind: kind?.value,
+            order: order.map(|at| at.value).or(self.order).unwrap_or_default(),
+            scale: scale?.value,
+            offset: offset?.value,
+            unit: unit.map(|at| Arc::from(at.value)),
+            poll,
+            report: report?,
+        })
+    }
+
+    /// The device's report rule with the point's own keys over it.
+    fn point_report(&self, walk: &mut Walk, reader: &Reader<'_>) -> Option<Report> {
+        let own = if reader.has("report") { Some(reader.table(walk, "report")?) } else { None };
+        match (&self.report, own) {
+            (None, None) => self.report_fine.then(Report::default),
+            (None, Some((own, spot))) => read_report(walk, own, spot),
+            (Some(shared), None) => read_report(walk, shared, reader.spot),
+            (Some(shared), Some((own, spot))) => {
+                let mut both = shared.clone();
+                both.overlay(own);
+                read_report(walk, &both, spot)
+            }
+        }
+    }
+}
+
+fn order(walk: &mut Walk, reader: &Reader<'_>) -> Option<At<WordOrder>> {
+    let choices =
+        [("abcd", WordOrder::Abcd), ("cdab", WordOrder::Cdab), ("badc", WordOrder::Badc), ("dcba", WordOrder::Dcba)];
+    reader.choice(walk, "order", &choices, &[])
+}
+
+fn poll(walk: &mut Walk, reader: &Reader<'_>) -> Option<Duration> {
+    reader.duration(walk, "poll", Duration::from_millis(10), Duration::from_secs(7 * 86_400)).map(|at| at.value)
+}
+
+/// `report = { … }`, of a Modbus or of a serial point.
+pub(super) fn read_report(walk: &mut Walk, tree: &Tree, spot: Spot) -> Option<Report> {
+    let reader = Reader::open(walk, tree, &keys::REPORT, spot);
+    let range = (Duration::from_millis(10), Duration::from_secs(31 * 86_400));
+    let deadband = reader.number(walk, "deadband");
+    let min_interval = reader.duration(walk, "min_interval", Duration::ZERO, range.1);
+    let heartbeat = reader.duration(walk, "heartbeat", range.0, range.1);
+    if let Some(deadband) = deadband.as_ref().filter(|deadband| deadband.value < 0.0) {
+        let wrong = Wrong::new("must not be negative").help("0 publishes each change, however small");
+        walk.wrong(deadband.spot, "deadband", wrong);
+        return None;
+    }
+    if let (Some(min), Some(beat)) = (&min_interval, &heartbeat)
+        && min.value > beat.value
+    {
+        walk.wrong(beat.spot, "heartbeat", Wrong::new("must not be shorter than `min_interval`"));
+        return None;
+    }
+    let is_hole = |key: &str, is_read: bool| reader.has(key) && !is_read;
+    if is_hole("deadband", deadband.is_some())
+        || is_hole("min_interval", min_interval.is_some())
+        || is_hole("heartbeat", heartbeat.is_some())
+    {
+        return None;
+    }
+    Some(Report {
+        deadband: deadband.map(|at| at.value),
+        min_interval: min_interval.map(|at| at.value),
+        heartbeat: heartbeat.map(|at| at.value),
+    })
+}
+
+fn point_kind(walk: &mut Walk, reader: &Reader<'_>, table: Option<Table>) -> Option<At<PointKind>> {
+    /// What other programs call these types.
+    const FOREIGN: &[(&str, &str)] = &[
+        ("float", "f32"),
+        ("float32", "f32"),
+        ("real", "f32"),
+        ("double", "f64"),
+        ("float64", "f64"),
+        ("int", "i16"),
+        ("int16", "i16"),
+        ("uint", "u16"),
+        ("uint16", "u16"),
+        ("word", "u16"),
+        ("int32", "i32"),
+        ("uint32", "u32"),
+        ("dword", "u32"),
+        ("int64", "i64"),
+        ("uint64", "u64"),
+        ("boolean", "bool"),
+        ("bit", "bool"),
+        ("str", "string"),
+        ("text", "string"),
+    ];
+    const KNOWN: [&str; 10] = ["bool", "u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64", "string"];
+
+    let registers = reader.integer(walk, "registers", 1, i64::from(REGISTERS_MAX));
+    if !reader.has("type") {
+        if reader.has("registers") {
+            let what = "`registers` is how long a text is, and needs `type = \"string\"`";
+            walk.findings.problem(reader.spot_of("registers"), what, None);
+            return None;
+        }
+        return match table {
+            Some(Table::Coil | Table::Discrete) => {
+                Some(At { value: PointKind::Bool, spot: reader.spot, is_default: true })
+            }
+            // How wide a register's value is cannot be guessed: a wrong guess is a wrong number that looks right.
+            Some(Table::Input | Table::Holding) => {
+                if !walk.is_partial {
+                    let help = "the manual of the device says it: `type = \"u16\"`, \"i16\", \"u32\", \"f32\" …";
+                    walk.findings.problem(reader.spot, "`type` is missing", Some(help.to_owned()));
+                }
+                None
+            }
+            None => None,
+        };
+    }
+    let name = reader.leaf(walk, "type", |node| {
+        let text = walk::text(node)?;
+        if let Some(known) = KNOWN.iter().find(|known| **known == text) {
+            return Ok(*known);
+        }
+        let lower = text.to_lowercase();
+        let meant = FOREIGN.iter().find(|(foreign, _)| *foreign == lower).map(|(_, name)| *name);
+        let help = match meant.or_else(|| walk::nearest(text, KNOWN)) {
+            Some(name) => format!("did you mean {name:?}?"),
+            None => format!("the types are {}", KNOWN.join(", ")),
+        };
+        Err(Wrong::new(format!("{text:?} is not a type")).help(help))
+    })?;
+    let value = match name.value {
+        "bool" => PointKind::Bool,
+        "u16" => PointKind::U16,
+        "i16" => PointKind::I16,
+        "u32" => PointKind::U32,
+        "i32" => PointKind::I32,
+        "u64" => PointKind::U64,
+        "i64" => PointKind::I64,
+        "f32" => PointKind::F32,
+        "f64" => PointKind::F64,
+        _ if !reader.has("registers") => {
+            if !walk.is_partial {
+                let help = "write how many registers it takes, two characters each: `registers = 8`";
+                walk.findings.problem(reader.spot, "`registers` is missing", Some(help.to_owned()));
+            }
+            return None;
+        }
+        _ => PointKind::String { registers: NonZeroU16::new(u16::try_from(registers?.value).ok()?)? },
+    };
+    if name.value != "string" && reader.has("registers") {
+        let what = format!("`registers` is for texts; a {} has its own width", name.value);
+        walk.findings.problem(reader.spot_of("registers"), what, None);
+    }
+    Some(At { value, spot: name.spot, is_default: false })
+}
+
+/// Points of a model or a device: from CSV, with those of the file over them.
+fn points(walk: &mut Walk, reader: &Reader<'_>, model: Option<&Tree>) -> Tree {
+    let mut points = model.cloned().unwrap_or_default();
+    if let Some(text) = reader.text(walk, "points")
+        && let Some(path) = walk.path("points", &text)
+        && let Some(from_csv) = read_csv(walk, &path)
+    {
+        points.overlay(&from_csv);
+    }
+    if let Some((tree, _)) = reader.table(walk, "point") {
+        points.overlay(tree);
+    }
+    points
+}
+
+fn read_csv(walk: &mut Walk, path: &At<std::path::PathBuf>) -> Option<Tree> {
+    let layer = walk.findings.sources.get(path.spot.source).map_or(0, |source| source.layer);
+    let shown = path.value.display();
+    let text = match super::super::read_bounded(&path.value, CSV_BYTES_MAX) {
+        Ok(Ok(text)) => text,
+        Ok(Err(reason)) => {
+            walk.wrong(path.spot, "points", Wrong::new(format!("{shown} {reason}")));
+            return None;
+        }
+        Err(error) => {
+            walk.wrong(path.spot, "points", Wrong::new(format!("cannot read {shown}: {}", io_words(&error))));
+            return None;
+        }
+    };
+    let known = walk.findings.sources.iter().position(|source| source.path == path.value);
+    let source = match known {
+        Some(source) => source,
+        None => walk.findings.add(Source { path: path.value.clone(), text, layer }),
+    };
+    tree::points_from_csv(source, REPORT_KEYS, NUMBER_KEYS, &mut walk.findings)
+}
+
+pub(super) fn read(
+    walk: &mut Walk,
+    name: &str,
+    tree: &Tree,
+    spot: Spot,
+    models: &[Model],
+    lines: &mut Vec<LineDraft>,
+    words: &Words,
+) -> ModbusDraft {
+    let own = Reader::open(walk, tree, &keys::MODBUS, spot);
+    let model_name = own.text(walk, "model");
+    let model = model_name.as_ref().and_then(|name| models.iter().find(|model| model.name == name.value));
+    let points = points(walk, &own, model.map(|model| &model.points));
+    let mut merged = model.map(|model| model.own.clone()).unwrap_or_default();
+    merged.overlay(tree);
+    let reader = Reader::open(walk, &merged, &keys::MODBUS, spot);
+
+    let line = line(walk, &reader, lines);
+    let unit_id = reader.leaf(walk, "unit_id", unit_id);
+    let settings = Settings::read(walk, &reader, words);
+    let list = settings.read_points(walk, &points);
+    let point_names: Vec<(Arc<str>, Spot)> = points
+        .in_order()
+        .into_iter()
+        .filter(|(_, Entry { node, .. })| matches!(node.value, Written::Table(_)))
+        .map(|(name, entry)| (Arc::from(name), entry.key))
+        .collect();
+    // A model that could not be found may hold the points.
+    let is_model_known = !reader.has("model") || model.is_some();
+    if point_names.is_empty() && is_model_known && !walk.is_partial && !reader.has("points") {
+        let has_csv_fault = model.is_some_and(|model| model.points.keys().next().is_none());
+        let help = match has_csv_fault {
+            true => "its model has none either",
+            false => "write [modbus.<name>.point] with a line for each, or `points = \"file.csv\"`",
+        };
+        walk.findings.problem(spot, "this device has no points", Some(help.to_owned()));
+    }
+    if point_names.len() > POINTS_MAX {
+        let what = format!("{} points are too many; {POINTS_MAX} are the most", point_names.len());
+        walk.findings.problem(spot, what, None);
+    }
+    let config = (|| {
+        if settings.has_timeout && settings.timeout.is_none() || !settings.report_fine {
+            return None;
+        }
+        settings.order?;
+        settings.base?;
+        Some(ModbusConfig {
+            line: line.as_ref()?.value.clone(),
+            unit_id: unit_id.as_ref()?.value,
+            poll: settings.poll?,
+            timeout: Duration::ZERO,
+            topic: PointTopic(settings.topic.as_ref()?.value.clone()),
+            qos: settings.qos?,
+            points: list?,
+        })
+    })();
+    ModbusDraft {
+        name: Arc::from(name),
+        spot,
+        line,
+        unit_id,
+        model: model_name,
+        topic: settings.topic,
+        point_names,
+        timeout: settings.timeout,
+        config,
+    }
+}
+
+fn unit_id(node: &Node) -> Result<u8, Wrong> {
+    match &node.value {
+        Written::Integer(Some(0)) => Err(Wrong::new("unit 0 is the broadcast, which no device answers")
+            .help("from 1 to 247; 255 for a TCP device itself")),
+        Written::Integer(Some(number)) => u8::try_from(*number)
+            .map_err(|_| Wrong::new("out of range").help("from 1 to 247; 255 for a TCP device itself")),
+        Written::Integer(None) => Err(Wrong::new("out of range").help("from 1 to 247; 255 for a TCP device itself")),
+        other => Err(walk::wrong_kind("a whole number", other)),
+    }
+}
+
+/// The line of a device: a name, or a url in its place. Whether a name is known is seen by `check`.
+fn line(walk: &mut Walk, reader: &Reader<'_>, lines: &mut Vec<LineDraft>) -> Option<At<Arc<str>>> {
+    let text = reader.text(walk, "line")?;
+    if text.value.starts_with('/') {
+        let wrong = Wrong::new("a serial port has settings, and cannot stand here")
+            .help(format!("write [line.bus] with port = {:?}, and line = \"bus\" here", text.value));
+        walk.wrong(text.spot, "line", wrong);
+        return None;
+    }
+    if !text.value.contains("://") {
+        return Some(At { value: Arc::from(text.value), spot: text.spot, is_default: false });
+    }
+    let kind = match line_url(&text.value) {
+        Ok(kind) => kind,
+        Err(wrong) => {
+            walk.wrong(text.spot, "line", wrong);
+            return None;
+        }
+    };
+    let name: Arc<str> = Arc::from(line_name(&kind)?);
+    if !lines.iter().any(|line| line.name == name) {
+        // The defaults of a line, as if it had been written.
+        let empty = Tree::default();
+        let defaults = Reader::open(walk, &empty, &keys::LINE, text.spot);
+        let (timeout, pause) = super::pacing(walk, &defaults);
+        let config = (|| Some(LineConfig { kind, timeout: timeout?, pause: pause? }))();
+        lines.push(LineDraft { name: name.clone(), spot: text.spot, is_in_place: true, config });
+    }
+    Some(At { value: name, spot: text.spot, is_default: false })
+}

@@ -1,0 +1,354 @@
+//! `[uplink.<name>]`, with its rules.
+
+use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::tree::{Spot, Tree};
+use super::super::units::{self, Wrong};
+use super::super::walk::{At, Reader, Walk};
+use super::super::{
+    Endpoint, ForwardRule, Pace, Protocol, ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, check, keys,
+};
+use super::{UplinkDraft, Words, file, fill, qos, when_full};
+use crate::message::{Filter, Topic};
+
+/// More addresses than this are a mistake: each costs its timeout before the next is tried.
+const ENDPOINTS_MAX: usize = 16;
+
+/// More rules than this are a mistake: every message is held against each.
+const RULES_MAX: usize = 256;
+
+pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: &Words) -> UplinkDraft {
+    let reader = Reader::open(walk, tree, &keys::UPLINK, spot);
+    let endpoints = endpoints(walk, &reader);
+    let profile = reader.choice(
+        walk,
+        "profile",
+        &[("generic", ())],
+        &["aws-iot", "azure-iot-hub", "azure-event-grid", "clearblade"],
+    );
+    let protocol = protocol(walk, &reader);
+    let client_id = client_id(walk, &reader, words);
+    let ca = file(walk, &reader, "ca", false);
+    let cert = file(walk, &reader, "cert", false);
+    let key = file(walk, &reader, "key", true);
+    let alpn = alpn(walk, &reader);
+    let username = reader.text(walk, "username");
+    let password_file = file(walk, &reader, "password_file", true);
+    let keep_alive = seconds(walk, &reader, "keep_alive", 65_535);
+    let session_expiry = seconds(walk, &reader, "session_expiry", 3650 * 86_400);
+    let window = reader.integer(walk, "window", 1, 65_535);
+    let reconnect = reconnect(walk, &reader);
+    let drain = reader.choice(walk, "drain", &[("oldest-first", ())], &["live-first"]);
+    let pace = pace(walk, &reader);
+    let link = reader.choice(walk, "link", &[("normal", ())], &["metered"]);
+    let own_topic = own_topic(walk, &reader, words);
+    let forward = forward(walk, &reader, words);
+    let receive = receive(walk, &reader, words);
+
+    let is_missing = |key: &str, is_read: bool| reader.has(key) && !is_read;
+    let has_hole = is_missing("ca", ca.is_some())
+        || is_missing("cert", cert.is_some())
+        || is_missing("key", key.is_some())
+        || is_missing("username", username.is_some())
+        || is_missing("password_file", password_file.is_some());
+    let config = (|| {
+        if has_hole {
+            return None;
+        }
+        profile?;
+        drain?;
+        link?;
+        Some(UplinkConfig {
+            endpoints: endpoints.as_ref()?.iter().map(|at| at.value.clone()).collect(),
+            protocol: protocol?.value,
+            client_id: client_id.as_ref()?.value.clone(),
+            ca: ca.as_ref().map(|at| at.value.clone()),
+            cert: cert.as_ref().map(|at| at.value.clone()),
+            key: key.as_ref().map(|at| at.value.clone()),
+            alpn: alpn?,
+            username: username.as_ref().map(|at| at.value.clone()),
+            password_file: password_file.as_ref().map(|at| at.value.clone()),
+            keep_alive: keep_alive?,
+            session_expiry: session_expiry?,
+            window: NonZeroU16::new(u16::try_from(window?.value).ok()?)?,
+            reconnect: reconnect?,
+            pace: pace?,
+            own_topic: own_topic?,
+            forward: match forward.is_empty() {
+                true => vec![default_rule()?],
+                false => forward.iter().map(|(rule, _)| rule.clone()).collect::<Option<Vec<_>>>()?,
+            },
+            receive: receive.iter().map(|(rule, _)| rule.clone()).collect::<Option<Vec<_>>>()?,
+        })
+    })();
+    let written = |key: &str| reader.has(key).then(|| reader.spot_of(key));
+    UplinkDraft {
+        name: Arc::from(name),
+        spot,
+        endpoints: endpoints.unwrap_or_default(),
+        client_id,
+        ca: written("ca"),
+        cert: written("cert"),
+        key: written("key"),
+        alpn: written("alpn"),
+        username: written("username"),
+        password_file: written("password_file"),
+        forward,
+        receive,
+        config,
+    }
+}
+
+/// What is forwarded where no rule is written: every reading.
+fn default_rule() -> Option<ForwardRule> {
+    Some(ForwardRule {
+        filter: Filter::new("field/#").ok()?,
+        topic: TopicTemplate::identity(),
+        qos: None,
+        when_full: None,
+        strict_order: false,
+    })
+}
+
+fn endpoints(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<At<Endpoint>>> {
+    if !reader.has("url") {
+        reader.missing(walk, "url");
+        return None;
+    }
+    let urls = reader.texts(walk, "url")?;
+    if urls.is_empty() || urls.len() > ENDPOINTS_MAX {
+        let wrong = Wrong::new(format!("must be one url, or a list of 1 to {ENDPOINTS_MAX}"));
+        walk.wrong(reader.spot_of("url"), "url", wrong);
+        return None;
+    }
+    let mut endpoints = Vec::new();
+    let mut is_whole = true;
+    for url in urls {
+        match endpoint(&url.value) {
+            Ok(value) => endpoints.push(At { value, spot: url.spot, is_default: false }),
+            Err(wrong) => {
+                walk.wrong(url.spot, "url", wrong);
+                is_whole = false;
+            }
+        }
+    }
+    is_whole.then_some(endpoints)
+}
+
+fn endpoint(text: &str) -> Result<Endpoint, Wrong> {
+    const HELP: &str = "write \"mqtts://host:8883\" (TLS) or \"mqtt://host:1883\"";
+    let url = units::url(text).map_err(|wrong| if wrong.help.is_none() { wrong.help(HELP) } else { wrong })?;
+    let tls = match url.scheme {
+        "mqtts" => true,
+        "mqtt" => false,
+        "wss" | "ws" => {
+            return Err(Wrong::new(format!("{}:// is not served by this version", url.scheme)).help(HELP));
+        }
+        other => return Err(Wrong::new(format!("{other:?} is not a way to a broker")).help(HELP)),
+    };
+    let port = url.port.unwrap_or(if tls { 8883 } else { 1883 });
+    Ok(Endpoint { host: url.host.to_owned(), port, tls })
+}
+
+fn protocol(walk: &mut Walk, reader: &Reader<'_>) -> Option<At<Protocol>> {
+    reader.leaf(walk, "protocol", |node| {
+        use super::super::tree::Written;
+        let text = match &node.value {
+            Written::Text(text) => text.as_str(),
+            // `protocol = 5` means one thing only.
+            Written::Integer(Some(5)) => "5",
+            other => return Err(super::super::walk::wrong_kind("\"5\" or \"3.1.1\", in quotes", other)),
+        };
+        match text {
+            "5" | "5.0" => Ok(Protocol::V5),
+            "3.1.1" => Ok(Protocol::V311),
+            _ => Err(Wrong::new(format!("{text:?} is not a version of MQTT")).help("write \"5\" or \"3.1.1\"")),
+        }
+    })
+}
+
+fn client_id(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<At<String>> {
+    let text = reader.text(walk, "client_id")?;
+    let value = fill(walk, "client_id", &text, words)?;
+    if value.is_empty() || value.len() > 65_535 || value.chars().any(char::is_control) {
+        let wrong = Wrong::new("must not be empty, nor contain control characters")
+            .help("a session is found again by its client id: without one nothing can be delivered exactly once");
+        walk.wrong(text.spot, "client_id", wrong);
+        return None;
+    }
+    Some(At { value, spot: text.spot, is_default: text.is_default })
+}
+
+fn alpn(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<String>> {
+    let names = reader.texts(walk, "alpn")?;
+    let mut is_whole = true;
+    for name in &names {
+        // RFC 7301, 3.1: 1 to 255 bytes.
+        if name.value.is_empty() || name.value.len() > 255 {
+            walk.wrong(name.spot, "alpn", Wrong::new("a protocol name has 1 to 255 bytes"));
+            is_whole = false;
+        }
+    }
+    is_whole.then(|| names.into_iter().map(|name| name.value).collect())
+}
+
+/// A duration that travels as whole seconds.
+fn seconds(walk: &mut Walk, reader: &Reader<'_>, key: &'static str, max: u64) -> Option<Duration> {
+    let at = reader.duration(walk, key, Duration::ZERO, Duration::from_secs(max))?;
+    if at.value.subsec_nanos() != 0 {
+        walk.wrong(at.spot, key, Wrong::new("must be whole seconds: MQTT counts in seconds"));
+        return None;
+    }
+    Some(at.value)
+}
+
+fn reconnect(walk: &mut Walk, reader: &Reader<'_>) -> Option<Reconnect> {
+    let empty = Tree::default();
+    let (tree, spot) = match reader.has("reconnect") {
+        true => reader.table(walk, "reconnect")?,
+        false => (&empty, reader.spot),
+    };
+    let reader = Reader::open(walk, tree, &keys::RECONNECT, spot);
+    let range = (Duration::from_millis(10), Duration::from_secs(86_400));
+    let first = reader.duration(walk, "first", range.0, range.1);
+    let max = reader.duration(walk, "max", range.0, range.1);
+    let (first, max) = (first?, max?);
+    if first.value > max.value {
+        walk.wrong(first.spot, "first", Wrong::new("must not be longer than `max`"));
+        return None;
+    }
+    Some(Reconnect { first: first.value, max: max.value })
+}
+
+fn pace(walk: &mut Walk, reader: &Reader<'_>) -> Option<Pace> {
+    if !reader.has("pace") {
+        return Some(Pace::default());
+    }
+    let (tree, spot) = reader.table(walk, "pace")?;
+    let reader = Reader::open(walk, tree, &keys::PACE, spot);
+    let messages = reader.integer(walk, "messages_per_s", 1, 1_000_000);
+    let bytes = reader.size(walk, "bytes_per_s", 1, 1 << 40);
+    let messages_per_s = match reader.has("messages_per_s") {
+        true => Some(NonZeroU32::new(u32::try_from(messages?.value).ok()?)?),
+        false => None,
+    };
+    let bytes_per_s = match reader.has("bytes_per_s") {
+        true => Some(NonZeroU64::new(bytes?.value)?),
+        false => None,
+    };
+    Some(Pace { messages_per_s, bytes_per_s })
+}
+
+/// The outer `None` is a fault, the inner one is off.
+fn own_topic(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<Option<String>> {
+    let text = reader.text(walk, "own_topic")?;
+    if text.value.is_empty() {
+        return Some(None);
+    }
+    let filled = fill(walk, "own_topic", &text, words)?;
+    match Topic::new(&filled) {
+        // The gateway's topics stand below it: `<own_topic>/gap`.
+        Ok(_) if filled.ends_with('/') => {
+            walk.wrong(text.spot, "own_topic", Wrong::new("must not end with a slash"));
+            None
+        }
+        Ok(_) => Some(Some(filled)),
+        Err(error) => {
+            walk.wrong(text.spot, "own_topic", Wrong::new(error.to_string()));
+            None
+        }
+    }
+}
+
+fn filter(walk: &mut Walk, reader: &Reader<'_>, is_local: bool) -> Option<At<Filter>> {
+    reader.leaf(walk, "filter", |node| {
+        let text = super::super::walk::text(node)?;
+        let filter = Filter::new(text).map_err(|error| Wrong::new(error.to_string()))?;
+        if is_local && filter.share_group().is_some() {
+            return Err(Wrong::new("a rule of the gateway itself shares with nobody")
+                .help(format!("write {:?}", filter.pattern())));
+        }
+        Ok(filter)
+    })
+}
+
+fn template(
+    walk: &mut Walk,
+    reader: &Reader<'_>,
+    filter: Option<&At<Filter>>,
+    words: &Words,
+) -> Option<At<TopicTemplate>> {
+    let text = reader.text(walk, "topic")?;
+    // Without a filter nobody can say what it could fill; the fault of the filter was noted.
+    let filter = filter?;
+    match TopicTemplate::parse(&text.value, &filter.value, &words.gateway) {
+        Ok(value) => Some(At { value, spot: text.spot, is_default: text.is_default }),
+        Err(error) => {
+            let help = format!("the filter is {:?}", filter.value.as_str());
+            walk.wrong(text.spot, "topic", Wrong::new(error.to_string()).help(help));
+            None
+        }
+    }
+}
+
+fn rules<'t>(walk: &mut Walk, reader: &Reader<'t>, key: &'static str) -> Vec<(&'t Tree, Spot)> {
+    let mut tables = reader.tables(walk, key);
+    if tables.len() > RULES_MAX {
+        let wrong = Wrong::new(format!("{} rules are too many; {RULES_MAX} are the most", tables.len()));
+        walk.wrong(reader.spot_of(key), key, wrong);
+        tables.truncate(RULES_MAX);
+    }
+    tables
+}
+
+fn forward(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<ForwardRule>, Spot)> {
+    let mut result = Vec::new();
+    for (tree, spot) in rules(walk, reader, "forward") {
+        let reader = Reader::open(walk, tree, &keys::FORWARD, spot);
+        let filter = filter(walk, &reader, true);
+        let topic = template(walk, &reader, filter.as_ref(), words);
+        let level = qos(walk, &reader);
+        let full = when_full(walk, &reader);
+        let order = reader.choice(walk, "order", &[("normal", false), ("strict", true)], &[]);
+        let place = filter.as_ref().map_or(spot, |filter| filter.spot);
+        let rule = (|| {
+            Some(ForwardRule {
+                filter: filter?.value,
+                topic: topic?.value,
+                qos: if reader.has("qos") { Some(level?.value) } else { None },
+                when_full: if reader.has("when_full") { Some(full?.value) } else { None },
+                strict_order: order?.value,
+            })
+        })();
+        result.push((rule, place));
+    }
+    result
+}
+
+fn receive(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<ReceiveRule>, Spot)> {
+    let mut result = Vec::new();
+    for (tree, spot) in rules(walk, reader, "receive") {
+        let reader = Reader::open(walk, tree, &keys::RECEIVE, spot);
+        let filter = filter(walk, &reader, false);
+        let topic = template(walk, &reader, filter.as_ref(), words);
+        let level = qos(walk, &reader);
+        if let Some(topic) = topic.as_ref().filter(|topic| check::is_reserved(topic.value.as_str())) {
+            let wrong = Wrong::new("topics that start with `tidegate/` or `$` are the gateway's own");
+            walk.wrong(topic.spot, "topic", wrong);
+        }
+        if let (Some(filter), Some(topic)) = (&filter, &topic)
+            && filter.value.pattern().starts_with('$')
+            && topic.value.as_str().starts_with("{topic}")
+        {
+            let wrong = Wrong::new("a topic that starts with `$` cannot be taken over as it is")
+                .help("write the local topic: topic = \"cloud/{rest}\"");
+            walk.wrong(filter.spot, "filter", wrong);
+        }
+        let place = filter.as_ref().map_or(spot, |filter| filter.spot);
+        let rule = (|| Some(ReceiveRule { filter: filter?.value, topic: topic?.value, qos: level?.value }))();
+        result.push((rule, place));
+    }
+    result
+}

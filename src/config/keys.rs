@@ -1,0 +1,445 @@
+//! Every key that may be written, once: what it is, whether it must be there, and its default. Pure.
+//!
+//! The walker knows no other keys, and reads a default from here as if it had been written; `config/tidegate.toml`
+//! is held against these tables by a test.
+
+/// Whether a key must be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Without it the table means nothing.
+    Required,
+    /// Nothing, or something else, takes its place.
+    Optional,
+    /// As if this TOML value had been written.
+    Default(&'static str),
+}
+
+/// One key of a table.
+#[derive(Debug)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it must be written.
+    pub presence: Presence,
+}
+
+/// A kind of table.
+#[derive(Debug)]
+pub struct KeyTable {
+    /// Its name with `<name>` where the owner chooses: `uplink.<name>`.
+    pub title: &'static str,
+    /// The keys that this version serves.
+    pub keys: &'static [Key],
+    /// Names that are called otherwise here, and what to write instead.
+    pub gone: &'static [(&'static str, &'static str)],
+    /// Keys of later versions: known, but not served by this one.
+    pub later: &'static [&'static str],
+}
+
+const fn required(name: &'static str) -> Key {
+    Key { name, presence: Presence::Required }
+}
+
+const fn optional(name: &'static str) -> Key {
+    Key { name, presence: Presence::Optional }
+}
+
+const fn default(name: &'static str, value: &'static str) -> Key {
+    Key { name, presence: Presence::Default(value) }
+}
+
+/// Every kind of table.
+pub static TABLES: &[&KeyTable] = &[
+    &ROOT,
+    &GATEWAY,
+    &QUEUE,
+    &BROKER,
+    &LISTENER,
+    &UPLINK,
+    &RECONNECT,
+    &PACE,
+    &FORWARD,
+    &RECEIVE,
+    &LINE,
+    &MODEL,
+    &MODBUS,
+    &MODBUS_POINT,
+    &REPORT,
+    &SERIAL,
+    &ASK,
+    &FRAME,
+    &PARSE,
+    &SERIAL_POINT,
+];
+
+/// The top of the file.
+pub static ROOT: KeyTable = KeyTable {
+    title: "",
+    keys: &[
+        optional("gateway"),
+        optional("queue"),
+        optional("broker"),
+        optional("uplink"),
+        optional("line"),
+        optional("model"),
+        optional("modbus"),
+        optional("serial"),
+    ],
+    gone: &[
+        ("listener", "write `[broker.listener.<name>]`"),
+        ("mqtt", "the local broker is `[broker]`, the way to a cloud `[uplink.<name>]`"),
+        ("cloud", "write `[uplink.cloud]`"),
+        ("uplinks", "write `[uplink.<name>]`, one table for each"),
+        ("bridge", "write `[uplink.<name>]`"),
+        ("device", "write `[modbus.<name>]` or `[serial.<name>]`"),
+        ("devices", "write `[modbus.<name>]` or `[serial.<name>]`, one table for each"),
+        ("source", "write `[modbus.<name>]` or `[serial.<name>]`, one table for each"),
+        ("store", "write `[queue]`"),
+        ("storage", "write `[queue]`"),
+        ("buffer", "write `[queue]`"),
+        ("bus", "write `[line.<name>]`"),
+        ("log", "the level of the log is an option of the command line, not a key"),
+    ],
+    later: &["web", "limits", "simulate", "payload", "user"],
+};
+
+/// `[gateway]`
+pub static GATEWAY: KeyTable = KeyTable {
+    title: "gateway",
+    keys: &[optional("id"), default("state_dir", "\"/var/lib/tidegate\""), default("clock", "\"auto\"")],
+    gone: &[
+        ("name", "it is called `id`"),
+        ("gateway_id", "it is called `id`"),
+        ("data_dir", "it is called `state_dir`"),
+        ("state", "it is called `state_dir`"),
+    ],
+    later: &[],
+};
+
+/// `[queue]`
+pub static QUEUE: KeyTable = KeyTable {
+    title: "queue",
+    keys: &[
+        default("max_bytes", "\"1 GiB\""),
+        optional("max_age"),
+        default("when_full", "\"drop-oldest\""),
+        default("flash", "\"always\""),
+    ],
+    gone: &[
+        ("max_size", "it is called `max_bytes`"),
+        ("size", "it is called `max_bytes`"),
+        ("limit", "it is called `max_bytes`"),
+        ("overflow", "it is called `when_full`"),
+        ("retention", "it is called `max_age`"),
+        ("path", "the store stands in `[gateway] state_dir`"),
+        ("max_messages", "the queue is bounded in bytes: `max_bytes`"),
+    ],
+    later: &["hold"],
+};
+
+/// `[broker]`
+pub static BROKER: KeyTable = KeyTable {
+    title: "broker",
+    keys: &[optional("listener")],
+    gone: &[
+        ("bind", "write `[broker.listener.<name>]` with `bind` in it"),
+        ("port", "write `[broker.listener.<name>]` with `bind = \"127.0.0.1:1883\"`"),
+        ("listeners", "write `[broker.listener.<name>]`, one table for each"),
+        ("allow_anonymous", "anonymous clients are allowed on loopback, and nowhere else"),
+    ],
+    later: &["user", "session", "max_connections", "acl"],
+};
+
+/// `[broker.listener.<name>]`
+pub static LISTENER: KeyTable = KeyTable {
+    title: "broker.listener.<name>",
+    keys: &[required("bind")],
+    gone: &[
+        ("port", "write address and port together: `bind = \"127.0.0.1:1883\"`"),
+        ("address", "write address and port together: `bind = \"127.0.0.1:1883\"`"),
+        ("listen", "it is called `bind`"),
+        ("host", "write address and port together: `bind = \"127.0.0.1:1883\"`"),
+    ],
+    later: &["tls", "plaintext", "transport"],
+};
+
+/// `[uplink.<name>]`
+pub static UPLINK: KeyTable = KeyTable {
+    title: "uplink.<name>",
+    keys: &[
+        required("url"),
+        default("profile", "\"generic\""),
+        default("protocol", "\"5\""),
+        default("client_id", "\"{gateway}\""),
+        optional("ca"),
+        optional("cert"),
+        optional("key"),
+        default("alpn", "[]"),
+        optional("username"),
+        optional("password_file"),
+        default("keep_alive", "\"30s\""),
+        default("session_expiry", "\"7 days\""),
+        default("window", "100"),
+        default("reconnect", "{ first = \"1s\", max = \"30s\" }"),
+        default("drain", "\"oldest-first\""),
+        optional("pace"),
+        default("link", "\"normal\""),
+        default("own_topic", "\"tidegate/{gateway}\""),
+        optional("forward"),
+        optional("receive"),
+    ],
+    gone: &[
+        ("host", "write `url = \"mqtts://host:8883\"`"),
+        ("address", "write `url = \"mqtts://host:8883\"`"),
+        ("server", "write `url = \"mqtts://host:8883\"`"),
+        ("broker", "write `url = \"mqtts://host:8883\"`"),
+        ("urls", "it is called `url`, and may be a list"),
+        ("port", "it is part of `url`: `\"mqtts://host:8883\"`"),
+        ("tls", "write `url = \"mqtts://…\"`, and `ca`, `cert`, `key` beside it"),
+        ("clientid", "it is called `client_id`"),
+        ("user", "it is called `username`"),
+        ("password", "write it in a file of its own and name that: `password_file`"),
+        ("ca_file", "it is called `ca`"),
+        ("cafile", "it is called `ca`"),
+        ("cert_file", "it is called `cert`"),
+        ("certfile", "it is called `cert`"),
+        ("key_file", "it is called `key`"),
+        ("keyfile", "it is called `key`"),
+        ("keepalive", "it is called `keep_alive`"),
+        ("version", "it is called `protocol`"),
+        ("max_inflight", "it is called `window`"),
+        ("inflight", "it is called `window`"),
+        ("clean_session", "a session is always kept; how long says `session_expiry`"),
+        ("topics", "write `[[uplink.<name>.forward]]` or `[[uplink.<name>.receive]]`"),
+        ("subscribe", "write `[[uplink.<name>.receive]]`"),
+        ("publish", "write `[[uplink.<name>.forward]]`"),
+    ],
+    later: &["proxy", "provision", "envelope", "batch", "format", "interface"],
+};
+
+/// `reconnect = { … }`
+pub static RECONNECT: KeyTable = KeyTable {
+    title: "uplink.<name>.reconnect",
+    keys: &[default("first", "\"1s\""), default("max", "\"30s\"")],
+    gone: &[("min", "it is called `first`")],
+    later: &[],
+};
+
+/// `pace = { … }`
+pub static PACE: KeyTable = KeyTable {
+    title: "uplink.<name>.pace",
+    keys: &[optional("messages_per_s"), optional("bytes_per_s")],
+    gone: &[],
+    later: &[],
+};
+
+/// `[[uplink.<name>.forward]]`
+pub static FORWARD: KeyTable = KeyTable {
+    title: "uplink.<name>.forward",
+    keys: &[
+        required("filter"),
+        default("topic", "\"{topic}\""),
+        optional("qos"),
+        optional("when_full"),
+        default("order", "\"normal\""),
+    ],
+    gone: &[("from", "it is called `filter`"), ("to", "it is called `topic`"), ("local", "it is called `filter`")],
+    later: &["envelope", "batch", "format", "compress"],
+};
+
+/// `[[uplink.<name>.receive]]`
+pub static RECEIVE: KeyTable = KeyTable {
+    title: "uplink.<name>.receive",
+    keys: &[required("filter"), default("topic", "\"{topic}\""), default("qos", "1")],
+    gone: &[("from", "it is called `filter`"), ("to", "it is called `topic`"), ("remote", "it is called `filter`")],
+    later: &[],
+};
+
+/// `[line.<name>]`
+pub static LINE: KeyTable = KeyTable {
+    title: "line.<name>",
+    keys: &[
+        optional("port"),
+        optional("url"),
+        default("baud", "9600"),
+        default("mode", "\"8E1\""),
+        default("timeout", "\"1s\""),
+        default("pause", "\"0s\""),
+    ],
+    gone: &[
+        ("device", "it is called `port`"),
+        ("path", "it is called `port`"),
+        ("tty", "it is called `port`"),
+        ("baudrate", "it is called `baud`"),
+        ("baud_rate", "it is called `baud`"),
+        ("parity", "write data bits, parity and stop bits together: `mode = \"8E1\"`"),
+        ("data_bits", "write data bits, parity and stop bits together: `mode = \"8E1\"`"),
+        ("stop_bits", "write data bits, parity and stop bits together: `mode = \"8E1\"`"),
+        ("host", "write `url = \"tcp://host:502\"`"),
+        ("delay", "it is called `pause`"),
+    ],
+    later: &["rs485", "echo", "invert_rts"],
+};
+
+const MODBUS_GONE: &[(&str, &str)] = &[
+    ("slave_id", "it is called `unit_id`"),
+    ("slave", "it is called `unit_id`"),
+    ("unit", "the number of the device is `unit_id`; the unit of measure stands in its points"),
+    ("interval", "it is called `poll`"),
+    ("poll_interval", "it is called `poll`"),
+    ("byte_order", "it is called `order`"),
+    ("word_order", "it is called `order`"),
+    ("register", "write `[modbus.<name>.point]` with one line for each"),
+    ("registers", "write `[modbus.<name>.point]` with one line for each"),
+    ("host", "write `line = \"tcp://host:502\"`"),
+    ("address", "the device's number is `unit_id`, its place `line`; the address of a register stands in its point"),
+    ("url", "write it as `line`"),
+    ("port", "write `[line.<name>]` with `port`, and `line = \"<name>\"` here"),
+    ("topic_prefix", "it is called `topic`: \"field/{device}/{point}\""),
+];
+
+/// `[model.<name>]`
+pub static MODEL: KeyTable = KeyTable {
+    title: "model.<name>",
+    keys: &[
+        optional("order"),
+        optional("address_base"),
+        optional("poll"),
+        optional("timeout"),
+        optional("topic"),
+        optional("qos"),
+        optional("report"),
+        optional("points"),
+        optional("point"),
+    ],
+    gone: MODBUS_GONE,
+    later: &["limits", "max_registers", "gap"],
+};
+
+/// `[modbus.<name>]`
+pub static MODBUS: KeyTable = KeyTable {
+    title: "modbus.<name>",
+    keys: &[
+        required("line"),
+        required("unit_id"),
+        optional("model"),
+        default("order", "\"abcd\""),
+        default("address_base", "0"),
+        default("poll", "\"10s\""),
+        optional("timeout"),
+        default("topic", "\"field/{device}/{point}\""),
+        default("qos", "1"),
+        optional("report"),
+        optional("points"),
+        optional("point"),
+    ],
+    gone: MODBUS_GONE,
+    later: &["limits", "max_registers", "gap"],
+};
+
+/// One line of `[modbus.<name>.point]`
+pub static MODBUS_POINT: KeyTable = KeyTable {
+    title: "modbus.<name>.point.<name>",
+    keys: &[
+        required("address"),
+        optional("type"),
+        optional("registers"),
+        optional("order"),
+        default("scale", "1.0"),
+        default("offset", "0.0"),
+        optional("unit"),
+        optional("poll"),
+        optional("report"),
+    ],
+    gone: &[
+        ("register", "it is called `address`: \"holding:100\""),
+        ("kind", "it is called `type`"),
+        ("data_type", "it is called `type`"),
+        ("datatype", "it is called `type`"),
+        ("factor", "it is called `scale`"),
+        ("multiplier", "it is called `scale`"),
+        ("interval", "it is called `poll`"),
+        ("byte_order", "it is called `order`"),
+        ("word_order", "it is called `order`"),
+        ("length", "how many registers a text takes is called `registers`"),
+        ("units", "it is called `unit`"),
+        ("deadband", "write it in `report = { deadband = … }`"),
+        ("heartbeat", "write it in `report = { heartbeat = … }`"),
+        ("min_interval", "write it in `report = { min_interval = … }`"),
+        ("function", "the table is part of `address`: \"holding:100\", \"input:100\", \"coil:1\", \"discrete:1\""),
+    ],
+    later: &["write", "bit", "mask", "map"],
+};
+
+/// `report = { … }`
+pub static REPORT: KeyTable = KeyTable {
+    title: "modbus.<name>.report",
+    keys: &[optional("deadband"), optional("min_interval"), optional("heartbeat")],
+    gone: &[("interval", "it is called `min_interval`"), ("max_interval", "it is called `heartbeat`")],
+    later: &[],
+};
+
+/// `[serial.<name>]`
+pub static SERIAL: KeyTable = KeyTable {
+    title: "serial.<name>",
+    keys: &[
+        required("port"),
+        default("baud", "9600"),
+        default("mode", "\"8N1\""),
+        optional("ask"),
+        optional("frame"),
+        required("parse"),
+        optional("good"),
+        default("topic", "\"field/{device}/{point}\""),
+        default("qos", "1"),
+        optional("point"),
+    ],
+    gone: &[
+        ("device", "it is called `port`"),
+        ("path", "it is called `port`"),
+        ("baudrate", "it is called `baud`"),
+        ("baud_rate", "it is called `baud`"),
+        ("parity", "write data bits, parity and stop bits together: `mode = \"8N1\"`"),
+        ("delimiter", "write `frame = { delimiter = \"\\r\\n\" }`"),
+        ("regex", "write `parse = { regex = '…' }`"),
+        ("poll", "write `ask = { send = \"…\", every = \"1s\" }`"),
+    ],
+    later: &["command", "capture"],
+};
+
+/// `ask = { … }`
+pub static ASK: KeyTable = KeyTable {
+    title: "serial.<name>.ask",
+    keys: &[required("send"), default("every", "\"1s\""), default("timeout", "\"500ms\"")],
+    gone: &[("interval", "it is called `every`"), ("poll", "it is called `every`"), ("request", "it is called `send`")],
+    later: &[],
+};
+
+/// `frame = { … }`
+pub static FRAME: KeyTable = KeyTable {
+    title: "serial.<name>.frame",
+    keys: &[default("delimiter", "\"\\r\\n\""), default("max", "1024")],
+    gone: &[("end", "it is called `delimiter`"), ("max_length", "it is called `max`")],
+    later: &["length", "start", "idle"],
+};
+
+/// `parse = { … }`
+pub static PARSE: KeyTable = KeyTable {
+    title: "serial.<name>.parse",
+    keys: &[optional("regex"), optional("csv"), optional("separator"), optional("json"), default("decimal", "\".\"")],
+    gone: &[("pattern", "it is called `regex`"), ("columns", "write them as `csv = [\"weight\", \"unit\"]`")],
+    later: &["fixed", "nmea"],
+};
+
+/// One line of `[serial.<name>.point]`
+pub static SERIAL_POINT: KeyTable = KeyTable {
+    title: "serial.<name>.point.<name>",
+    keys: &[default("type", "\"f64\""), optional("unit"), optional("pointer"), optional("report")],
+    gone: &[
+        ("kind", "it is called `type`"),
+        ("group", "a point bears the name of its group"),
+        ("column", "a point bears the name of its column"),
+        ("units", "it is called `unit`"),
+    ],
+    later: &["scale", "offset"],
+};

@@ -1,0 +1,261 @@
+//! From files to a `Config`: finds the layers, reads and merges them, and lets every rule speak before it gives up.
+//!
+//! Reads only. A file that cannot be read is a problem like any other; the others are looked at all the same.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::board::{self, Found};
+use super::file::{self, Draft, io_words};
+use super::report::Problem;
+use super::tree::{self, Source, Tree, Written};
+use super::walk::Walk;
+use super::{BrokerConfig, Config, ListenerConfig, check, effective};
+
+/// The most bytes of one file. A gateway with a thousand points has a tenth of it.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The most files of one directory.
+const FILES_MAX: usize = 256;
+
+const OWNER_DIRECTORY: &str = "etc/tidegate";
+const VENDOR_DIRECTORY: &str = "usr/lib/tidegate";
+const STATE_DIRECTORY: &str = "/var/lib/tidegate";
+
+/// Looks up the id that was kept in a state directory.
+pub type KeptId = Box<dyn Fn(&Path) -> Option<String> + Send + Sync>;
+
+/// Where to look.
+///
+/// Layers, of which the later wins: `/usr/lib/tidegate/*.toml` (vendor); `/etc/tidegate/tidegate.toml` and
+/// `/etc/tidegate/conf.d/*.toml` (owner); `<state_dir>/conf.d/*.toml` (this board). With `config` that file takes the
+/// place of the owner's: `conf.d` beside it is read only when it stands in `/etc/tidegate` itself, since a file that
+/// is tried out must mean the same wherever it lies.
+pub struct LoadRequest {
+    /// Put in front of the directories of layers and of the board's own files: `/`, but in tests.
+    pub root: PathBuf,
+    /// `--config F`: instead of the owner's file.
+    pub config: Option<PathBuf>,
+    /// What `${CREDENTIALS_DIRECTORY}` stands for.
+    pub credentials_dir: Option<PathBuf>,
+    /// Looks up the id that was kept in a state directory at first start; asked when none is written.
+    pub kept_id: Option<KeptId>,
+}
+
+impl LoadRequest {
+    /// The files of this machine; `config` is `--config`.
+    pub fn standard(config: Option<PathBuf>) -> LoadRequest {
+        let credentials_dir = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        LoadRequest { root: PathBuf::from("/"), config, credentials_dir, kept_id: None }
+    }
+}
+
+/// A configuration without a problem.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What works and is probably not meant.
+    pub warnings: Vec<Problem>,
+    /// The merged configuration as TOML, with the file that each value comes from; secrets masked.
+    pub effective: String,
+    /// The files that were read, in the order of their layers.
+    pub files: Vec<PathBuf>,
+    /// What was found on the board.
+    pub board: Found,
+}
+
+/// Loads the configuration, or says everything that is wrong with it.
+///
+/// # Errors
+/// Every problem of every file, in the order of their places.
+pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
+    let mut walk = Walk { credentials_dir: request.credentials_dir.clone(), ..Walk::default() };
+    let mut tree = Tree::default();
+    read_directory(&mut walk, &mut tree, &request.root.join(VENDOR_DIRECTORY), 0);
+    read_owner(&mut walk, &mut tree, request);
+    read_state(&mut walk, &mut tree, &request.root);
+    let files: Vec<PathBuf> = walk.findings.sources.iter().map(|source| source.path.clone()).collect();
+    if files.is_empty() && walk.findings.is_clean() {
+        let help = "tidegate example rs485-aws > /etc/tidegate/tidegate.toml";
+        walk.findings.general_warning("no configuration was found: no device is read", Some(help.to_owned()));
+    }
+
+    let board = board::find(&request.root);
+    let (gateway, words) = file::gateway(&mut walk, &tree, &board, request.kept_id.as_ref());
+    let draft = file::draft(&mut walk, &tree, gateway, &words);
+    check::check(&mut walk, &draft);
+    if !walk.findings.is_clean() {
+        return Err(walk.findings.finish().0);
+    }
+    let effective = effective::render(&tree, &walk.findings);
+    let Some(config) = build(draft) else {
+        // Each hole in a draft has its problem: this cannot be reached, and must not be a panic if it is.
+        walk.findings.general(None, "the configuration could not be put together: this is a fault of tidegate", None);
+        return Err(walk.findings.finish().0);
+    };
+    Ok(Loaded { config, warnings: walk.findings.finish().1, effective, files, board })
+}
+
+fn read_owner(walk: &mut Walk, tree: &mut Tree, request: &LoadRequest) {
+    let directory = request.root.join(OWNER_DIRECTORY);
+    let file = match &request.config {
+        Some(file) => file.clone(),
+        None => directory.join("tidegate.toml"),
+    };
+    if request.config.is_some() || file.exists() {
+        read_file(walk, tree, &file, 1);
+    }
+    if request.config.is_none() || file.parent() == Some(&directory) {
+        read_directory(walk, tree, &directory.join("conf.d"), 1);
+    }
+}
+
+/// The board's own layer. It cannot say where it lies itself.
+fn read_state(walk: &mut Walk, tree: &mut Tree, root: &Path) {
+    let section = |tree: &Tree| match tree.get("gateway").map(|entry| entry.node.clone().value) {
+        Some(Written::Table(gateway)) => gateway.get("state_dir").cloned(),
+        _ => None,
+    };
+    let state_dir = match section(tree).map(|entry| entry.node.value) {
+        Some(Written::Text(text)) => text,
+        _ => STATE_DIRECTORY.to_owned(),
+    };
+    let directory = root.join(state_dir.trim_start_matches('/')).join("conf.d");
+    let mut layer = Tree::default();
+    read_directory(walk, &mut layer, &directory, 2);
+    if let Some(entry) = section(&layer) {
+        let help = "write it in /etc/tidegate/tidegate.toml";
+        walk.findings.problem(entry.key, "`state_dir` cannot be set inside the state directory", Some(help.to_owned()));
+    }
+    tree.merge(layer, &mut walk.findings);
+}
+
+/// The `.toml` files of a directory in the order of their bytes; a directory that is not there is empty.
+fn read_directory(walk: &mut Walk, tree: &mut Tree, directory: &Path, layer: u8) {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) => {
+            let what = format!("cannot list this directory: {}", io_words(&error));
+            walk.findings.general(Some(directory.to_owned()), what, None);
+            walk.is_partial = true;
+            return;
+        }
+    };
+    let is_toml = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "toml");
+    let is_hidden = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    let mut files: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| is_toml(path) && !is_hidden(path))
+        .take(FILES_MAX + 1)
+        .collect();
+    files.sort();
+    if files.len() > FILES_MAX {
+        let what = format!("this directory has more than {FILES_MAX} files");
+        walk.findings.general(Some(directory.to_owned()), what, None);
+        walk.is_partial = true;
+        return;
+    }
+    for file in files {
+        read_file(walk, tree, &file, layer);
+    }
+}
+
+fn read_file(walk: &mut Walk, tree: &mut Tree, path: &Path, layer: u8) {
+    let text = match read_bounded(path, FILE_BYTES_MAX) {
+        Ok(Ok(text)) => text,
+        Ok(Err(reason)) => return unreadable(walk, path, layer, reason),
+        Err(error) => return unreadable(walk, path, layer, format!("cannot be read: {}", io_words(&error))),
+    };
+    let source = walk.findings.add(Source { path: path.to_owned(), text, layer });
+    match tree::parse(source, &mut walk.findings) {
+        Some(written) => tree.merge(written, &mut walk.findings),
+        None => walk.is_partial = true,
+    }
+}
+
+fn unreadable(walk: &mut Walk, path: &Path, layer: u8, reason: String) {
+    walk.is_partial = true;
+    // A place in a file that is not UTF-8 is shown like any other.
+    if let Ok(bytes) = fs::read(path)
+        && bytes.len() as u64 <= FILE_BYTES_MAX
+        && let Err(error) = std::str::from_utf8(&bytes)
+    {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let start = error.valid_up_to();
+        let source = walk.findings.add(Source { path: path.to_owned(), text, layer });
+        let spot = tree::Spot { source, start, end: start + '\u{fffd}'.len_utf8() };
+        let help = "save the file as UTF-8";
+        walk.findings.problem(spot, "this character is not UTF-8", Some(help.to_owned()));
+        return;
+    }
+    walk.findings.general(Some(path.to_owned()), format!("this file {reason}"), None);
+}
+
+/// Reads a file of at most `bytes_max`, without the mark that some editors put in front (U+FEFF). The inner error is
+/// a reason in words, that follows the name of the file.
+pub(super) fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<Result<String, String>> {
+    // A pipe is not opened: that would wait for a writer.
+    let metadata = fs::metadata(path)?;
+    if metadata.is_dir() {
+        return Ok(Err("is a directory".to_owned()));
+    }
+    if !metadata.is_file() {
+        return Ok(Err("is not a file".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max {
+        return Ok(Err(format!("is larger than {}", super::units::size_text(bytes_max))));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))),
+        Err(_) => Ok(Err("is not UTF-8".to_owned())),
+    }
+}
+
+/// The draft without its places; `None` where it still has a hole.
+fn build(draft: Draft) -> Option<Config> {
+    let mut listeners = BTreeMap::new();
+    for listener in draft.listeners {
+        listeners.insert(listener.name, ListenerConfig { bind: listener.bind?.value });
+    }
+    if listeners.is_empty() {
+        let bind = std::net::SocketAddr::from(([127, 0, 0, 1], 1883));
+        listeners.insert(Arc::from("local"), ListenerConfig { bind });
+    }
+    let mut lines = BTreeMap::new();
+    for line in draft.lines {
+        lines.insert(line.name, line.config?);
+    }
+    let mut modbus = BTreeMap::new();
+    for device in draft.modbus {
+        let mut config = device.config?;
+        let of_line = lines.get(&config.line).map_or(Duration::ZERO, |line| line.timeout);
+        config.timeout = device.timeout.unwrap_or(of_line);
+        modbus.insert(device.name, config);
+    }
+    let mut uplinks = BTreeMap::new();
+    for uplink in draft.uplinks {
+        uplinks.insert(uplink.name, uplink.config?);
+    }
+    let mut serial = BTreeMap::new();
+    for device in draft.serial {
+        serial.insert(device.name, device.config?);
+    }
+    Some(Config {
+        gateway: draft.gateway?,
+        queue: draft.queue?,
+        broker: BrokerConfig { listeners },
+        uplinks,
+        lines,
+        modbus,
+        serial,
+    })
+}
