@@ -1,1 +1,344 @@
 //! Field adapters: what a device says becomes a `Reading` and goes to `intake`.
+//!
+//! Promises: one task owns one line and does one exchange at a time; every exchange has a deadline; a device that is
+//! dead, slow or talks nonsense gives readings with quality bad and a reason, never a wrong value, and never slows
+//! another line. A line that fails, even by a panic in a library, is started again after a pause and touches no other.
+//!
+//! ```text
+//!  line task ─┐                       ┌─ submit, in order ─► intake
+//!  line task ─┼─ bounded channel ─► carrier
+//!  port task ─┘                       └─ waits for the commits, tries again what was refused
+//! ```
+//!
+//! Readings wait for their commit in the carrier, not in the lines: a disk that stalls delays no exchange until the
+//! channel is full; then lines wait and skip polls.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::{error, warn};
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio::task::{Id, JoinSet};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::{Config, ModbusConfig, Report, SerialConfig};
+use crate::health::Health;
+use crate::intake::{AcceptError, Intake};
+use crate::message::{Message, TopicError};
+use crate::queue::AppendError;
+
+use device::{Desk, DeviceSpec, PointSpec, point_topic};
+use pause::Pauses;
+
+mod device;
+mod pause;
+pub mod poll;
+mod port;
+mod report;
+
+pub mod modbus;
+pub mod serial;
+
+pub mod simulate;
+
+pub use port::PortError;
+
+/// Batches of readings that wait for the carrier, of all lines together.
+const OUTBOX_BATCHES: usize = 256;
+/// Batches that the carrier submits before it waits for their commits.
+const CARRIED_BATCHES: usize = 64;
+/// Pauses of a line that panicked.
+const RESTART: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(60));
+/// A line that ran this long before it panicked is forgiven its former ones.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(300);
+/// Pauses before a reading that the queue refused is offered again.
+const REFUSED: Pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(5));
+
+/// Why the field stage cannot start or go on. A device or line that fails is none of these.
+#[derive(Debug, Error)]
+pub enum FieldError {
+    /// The topic of a point is not one.
+    #[error("cannot make the topic of point {point} of device {device}")]
+    Topic {
+        /// The device.
+        device: Arc<str>,
+        /// The point.
+        point: Arc<str>,
+        /// What is wrong with it.
+        #[source]
+        source: TopicError,
+    },
+    /// A device names a line that is not configured.
+    #[error("device {device} is on the line {line}, which is not configured")]
+    NoLine {
+        /// The device.
+        device: Arc<str>,
+        /// The line.
+        line: Arc<str>,
+    },
+    /// Readings can no longer be handed on: the queue or the router has ended.
+    #[error("cannot hand on readings")]
+    Intake(#[source] AcceptError),
+    /// The task that hands on readings ended by a panic.
+    #[error("the carrier of readings failed")]
+    Carrier,
+}
+
+/// Where readings go: `Intake`, or a list in tests.
+pub trait Readings: Clone + Send + Sync + 'static {
+    /// Offers messages in order. Gives back those that were not taken, with the reason of the last refusal.
+    fn deliver(&self, messages: Vec<Message>) -> impl Future<Output = Result<(), Refused>> + Send;
+}
+
+/// Messages that were not taken.
+#[derive(Debug)]
+pub struct Refused {
+    /// They stay with their sender.
+    pub messages: Vec<Message>,
+    /// Why.
+    pub error: AcceptError,
+}
+
+impl Readings for Intake {
+    async fn deliver(&self, messages: Vec<Message>) -> Result<(), Refused> {
+        let mut refused = Vec::new();
+        let mut last_error = None;
+        let mut tickets = Vec::with_capacity(messages.len());
+        for message in messages {
+            match self.submit(message.clone(), None).await {
+                Ok(ticket) => tickets.push((ticket, message)),
+                Err(error) => {
+                    refused.push(message);
+                    last_error = Some(error);
+                }
+            }
+        }
+        for (ticket, message) in tickets {
+            if let Err(error) = ticket.outcome().await {
+                refused.push(message);
+                last_error = Some(error);
+            }
+        }
+        match last_error {
+            None => Ok(()),
+            Some(error) => Err(Refused { messages: refused, error }),
+        }
+    }
+}
+
+/// The field stage: all lines, ready to run.
+#[derive(Debug)]
+pub struct Field<R = Intake> {
+    lines: Vec<Line>,
+    readings: R,
+    clock: Clock,
+}
+
+#[derive(Debug, Clone)]
+enum Line {
+    Modbus(modbus::LineSpec),
+    Serial(serial::PortSpec),
+}
+
+impl<R: Readings> Field<R> {
+    /// Takes the lines and devices out of the configuration. Opens nothing yet.
+    pub fn new(config: &Config, readings: R, clock: Clock, health: &Health) -> Result<Field<R>, FieldError> {
+        let mut lines = modbus_lines(config, health)?;
+        for (name, serial) in &config.serial {
+            let device = DeviceSpec {
+                name: name.clone(),
+                qos: serial.qos,
+                topic: serial.topic.clone(),
+                points: serial_points(name, serial)?,
+                health: health.device(name),
+            };
+            lines.push(Line::Serial(serial::PortSpec { device, config: serial.clone() }));
+        }
+        Ok(Field { lines, readings, clock })
+    }
+
+    /// Reads the devices until `stop`; then hands on what was read and ends.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), FieldError> {
+        let Field { lines, readings, clock } = self;
+        let (outbox, inbox) = mpsc::channel(OUTBOX_BATCHES);
+        let desk = Desk { outbox, clock };
+        let mut carrier = JoinSet::new();
+        carrier.spawn(carry(inbox, readings, stop.clone()));
+        // The lines hold the only senders: when they have ended, the carrier empties the channel and ends too.
+        let tend = tend(lines, desk, stop.clone());
+        tokio::pin!(tend);
+        tokio::select! {
+            () = &mut tend => {}
+            ended = carrier.join_next() => {
+                return match ended {
+                    Some(Ok(Err(error))) => Err(FieldError::Intake(error)),
+                    _ => Err(FieldError::Carrier),
+                };
+            }
+        }
+        match carrier.join_next().await {
+            Some(Ok(Ok(()))) | None => Ok(()),
+            Some(Ok(Err(error))) => Err(FieldError::Intake(error)),
+            Some(Err(_)) => Err(FieldError::Carrier),
+        }
+    }
+}
+
+fn modbus_lines(config: &Config, health: &Health) -> Result<Vec<Line>, FieldError> {
+    let mut units: HashMap<Arc<str>, Vec<modbus::UnitSpec>> = HashMap::new();
+    for (name, device) in &config.modbus {
+        if !config.lines.contains_key(&device.line) {
+            return Err(FieldError::NoLine { device: name.clone(), line: device.line.clone() });
+        }
+        units.entry(device.line.clone()).or_default().push(unit(name, device, health)?);
+    }
+    let with_units = config.lines.iter().filter_map(|(name, line)| {
+        let units = units.remove(name)?;
+        Some(Line::Modbus(modbus::LineSpec { name: name.clone(), config: line.clone(), units }))
+    });
+    Ok(with_units.collect())
+}
+
+fn serial_points(device: &Arc<str>, serial: &SerialConfig) -> Result<Vec<PointSpec>, FieldError> {
+    let point = |name: &str, unit, report| {
+        let topic = point_topic(&serial.topic, device, name)?;
+        Ok(PointSpec { name: Arc::from(name), topic, unit, report })
+    };
+    if serial.points.is_empty() {
+        let named = serial::named_points(&serial.parse).into_iter();
+        return named.map(|name| point(name, None, Report::default())).collect();
+    }
+    serial.points.iter().map(|written| point(&written.name, written.unit.clone(), written.report)).collect()
+}
+
+fn unit(name: &Arc<str>, device: &ModbusConfig, health: &Health) -> Result<modbus::UnitSpec, FieldError> {
+    let points = device.points.iter().map(|point| {
+        Ok(PointSpec {
+            name: point.name.clone(),
+            topic: point_topic(&device.topic, name, &point.name)?,
+            unit: point.unit.clone(),
+            report: point.report,
+        })
+    });
+    let spec = DeviceSpec {
+        name: name.clone(),
+        qos: device.qos,
+        topic: device.topic.clone(),
+        points: points.collect::<Result<_, FieldError>>()?,
+        health: health.device(name),
+    };
+    Ok(modbus::UnitSpec {
+        unit_id: device.unit_id,
+        timeout: device.timeout,
+        poll: device.poll,
+        points: device.points.clone(),
+        device: spec,
+    })
+}
+
+/// Runs the lines, each in its own task, and starts one that panicked again after a growing pause.
+async fn tend(lines: Vec<Line>, desk: Desk, stop: CancellationToken) {
+    let mut tasks = JoinSet::new();
+    let mut running: HashMap<Id, (usize, Instant)> = HashMap::new();
+    let mut failures = vec![0u32; lines.len()];
+    let start = |tasks: &mut JoinSet<()>, number: usize, pause: Duration| {
+        let line = lines.get(number)?.clone();
+        let (desk, stop) = (desk.clone(), stop.clone());
+        let task = tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = async {
+                    sleep(pause).await;
+                    line.run(desk).await;
+                } => {}
+            }
+        });
+        Some((task.id(), (number, Instant::now() + pause)))
+    };
+    running.extend((0..lines.len()).filter_map(|number| start(&mut tasks, number, Duration::ZERO)));
+    while let Some(ended) = tasks.join_next_with_id().await {
+        let (id, panicked) = match ended {
+            Ok((id, ())) => (id, None),
+            Err(error) => (error.id(), Some(error)),
+        };
+        let Some((number, since)) = running.remove(&id) else { continue };
+        if stop.is_cancelled() {
+            continue;
+        }
+        let Some(count) = failures.get_mut(number) else { continue };
+        *count = if since.elapsed() > FORGIVEN_AFTER { 1 } else { count.saturating_add(1) };
+        let line = lines.get(number).map_or("", Line::name);
+        if let Some(panic) = panicked {
+            error!(line, error:% = panic; "A line failed and is started again");
+        } else {
+            warn!(line; "A line ended by itself and is started again");
+        }
+        running.extend(start(&mut tasks, number, RESTART.after(*count)));
+    }
+    // A gateway without field devices has nothing to tend, which is no reason to end.
+    stop.cancelled().await;
+}
+
+/// Hands on readings in order and keeps them until they are taken.
+async fn carry<R: Readings>(
+    mut inbox: mpsc::Receiver<Vec<Message>>,
+    readings: R,
+    stop: CancellationToken,
+) -> Result<(), AcceptError> {
+    let mut batches = Vec::with_capacity(CARRIED_BATCHES);
+    while inbox.recv_many(&mut batches, CARRIED_BATCHES).await > 0 {
+        let mut messages: Vec<Message> = batches.drain(..).flatten().collect();
+        let mut refusals = 0u32;
+        while let Err(refused) = readings.deliver(messages).await {
+            let is_over = matches!(refused.error, AcceptError::Queue(AppendError::Stopped) | AcceptError::Router(_));
+            if is_over || stop.is_cancelled() {
+                return if stop.is_cancelled() { Ok(()) } else { Err(refused.error) };
+            }
+            if refusals == 0 {
+                let count = refused.messages.len();
+                warn!(count, error:% = chain(&refused.error); "Readings were not taken and are offered again");
+            }
+            refusals = refusals.saturating_add(1);
+            messages = refused.messages;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = sleep(REFUSED.after(refusals)) => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Line {
+    fn name(&self) -> &str {
+        match self {
+            Line::Modbus(line) => &line.name,
+            Line::Serial(port) => &port.device.name,
+        }
+    }
+
+    /// Runs until it is dropped.
+    async fn run(self, desk: Desk) {
+        match self {
+            Line::Modbus(line) => modbus::run(line, desk).await,
+            Line::Serial(port) => serial::run(port, desk).await,
+        }
+    }
+}
+
+/// An error with its causes, for people.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,254 @@
+//! One device as the gateway tells of it: its points, what was told of them last, its health.
+//!
+//! Promises: a point that fails is told once, then at its heartbeat, then when it is good again; a change of the
+//! device's state is one line in the journal. Never talks to the device: lines do.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use log::{info, warn};
+use tokio::sync::mpsc;
+
+use crate::clock::Clock;
+use crate::config::{PointTopic, Report};
+use crate::field::FieldError;
+use crate::field::report::Reporter;
+use crate::health::{DeviceHealth, DeviceState};
+use crate::message::{Body, Message, Origin, Qos, Quality, Reading, Stamp, Topic, Value};
+
+/// What all devices share: where readings go, and the clock that stamps them.
+#[derive(Debug, Clone)]
+pub(super) struct Desk {
+    pub(super) outbox: mpsc::Sender<Vec<Message>>,
+    pub(super) clock: Clock,
+}
+
+/// A device as configured.
+#[derive(Debug, Clone)]
+pub(super) struct DeviceSpec {
+    pub(super) name: Arc<str>,
+    pub(super) qos: Qos,
+    pub(super) topic: PointTopic,
+    pub(super) points: Vec<PointSpec>,
+    pub(super) health: Arc<DeviceHealth>,
+}
+
+/// A point as configured, with its topic.
+#[derive(Debug, Clone)]
+pub(super) struct PointSpec {
+    pub(super) name: Arc<str>,
+    pub(super) topic: Topic,
+    pub(super) unit: Option<Arc<str>>,
+    pub(super) report: Report,
+}
+
+/// What was seen of one point.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Seen {
+    pub(super) value: Value,
+    pub(super) quality: Quality,
+    pub(super) reason: Option<Arc<str>>,
+}
+
+impl Seen {
+    pub(super) fn good(value: Value) -> Seen {
+        Seen { value, quality: Quality::Good, reason: None }
+    }
+
+    pub(super) fn bad(reason: impl Into<Arc<str>>) -> Seen {
+        Seen { value: Value::Null, quality: Quality::Bad, reason: Some(reason.into()) }
+    }
+}
+
+/// A device while its line runs.
+#[derive(Debug)]
+pub(super) struct Device {
+    spec: DeviceSpec,
+    desk: Desk,
+    /// One for each point, in the same order.
+    told: Vec<Told>,
+    batch: Vec<Message>,
+    state: DeviceState,
+}
+
+#[derive(Debug)]
+struct Told {
+    reporter: Reporter,
+    failing: Option<Arc<str>>,
+}
+
+/// The topic of a point.
+pub(super) fn point_topic(template: &PointTopic, device: &str, point: &str) -> Result<Topic, FieldError> {
+    // One pass, so that a point whose name contains a placeholder is not filled in twice.
+    let mut text = String::new();
+    let mut rest = template.0.as_str();
+    while let Some(place) = rest.find('{') {
+        let (before, from) = rest.split_at(place);
+        text.push_str(before);
+        let filled = [("{device}", device), ("{point}", point)];
+        match filled.iter().find_map(|(name, value)| Some((from.strip_prefix(name)?, value))) {
+            Some((after, value)) => {
+                text.push_str(value);
+                rest = after;
+            }
+            None => {
+                text.push('{');
+                rest = from.strip_prefix('{').unwrap_or_default();
+            }
+        }
+    }
+    text.push_str(rest);
+    Topic::new(&text).map_err(|source| FieldError::Topic { device: Arc::from(device), point: Arc::from(point), source })
+}
+
+impl Device {
+    pub(super) fn new(spec: DeviceSpec, desk: Desk) -> Device {
+        let told = spec.points.iter().map(Told::of).collect();
+        Device { spec, desk, told, batch: Vec::new(), state: DeviceState::Starting }
+    }
+
+    pub(super) fn health(&self) -> &DeviceHealth {
+        &self.spec.health
+    }
+
+    pub(super) fn state(&self) -> DeviceState {
+        self.state
+    }
+
+    pub(super) fn point_count(&self) -> usize {
+        self.spec.points.len()
+    }
+
+    /// The number of the point of this name.
+    pub(super) fn point(&self, name: &str) -> Option<usize> {
+        self.spec.points.iter().position(|point| &*point.name == name)
+    }
+
+    /// Adds a point that the device itself named; `None` when its name cannot stand in a topic.
+    pub(super) fn add_point(&mut self, name: &str) -> Option<usize> {
+        let topic = point_topic(&self.spec.topic, &self.spec.name, name).ok()?;
+        let point = PointSpec { name: Arc::from(name), topic, unit: None, report: Report::default() };
+        self.told.push(Told::of(&point));
+        self.spec.points.push(point);
+        Some(self.spec.points.len() - 1)
+    }
+
+    /// Takes note of what was seen of a point; it goes out with the next `send` if it is to be told.
+    pub(super) fn see(&mut self, point: usize, seen: Seen, stamp: Stamp, now: Duration) {
+        let (Some(told), Some(spec)) = (self.told.get_mut(point), self.spec.points.get(point)) else { return };
+        told.failing = (seen.quality == Quality::Bad).then(|| seen.reason.clone()).flatten();
+        if !told.reporter.tell(&seen.value, seen.quality, now) {
+            return;
+        }
+        let reading = Reading {
+            device: self.spec.name.clone(),
+            point: spec.name.clone(),
+            value: seen.value,
+            unit: spec.unit.clone(),
+            quality: seen.quality,
+            reason: seen.reason,
+            seq: 0,
+            stamp,
+        };
+        self.batch.push(Message {
+            topic: spec.topic.clone(),
+            qos: self.spec.qos,
+            retain: false,
+            properties: None,
+            body: Body::Reading(reading),
+            origin: Origin::Field,
+            received: stamp,
+        });
+    }
+
+    /// None of the points could be read.
+    pub(super) fn fail_all(&mut self, reason: &Arc<str>, now: Duration) {
+        let stamp = self.desk.clock.now();
+        for point in 0..self.told.len() {
+            self.see(point, Seen::bad(reason.clone()), stamp, now);
+        }
+    }
+
+    /// Tells failing points again whose heartbeat has come.
+    pub(super) fn tell_again(&mut self, now: Duration) {
+        if self.next_heartbeat().is_none_or(|at| at > now) {
+            return;
+        }
+        let stamp = self.desk.clock.now();
+        for point in 0..self.told.len() {
+            if let Some(reason) = self.told.get(point).and_then(|told| told.failing.clone()) {
+                self.see(point, Seen::bad(reason), stamp, now);
+            }
+        }
+    }
+
+    /// When the first failing point is to be told again.
+    pub(super) fn next_heartbeat(&self) -> Option<Duration> {
+        self.told.iter().filter(|told| told.failing.is_some()).filter_map(|told| told.reporter.bad_again()).min()
+    }
+
+    /// Why the first failing point fails.
+    pub(super) fn failing(&self) -> Option<Arc<str>> {
+        self.told.iter().find_map(|told| told.failing.clone())
+    }
+
+    /// Sets the state; a change is one line in the journal.
+    pub(super) fn set_state(&mut self, state: DeviceState, reason: Option<Arc<str>>) {
+        self.spec.health.set(state, reason.as_deref().map(str::to_owned));
+        let former = std::mem::replace(&mut self.state, state);
+        if former == state {
+            return;
+        }
+        let device = &*self.spec.name;
+        let reason = reason.as_deref().unwrap_or_default();
+        match state {
+            DeviceState::Good if former == DeviceState::Starting => info!(device; "The device answers"),
+            DeviceState::Good => info!(device; "The device is well again"),
+            DeviceState::Degraded => warn!(device, reason; "The device answers only in part"),
+            DeviceState::Dead => warn!(device, reason; "The device does not answer"),
+            DeviceState::Starting => {}
+        }
+    }
+
+    /// Counts an exchange.
+    pub(super) fn count(&self, failed: bool, malformed: bool) {
+        let health = &self.spec.health;
+        health.exchanges.fetch_add(1, Ordering::Relaxed);
+        health.failures.fetch_add(u64::from(failed), Ordering::Relaxed);
+        health.malformed.fetch_add(u64::from(malformed), Ordering::Relaxed);
+    }
+
+    /// Hands over what is to be told; waits while the outbox is full. What it waits for is bounded by the queue, and
+    /// a line that waits skips polls. An outbox without a reader ends with its stage.
+    pub(super) async fn send(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let batch = std::mem::take(&mut self.batch);
+        if self.desk.outbox.send(batch).await.is_err() {
+            log::debug!("Readings found no reader: the stage is ending");
+        }
+    }
+}
+
+impl Told {
+    fn of(point: &PointSpec) -> Told {
+        Told { reporter: Reporter::new(point.report), failing: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_are_filled_in_once() {
+        let topic = |template: &str, device, point| {
+            point_topic(&PointTopic(template.into()), device, point).map(|topic| topic.as_str().to_owned())
+        };
+        assert_eq!(topic("field/{device}/{point}", "chiller", "t1").unwrap(), "field/chiller/t1");
+        assert_eq!(topic("{point}{point}/{x}{", "d", "{device}").unwrap(), "{device}{device}/{x}{");
+        assert!(matches!(topic("{point}", "d", "a+b"), Err(FieldError::Topic { .. })));
+    }
+}

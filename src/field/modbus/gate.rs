@@ -1,0 +1,137 @@
+//! The gate between the wire and the Modbus library: only a whole, right answer passes.
+//!
+//! The library owns its transport, so this is a transport: it notes the request that is written, gathers what arrives
+//! and hands it on once `reply::judge` calls it complete. The line keeps a clone, to listen to the wire between
+//! exchanges. Promises: the library never reads a byte of anything but the answer to its request; the memory of one
+//! exchange is bounded; nothing here blocks the thread.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::reply::{Framing, Progress, judge};
+
+/// More than any answer with echo, glitches and a late neighbour before it: 4 × the longest frame (256, and 260).
+const RECEIVED_BYTES_MAX: usize = 1040;
+
+/// What a gate stands before.
+pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// A gate. Clones are one.
+#[derive(Clone)]
+pub(super) struct Gate(Arc<Mutex<Inner>>);
+
+struct Inner {
+    wire: Box<dyn Wire>,
+    framing: Framing,
+    request: Vec<u8>,
+    received: Vec<u8>,
+    /// What of `received` may pass, and has not passed yet.
+    passing: Range<usize>,
+    fault: Option<&'static str>,
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").finish_non_exhaustive()
+    }
+}
+
+impl Gate {
+    pub(super) fn new(wire: Box<dyn Wire>, framing: Framing) -> Gate {
+        let (request, received) = (Vec::new(), Vec::new());
+        Gate(Arc::new(Mutex::new(Inner { wire, framing, request, received, passing: 0..0, fault: None })))
+    }
+
+    /// Forgets the last exchange.
+    pub(super) fn begin(&self) {
+        let mut inner = self.lock();
+        inner.request.clear();
+        inner.received.clear();
+        inner.passing = 0..0;
+        inner.fault = None;
+    }
+
+    /// Why the answer was not let through.
+    pub(super) fn fault(&self) -> Option<&'static str> {
+        self.lock().fault
+    }
+
+    /// Whether anything has arrived in this exchange.
+    pub(super) fn has_heard(&self) -> bool {
+        !self.lock().received.is_empty()
+    }
+
+    /// Reads and drops what arrives; comes back with the count, 0 when the other end is closed.
+    pub(super) async fn discard(&self) -> io::Result<usize> {
+        std::future::poll_fn(|context| {
+            let mut bytes = [0; 256];
+            let mut buffer = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut self.lock().wire).poll_read(context, &mut buffer))?;
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
+        .await
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Held within one poll only, and whole after every statement.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsyncRead for Gate {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let inner = &mut *self.lock();
+        while inner.passing.is_empty() {
+            if inner.fault.is_some() {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
+            let mut bytes = [0; 512];
+            let mut arrived = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut inner.wire).poll_read(context, &mut arrived))?;
+            if arrived.filled().is_empty() {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            inner.received.extend_from_slice(arrived.filled());
+            match judge(inner.framing, &inner.request, &inner.received) {
+                Progress::Complete(range) => inner.passing = range,
+                Progress::Broken(reason) => inner.fault = Some(reason),
+                Progress::Incomplete if inner.received.len() > RECEIVED_BYTES_MAX => {
+                    inner.fault = Some("more bytes than one answer arrived");
+                }
+                Progress::Incomplete => {}
+            }
+        }
+        let count = buffer.remaining().min(inner.passing.len());
+        let end = inner.passing.start + count;
+        buffer.put_slice(inner.received.get(inner.passing.start..end).unwrap_or_default());
+        inner.passing.start = end;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Gate {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let inner = &mut *self.lock();
+        let count = ready!(Pin::new(&mut inner.wire).poll_write(context, bytes))?;
+        inner.request.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        Poll::Ready(Ok(count))
+    }
+
+    /// Does nothing: on a serial port this would be `tcdrain`, which blocks the thread until the last bit is out, and
+    /// for ever when the line is held. The line's deadline counts the time on the wire instead.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.lock().wire).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,282 @@
+//! One open connection to a line, and one exchange on it at a time.
+//!
+//! Promises: every exchange ends within its deadline; an answer is taken only whole and for its own request
+//! (`gate`, `reply`); on a serial bus no request starts before the bus was silent for 3.5 characters, and after a
+//! timeout or a broken answer not before it was silent for the unit's timeout, so that a late answer is never taken
+//! for the next one. On TCP the caller closes the link after anything but an answer.
+
+use std::io;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_modbus::client::{Client, Context, rtu, tcp};
+use tokio_modbus::slave::SlaveContext;
+use tokio_modbus::{ExceptionCode, Request, Response, Slave};
+
+use super::gate::{Gate, Wire};
+use super::reply::Framing;
+use crate::config::{LineConfig, LineKind, Table};
+use crate::field::port::{self, PortError};
+
+/// How long a TCP connection may take to be made: longer than a request, because switches and ARP wake up first.
+const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(3);
+/// Above 19200 baud the gap between frames is fixed (Modbus over Serial Line 1.02, 2.5.1.1).
+const GAP_MIN: Duration = Duration::from_micros(1750);
+/// A bus that is never silent is given up after this many times the silence asked for, and a second.
+const SETTLE_FACTOR: u32 = 4;
+/// Bytes of an RTU request, and of an answer beside its data.
+const RTU_FRAME_BYTES: u32 = 8 + 5;
+
+/// Why a line cannot be opened.
+#[derive(Debug, Error)]
+pub(super) enum LinkError {
+    /// Its serial port.
+    #[error("{0}")]
+    Port(PortError),
+    /// Its connection.
+    #[error("cannot connect to {host}:{port}")]
+    Connect {
+        host: String,
+        port: u16,
+        #[source]
+        source: io::Error,
+    },
+    /// Its connection, in time.
+    #[error("cannot connect to {host}:{port}: no answer")]
+    ConnectTimeout { host: String, port: u16 },
+}
+
+/// What is asked of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Question {
+    pub(super) unit_id: u8,
+    pub(super) table: Table,
+    pub(super) address: u16,
+    pub(super) quantity: u16,
+    pub(super) timeout: Duration,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Exchange {
+    /// Exactly as many registers as asked for.
+    Registers(Vec<u16>),
+    /// Exactly as many bits as asked for.
+    Bits(Vec<bool>),
+    /// The unit says no.
+    Refused(u8),
+    /// Nothing in time; `heard` = some bytes, but no whole answer.
+    Silent { heard: bool },
+    /// Something else than the answer.
+    Broken(&'static str),
+    /// The connection or the port is gone.
+    Lost(io::Error),
+}
+
+/// An open line.
+pub(super) struct Link {
+    gate: Gate,
+    client: Context,
+    framing: Framing,
+    character: Duration,
+    /// Silence before each request.
+    gap: Duration,
+    /// Silence that a fault made necessary, in place of the gap.
+    quarantine: Duration,
+    last_heard: Instant,
+    is_connection: bool,
+    has_answered: bool,
+}
+
+impl Link {
+    /// Opens the port or connects.
+    pub(super) async fn open(config: &LineConfig) -> Result<Link, LinkError> {
+        match &config.kind {
+            LineKind::Rtu(port_config) => {
+                let port = port::open(port_config).map_err(LinkError::Port)?;
+                let character = port::character_time(port_config);
+                Ok(Link { is_connection: false, ..Link::new(Box::new(port), Framing::Rtu, character, config.pause) })
+            }
+            LineKind::Tcp { host, port } => {
+                let stream = connect(host, *port, config.timeout).await?;
+                Ok(Link::new(Box::new(stream), Framing::Tcp, Duration::ZERO, config.pause))
+            }
+            LineKind::RtuOverTcp { host, port } => {
+                let stream = connect(host, *port, config.timeout).await?;
+                Ok(Link::new(Box::new(stream), Framing::Rtu, Duration::ZERO, config.pause))
+            }
+        }
+    }
+
+    fn new(wire: Box<dyn Wire>, framing: Framing, character: Duration, pause: Duration) -> Link {
+        let gate = Gate::new(wire, framing);
+        let gap = match framing {
+            Framing::Tcp => pause,
+            Framing::Rtu => pause.max(GAP_MIN).max(character * 7 / 2),
+        };
+        let client = match framing {
+            Framing::Tcp => tcp::attach(gate.clone()),
+            Framing::Rtu => rtu::attach(gate.clone()),
+        };
+        // The first request, too, waits for a silent bus: another program may just have asked something.
+        Link {
+            gate,
+            client,
+            framing,
+            character,
+            gap,
+            quarantine: gap,
+            last_heard: Instant::now(),
+            is_connection: true,
+            has_answered: false,
+        }
+    }
+
+    /// Whether this link has carried an answer.
+    pub(super) fn has_answered(&self) -> bool {
+        self.has_answered
+    }
+
+    /// Whether the link must not be used again: a connection is closed after anything but an answer, because what
+    /// comes later on it would be in doubt, and because a peer that is gone without a word looks just like that.
+    pub(super) fn is_spent(&self, exchange: &Exchange) -> bool {
+        match exchange {
+            Exchange::Lost(_) => true,
+            Exchange::Silent { .. } | Exchange::Broken(_) => self.is_connection,
+            Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Refused(_) => false,
+        }
+    }
+
+    /// Asks and waits for the answer.
+    pub(super) async fn exchange(&mut self, question: &Question) -> Exchange {
+        if let Err(not_ready) = self.settle().await {
+            return not_ready;
+        }
+        self.gate.begin();
+        if self.framing == Framing::Rtu {
+            // A request that a timeout cut short would leave its rest in the library's buffer.
+            self.client = rtu::attach(self.gate.clone());
+        }
+        self.client.set_slave(Slave(question.unit_id));
+        let deadline = Instant::now() + question.timeout + self.wire_time(question);
+        let answer = timeout_at(deadline, self.client.call(request(question))).await;
+        if self.gate.has_heard() || self.framing == Framing::Tcp {
+            self.last_heard = Instant::now();
+        } else {
+            // The bus was silent since the request was out: that is the silence that a fault asks for.
+            self.last_heard = Instant::now().checked_sub(question.timeout).unwrap_or_else(Instant::now);
+        }
+        let exchange = self.judged(question, answer);
+        let is_fault = matches!(exchange, Exchange::Silent { .. } | Exchange::Broken(_));
+        self.has_answered |= matches!(exchange, Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Refused(_));
+        self.quarantine = if is_fault { self.gap.max(question.timeout) } else { self.gap };
+        exchange
+    }
+
+    fn judged(
+        &self,
+        question: &Question,
+        answer: Result<tokio_modbus::Result<Response>, tokio::time::error::Elapsed>,
+    ) -> Exchange {
+        let fault = self.gate.fault();
+        match answer {
+            Err(_) => Exchange::Silent { heard: self.gate.has_heard() },
+            Ok(Ok(Ok(response))) => sized(question, response),
+            Ok(Ok(Err(exception))) => Exchange::Refused(code(exception)),
+            Ok(Err(_)) if fault.is_some() => Exchange::Broken(fault.unwrap_or_default()),
+            Ok(Err(tokio_modbus::Error::Transport(error))) => Exchange::Lost(error),
+            Ok(Err(tokio_modbus::Error::Protocol(_))) => Exchange::Broken("the answer is to another request"),
+        }
+    }
+
+    /// Waits for silence and drops what is heard until then.
+    async fn settle(&mut self) -> Result<(), Exchange> {
+        match self.framing {
+            Framing::Tcp => {
+                sleep_until(self.last_heard + self.gap).await;
+                // Nothing may wait here before the request: it would be an answer to nobody.
+                match timeout(Duration::ZERO, self.gate.discard()).await {
+                    Err(_) => Ok(()),
+                    Ok(Ok(0)) => Err(Exchange::Lost(io::ErrorKind::ConnectionReset.into())),
+                    Ok(Ok(_)) => Err(Exchange::Broken("something arrived that was not asked for")),
+                    Ok(Err(error)) => Err(Exchange::Lost(error)),
+                }
+            }
+            Framing::Rtu => {
+                let silence = self.quarantine;
+                let limit = Instant::now() + silence * SETTLE_FACTOR + Duration::from_secs(1);
+                loop {
+                    // A read first, even when the silence seems long enough: bytes may wait in the driver.
+                    let until = (self.last_heard + silence).max(Instant::now());
+                    match timeout_at(until, self.gate.discard()).await {
+                        Err(_) => return Ok(()),
+                        Ok(Ok(0)) => return Err(Exchange::Lost(io::ErrorKind::UnexpectedEof.into())),
+                        Ok(Ok(_)) => self.last_heard = Instant::now(),
+                        Ok(Err(error)) => return Err(Exchange::Lost(error)),
+                    }
+                    if Instant::now() > limit {
+                        return Err(Exchange::Broken("the bus is never silent: something talks without being asked"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// How long the bits of request and answer take; the deadline begins after them.
+    fn wire_time(&self, question: &Question) -> Duration {
+        let data = match question.table {
+            Table::Coil | Table::Discrete => u32::from(question.quantity).div_ceil(8),
+            Table::Holding | Table::Input => u32::from(question.quantity) * 2,
+        };
+        self.character * (RTU_FRAME_BYTES + data)
+    }
+}
+
+async fn connect(host: &str, port: u16, answer_timeout: Duration) -> Result<TcpStream, LinkError> {
+    let connecting = TcpStream::connect((host, port));
+    let stream = match timeout(answer_timeout.max(CONNECT_TIMEOUT_MIN), connecting).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(source)) => return Err(LinkError::Connect { host: host.to_owned(), port, source }),
+        Err(_) => return Err(LinkError::ConnectTimeout { host: host.to_owned(), port }),
+    };
+    // Requests are one small packet each: waiting for more to send only delays them.
+    stream.set_nodelay(true).map_err(|source| LinkError::Connect { host: host.to_owned(), port, source })?;
+    Ok(stream)
+}
+
+fn request(question: &Question) -> Request<'static> {
+    match question.table {
+        Table::Coil => Request::ReadCoils(question.address, question.quantity),
+        Table::Discrete => Request::ReadDiscreteInputs(question.address, question.quantity),
+        Table::Holding => Request::ReadHoldingRegisters(question.address, question.quantity),
+        Table::Input => Request::ReadInputRegisters(question.address, question.quantity),
+    }
+}
+
+/// The answer's content, once more held against the question: the gate has checked the bytes, this checks what the
+/// library made of them.
+fn sized(question: &Question, response: Response) -> Exchange {
+    let quantity = usize::from(question.quantity);
+    match (question.table, response) {
+        (Table::Holding, Response::ReadHoldingRegisters(words))
+        | (Table::Input, Response::ReadInputRegisters(words))
+            if words.len() == quantity =>
+        {
+            Exchange::Registers(words)
+        }
+        // Bits come in whole bytes; what fills the last one is nobody's.
+        (Table::Coil, Response::ReadCoils(mut bits)) | (Table::Discrete, Response::ReadDiscreteInputs(mut bits))
+            if bits.len() == quantity.next_multiple_of(8) || bits.len() == quantity =>
+        {
+            bits.truncate(quantity);
+            Exchange::Bits(bits)
+        }
+        _ => Exchange::Broken("the answer does not fit the request"),
+    }
+}
+
+fn code(exception: ExceptionCode) -> u8 {
+    exception.into()
+}

@@ -1,0 +1,317 @@
+//! Modbus lines: one task for each, which owns the connection and does one exchange at a time for all its units.
+//!
+//! Promises: a value is told only from a whole answer to its own request; what fails is told as quality bad with its
+//! reason; a unit that fails does not delay its neighbours by more than one timeout for each probe (`poll`); a lost
+//! connection is made again with growing pauses. Never writes to a device.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use log::{info, warn};
+use tokio::time::{Instant, sleep};
+
+use crate::config::{LineConfig, ModbusPoint};
+use crate::health::DeviceState;
+use crate::message::{Stamp, Value};
+
+use super::chain;
+use super::device::{Desk, Device, DeviceSpec, Seen};
+use super::pause::Pauses;
+use super::poll::{Block, DEAD_AFTER, Outcome, Plan, PlanPoint, Turn};
+
+use decode::Form;
+use link::{Exchange, Link, Question};
+
+pub mod decode;
+mod gate;
+mod link;
+mod reply;
+pub mod server;
+
+/// Pauses between attempts to open a line.
+const REOPEN: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(30));
+/// After a fruitless request a unit rests at least this many timeouts, so that an answer that comes late comes into
+/// nobody's turn.
+const REST_TIMEOUTS: u32 = 2;
+
+/// A line as configured, with its units.
+#[derive(Debug, Clone)]
+pub(super) struct LineSpec {
+    pub(super) name: Arc<str>,
+    pub(super) config: LineConfig,
+    pub(super) units: Vec<UnitSpec>,
+}
+
+/// A unit as configured.
+#[derive(Debug, Clone)]
+pub(super) struct UnitSpec {
+    pub(super) unit_id: u8,
+    pub(super) timeout: Duration,
+    pub(super) poll: Duration,
+    pub(super) points: Vec<ModbusPoint>,
+    pub(super) device: DeviceSpec,
+}
+
+/// Reads the line until it is dropped.
+pub(super) async fn run(spec: LineSpec, desk: Desk) {
+    Line::new(spec, &desk).run().await;
+}
+
+struct Line {
+    name: Arc<str>,
+    config: LineConfig,
+    units: Vec<Unit>,
+    plan: Plan,
+    link: Option<Link>,
+    /// Failed attempts to open the line in a row.
+    failures: u32,
+    open_not_before: Duration,
+    desk: Desk,
+    start: Instant,
+}
+
+struct Unit {
+    unit_id: u8,
+    timeout: Duration,
+    points: Vec<ModbusPoint>,
+    device: Device,
+}
+
+impl Line {
+    fn new(spec: LineSpec, desk: &Desk) -> Line {
+        let planned: Vec<(Vec<PlanPoint>, Duration)> = spec.units.iter().map(planned).collect();
+        let units = spec.units.into_iter().map(|unit| Unit {
+            unit_id: unit.unit_id,
+            timeout: unit.timeout,
+            points: unit.points,
+            device: Device::new(unit.device, desk.clone()),
+        });
+        Line {
+            name: spec.name,
+            config: spec.config,
+            units: units.collect(),
+            plan: Plan::new(&planned),
+            link: None,
+            failures: 0,
+            open_not_before: Duration::ZERO,
+            desk: desk.clone(),
+            start: Instant::now(),
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            let now = self.start.elapsed();
+            self.tell_again(now).await;
+            let wake = match self.plan.next(now) {
+                Turn::Ask { unit, block } if self.is_open(now).await => {
+                    self.ask(unit, block).await;
+                    continue;
+                }
+                Turn::Ask { .. } => self.open_not_before,
+                Turn::Wait(until) => until,
+            };
+            let heartbeat = self.units.iter().filter_map(|unit| unit.device.next_heartbeat()).min();
+            let wake = heartbeat.map_or(wake, |heartbeat| wake.min(heartbeat));
+            // A plan without points waits for ever; an hour is as good, and can be added to an instant.
+            let rest = wake.saturating_sub(self.start.elapsed()).min(Duration::from_secs(3600));
+            sleep(rest).await;
+        }
+    }
+
+    async fn tell_again(&mut self, now: Duration) {
+        for unit in &mut self.units {
+            unit.device.tell_again(now);
+            unit.device.send().await;
+        }
+    }
+
+    /// Whether the line is open; opens it if it is time to.
+    async fn is_open(&mut self, now: Duration) -> bool {
+        if self.link.is_some() {
+            return true;
+        }
+        if now < self.open_not_before {
+            return false;
+        }
+        let error = match Link::open(&self.config).await {
+            Ok(link) => {
+                self.link = Some(link);
+                if self.failures > 0 {
+                    info!(line = &*self.name; "The line is open again");
+                    self.failures = 0;
+                    self.plan.revive(self.start.elapsed());
+                }
+                return true;
+            }
+            Err(error) => chain(&error),
+        };
+        if self.failures == 0 {
+            warn!(line = &*self.name, error:% = error; "The line cannot be opened");
+        }
+        self.failures = self.failures.saturating_add(1);
+        let now = self.start.elapsed();
+        self.open_not_before = now.saturating_add(REOPEN.after(self.failures));
+        let reason: Arc<str> = Arc::from(error);
+        for unit in &mut self.units {
+            unit.device.fail_all(&reason, now);
+            unit.device.set_state(DeviceState::Dead, Some(reason.clone()));
+            unit.device.send().await;
+        }
+        false
+    }
+
+    async fn ask(&mut self, number: usize, block_number: usize) {
+        let (Some(unit), Some(block), Some(link)) =
+            (self.units.get_mut(number), self.plan.block(number, block_number).cloned(), self.link.as_mut())
+        else {
+            return;
+        };
+        let question = Question {
+            unit_id: unit.unit_id,
+            table: block.table,
+            address: block.address,
+            quantity: block.quantity,
+            timeout: unit.timeout,
+        };
+        let began = self.start.elapsed();
+        let was_used = link.has_answered();
+        let mut exchange = link.exchange(&question).await;
+        if was_used && matches!(exchange, Exchange::Lost(_)) {
+            // A server that closes idle connections is well: the request is sent once more, on a new one.
+            self.link = None;
+            if !self.is_open(began).await {
+                return;
+            }
+            if let Some(link) = self.link.as_mut() {
+                exchange = link.exchange(&question).await;
+            }
+        }
+        let stamp = self.desk.clock.now();
+        let now = self.start.elapsed();
+        if self.link.as_ref().is_some_and(|link| link.is_spent(&exchange)) {
+            self.link = None;
+        }
+        let achieved = self.plan.done(number, block_number, outcome(&exchange), began, now);
+        let row = self.plan.fruitless_in_a_row(number);
+        let Some(unit) = self.units.get_mut(number) else { return };
+        let failed = !matches!(exchange, Exchange::Registers(_) | Exchange::Bits(_));
+        unit.device.count(failed, matches!(exchange, Exchange::Broken(_)));
+        unit.note(&block, &exchange, row, stamp, now);
+        if let Some(achieved) = achieved {
+            let ms = u64::try_from(achieved.as_millis()).unwrap_or(u64::MAX);
+            unit.device.health().interval_ms.store(ms, Ordering::Relaxed);
+        }
+        unit.device.send().await;
+    }
+}
+
+impl Unit {
+    /// Takes note of what an exchange says of this unit's points.
+    fn note(&mut self, block: &Block, exchange: &Exchange, fruitless_in_a_row: u32, stamp: Stamp, now: Duration) {
+        match exchange {
+            Exchange::Registers(_) | Exchange::Bits(_) => {
+                for number in &block.points {
+                    if let Some(point) = self.points.get(*number) {
+                        self.device.see(*number, seen(point, block.address, exchange), stamp, now);
+                    }
+                }
+                self.device.health().last_good_ms.store(stamp.wall_ms, Ordering::Relaxed);
+            }
+            // Its points are asked for one by one, at once: which of them is refused is not known yet.
+            Exchange::Refused(_) if is_about_addresses(exchange) && block.points.len() > 1 => return,
+            Exchange::Refused(_) | Exchange::Silent { .. } | Exchange::Broken(_) | Exchange::Lost(_) => {
+                let reason = self.reason(exchange);
+                if outcome(exchange) == Outcome::Fruitless {
+                    let never_answered = matches!(self.device.state(), DeviceState::Starting | DeviceState::Dead);
+                    if never_answered || fruitless_in_a_row >= DEAD_AFTER {
+                        self.device.fail_all(&reason, now);
+                        self.device.set_state(DeviceState::Dead, Some(reason));
+                        return;
+                    }
+                }
+                for number in &block.points {
+                    self.device.see(*number, Seen::bad(reason.clone()), stamp, now);
+                }
+            }
+        }
+        match self.device.failing() {
+            None => self.device.set_state(DeviceState::Good, None),
+            Some(reason) => self.device.set_state(DeviceState::Degraded, Some(reason)),
+        }
+    }
+
+    fn reason(&self, exchange: &Exchange) -> Arc<str> {
+        let ms = self.timeout.as_millis();
+        match exchange {
+            Exchange::Refused(code) => {
+                format!("the device refuses: {} (exception {code})", exception_name(*code)).into()
+            }
+            Exchange::Silent { heard: false } => format!("no answer within {ms} ms").into(),
+            Exchange::Silent { heard: true } => format!("no whole answer within {ms} ms").into(),
+            Exchange::Broken(reason) => Arc::from(*reason),
+            Exchange::Lost(error) => format!("the connection was lost: {error}").into(),
+            Exchange::Registers(_) | Exchange::Bits(_) => Arc::from(""),
+        }
+    }
+}
+
+fn planned(unit: &UnitSpec) -> (Vec<PlanPoint>, Duration) {
+    let points = unit.points.iter().map(|point| PlanPoint {
+        table: point.table,
+        address: point.address,
+        width: point.kind.width(),
+        interval: point.poll.unwrap_or(unit.poll),
+    });
+    (points.collect(), unit.timeout.saturating_mul(REST_TIMEOUTS))
+}
+
+/// What a whole answer says of one point.
+fn seen(point: &ModbusPoint, block_address: u16, answer: &Exchange) -> Seen {
+    let start = usize::from(point.address.saturating_sub(block_address));
+    let end = start + usize::from(point.kind.width());
+    let value = match answer {
+        Exchange::Registers(words) => {
+            let form = Form { kind: point.kind, order: point.order, scale: point.scale, offset: point.offset };
+            words.get(start..end).map(|words| decode::registers(&form, words))
+        }
+        Exchange::Bits(bits) => bits.get(start).map(|bit| Ok(Value::Bool(*bit))),
+        _ => None,
+    };
+    match value {
+        Some(Ok(value)) => Seen::good(value),
+        Some(Err(reason)) => Seen::bad(reason),
+        None => Seen::bad("the answer does not hold the whole point"),
+    }
+}
+
+fn is_about_addresses(exchange: &Exchange) -> bool {
+    matches!(exchange, Exchange::Refused(2 | 3))
+}
+
+fn outcome(exchange: &Exchange) -> Outcome {
+    match exchange {
+        Exchange::Registers(_) | Exchange::Bits(_) => Outcome::Answered,
+        // A gateway speaks for a unit that is not there; waiting for that cost it a timeout of its own.
+        Exchange::Refused(10 | 11) => Outcome::Fruitless,
+        Exchange::Refused(_) => Outcome::Refused { address: is_about_addresses(exchange) },
+        Exchange::Silent { .. } | Exchange::Broken(_) | Exchange::Lost(_) => Outcome::Fruitless,
+    }
+}
+
+/// Modbus Application Protocol 1.1b3, 7.
+fn exception_name(code: u8) -> &'static str {
+    match code {
+        1 => "illegal function",
+        2 => "illegal data address",
+        3 => "illegal data value",
+        4 => "server device failure",
+        5 => "acknowledge",
+        6 => "server device busy",
+        8 => "memory parity error",
+        10 => "gateway path unavailable",
+        11 => "gateway target device failed to respond",
+        _ => "unknown reason",
+    }
+}

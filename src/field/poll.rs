@@ -1,0 +1,551 @@
+//! What to read next on one line. Pure: told the time, asked for a turn, told what came of it.
+//!
+//! Promises:
+//! - Points of one table and one interval are merged into few requests: neighbours, and what lies at most
+//!   `GAP_REGISTERS` apart. A merged request that a unit refuses for its address is split into its points for good.
+//! - Units take turns. A line that is late skips polls; it never sends a burst of those it missed.
+//! - A unit that does not answer is asked again after growing pauses, and while others answer, fruitless requests
+//!   take at most a tenth of the line's time: a dead unit delays its neighbours by one timeout for each probe.
+//!
+//! Times are durations since the line started.
+
+use std::time::Duration;
+
+use crate::config::Table;
+
+/// Registers in one request (Modbus Application Protocol 1.1b3, 6.3).
+const REGISTERS_MAX: u32 = 125;
+/// Coils in one request (Modbus Application Protocol 1.1b3, 6.1).
+const COILS_MAX: u32 = 2000;
+/// Registers that are read and thrown away rather than asked around: 16 bytes are cheaper than a second exchange.
+const GAP_REGISTERS: u32 = 8;
+/// The same 16 bytes, in coils.
+const GAP_COILS: u32 = 128;
+/// The longest pause before a dead unit is probed again, unless its own interval is longer.
+const PROBE_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// First requests of a line are spread over at most this long.
+const SPREAD_MAX: Duration = Duration::from_secs(1);
+/// A fruitless request is followed by this many times its cost without another one, as long as others answer.
+const PROBE_COST_FACTOR: u32 = 9;
+/// How many fruitless exchanges in a row make a unit dead.
+pub const DEAD_AFTER: u32 = 2;
+
+/// A point as the planner sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlanPoint {
+    /// Which table.
+    pub table: Table,
+    /// Address on the wire.
+    pub address: u16,
+    /// Registers or coils.
+    pub width: u16,
+    /// How often to read it.
+    pub interval: Duration,
+}
+
+/// One request that answers one or more points.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// Which table.
+    pub table: Table,
+    /// First address.
+    pub address: u16,
+    /// Registers or coils.
+    pub quantity: u16,
+    /// The points it answers, as numbers in the unit's list.
+    pub points: Vec<usize>,
+    /// How often.
+    pub interval: Duration,
+}
+
+/// Whose turn it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Turn {
+    /// Send this request.
+    Ask {
+        /// Number of the unit.
+        unit: usize,
+        /// Number of the block in it.
+        block: usize,
+    },
+    /// Nothing is due before this.
+    Wait(Duration),
+}
+
+/// What came of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// A whole answer.
+    Answered,
+    /// The unit answered that it will not; `address` = because of the addresses.
+    Refused {
+        /// Exception 2, illegal data address, or 3, which some devices say instead.
+        address: bool,
+    },
+    /// No answer, or none that could be used: it cost time.
+    Fruitless,
+}
+
+/// What the line does next, for all its units.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    units: Vec<UnitPlan>,
+    /// The unit that had the last turn.
+    last: usize,
+    /// No unit that has failed is asked before this.
+    fruitless_not_before: Duration,
+}
+
+#[derive(Debug, Clone)]
+struct UnitPlan {
+    points: Vec<PlanPoint>,
+    blocks: Vec<Scheduled>,
+    /// Least pause after a fruitless request.
+    pause_min: Duration,
+    fruitless_in_a_row: u32,
+    not_before: Duration,
+}
+
+#[derive(Debug, Clone)]
+struct Scheduled {
+    block: Block,
+    due: Duration,
+    fruitless_in_a_row: u32,
+    answered_at: Option<Duration>,
+}
+
+impl Plan {
+    /// A plan for units, each with its points and the least pause after a fruitless request. Every unit and every
+    /// point keeps the number of its place.
+    pub fn new(units: &[(Vec<PlanPoint>, Duration)]) -> Plan {
+        let mut plan = Plan {
+            units: units.iter().map(|(points, pause_min)| UnitPlan::new(points, *pause_min)).collect(),
+            last: units.len().saturating_sub(1),
+            fruitless_not_before: Duration::ZERO,
+        };
+        plan.spread();
+        plan
+    }
+
+    /// Whose turn it is at `now`.
+    pub fn next(&self, now: Duration) -> Turn {
+        let count = self.units.len();
+        let mut wake = Duration::MAX;
+        for step in 1..=count {
+            let number = (self.last + step) % count;
+            let Some(unit) = self.units.get(number) else { continue };
+            let Some((block, due)) = unit.earliest() else { continue };
+            let mut ready_at = due.max(unit.not_before);
+            if unit.fruitless_in_a_row > 0 {
+                ready_at = ready_at.max(self.fruitless_not_before);
+            }
+            if ready_at <= now {
+                return Turn::Ask { unit: number, block };
+            }
+            wake = wake.min(ready_at);
+        }
+        Turn::Wait(wake)
+    }
+
+    /// The block of a turn.
+    pub fn block(&self, unit: usize, block: usize) -> Option<&Block> {
+        Some(&self.units.get(unit)?.blocks.get(block)?.block)
+    }
+
+    /// Takes note of what came of a turn that began at `began` and ended at `now`. Gives back the achieved interval,
+    /// for the fastest block of the unit.
+    pub fn done(
+        &mut self,
+        unit: usize,
+        block: usize,
+        outcome: Outcome,
+        began: Duration,
+        now: Duration,
+    ) -> Option<Duration> {
+        self.last = unit;
+        let all_were_dead = self.units.iter().all(UnitPlan::is_dead);
+        let state = self.units.get_mut(unit)?;
+        if outcome == Outcome::Fruitless {
+            state.fruitless(block, now);
+            if self.units.iter().any(|unit| unit.fruitless_in_a_row == 0) {
+                let cost = now.saturating_sub(began);
+                self.fruitless_not_before = now.saturating_add(cost.saturating_mul(PROBE_COST_FACTOR));
+            }
+            return None;
+        }
+        let achieved = state.answered(block, outcome, began, now);
+        if all_were_dead && self.units.len() > 1 {
+            // The line itself was away: nobody has to sit out a pause for that.
+            self.revive(now);
+        }
+        achieved
+    }
+
+    /// How many requests to this unit were fruitless in a row.
+    pub fn fruitless_in_a_row(&self, unit: usize) -> u32 {
+        self.units.get(unit).map_or(0, |unit| unit.fruitless_in_a_row)
+    }
+
+    /// The line is back: every unit may be asked at once.
+    pub fn revive(&mut self, now: Duration) {
+        self.fruitless_not_before = now;
+        for unit in &mut self.units {
+            unit.not_before = now;
+            unit.recover(now);
+        }
+    }
+
+    /// The earliest requests start one after the other, not all at once.
+    fn spread(&mut self) {
+        let count: usize = self.units.iter().map(|unit| unit.blocks.len()).sum();
+        let count = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        for (number, scheduled) in (0u32..).zip(self.units.iter_mut().flat_map(|unit| &mut unit.blocks)) {
+            scheduled.due = scheduled.block.interval.min(SPREAD_MAX).saturating_mul(number) / count;
+        }
+    }
+}
+
+impl UnitPlan {
+    fn new(points: &[PlanPoint], pause_min: Duration) -> UnitPlan {
+        let blocks = merge(points);
+        UnitPlan {
+            points: points.to_vec(),
+            blocks: blocks
+                .into_iter()
+                .map(|block| Scheduled { block, due: Duration::ZERO, fruitless_in_a_row: 0, answered_at: None })
+                .collect(),
+            pause_min,
+            fruitless_in_a_row: 0,
+            not_before: Duration::ZERO,
+        }
+    }
+
+    fn is_dead(&self) -> bool {
+        self.fruitless_in_a_row >= DEAD_AFTER
+    }
+
+    fn earliest(&self) -> Option<(usize, Duration)> {
+        self.blocks.iter().map(|scheduled| scheduled.due).enumerate().min_by_key(|(_, due)| *due)
+    }
+
+    fn fastest(&self) -> Option<Duration> {
+        self.blocks.iter().map(|scheduled| scheduled.block.interval).min()
+    }
+
+    fn fruitless(&mut self, block: usize, now: Duration) {
+        self.fruitless_in_a_row = self.fruitless_in_a_row.saturating_add(1);
+        let fastest = self.fastest().unwrap_or_default();
+        self.not_before = now.saturating_add(probe_pause(fastest, self.pause_min, self.fruitless_in_a_row));
+        if let Some(scheduled) = self.blocks.get_mut(block) {
+            scheduled.fruitless_in_a_row = scheduled.fruitless_in_a_row.saturating_add(1);
+            let pause = probe_pause(scheduled.block.interval, self.pause_min, scheduled.fruitless_in_a_row);
+            scheduled.due = now.saturating_add(pause);
+        }
+    }
+
+    fn answered(&mut self, number: usize, outcome: Outcome, began: Duration, now: Duration) -> Option<Duration> {
+        if self.is_dead() {
+            self.recover(now);
+        }
+        self.fruitless_in_a_row = 0;
+        self.not_before = Duration::ZERO;
+        let fastest = self.fastest();
+        let scheduled = self.blocks.get_mut(number)?;
+        scheduled.fruitless_in_a_row = 0;
+        scheduled.due = after(scheduled.due, scheduled.block.interval, now);
+        if outcome == (Outcome::Refused { address: true }) && scheduled.block.points.len() > 1 {
+            self.split(number, now);
+            return None;
+        }
+        let before = scheduled.answered_at.replace(began);
+        let achieved = began.saturating_sub(before?);
+        (fastest == Some(scheduled.block.interval)).then_some(achieved)
+    }
+
+    /// Blocks that were put off because the unit was dead are due again.
+    fn recover(&mut self, now: Duration) {
+        self.fruitless_in_a_row = 0;
+        for scheduled in &mut self.blocks {
+            if scheduled.fruitless_in_a_row > 0 {
+                scheduled.fruitless_in_a_row = 0;
+                scheduled.due = scheduled.due.min(now);
+            }
+        }
+    }
+
+    /// Some devices refuse a request that touches an address they do not have, though every point is legal alone.
+    fn split(&mut self, number: usize, now: Duration) {
+        let Scheduled { block: merged, .. } = self.blocks.remove(number);
+        for number in merged.points {
+            if let Some(point) = self.points.get(number) {
+                let block = Block {
+                    table: point.table,
+                    address: point.address,
+                    quantity: point.width,
+                    points: vec![number],
+                    interval: point.interval,
+                };
+                self.blocks.push(Scheduled { block, due: now, fruitless_in_a_row: 0, answered_at: None });
+            }
+        }
+    }
+}
+
+/// The next time on the grid of `interval` through `due` that lies behind `now`: what was missed is skipped.
+fn after(due: Duration, interval: Duration, now: Duration) -> Duration {
+    let interval = interval.max(Duration::from_millis(1));
+    let late = now.saturating_sub(due);
+    let periods = late.as_nanos() / interval.as_nanos() + 1;
+    due.saturating_add(interval.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX))).max(now)
+}
+
+/// Pause after the `count`-th fruitless request in a row: the interval, doubled each time, to a minute.
+fn probe_pause(interval: Duration, pause_min: Duration, count: u32) -> Duration {
+    let doubled = interval.saturating_mul(1u32.checked_shl(count.saturating_sub(1)).unwrap_or(u32::MAX));
+    doubled.min(PROBE_PAUSE_MAX.max(interval)).max(pause_min)
+}
+
+/// Points of one table and one interval, merged where the gap is small and the request stays legal.
+fn merge(points: &[PlanPoint]) -> Vec<Block> {
+    let mut order: Vec<(usize, &PlanPoint)> = points.iter().enumerate().collect();
+    order.sort_by_key(|(number, point)| (point.table, point.interval, point.address, *number));
+    let mut blocks: Vec<Block> = Vec::new();
+    for (number, point) in order {
+        let (gap_max, quantity_max) = match point.table {
+            Table::Coil | Table::Discrete => (GAP_COILS, COILS_MAX),
+            Table::Holding | Table::Input => (GAP_REGISTERS, REGISTERS_MAX),
+        };
+        // Wider than the wire's 16 bits, because the last point may end at 65536.
+        let end = u32::from(point.address) + u32::from(point.width);
+        let joined = blocks.last_mut().filter(|block| {
+            let block_end = u32::from(block.address) + u32::from(block.quantity);
+            (block.table, block.interval) == (point.table, point.interval)
+                && u32::from(point.address) <= block_end + gap_max
+                && end.max(block_end) - u32::from(block.address) <= quantity_max
+        });
+        match joined {
+            Some(block) => {
+                let block_end = u32::from(block.address) + u32::from(block.quantity);
+                block.quantity = u16::try_from(end.max(block_end) - u32::from(block.address)).unwrap_or(u16::MAX);
+                block.points.push(number);
+            }
+            None => blocks.push(Block {
+                table: point.table,
+                address: point.address,
+                quantity: point.width,
+                points: vec![number],
+                interval: point.interval,
+            }),
+        }
+    }
+    blocks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn point(table: Table, address: u16, width: u16) -> PlanPoint {
+        PlanPoint { table, address, width, interval: SECOND }
+    }
+
+    fn blocks(points: &[PlanPoint]) -> Vec<(Table, u16, u16, Vec<usize>)> {
+        merge(points).into_iter().map(|b| (b.table, b.address, b.quantity, b.points)).collect()
+    }
+
+    /// Runs a plan against units of which `dead` never answer; counts requests by unit until `end`.
+    fn run(plan: &mut Plan, units: usize, dead: &[usize], timeout: Duration, end: Duration) -> Vec<u32> {
+        let mut counts = vec![0; units];
+        let mut now = Duration::ZERO;
+        while now < end {
+            match plan.next(now) {
+                Turn::Wait(until) => now = until,
+                Turn::Ask { unit, block } => {
+                    counts[unit] += 1;
+                    let is_dead = dead.contains(&unit);
+                    let began = now;
+                    now += if is_dead { timeout } else { ms(10) };
+                    let outcome = if is_dead { Outcome::Fruitless } else { Outcome::Answered };
+                    plan.done(unit, block, outcome, began, now);
+                }
+            }
+        }
+        counts
+    }
+
+    #[test]
+    fn neighbours_and_small_gaps_become_one_request() {
+        let h = Table::Holding;
+        assert_eq!(blocks(&[point(h, 100, 2), point(h, 102, 1), point(h, 111, 2)]), [(h, 100, 13, vec![0, 1, 2])]);
+        assert_eq!(blocks(&[point(h, 0, 1), point(h, 10, 1)]), [(h, 0, 1, vec![0]), (h, 10, 1, vec![1])]);
+        assert_eq!(blocks(&[point(h, 9, 1), point(h, 0, 1)]), [(h, 0, 10, vec![1, 0])]);
+        assert_eq!(blocks(&[point(h, 5, 4), point(h, 5, 2), point(h, 6, 1)]), [(h, 5, 4, vec![0, 1, 2])]);
+    }
+
+    #[test]
+    fn a_request_is_never_longer_than_the_specification_allows() {
+        let h = Table::Holding;
+        let registers: Vec<_> = (0..200).map(|address| point(h, address, 1)).collect();
+        let quantities: Vec<_> = merge(&registers).iter().map(|b| b.quantity).collect();
+        assert_eq!(quantities, [125, 75]);
+        let pairs: Vec<_> = (0..100).map(|n| point(h, n * 2, 2)).collect();
+        assert_eq!(merge(&pairs).iter().map(|b| b.quantity).collect::<Vec<_>>(), [124, 76]);
+        let coils: Vec<_> = (0..2001).map(|address| point(Table::Coil, address, 1)).collect();
+        assert_eq!(merge(&coils).iter().map(|b| b.quantity).collect::<Vec<_>>(), [2000, 1]);
+        assert_eq!(blocks(&[point(h, 65_535, 1), point(h, 65_530, 4)]), [(h, 65_530, 6, vec![1, 0])]);
+    }
+
+    #[test]
+    fn tables_and_intervals_are_not_mixed() {
+        let mut slow = point(Table::Holding, 1, 1);
+        slow.interval = SECOND * 10;
+        let points = [point(Table::Holding, 0, 1), slow, point(Table::Input, 1, 1), point(Table::Coil, 1, 1)];
+        assert_eq!(merge(&points).len(), 4);
+    }
+
+    #[test]
+    fn units_take_turns() {
+        let unit = (vec![point(Table::Holding, 0, 1)], SECOND);
+        let mut plan = Plan::new(&[unit.clone(), unit.clone(), unit]);
+        let mut turns = Vec::new();
+        let mut now = SECOND * 5;
+        for _ in 0..3 {
+            let Turn::Ask { unit, block } = plan.next(now) else { panic!("all of them are due") };
+            turns.push(unit);
+            let began = now;
+            now += ms(10);
+            plan.done(unit, block, Outcome::Answered, began, now);
+        }
+        assert_eq!(turns, [0, 1, 2]);
+        assert!(matches!(plan.next(now), Turn::Wait(_)));
+    }
+
+    #[test]
+    fn a_late_line_skips_and_does_not_send_a_burst() {
+        let mut plan = Plan::new(&[(vec![point(Table::Holding, 0, 1)], SECOND)]);
+        plan.done(0, 0, Outcome::Answered, ms(0), ms(10));
+        assert_eq!(plan.next(ms(10)), Turn::Wait(SECOND));
+        plan.done(0, 0, Outcome::Answered, ms(9_700), ms(9_710));
+        assert_eq!(plan.next(ms(9_710)), Turn::Wait(SECOND * 10));
+    }
+
+    #[test]
+    fn the_first_requests_are_spread_and_keep_their_phase() {
+        let unit = (vec![point(Table::Holding, 0, 1)], SECOND);
+        let plan = Plan::new(&[unit.clone(), unit]);
+        assert_eq!(plan.next(ms(0)), Turn::Ask { unit: 0, block: 0 });
+        let mut plan = plan;
+        plan.done(0, 0, Outcome::Answered, ms(0), ms(10));
+        assert_eq!(plan.next(ms(10)), Turn::Wait(ms(500)));
+    }
+
+    #[test]
+    fn a_dead_unit_is_probed_ever_more_seldom_and_not_more_than_a_minute_apart() {
+        let mut plan = Plan::new(&[(vec![point(Table::Holding, 0, 1)], ms(400))]);
+        let mut now = Duration::ZERO;
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            plan.done(0, 0, Outcome::Fruitless, now, now);
+            let Turn::Wait(until) = plan.next(now) else { panic!("it pauses") };
+            pauses.push((until - now).as_secs());
+            now = until;
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(plan.fruitless_in_a_row(0), 9);
+    }
+
+    #[test]
+    fn a_dead_unit_costs_its_neighbours_at_most_a_tenth_of_their_polls() {
+        let unit = (vec![point(Table::Holding, 0, 1)], SECOND);
+        let alone = run(&mut Plan::new(&[unit.clone(), unit.clone()]), 2, &[], SECOND, SECOND * 600);
+        let mut plan = Plan::new(&[unit.clone(), unit.clone(), unit]);
+        let beside = run(&mut plan, 3, &[2], SECOND, SECOND * 600);
+        assert!(beside[0] * 10 >= alone[0] * 9, "{beside:?} against {alone:?}");
+        assert!(beside[2] >= 10, "it is still probed: {beside:?}");
+    }
+
+    #[test]
+    fn thirty_dead_units_leave_nine_tenths_of_the_line_to_the_living() {
+        let unit = (vec![point(Table::Holding, 0, 1)], SECOND * 2);
+        let mut plan = Plan::new(&vec![unit; 31]);
+        let dead: Vec<usize> = (1..31).collect();
+        let counts = run(&mut plan, 31, &dead, SECOND, SECOND * 1000);
+        assert!(counts[0] >= 850, "{counts:?}");
+        assert!(dead.iter().all(|unit| counts[*unit] >= 2), "each is still probed: {counts:?}");
+    }
+
+    #[test]
+    fn a_block_that_is_never_answered_does_not_stop_the_unit_s_other_blocks() {
+        let mut plan = Plan::new(&[(vec![point(Table::Holding, 0, 1), point(Table::Input, 0, 1)], ms(200))]);
+        let (mut now, mut good, mut bad) = (Duration::ZERO, 0, 0);
+        while now < SECOND * 300 {
+            match plan.next(now) {
+                Turn::Wait(until) => now = until,
+                Turn::Ask { unit, block } => {
+                    let began = now;
+                    let is_input = plan.block(unit, block).unwrap().table == Table::Input;
+                    now += if is_input { ms(100) } else { ms(10) };
+                    let outcome = if is_input { Outcome::Fruitless } else { Outcome::Answered };
+                    *(if is_input { &mut bad } else { &mut good }) += 1;
+                    plan.done(unit, block, outcome, began, now);
+                }
+            }
+        }
+        assert!(good > 250 && bad < 20, "good {good}, bad {bad}");
+    }
+
+    #[test]
+    fn a_refused_merged_request_is_split_into_its_points_for_good() {
+        let h = Table::Holding;
+        let mut plan = Plan::new(&[(vec![point(h, 0, 2), point(h, 4, 1), point(h, 8, 4)], SECOND)]);
+        assert_eq!(plan.block(0, 0).unwrap().quantity, 12);
+        plan.done(0, 0, Outcome::Refused { address: true }, ms(0), ms(10));
+        let singles: Vec<_> =
+            (0..3).map(|n| plan.block(0, n).unwrap()).map(|b| (b.address, b.quantity, b.points.clone())).collect();
+        assert_eq!(singles, [(0, 2, vec![0]), (4, 1, vec![1]), (8, 4, vec![2])]);
+        assert!(matches!(plan.next(ms(10)), Turn::Ask { .. }), "the points are asked for at once");
+        plan.done(0, 1, Outcome::Refused { address: true }, ms(10), ms(20));
+        assert_eq!(plan.block(0, 1).unwrap().points, [1], "a single point stays, and is asked again at its interval");
+    }
+
+    #[test]
+    fn when_the_whole_line_was_away_the_first_answer_revives_all_units() {
+        let unit = (vec![point(Table::Holding, 0, 1)], ms(100));
+        let mut plan = Plan::new(&[unit.clone(), unit.clone(), unit]);
+        let mut now = Duration::ZERO;
+        for _ in 0..8 {
+            for unit in 0..3 {
+                plan.done(unit, 0, Outcome::Fruitless, now, now + ms(100));
+                now += ms(100);
+            }
+        }
+        plan.done(0, 0, Outcome::Answered, now, now + ms(10));
+        now += ms(10);
+        assert_eq!(plan.next(now), Turn::Ask { unit: 1, block: 0 });
+    }
+
+    #[test]
+    fn the_achieved_interval_is_that_of_the_fastest_block() {
+        let mut slow = point(Table::Input, 0, 1);
+        slow.interval = SECOND * 10;
+        let mut plan = Plan::new(&[(vec![point(Table::Holding, 0, 1), slow], SECOND)]);
+        let number = |plan: &Plan, table| (0..2).find(|n| plan.block(0, *n).unwrap().table == table).unwrap();
+        let (fast, slow) = (number(&plan, Table::Holding), number(&plan, Table::Input));
+        assert_eq!(plan.done(0, fast, Outcome::Answered, ms(0), ms(10)), None);
+        assert_eq!(plan.done(0, slow, Outcome::Answered, ms(20), ms(30)), None);
+        assert_eq!(plan.done(0, fast, Outcome::Answered, ms(1_200), ms(1_210)), Some(ms(1_200)));
+        assert_eq!(plan.done(0, slow, Outcome::Answered, ms(10_000), ms(10_010)), None);
+    }
+
+    #[test]
+    fn a_plan_without_units_waits() {
+        assert_eq!(Plan::new(&[]).next(SECOND), Turn::Wait(Duration::MAX));
+        assert_eq!(Plan::new(&[(vec![], SECOND)]).next(SECOND), Turn::Wait(Duration::MAX));
+    }
+}
