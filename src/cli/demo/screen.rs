@@ -130,7 +130,7 @@ pub(super) fn print(text: &str) {
 
 /// What a drill came to, in one line.
 pub(super) fn result(outcome: &Outcome) -> String {
-    let time = outcome.catch_up.map_or_else(String::new, |time| format!(", caught up in {:.1} s", time.as_secs_f64()));
+    let time = outcome.catch_up.map_or_else(String::new, |time| format!(", after {:.1} s", time.as_secs_f64()));
     let Count { acknowledged, received, repeated, .. } = outcome.count;
     format!(
         "acknowledged {}, received {}, lost {}, repeated {}{time}",

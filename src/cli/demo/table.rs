@@ -19,18 +19,7 @@ pub(super) fn table(subject: &str, outcomes: &[Outcome], field: Option<&Field>, 
     let rule = "-".repeat(79);
     text.push_str(&format!(
         "{:32} {:>12} {:>9} {:>6} {:>8}  {:>7}\n{:32} {:>12} {:>9} {:>6} {:>8}  {:>7}\n{rule}\n",
-        "",
-        "acknowledged",
-        "received",
-        "",
-        "",
-        "catch",
-        subject,
-        "to sender",
-        "by cloud",
-        "lost",
-        "repeated",
-        "up, s",
+        "", "acknowledged", "received", "", "", "catch", subject, "to sender", "by cloud", "lost", "repeated", "up, s",
     ));
     for Outcome { drill, count, catch_up } in outcomes {
         let seconds = catch_up.map_or_else(|| "never".to_owned(), |time| format!("{:.1}", time.as_secs_f64()));
