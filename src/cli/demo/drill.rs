@@ -36,7 +36,7 @@ const KILL_AT_PERCENT: u64 = 30;
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// When nothing has arrived for so long, what is missing will not come.
-const QUIET: Duration = Duration::from_secs(10);
+const QUIET: Duration = Duration::from_secs(15);
 
 /// After the last message, time for a repeat to show itself.
 const AFTER: Duration = Duration::from_millis(500);
@@ -119,7 +119,7 @@ impl Rig {
         if drill == Drill::KillInCatchUp {
             let waiting = before.lost();
             let enough = before.received + waiting * KILL_AT_PERCENT / 100;
-            let reached = wait_until(QUIET, LOOK, || self.count(from, end).received >= enough).await;
+            let reached = wait_until(DEADLINE, LOOK, || self.count(from, end).received >= enough).await;
             if reached {
                 self.kill_and_start().await?;
             }

@@ -172,13 +172,13 @@ fn heading(view: &View) -> Row {
 fn picture(watched: &Watched, view: &View) -> [Row; 2] {
     let is_up = watched.line.is_up();
     let (process_tone, process) = match view.process {
-        Some(id) => (Tone::Good, format!("running, {id}")),
+        Some(id) => (Tone::Good, format!("pid {id}")),
         None => (Tone::Bad, "dead".to_owned()),
     };
     let (line_tone, drawn, state) = if is_up {
-        (Tone::Good, "=======================>", "the line is up")
+        (Tone::Good, "====================>", "the line is up")
     } else {
-        (Tone::Bad, "==========   /  ========", "the line is cut")
+        (Tone::Bad, "=========   /  ======", "the line is cut")
     };
     let (acknowledged, is_connected) =
         watched.publisher.record(|record| (record.acknowledged(), record.is_connected()));
@@ -186,15 +186,15 @@ fn picture(watched: &Watched, view: &View) -> [Row; 2] {
     let received = watched.cloud.tally(|tally| tally.received());
     [
         vec![
-            (Tone::Plain, format!("  {:14} --->  ", "local sender")),
-            (process_tone, format!("{:14}", view.subject)),
-            (line_tone, format!(" {drawn:24}")),
-            (Tone::Plain, "   cloud".to_owned()),
+            (Tone::Plain, format!("  {:20}", "local sender  --->")),
+            (process_tone, format!("{:17}", view.subject)),
+            (line_tone, format!("{drawn:23}")),
+            (Tone::Plain, "cloud".to_owned()),
         ],
         vec![
-            (Tone::Faint, format!("  {sender:22}")),
-            (process_tone, format!("{process:14}")),
-            (line_tone, format!(" {state:27}")),
+            (Tone::Faint, format!("  {sender:20}")),
+            (process_tone, format!("{process:17}")),
+            (line_tone, format!("{state:23}")),
             (Tone::Faint, format!("{} received", grouped(received))),
         ],
     ]
