@@ -422,6 +422,8 @@ pub struct SessionHealth {
     pub protocol_errors: AtomicU64,
     /// Slow sessions that were disconnected.
     pub slow: AtomicU64,
+    /// Messages to local subscribers that were given up: too many waited, too long for the client, expired.
+    pub dropped: AtomicU64,
 }
 
 impl SessionHealth {
@@ -433,6 +435,7 @@ impl SessionHealth {
             sent: self.sent.load(Ordering::Relaxed),
             protocol_errors: self.protocol_errors.load(Ordering::Relaxed),
             slow: self.slow.load(Ordering::Relaxed),
+            dropped: self.dropped.load(Ordering::Relaxed),
         }
     }
 }
@@ -452,4 +455,6 @@ pub struct SessionSnapshot {
     pub protocol_errors: u64,
     /// Since start.
     pub slow: u64,
+    /// Since start.
+    pub dropped: u64,
 }

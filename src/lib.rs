@@ -44,3 +44,7 @@ pub mod control;
 pub mod service;
 
 pub mod supervise;
+
+pub mod gateway;
+
+pub mod cli;

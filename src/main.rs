@@ -1,3 +1,7 @@
-//! The program `tidegate`.
+//! The program `tidegate`: parses the command line, dispatches, and turns the end into an exit status.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tidegate::cli::main()
+}

@@ -236,12 +236,12 @@ impl fmt::Display for Sequence {
 /// A message's name in the world, given once, at the door: `<gateway>.<store>.<start>.<counter>`.
 ///
 /// It is the receiver's duplicate key: two deliveries with one id are one message. Cloned cards, restored backups
-/// and quarantined stores never repeat one, because `store` and `start` change with them.
+/// and quarantined stores never repeat one, because `store` is drawn anew at each start.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageId {
     /// The gateway's id, as configured or found.
     pub gateway: Arc<str>,
-    /// 48 random bits made with the store.
+    /// 48 random bits, drawn at each start: nothing on a cloned card can tell it from its twin.
     pub store: u64,
     /// How often this store was opened, from 1.
     pub start: u32,

@@ -43,7 +43,8 @@ fn install(logger: impl Log + 'static, level: LevelFilter) -> Result<(), LogErro
     Ok(())
 }
 
-/// Our own lines at `level`; those of libraries only when something is wrong, since rumqttd tells of every packet.
+/// Our own lines at `level`, and those of libraries when something is wrong. Nothing of rumqttd: it opens a span for
+/// every packet, and each span would come here as a line at ERROR. What becomes of the router is watched by `router`.
 struct OwnAndLoud<L> {
     inner: L,
     level: LevelFilter,
@@ -51,7 +52,11 @@ struct OwnAndLoud<L> {
 
 impl<L: Log> Log for OwnAndLoud<L> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let own = metadata.target() == "tidegate" || metadata.target().starts_with("tidegate::");
+        let room = metadata.target().split("::").next().unwrap_or_default();
+        if matches!(room, "rumqttd" | "tracing") {
+            return false;
+        }
+        let own = room == "tidegate";
         metadata.level() <= if own { self.level } else { LevelFilter::Warn.min(self.level) }
     }
 

@@ -79,11 +79,11 @@ fn written(prefix: &str, table: &toml::Table, found: &mut Vec<(String, toml::Val
     }
 }
 
-/// `modbus.chiller.point.level.report.deadband` is the key `deadband` of `modbus.<name>.report`.
+/// `modbus.chiller.point.level.report.deadband` is the key `deadband` of `report`, wherever that stands.
 fn key_of(path: &str) -> String {
     let parts: Vec<&str> = path.split('.').collect();
     let parts = match parts.as_slice() {
-        ["modbus" | "serial" | "model", .., "report", key] => vec!["modbus", "<name>", "report", key],
+        ["modbus" | "serial" | "model", .., "report", key] => vec!["report", key],
         ["model", _, "point", _, key] => vec!["modbus", "<name>", "point", "<name>", key],
         [kind @ ("modbus" | "serial"), _, "point", _, key] => vec![kind, "<name>", "point", "<name>", key],
         ["broker", "listener", _, rest @ ..] => [vec!["broker", "listener", "<name>"], rest.to_vec()].concat(),

@@ -11,7 +11,7 @@ use super::LineKind;
 use super::file::{Draft, UplinkDraft};
 use super::tree::Spot;
 use super::units::Wrong;
-use super::walk::{At, Walk, nearest};
+use super::walk::{At, Walk, name_fault, nearest};
 use super::{Endpoint, Protocol};
 use crate::message::Topic;
 
@@ -164,6 +164,9 @@ fn lines(walk: &mut Walk, draft: &Draft) {
 fn devices(walk: &mut Walk, draft: &Draft) {
     let mut units: HashMap<(&Arc<str>, u8), Named<'_>> = HashMap::new();
     for device in &draft.modbus {
+        if walk.findings.is_full() {
+            break;
+        }
         if let Some(At { value, spot, .. }) = &device.line
             && !draft.lines.iter().any(|line| line.name == *value)
             && !walk.is_partial
@@ -251,6 +254,9 @@ fn topics(walk: &mut Walk, draft: &Draft) {
     let mut seen: HashMap<String, (Arc<str>, Spot)> = HashMap::new();
     for (device, spot, topic, points) in modbus.chain(serial) {
         let Some(topic) = topic else { continue };
+        if name_fault(device).is_err() {
+            continue;
+        }
         let place = if topic.is_default { spot } else { topic.spot };
         if points.len() > 1 && !topic.value.contains("{point}") {
             let wrong = Wrong::new(format!("has no {{point}}, and `{device}` has {} points", points.len()))
@@ -258,7 +264,7 @@ fn topics(walk: &mut Walk, draft: &Draft) {
             walk.wrong(place, "topic", wrong);
             continue;
         }
-        for (point, point_spot) in points {
+        for (point, point_spot) in points.iter().filter(|(point, _)| name_fault(point).is_ok()) {
             let filled = topic.value.replace("{device}", device).replace("{point}", point);
             if is_reserved(&filled) {
                 let what = format!("the topic {filled:?} is the gateway's own");

@@ -30,6 +30,9 @@ pub(super) use modbus::read_models;
 /// The longest time that a rule may name.
 const LONG: Duration = Duration::from_secs(365 * 86_400);
 
+/// Where an id comes from that somebody wrote.
+pub(super) const FROM_CONFIGURATION: &str = "the configuration";
+
 /// What stands for the placeholders of templates.
 #[derive(Debug, Clone)]
 pub(super) struct Words {
@@ -144,7 +147,7 @@ pub(super) fn gateway(
     });
     let (id, id_source) = if reader.has("id") {
         // A wrong id was noted; the templates are read with something in its place.
-        (written.map(|id| id.value), "the configuration")
+        (written.map(|id| id.value), FROM_CONFIGURATION)
     } else if let Some(kept) = state_dir.as_deref().and_then(|directory| kept_id.and_then(|kept| kept(directory))) {
         (Some(kept), "the state directory")
     } else {
@@ -229,8 +232,8 @@ fn queue(walk: &mut Walk, root: &Tree) -> Option<QueueConfig> {
         return None;
     }
     let reader = Reader::open(walk, tree, &keys::QUEUE, spot);
-    let bytes_max = reader.size(walk, "max_bytes", 1 << 20, 1 << 44);
-    let age_max = reader.duration(walk, "max_age", Duration::from_secs(60), LONG * 10);
+    let bytes_max = reader.size(walk, "max_bytes", 64 << 10, 1 << 44);
+    let age_max = reader.duration(walk, "max_age", Duration::from_secs(1), LONG * 10);
     let when_full = when_full(walk, &reader);
     let flash = reader.choice(walk, "flash", &[("always", ())], &["spare"]);
     flash?;
@@ -331,7 +334,8 @@ fn pacing(walk: &mut Walk, reader: &Reader<'_>) -> (Option<Duration>, Option<Dur
 fn line_url(text: &str) -> Result<LineKind, Wrong> {
     const HELP: &str = "write \"tcp://host:502\" for Modbus TCP, \"rtu-tcp://host:port\" for RTU frames over TCP";
     let url = units::url(text).map_err(|wrong| if wrong.help.is_none() { wrong.help(HELP) } else { wrong })?;
-    let host = url.host.to_owned();
+    // Names of hosts know no case (RFC 4343): two spellings are one connection.
+    let host = url.host.to_lowercase();
     match url.scheme {
         "tcp" => Ok(LineKind::Tcp { host, port: url.port.unwrap_or(502) }),
         "rtu-tcp" => match url.port {
@@ -345,7 +349,7 @@ fn line_url(text: &str) -> Result<LineKind, Wrong> {
 /// The name of a line that was written in place: equal ones are one line.
 fn line_name(kind: &LineKind) -> Option<String> {
     let authority = |host: &str, port: u16| {
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{}:{port}", host.to_lowercase()) }
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     };
     match kind {
         LineKind::Tcp { host, port } => Some(format!("tcp://{}", authority(host, *port))),

@@ -373,7 +373,7 @@ pub static MODBUS_POINT: KeyTable = KeyTable {
 
 /// `report = { … }`
 pub static REPORT: KeyTable = KeyTable {
-    title: "modbus.<name>.report",
+    title: "report",
     keys: &[optional("deadband"), optional("min_interval"), optional("heartbeat")],
     gone: &[("interval", "it is called `min_interval`"), ("max_interval", "it is called `heartbeat`")],
     later: &[],

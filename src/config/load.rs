@@ -92,7 +92,10 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
     if !walk.findings.is_clean() {
         return Err(walk.findings.finish().0);
     }
-    let effective = effective::render(&tree, &walk.findings);
+    let mut effective = effective::render(&tree, &walk.findings);
+    if let Some(gateway) = draft.gateway.as_ref().filter(|gateway| gateway.id_source != file::FROM_CONFIGURATION) {
+        effective.insert_str(0, &format!("# gateway id: {} (from {})\n", gateway.id, gateway.id_source));
+    }
     let Some(config) = build(draft) else {
         // Each hole in a draft has its problem: this cannot be reached, and must not be a panic if it is.
         walk.findings.general(None, "the configuration could not be put together: this is a fault of tidegate", None);
@@ -107,7 +110,10 @@ fn read_owner(walk: &mut Walk, tree: &mut Tree, request: &LoadRequest) {
         Some(file) => file.clone(),
         None => directory.join("tidegate.toml"),
     };
-    if request.config.is_some() || file.exists() {
+    // Only a file that is surely not there is passed over: one that may not be looked at is a problem, not a gateway
+    // that reads no device.
+    let is_absent = fs::symlink_metadata(&file).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    if request.config.is_some() || !is_absent {
         read_file(walk, tree, &file, 1);
     }
     if request.config.is_none() || file.parent() == Some(&directory) {
@@ -168,56 +174,53 @@ fn read_directory(walk: &mut Walk, tree: &mut Tree, directory: &Path, layer: u8)
 }
 
 fn read_file(walk: &mut Walk, tree: &mut Tree, path: &Path, layer: u8) {
-    let text = match read_bounded(path, FILE_BYTES_MAX) {
-        Ok(Ok(text)) => text,
-        Ok(Err(reason)) => return unreadable(walk, path, layer, reason),
-        Err(error) => return unreadable(walk, path, layer, format!("cannot be read: {}", io_words(&error))),
+    let source = match read_bounded(path, FILE_BYTES_MAX) {
+        Ok(bytes) => add(walk, path, bytes, layer),
+        Err(reason) => {
+            walk.findings.general(Some(path.to_owned()), format!("this file {reason}"), None);
+            None
+        }
     };
-    let source = walk.findings.add(Source { path: path.to_owned(), text, layer });
-    match tree::parse(source, &mut walk.findings) {
+    match source.and_then(|source| tree::parse(source, &mut walk.findings)) {
         Some(written) => tree.merge(written, &mut walk.findings),
         None => walk.is_partial = true,
     }
 }
 
-fn unreadable(walk: &mut Walk, path: &Path, layer: u8, reason: String) {
-    walk.is_partial = true;
-    // A place in a file that is not UTF-8 is shown like any other.
-    if let Ok(bytes) = fs::read(path)
-        && bytes.len() as u64 <= FILE_BYTES_MAX
-        && let Err(error) = std::str::from_utf8(&bytes)
-    {
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        let start = error.valid_up_to();
-        let source = walk.findings.add(Source { path: path.to_owned(), text, layer });
-        let spot = tree::Spot { source, start, end: start + '\u{fffd}'.len_utf8() };
-        let help = "save the file as UTF-8";
-        walk.findings.problem(spot, "this character is not UTF-8", Some(help.to_owned()));
-        return;
-    }
-    walk.findings.general(Some(path.to_owned()), format!("this file {reason}"), None);
+/// Adds what was read to the sources, without the mark that some editors put in front (U+FEFF). `None` when it is not
+/// UTF-8, which is noted at its place.
+pub(super) fn add(walk: &mut Walk, path: &Path, bytes: Vec<u8>, layer: u8) -> Option<usize> {
+    let (text, fault) = match String::from_utf8(bytes) {
+        Ok(text) => (text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text), None),
+        Err(error) => {
+            let start = error.utf8_error().valid_up_to();
+            (String::from_utf8_lossy(error.as_bytes()).into_owned(), Some(start))
+        }
+    };
+    let source = walk.findings.add(Source { path: path.to_owned(), text, layer });
+    let Some(start) = fault else { return Some(source) };
+    let spot = tree::Spot { source, start, end: start + '\u{fffd}'.len_utf8() };
+    walk.findings.problem(spot, "this character is not UTF-8", Some("save the file as UTF-8".to_owned()));
+    None
 }
 
-/// Reads a file of at most `bytes_max`, without the mark that some editors put in front (U+FEFF). The inner error is
-/// a reason in words, that follows the name of the file.
-pub(super) fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<Result<String, String>> {
+/// Reads a file of at most `bytes_max`; the error is a reason in words that follow the name of the file.
+pub(super) fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
+    let words = |error: io::Error| format!("cannot be read: {}", io_words(&error));
     // A pipe is not opened: that would wait for a writer.
-    let metadata = fs::metadata(path)?;
+    let metadata = fs::metadata(path).map_err(words)?;
     if metadata.is_dir() {
-        return Ok(Err("is a directory".to_owned()));
+        return Err("is a directory".to_owned());
     }
     if !metadata.is_file() {
-        return Ok(Err("is not a file".to_owned()));
+        return Err("is not a file".to_owned());
     }
     let mut bytes = Vec::new();
-    fs::File::open(path)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    fs::File::open(path).and_then(|file| file.take(bytes_max + 1).read_to_end(&mut bytes)).map_err(words)?;
     if bytes.len() as u64 > bytes_max {
-        return Ok(Err(format!("is larger than {}", super::units::size_text(bytes_max))));
+        return Err(format!("is larger than {}", super::units::size_text(bytes_max)));
     }
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))),
-        Err(_) => Ok(Err("is not UTF-8".to_owned())),
-    }
+    Ok(bytes)
 }
 
 /// The draft without its places; `None` where it still has a hole.

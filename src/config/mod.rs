@@ -1,8 +1,9 @@
 //! The configuration, valid by type: what the other rooms may rely on.
 //!
-//! `file` walks what was written and collects every fault; `check` applies the rules that join two keys; `report`
-//! prints a problem at its place. What comes out of `load` is this `Config`: no text left to parse, no limit unset.
-//! `run` and `check` call the same code.
+//! `load` finds the layers and calls the others in turn: `tree` is what was written, with the place of each key;
+//! `walk` reads one leaf after the other and knows no keys but those of `keys`; `file` makes a draft of it; `check`
+//! applies the rules that join two keys; `report` prints a problem at its place. What comes out is this `Config`: no
+//! text left to parse, no limit unset. `run` and `check` call the same code.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,8 +21,6 @@ pub use examples::{examples, reference};
 pub use load::{KeptId, LoadRequest, Loaded, load};
 pub use report::{Mark, Place, Problem, render};
 pub use template::{TemplateError, TopicTemplate};
-
-use load::read_bounded;
 
 mod load;
 
@@ -46,6 +45,23 @@ pub mod board;
 pub mod template;
 
 mod examples;
+
+/// Reads a duration as the configuration writes it: `"5s"`, `"10min"`. The error is for a person.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    units::duration(text).map_err(in_one_line)
+}
+
+/// Reads a serial mode as the configuration writes it: `"8E1"`. The error is for a person.
+pub fn parse_serial_mode(text: &str) -> Result<SerialMode, String> {
+    units::serial_mode(text).map_err(in_one_line)
+}
+
+fn in_one_line(wrong: units::Wrong) -> String {
+    match wrong.help {
+        Some(help) => format!("{}; {help}", wrong.what),
+        None => wrong.what,
+    }
+}
 
 /// The whole configuration of one gateway.
 #[derive(Debug, Clone)]

@@ -52,30 +52,85 @@ impl Mark {
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let line_end = text.get(start..).and_then(|rest| rest.find('\n')).map_or(text.len(), |length| start + length);
         let end = floor(text, end).clamp(start, line_end);
-        let head = text.get(line_start..start).unwrap_or_default();
-        let meant = text.get(start..end).unwrap_or_default();
-        let tail = text.get(end..line_end).unwrap_or_default().trim_end_matches('\r');
+        // A secret that somebody wrote in spite of all must not reach the journal by way of its own problem.
+        let masked = mask(text.get(line_start..line_end).unwrap_or_default());
+        let (head, rest) = masked.split_at(chars(text, line_start, start).min(masked.len()));
+        let (meant, tail) = rest.split_at(chars(text, start, end).min(rest.len()));
 
         // Of a long line only the surroundings are kept: a file of one line must not fill the screen.
-        let head_count = head.chars().count();
-        let skipped = if head_count + meant.chars().count() > EXCERPT_MAX { head_count.saturating_sub(40) } else { 0 };
+        let skipped = if head.len() + meant.len() > EXCERPT_MAX { head.len().saturating_sub(40) } else { 0 };
         let mut excerpt = String::new();
         if skipped > 0 {
             excerpt.push('…');
         }
-        head.chars().skip(skipped).for_each(|c| push_visible(&mut excerpt, c));
+        head.iter().skip(skipped).for_each(|c| push_visible(&mut excerpt, *c));
         let caret = excerpt.chars().count();
-        for c in meant.chars().take(EXCERPT_MAX) {
-            push_visible(&mut excerpt, c);
-        }
+        meant.iter().take(EXCERPT_MAX).for_each(|c| push_visible(&mut excerpt, *c));
         let width = (excerpt.chars().count() - caret).max(1);
         let room = EXCERPT_MAX.saturating_sub(excerpt.chars().count());
-        tail.chars().take(room).for_each(|c| push_visible(&mut excerpt, c));
-        if tail.chars().nth(room).is_some() {
+        tail.iter().take(room).filter(|c| **c != '\r').for_each(|c| push_visible(&mut excerpt, *c));
+        if tail.len() > room {
             excerpt.push('…');
         }
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
-        Mark { line, column: head_count + 1, excerpt, caret, width }
+        Mark { line, column: head.len() + 1, excerpt, caret, width }
+    }
+}
+
+fn chars(text: &str, start: usize, end: usize) -> usize {
+    text.get(start..end).unwrap_or_default().chars().count()
+}
+
+/// The characters of a line, with what follows `password =` and what stands before `@` in a url made unreadable.
+fn mask(line: &str) -> Vec<char> {
+    let mut masked: Vec<char> = line.chars().collect();
+    let lower: Vec<char> = line.chars().map(|c| c.to_ascii_lowercase()).collect();
+    for word in ["password", "passwd", "secret", "token"] {
+        let word: Vec<char> = word.chars().collect();
+        let places: Vec<usize> =
+            lower.windows(word.len()).enumerate().filter(|(_, window)| *window == word).map(|(at, _)| at).collect();
+        for at in places {
+            let rest = || lower.iter().copied().enumerate().skip(at);
+            let name: String = rest().map(|(_, c)| c).take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            // These two are made to be written down.
+            if name.ends_with("_file") || name.ends_with("_hash") {
+                continue;
+            }
+            let mut value = rest().skip(name.len()).skip_while(|(_, c)| matches!(c, ' ' | '\t' | '"' | '\''));
+            if value.next().map(|(_, c)| c) != Some('=') {
+                continue;
+            }
+            let mut value = value.skip_while(|(_, c)| matches!(c, ' ' | '\t'));
+            let Some((_, quote @ ('"' | '\''))) = value.next() else { continue };
+            for (at, _) in value.take_while(|(_, c)| *c != quote) {
+                if let Some(slot) = masked.get_mut(at) {
+                    *slot = '*';
+                }
+            }
+        }
+    }
+    for at in 0..lower.len() {
+        if lower.get(at) != Some(&'@') {
+            continue;
+        }
+        for before in (0..at).rev() {
+            let is_end = matches!(lower.get(before), Some('"' | '\'' | ' ' | '\t'))
+                || (before > 0 && lower.get(before - 1..=before) == Some(&['/', '/']));
+            match masked.get_mut(before) {
+                Some(slot) if !is_end && *slot != '@' => *slot = '*',
+                _ => break,
+            }
+        }
+    }
+    masked
+}
+
+/// A piece of a sentence: a name that was written, of a length that leaves room for the sentence.
+pub(super) fn clip(text: &str) -> String {
+    const CHARACTERS_MAX: usize = 80;
+    match text.char_indices().nth(CHARACTERS_MAX) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
     }
 }
 
@@ -185,6 +240,23 @@ mod tests {
         assert_eq!((mark.line, mark.column), (1, 1));
         let mark = Mark::new("é", 1, 2);
         assert_eq!((mark.line, mark.column), (1, 1));
+    }
+
+    #[test]
+    fn a_secret_does_not_reach_the_report() {
+        for line in [
+            "password = \"hunter2\"",
+            "x = { password='hunter2' }",
+            "\"api_token\" = \"hunter2\" # x",
+            "url = \"mqtts://me:hunter2@h\"",
+            "url = \"me:hunter2@h\"",
+            "PASSWORD = \"hunter2",
+        ] {
+            let mark = Mark::new(line, 0, 3);
+            assert!(!mark.excerpt.contains("hunter2"), "{}", mark.excerpt);
+            assert_eq!(mark.excerpt.chars().count(), line.chars().count());
+        }
+        assert_eq!(Mark::new("password_file = \"/etc/x\"", 0, 1).excerpt, "password_file = \"/etc/x\"");
     }
 
     #[test]

@@ -14,6 +14,9 @@ use super::report::{Mark, Place, Problem};
 /// Problems beyond this are only counted: a file of random bytes must not fill the journal.
 const PROBLEMS_MAX: usize = 500;
 
+/// Of so many keys written twice in one file the first place is looked for.
+const TWICE_MAX: usize = 50;
+
 /// A place in one of the sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Spot {
@@ -54,20 +57,30 @@ impl Findings {
 
     /// `file:line:column`, to name a second place inside a sentence.
     pub(super) fn name(&self, spot: Spot) -> String {
+        // To find a line costs a walk through its file; a sentence that nobody will see is not worth it.
+        if self.is_full() {
+            return String::new();
+        }
         self.place(spot).map_or_else(|| "an unknown place".to_owned(), |place| place.to_string())
     }
 
     fn accept(&mut self, spot: Option<Spot>, what: &str) -> bool {
         // A model is read once for each of its devices: what is wrong with it is told once.
-        if self.problems.len() + self.warnings.len() >= PROBLEMS_MAX {
+        if self.is_full() {
             self.more += 1;
             return false;
         }
         self.seen.insert((spot, what.to_owned()))
     }
 
+    /// Whether nothing more will be told, so that nothing more need be looked for.
+    pub(super) fn is_full(&self) -> bool {
+        self.problems.len() + self.warnings.len() >= PROBLEMS_MAX
+    }
+
     pub(super) fn problem(&mut self, spot: Spot, what: impl Into<String>, help: Option<String>) {
-        let what = what.into();
+        let what = bounded(what.into());
+        let help = help.map(bounded);
         if self.accept(Some(spot), &what) {
             let place = self.place(spot);
             self.problems.push((Some(spot), Problem { place, what, help }));
@@ -75,7 +88,7 @@ impl Findings {
     }
 
     pub(super) fn warning(&mut self, spot: Spot, what: impl Into<String>, help: Option<String>) {
-        let what = what.into();
+        let what = bounded(what.into());
         if self.accept(Some(spot), &what) {
             let place = self.place(spot);
             self.warnings.push((Some(spot), Problem { place, what, help }));
@@ -108,6 +121,18 @@ impl Findings {
         let strip = |list: Vec<(Option<Spot>, Problem)>| list.into_iter().map(|(_, problem)| problem).collect();
         (strip(self.problems), strip(self.warnings))
     }
+}
+
+/// A sentence with a long text in it, cut in the middle: its start and its end say what is meant.
+fn bounded(text: String) -> String {
+    const CHARACTERS_MAX: usize = 400;
+    let count = text.chars().count();
+    if count <= CHARACTERS_MAX {
+        return text;
+    }
+    let start: String = text.chars().take(CHARACTERS_MAX / 2).collect();
+    let end: String = text.chars().skip(count - CHARACTERS_MAX / 2).collect();
+    format!("{start}…{end}")
 }
 
 /// A table: keys in the order of the alphabet; `in_order` gives the written one.
@@ -230,7 +255,9 @@ pub(super) fn parse(source: usize, findings: &mut Findings) -> Option<Tree> {
     for error in &errors {
         let span = error.span().unwrap_or(0..0);
         if error.message() == "duplicate key" {
-            let first = first_of(&text, table.get_ref(), span.start, span.end);
+            // Each search walks the file: a file of repetitions only must not take minutes.
+            let is_searched = faults.len() < TWICE_MAX;
+            let first = is_searched.then(|| first_of(&text, table.get_ref(), span.start, span.end)).flatten();
             faults.push((span.start, span.end, first));
         } else if syntax.as_ref().is_none_or(|(start, _, _)| span.start < *start) {
             syntax = Some((span.start, span.end, error.message().to_owned()));

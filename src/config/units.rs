@@ -206,15 +206,15 @@ pub(super) struct Url<'t> {
 
 /// Takes a url apart.
 pub(super) fn url(text: &str) -> Result<Url<'_>, Wrong> {
+    if text.contains('@') {
+        return Err(Wrong::new("a url must not carry a user name or a password")
+            .help("write `username` and `password_file`: a configuration is copied, mailed and backed up"));
+    }
     let Some((scheme, rest)) = text.split_once("://") else {
         return Err(Wrong::new(format!("{text:?} is not a url")).help("write scheme://host:port"));
     };
     // A slash at the end says nothing; a path would be ignored in silence.
     let rest = rest.strip_suffix('/').unwrap_or(rest);
-    if rest.contains('@') {
-        return Err(Wrong::new("a url must not carry a user name or a password")
-            .help("write `username` and `password_file`: a configuration is copied, mailed and backed up"));
-    }
     if rest.contains(['/', '?']) && !matches!(scheme, "ws" | "wss") {
         return Err(Wrong::new("nothing may follow the port"));
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::keys::{self, KeyTable, Presence};
+use super::report::clip;
 use super::tree::{self, Findings, Node, Spot, Tree, Written};
 use super::units::{self, Wrong};
 
@@ -37,13 +38,13 @@ pub(super) struct Walk {
 impl Walk {
     /// Notes what is wrong with a key.
     pub(super) fn wrong(&mut self, spot: Spot, key: &str, wrong: Wrong) {
-        self.findings.problem(spot, format!("`{key}`: {}", wrong.what), wrong.help);
+        self.findings.problem(spot, format!("`{}`: {}", clip(key), wrong.what), wrong.help);
     }
 
     /// A name that the owner chose: it becomes a level of a topic.
     pub(super) fn check_name(&mut self, kind: &str, name: &str, spot: Spot) {
         if let Err(wrong) = name_fault(name) {
-            self.findings.problem(spot, format!("{kind} {name:?}: {}", wrong.what), wrong.help);
+            self.findings.problem(spot, format!("{kind} {:?}: {}", clip(name), wrong.what), wrong.help);
         }
     }
 
@@ -109,12 +110,17 @@ impl<'t> Reader<'t> {
     /// Opens a table, and notes every key that it should not have.
     pub(super) fn open(walk: &mut Walk, tree: &'t Tree, spec: &'static KeyTable, spot: Spot) -> Reader<'t> {
         for (key, entry) in tree.in_order() {
-            if spec.keys.iter().any(|known| known.name == key) {
+            if spec.keys.iter().any(|known| known.name == key) || walk.findings.is_full() {
                 continue;
             }
+            let shown = clip(key);
             let table = if spec.title.is_empty() { "at the top".to_owned() } else { format!("in [{}]", spec.title) };
             if let Some((_, instead)) = spec.gone.iter().find(|(name, _)| *name == key) {
-                walk.findings.problem(entry.key, format!("`{key}` is not a key {table}"), Some((*instead).to_owned()));
+                walk.findings.problem(
+                    entry.key,
+                    format!("`{shown}` is not a key {table}"),
+                    Some((*instead).to_owned()),
+                );
             } else if spec.later.contains(&key) {
                 walk.findings.problem(
                     entry.key,
@@ -132,7 +138,7 @@ impl<'t> Reader<'t> {
                         }
                     },
                 };
-                walk.findings.problem(entry.key, format!("`{key}` is not a key {table}"), Some(help));
+                walk.findings.problem(entry.key, format!("`{shown}` is not a key {table}"), Some(help));
             }
         }
         Reader { tree, spec, spot }
@@ -309,7 +315,11 @@ impl<'t> Reader<'t> {
         match &entry.node.value {
             Written::Table(tree) => Some((tree, entry.key)),
             other => {
-                walk.wrong(entry.node.spot, key, wrong_kind("a table", other));
+                let mut wrong = wrong_kind("a table", other);
+                if self.spec.title.is_empty() && matches!(other, Written::List(_)) {
+                    wrong = wrong.help(format!("write [{key}.<name>], with one bracket and a name"));
+                }
+                walk.wrong(entry.node.spot, key, wrong);
                 None
             }
         }
@@ -357,8 +367,11 @@ pub(super) fn named<'t>(walk: &mut Walk, kind: &str, tree: &'t Tree) -> Vec<(&'t
                 tables.push((name, tree, entry.key));
             }
             other => {
-                let wrong =
-                    wrong_kind("a table", other).help(format!("write [{kind}.<name>] above the keys of one {kind}"));
+                let mut wrong = wrong_kind("a table", other);
+                if kind != "point" {
+                    wrong =
+                        wrong.help(format!("write [{kind}.<name>], with one bracket, above the keys of one {kind}"));
+                }
                 walk.wrong(entry.key, name, wrong);
             }
         }
@@ -425,7 +438,9 @@ pub(super) fn nearest<'k>(written: &str, known: impl IntoIterator<Item = &'k str
         return None;
     }
     let lower = written.to_lowercase().replace('-', "_");
-    let candidates = known.into_iter().map(|name| (distance(&lower, &name.to_lowercase().replace('-', "_")), name));
+    // Of very many names (lines, models) only the first are held against it: a suggestion is not worth a minute.
+    let candidates =
+        known.into_iter().take(256).map(|name| (distance(&lower, &name.to_lowercase().replace('-', "_")), name));
     let (errors, name) = candidates.min_by_key(|(errors, _)| *errors)?;
     (errors <= (length / 3).max(1)).then_some(name)
 }

@@ -141,8 +141,8 @@ pub struct Field<R = Intake> {
 
 #[derive(Debug, Clone)]
 enum Line {
-    Modbus(modbus::LineSpec),
-    Serial(serial::PortSpec),
+    Modbus(Box<modbus::LineSpec>),
+    Serial(Box<serial::PortSpec>),
 }
 
 impl<R: Readings> Field<R> {
@@ -157,7 +157,7 @@ impl<R: Readings> Field<R> {
                 points: serial_points(name, serial)?,
                 health: health.device(name),
             };
-            lines.push(Line::Serial(serial::PortSpec { device, config: serial.clone() }));
+            lines.push(Line::Serial(Box::new(serial::PortSpec { device, config: serial.clone() })));
         }
         Ok(Field { lines, readings, clock })
     }
@@ -199,7 +199,7 @@ fn modbus_lines(config: &Config, health: &Health) -> Result<Vec<Line>, FieldErro
     }
     let with_units = config.lines.iter().filter_map(|(name, line)| {
         let units = units.remove(name)?;
-        Some(Line::Modbus(modbus::LineSpec { name: name.clone(), config: line.clone(), units }))
+        Some(Line::Modbus(Box::new(modbus::LineSpec { name: name.clone(), config: line.clone(), units })))
     });
     Ok(with_units.collect())
 }
@@ -241,8 +241,16 @@ fn unit(name: &Arc<str>, device: &ModbusConfig, health: &Health) -> Result<modbu
     })
 }
 
+/// What is run, and run again when it fails.
+trait Tended: Clone + Send + 'static {
+    fn name(&self) -> &str;
+
+    /// Runs until it is dropped.
+    fn run(self, desk: Desk) -> impl Future<Output = ()> + Send;
+}
+
 /// Runs the lines, each in its own task, and starts one that panicked again after a growing pause.
-async fn tend(lines: Vec<Line>, desk: Desk, stop: CancellationToken) {
+async fn tend<L: Tended>(lines: Vec<L>, desk: Desk, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
     let mut running: HashMap<Id, (usize, Instant)> = HashMap::new();
     let mut failures = vec![0u32; lines.len()];
@@ -272,7 +280,7 @@ async fn tend(lines: Vec<Line>, desk: Desk, stop: CancellationToken) {
         }
         let Some(count) = failures.get_mut(number) else { continue };
         *count = if since.elapsed() > FORGIVEN_AFTER { 1 } else { count.saturating_add(1) };
-        let line = lines.get(number).map_or("", Line::name);
+        let line = lines.get(number).map_or("", Tended::name);
         if let Some(panic) = panicked {
             error!(line, error:% = panic; "A line failed and is started again");
         } else {
@@ -314,7 +322,7 @@ async fn carry<R: Readings>(
     Ok(())
 }
 
-impl Line {
+impl Tended for Line {
     fn name(&self) -> &str {
         match self {
             Line::Modbus(line) => &line.name,
@@ -322,11 +330,10 @@ impl Line {
         }
     }
 
-    /// Runs until it is dropped.
     async fn run(self, desk: Desk) {
         match self {
-            Line::Modbus(line) => modbus::run(line, desk).await,
-            Line::Serial(port) => serial::run(port, desk).await,
+            Line::Modbus(line) => modbus::run(*line, desk).await,
+            Line::Serial(port) => serial::run(*port, desk).await,
         }
     }
 }
@@ -341,4 +348,111 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::clock::ClockSource;
+    use crate::message::{Body, Origin, Qos, Topic};
+
+    /// Panics at its first three starts, or never.
+    #[derive(Clone)]
+    struct Faulty {
+        starts: Arc<AtomicU32>,
+        panics: u32,
+    }
+
+    impl Tended for Faulty {
+        fn name(&self) -> &str {
+            "faulty"
+        }
+
+        async fn run(self, desk: Desk) {
+            let start = self.starts.fetch_add(1, Ordering::SeqCst);
+            assert!(start >= self.panics, "a library failed");
+            desk.outbox.send(vec![message("t")]).await.unwrap();
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn message(topic: &str) -> Message {
+        Message {
+            topic: Topic::new(topic).unwrap(),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            properties: None,
+            body: Body::Bytes(bytes::Bytes::new()),
+            origin: Origin::Field,
+            received: Clock::new(ClockSource::Trusted).now(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_panics_is_started_again_and_its_neighbour_is_not_touched() {
+        let (outbox, mut inbox) = mpsc::channel(8);
+        let desk = Desk { outbox, clock: Clock::new(ClockSource::Trusted) };
+        let stop = CancellationToken::new();
+        let starts = [Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0))];
+        let line = |number: usize, panics| Faulty { starts: starts[number].clone(), panics };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(tend(vec![line(0, 3), line(1, 0)], desk, stop.clone()));
+        let began = Instant::now();
+        inbox.recv().await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO, "the neighbour starts at once");
+        inbox.recv().await.unwrap();
+        assert_eq!(began.elapsed().as_secs(), 1 + 2 + 4, "growing pauses");
+        assert_eq!(starts.map(|count| count.load(Ordering::SeqCst)), [4, 1]);
+        stop.cancel();
+        tasks.join_next().await.unwrap().unwrap();
+        assert!(inbox.recv().await.is_none(), "the lines' ends are closed");
+    }
+
+    /// Refuses the first offers, then takes all.
+    #[derive(Clone, Default)]
+    struct Reluctant {
+        offers: Arc<AtomicU32>,
+        taken: Arc<Mutex<Vec<String>>>,
+        error: Option<AppendError>,
+    }
+
+    impl Readings for Reluctant {
+        async fn deliver(&self, messages: Vec<Message>) -> Result<(), Refused> {
+            let offer = self.offers.fetch_add(1, Ordering::SeqCst);
+            match &self.error {
+                Some(error) if offer < 3 => Err(Refused { messages, error: AcceptError::Queue(error.clone()) }),
+                _ => {
+                    self.taken.lock().unwrap().extend(messages.iter().map(|message| message.topic.to_string()));
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readings_that_a_full_queue_refuses_are_offered_again_in_order() {
+        let readings = Reluctant { error: Some(AppendError::Full), ..Reluctant::default() };
+        let (outbox, inbox) = mpsc::channel(8);
+        for topic in ["a", "b", "c"] {
+            outbox.send(vec![message(topic)]).await.unwrap();
+        }
+        drop(outbox);
+        carry(inbox, readings.clone(), CancellationToken::new()).await.unwrap();
+        assert_eq!(*readings.taken.lock().unwrap(), ["a", "b", "c"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_has_stopped_ends_the_stage_with_the_reason() {
+        let readings = Reluctant { error: Some(AppendError::Stopped), ..Reluctant::default() };
+        let (outbox, inbox) = mpsc::channel(8);
+        outbox.send(vec![message("a")]).await.unwrap();
+        let error = carry(inbox, readings, CancellationToken::new()).await.unwrap_err();
+        assert_eq!(
+            chain(&FieldError::Intake(error)),
+            "cannot hand on readings: the message was not stored: the queue has stopped"
+        );
+    }
 }

@@ -90,10 +90,13 @@ pub enum Outcome {
 #[derive(Debug, Clone)]
 pub struct Plan {
     units: Vec<UnitPlan>,
-    /// The unit that had the last turn.
+    /// The living unit that had the last turn.
     last: usize,
-    /// No unit that has failed is asked before this.
-    fruitless_not_before: Duration,
+    /// Until then the line makes up for a fruitless request: no dead unit is asked, and units that are known to answer
+    /// come first. When many units die at once, or were never there, the living do not wait for one after the other.
+    wary_until: Duration,
+    /// What the last fruitless request cost.
+    last_cost: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -104,6 +107,7 @@ struct UnitPlan {
     pause_min: Duration,
     fruitless_in_a_row: u32,
     not_before: Duration,
+    answered_at: Option<Duration>,
 }
 
 #[derive(Debug, Clone)]
@@ -121,7 +125,8 @@ impl Plan {
         let mut plan = Plan {
             units: units.iter().map(|(points, pause_min)| UnitPlan::new(points, *pause_min)).collect(),
             last: units.len().saturating_sub(1),
-            fruitless_not_before: Duration::ZERO,
+            wary_until: Duration::ZERO,
+            last_cost: Duration::ZERO,
         };
         plan.spread();
         plan
@@ -129,22 +134,47 @@ impl Plan {
 
     /// Whose turn it is at `now`.
     pub fn next(&self, now: Duration) -> Turn {
-        let count = self.units.len();
-        let mut wake = Duration::MAX;
-        for step in 1..=count {
-            let number = (self.last + step) % count;
-            let Some(unit) = self.units.get(number) else { continue };
-            let Some((block, due)) = unit.earliest() else { continue };
-            let mut ready_at = due.max(unit.not_before);
-            if unit.fruitless_in_a_row > 0 {
-                ready_at = ready_at.max(self.fruitless_not_before);
-            }
-            if ready_at <= now {
-                return Turn::Ask { unit: number, block };
-            }
-            wake = wake.min(ready_at);
+        let living = || self.living_turn(now, |_| true);
+        let turn = if now < self.wary_until {
+            let proven = self.living_turn(now, |unit| unit.is_proven(now, self.last_cost));
+            proven.or_else(living).or_else(|| self.failing_turn(now))
+        } else {
+            self.failing_turn(now).or_else(living)
+        };
+        if let Some(turn) = turn {
+            return turn;
         }
-        Turn::Wait(wake)
+        let failing = self.units.iter().filter_map(|unit| self.retry_at(unit).map(|(at, _)| at));
+        let living = self.units.iter().filter(|unit| !unit.is_failing()).filter_map(|unit| Some(unit.earliest()?.1));
+        Turn::Wait(failing.chain(living).min().unwrap_or(Duration::MAX))
+    }
+
+    /// The next living unit in turn that is due and `fits`.
+    fn living_turn(&self, now: Duration, fits: impl Fn(&UnitPlan) -> bool) -> Option<Turn> {
+        let count = self.units.len();
+        (1..=count).map(|step| (self.last + step) % count).find_map(|number| {
+            let unit = self.units.get(number).filter(|unit| !unit.is_failing() && fits(unit))?;
+            let (block, due) = unit.earliest()?;
+            (due <= now).then_some(Turn::Ask { unit: number, block })
+        })
+    }
+
+    /// Failing units stand in a line of their own, the longest waiting first: among the others they would be passed
+    /// over by whoever comes after the last living one.
+    fn failing_turn(&self, now: Duration) -> Option<Turn> {
+        let waiting = self.units.iter().enumerate().filter_map(|(number, unit)| {
+            let (at, waiting_since) = self.retry_at(unit)?;
+            (at <= now).then_some((waiting_since, number, unit.earliest()?.0))
+        });
+        waiting.min().map(|(_, unit, block)| Turn::Ask { unit, block })
+    }
+
+    /// When a failing unit may be asked again, and since when it waits for that. A first failure may be a glitch, and
+    /// waits for no budget.
+    fn retry_at(&self, unit: &UnitPlan) -> Option<(Duration, Duration)> {
+        let (_, due) = unit.earliest().filter(|_| unit.is_failing())?;
+        let since = due.max(unit.not_before);
+        Some((if unit.is_dead() { since.max(self.wary_until) } else { since }, since))
     }
 
     /// The block of a turn.
@@ -162,14 +192,16 @@ impl Plan {
         began: Duration,
         now: Duration,
     ) -> Option<Duration> {
-        self.last = unit;
+        if self.fruitless_in_a_row(unit) == 0 {
+            self.last = unit;
+        }
         let all_were_dead = self.units.iter().all(UnitPlan::is_dead);
         let state = self.units.get_mut(unit)?;
         if outcome == Outcome::Fruitless {
             state.fruitless(block, now);
-            if self.units.iter().any(|unit| unit.fruitless_in_a_row == 0) {
-                let cost = now.saturating_sub(began);
-                self.fruitless_not_before = now.saturating_add(cost.saturating_mul(PROBE_COST_FACTOR));
+            if self.units.iter().any(|unit| !unit.is_failing()) {
+                self.last_cost = now.saturating_sub(began);
+                self.wary_until = now.saturating_add(self.last_cost.saturating_mul(PROBE_COST_FACTOR));
             }
             return None;
         }
@@ -188,7 +220,7 @@ impl Plan {
 
     /// The line is back: every unit may be asked at once.
     pub fn revive(&mut self, now: Duration) {
-        self.fruitless_not_before = now;
+        self.wary_until = now;
         for unit in &mut self.units {
             unit.not_before = now;
             unit.recover(now);
@@ -217,7 +249,18 @@ impl UnitPlan {
             pause_min,
             fruitless_in_a_row: 0,
             not_before: Duration::ZERO,
+            answered_at: None,
         }
+    }
+
+    fn is_failing(&self) -> bool {
+        self.fruitless_in_a_row > 0
+    }
+
+    /// Whether it has answered of late, as far as it was asked.
+    fn is_proven(&self, now: Duration, last_cost: Duration) -> bool {
+        let recent = self.fastest().unwrap_or_default().saturating_mul(2).saturating_add(last_cost.saturating_mul(3));
+        self.answered_at.is_some_and(|at| at.saturating_add(recent) >= now)
     }
 
     fn is_dead(&self) -> bool {
@@ -248,7 +291,7 @@ impl UnitPlan {
             self.recover(now);
         }
         self.fruitless_in_a_row = 0;
-        self.not_before = Duration::ZERO;
+        self.answered_at = Some(now);
         let fastest = self.fastest();
         let scheduled = self.blocks.get_mut(number)?;
         scheduled.fruitless_in_a_row = 0;
@@ -361,13 +404,28 @@ mod tests {
 
     /// Runs a plan against units of which `dead` never answer; counts requests by unit until `end`.
     fn run(plan: &mut Plan, units: usize, dead: &[usize], timeout: Duration, end: Duration) -> Vec<u32> {
+        run_from(plan, units, dead, timeout, (Duration::ZERO, end)).0
+    }
+
+    /// Also gives the longest time between two turns of unit 0.
+    fn run_from(
+        plan: &mut Plan,
+        units: usize,
+        dead: &[usize],
+        timeout: Duration,
+        (mut now, end): (Duration, Duration),
+    ) -> (Vec<u32>, Duration) {
         let mut counts = vec![0; units];
-        let mut now = Duration::ZERO;
+        let (mut before, mut longest) = (now, Duration::ZERO);
         while now < end {
             match plan.next(now) {
                 Turn::Wait(until) => now = until,
                 Turn::Ask { unit, block } => {
                     counts[unit] += 1;
+                    if unit == 0 {
+                        longest = longest.max(now - before);
+                        before = now;
+                    }
                     let is_dead = dead.contains(&unit);
                     let began = now;
                     now += if is_dead { timeout } else { ms(10) };
@@ -376,7 +434,7 @@ mod tests {
                 }
             }
         }
-        counts
+        (counts, longest)
     }
 
     #[test]
@@ -478,6 +536,38 @@ mod tests {
         let counts = run(&mut plan, 31, &dead, SECOND, SECOND * 1000);
         assert!(counts[0] >= 850, "{counts:?}");
         assert!(dead.iter().all(|unit| counts[*unit] >= 2), "each is still probed: {counts:?}");
+    }
+
+    #[test]
+    fn thirty_units_that_were_never_there_do_not_make_the_living_one_wait_for_one_after_the_other() {
+        let unit = (vec![point(Table::Holding, 0, 1)], SECOND * 2);
+        let mut plan = Plan::new(&vec![unit; 31]);
+        let dead: Vec<usize> = (1..31).collect();
+        let (_, longest) = run_from(&mut plan, 31, &dead, SECOND, (Duration::ZERO, SECOND * 300));
+        assert!(longest <= SECOND * 3, "it waited for {longest:?}");
+    }
+
+    #[test]
+    fn thirty_units_that_die_at_once_are_told_from_the_living_soon() {
+        let unit = (vec![point(Table::Holding, 0, 1)], SECOND * 2);
+        let mut plan = Plan::new(&vec![unit; 31]);
+        run_from(&mut plan, 31, &[], SECOND, (Duration::ZERO, SECOND * 20));
+        let dead: Vec<usize> = (1..31).collect();
+        // Nothing tells them apart before each was asked once, which costs one timeout each.
+        let (_, longest) = run_from(&mut plan, 31, &dead, SECOND, (SECOND * 20, SECOND * 55));
+        assert!(longest <= SECOND * 31, "it waited for {longest:?}");
+        let (_, longest) = run_from(&mut plan, 31, &dead, SECOND, (SECOND * 55, SECOND * 300));
+        assert!(longest <= SECOND * 3, "it waited for {longest:?}");
+    }
+
+    #[test]
+    fn a_saturated_line_still_probes_its_dead_units() {
+        let mut busy = point(Table::Holding, 0, 1);
+        busy.interval = ms(5);
+        let unit = (vec![busy], SECOND);
+        let counts = run(&mut Plan::new(&vec![unit; 4]), 4, &[3], SECOND, SECOND * 300);
+        assert!(counts[3] >= 5, "{counts:?}");
+        assert!(counts[0].abs_diff(counts[1]) <= 2 && counts[0] > 7000, "{counts:?}");
     }
 
     #[test]

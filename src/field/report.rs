@@ -10,6 +10,8 @@ use crate::message::{Quality, Value};
 
 /// How often a bad point is told again where nothing is written.
 const BAD_HEARTBEAT: Duration = Duration::from_secs(60);
+/// A heartbeat of nothing would tell a bad point without end.
+const BAD_HEARTBEAT_MIN: Duration = Duration::from_secs(1);
 
 /// Remembers what was told of one point last, and decides what is told next.
 #[derive(Debug, Clone)]
@@ -52,7 +54,7 @@ impl Reporter {
     }
 
     fn bad_again_at(&self, told: &Told) -> Duration {
-        told.at.saturating_add(self.rule.heartbeat.unwrap_or(BAD_HEARTBEAT))
+        told.at.saturating_add(self.rule.heartbeat.unwrap_or(BAD_HEARTBEAT).max(BAD_HEARTBEAT_MIN))
     }
 
     fn is_worth_telling(&self, told: &Told, value: &Value, now: Duration) -> bool {

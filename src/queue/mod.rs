@@ -28,11 +28,39 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::config::{ForwardRule, WhenFull};
 use crate::health::{Health, LossReason};
 use crate::message::{Filter, Message, MessageId, Qos, Sequence, Topic};
+
+use worker::{JOBS_MAX, Job, Reply};
+
+pub use worker::Worker;
+
+mod worker;
+
+mod books;
+
+mod outward;
+
+mod opening;
+
+mod rules;
+
+mod retention;
+
+mod spans;
+
+mod identity;
+
+mod row;
+
+mod store;
+
+#[cfg(test)]
+mod tests;
 
 /// Everything the queue needs to open.
 #[derive(Debug, Clone)]
@@ -166,19 +194,19 @@ pub enum Fate {
 /// The way in. Clones share one channel, so what one task submits in order is stored in order.
 #[derive(Debug, Clone)]
 pub struct Inlet {
-    _jobs: (),
+    jobs: mpsc::Sender<Job>,
 }
 
 /// A submission under way.
 #[derive(Debug)]
 pub struct Pending {
-    _reply: (),
+    reply: oneshot::Receiver<Result<Appended, AppendError>>,
 }
 
 impl Pending {
     /// Waits for the commit.
     pub async fn outcome(self) -> Result<Appended, AppendError> {
-        Err(AppendError::Stopped)
+        self.reply.await.unwrap_or(Err(AppendError::Stopped))
     }
 }
 
@@ -186,8 +214,9 @@ impl Inlet {
     /// Hands a submission over and comes back as soon as it has its place in the order; waits while the channel is
     /// full.
     pub async fn begin_append(&self, submission: Submission) -> Result<Pending, AppendError> {
-        let _ = submission;
-        Err(AppendError::Stopped)
+        let (to, reply) = oneshot::channel();
+        self.jobs.send(Job::Append(submission, to)).await.map_err(|_| AppendError::Stopped)?;
+        Ok(Pending { reply })
     }
 
     /// Hands a submission over and waits for the commit.
@@ -197,37 +226,107 @@ impl Inlet {
 
     /// Forgets a received packet id, synced, before PUBCOMP is sent. False when it was not known.
     pub async fn release(&self, once: Once) -> Result<bool, AppendError> {
-        let _ = once;
-        Err(AppendError::Stopped)
+        ask(&self.jobs, |reply| Job::Release(once, reply)).await
     }
 
     /// A session number that was never used before (durable: numbers are taken in blocks). Received ids of sessions
     /// that were opened here live until `close_session` or the next start: the sessions of local clients are in
     /// memory for now.
     pub async fn open_session(&self) -> Result<SessionNumber, AppendError> {
-        Err(AppendError::Stopped)
+        ask(&self.jobs, Job::OpenSession).await
     }
 
     /// Forgets all received ids of a session.
     pub async fn close_session(&self, session: SessionNumber) -> Result<(), AppendError> {
-        let _ = session;
-        Err(AppendError::Stopped)
+        ask(&self.jobs, |reply| Job::CloseSession(session, reply)).await
     }
 
     /// Retained messages that `filter` matches, by topic, at most `count_max`, not those whose expiry has passed.
     pub async fn retained(&self, filter: &Filter, count_max: usize) -> Result<Vec<Message>, AppendError> {
-        let _ = (filter, count_max);
-        Err(AppendError::Stopped)
+        let mut found = Vec::new();
+        let mut after = None;
+        // Page by page, so that a large table does not hold up those who append.
+        loop {
+            let filter = filter.clone();
+            let (page, next) = ask(&self.jobs, |reply| Job::Retained { filter, after, reply }).await?;
+            found.extend(page);
+            after = next;
+            if after.is_none() || found.len() >= count_max {
+                found.truncate(count_max);
+                return Ok(found);
+            }
+        }
+    }
+
+    /// From this commit on a stream's messages are matched by `spec`, after a reload of the configuration. A stream that
+    /// was not there when the queue was opened gets no outlet and is left alone.
+    pub async fn set_rules(&self, spec: StreamSpec) -> Result<(), AppendError> {
+        ask(&self.jobs, |reply| Job::SetRules(spec, reply)).await
+    }
+
+    /// What is in the store at the moment. The answer also proves that the worker is alive.
+    pub async fn stats(&self) -> Result<Stats, AppendError> {
+        ask(&self.jobs, Job::Stats).await
     }
 
     /// Asks the worker to commit what waits, checkpoint and close; returns when the files are closed.
-    pub async fn stop(&self) {}
+    pub async fn stop(&self) {
+        let (to, reply) = oneshot::channel();
+        if self.jobs.send(Job::Stop(to)).await.is_ok() {
+            // An error says that the worker is gone, which is what was asked for.
+            drop(reply.await);
+        }
+    }
+}
+
+async fn ask<T>(jobs: &mpsc::Sender<Job>, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, AppendError> {
+    let (to, reply) = oneshot::channel();
+    jobs.send(job(to)).await.map_err(|_| AppendError::Stopped)?;
+    reply.await.unwrap_or(Err(AppendError::Stopped))
+}
+
+/// What `Inlet::stats` tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stats {
+    /// By name, also those that are not configured any more.
+    pub streams: BTreeMap<Arc<str>, StreamStats>,
+    /// Messages that some stream wants.
+    pub messages: u64,
+    /// Bytes of pages in use.
+    pub bytes: u64,
+    /// The soft ceiling in force.
+    pub bytes_max: u64,
+    /// The newest place that was given.
+    pub sequence_last: Sequence,
+    /// When the oldest waiting message entered, in milliseconds since this boot.
+    pub oldest_mono_ms: Option<u64>,
+    /// Retained messages.
+    pub retained: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
+}
+
+/// One stream in `Stats`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamStats {
+    /// An uplink of its name is configured; else it is kept, and ages.
+    pub is_active: bool,
+    /// Messages that it has to deliver, in flight included.
+    pub waiting: u64,
+    /// Of these, in flight at QoS 2.
+    pub in_flight: u64,
 }
 
 /// The only consumer of one stream.
 #[derive(Debug)]
 pub struct Outlet {
-    _stream: (),
+    name: Arc<str>,
+    jobs: mpsc::Sender<Job>,
+    /// Moves when something new waits.
+    woken: watch::Receiver<u64>,
+    /// The last sequence that was looked at. It is kept here and moves when an answer is taken, so that an answer that
+    /// nobody took comes again.
+    place: u64,
 }
 
 /// How a message is written at its way out; recorded at admission so that a resend has the same bytes.
@@ -343,26 +442,45 @@ pub struct InFlight {
 impl Outlet {
     /// The stream's name.
     pub fn name(&self) -> &Arc<str> {
-        unreachable!()
+        &self.name
     }
 
     /// The session's durable state. Also puts the outlet's place back to the oldest row that is neither settled nor
     /// in flight at QoS 2: what was taken by `next` and is not settled comes again.
     pub async fn restore(&mut self) -> Result<Restored, AppendError> {
-        Err(AppendError::Stopped)
+        self.place = 0;
+        ask(&self.jobs, |reply| Job::Restore(self.name.clone(), reply)).await
     }
 
     /// The next messages in order, at least one: waits until there is one. Open gap records of the stream become
     /// messages of it here. Cancel safe: what was not returned comes with the next call.
     pub async fn next(&mut self, count_max: usize, bytes_max: usize) -> Result<Vec<Queued>, AppendError> {
-        let _ = (count_max, bytes_max);
-        Err(AppendError::Stopped)
+        loop {
+            // Before asking: what is stored after the answer was made must wake us.
+            self.woken.borrow_and_update();
+            let (stream, after) = (self.name.clone(), self.place);
+            let fetched = ask(&self.jobs, |reply| Job::Next { stream, after, count_max, bytes_max, reply }).await?;
+            self.place = fetched.place;
+            if !fetched.rows.is_empty() {
+                return Ok(fetched.rows);
+            }
+            if fetched.is_partial {
+                continue;
+            }
+            let changed = self.woken.changed();
+            let moved = match fetched.again_ms {
+                None => changed.await,
+                Some(pause_ms) => {
+                    tokio::time::timeout(Duration::from_millis(pause_ms), changed).await.unwrap_or(Ok(()))
+                }
+            };
+            moved.map_err(|_| AppendError::Stopped)?;
+        }
     }
 
     /// Makes `changes` durable, all or none.
     pub async fn commit(&mut self, changes: Vec<Change>) -> Result<(), AppendError> {
-        let _ = changes;
-        Err(AppendError::Stopped)
+        ask(&self.jobs, |reply| Job::Commit(self.name.clone(), changes, reply)).await
     }
 }
 
@@ -377,12 +495,6 @@ pub struct Opened {
     pub worker: Worker,
 }
 
-/// Owns the connection.
-#[derive(Debug)]
-pub struct Worker {
-    _store: (),
-}
-
 /// Why the worker ended before it was told to.
 #[derive(Debug, Error)]
 pub enum WorkerError {
@@ -391,14 +503,18 @@ pub enum WorkerError {
     Lost(#[source] OpenError),
 }
 
-impl Worker {
-    /// Works until `Inlet::stop`, or until all ends are dropped. Blocks: it has a thread of its own.
-    pub fn run(self) -> Result<(), WorkerError> {
-        Ok(())
-    }
-}
-
 /// Takes the state directory, opens the store in it or makes one; a damaged one is moved aside and said loudly.
 pub fn open(settings: QueueSettings) -> Result<Opened, OpenError> {
-    Err(OpenError::InUse { dir: settings.dir })
+    let lock = opening::take_dir(&settings.dir)?;
+    let books = opening::open_books(&settings, &mut None, None, None)?;
+    let (to, jobs) = mpsc::channel(JOBS_MAX);
+    let mut outlets = BTreeMap::new();
+    let mut wakers = BTreeMap::new();
+    for StreamSpec { name, .. } in &settings.streams {
+        let (waker, woken) = watch::channel(0);
+        wakers.insert(name.clone(), waker);
+        outlets.insert(name.clone(), Outlet { name: name.clone(), jobs: to.clone(), woken, place: 0 });
+    }
+    let worker = Worker::new(jobs, settings, books, wakers, lock);
+    Ok(Opened { inlet: Inlet { jobs: to }, outlets, worker })
 }

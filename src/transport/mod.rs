@@ -1,1 +1,219 @@
-//! Byte streams for both ends: TCP and TLS.
+//! Byte streams to and from the network: TCP, and TLS over it.
+//!
+//! Promises: every failure names its step (address, connection, certificate, clock), because "connection failed" sends
+//! a person to the wrong cabinet; nothing here waits longer than it was told to; key and certificate files are read
+//! for each connection, so that a renewed certificate needs no restart. It never speaks MQTT.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsStream;
+
+use crate::config::Endpoint;
+use crate::message::ClockState;
+
+pub use tls::{Refusal, TlsError, TlsFiles, check_tls};
+
+mod tls;
+
+/// The next address is tried this long after the one before it, answered or not (RFC 8305, 5): a dead IPv6 route
+/// must not cost the whole attempt.
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
+
+/// More addresses of one name are not tried.
+const ADDRESSES_MAX: usize = 8;
+
+/// Sent bytes that the peer's TCP does not acknowledge for so long end the connection.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
+
+/// Silence after which the kernel asks whether the peer still lives.
+const PROBE_AFTER: Duration = Duration::from_secs(30);
+
+/// Pause between those questions.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+
+/// A connection, for either end, with or without TLS.
+#[derive(Debug)]
+pub enum Stream {
+    /// Plain TCP.
+    Tcp(TcpStream),
+    /// TLS over TCP, as client or as server.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Why there is no connection. Each variant is a different thing to mend.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// The name has no address.
+    #[error("cannot find the address of {host}")]
+    Dns {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing at any of the addresses took the connection.
+    #[error("cannot connect to {host}:{port}")]
+    Tcp {
+        /// Host name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// What the last address said.
+        #[source]
+        source: io::Error,
+    },
+    /// Too slow.
+    #[error("{host}:{port} did not finish the {step} in time")]
+    Timeout {
+        /// Host name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// What was waited for.
+        step: &'static str,
+    },
+    /// Certificate, key or roots on this side cannot be used.
+    #[error("cannot prepare TLS")]
+    Setup(#[source] TlsError),
+    /// TLS failed; `refusal` says which side objected to what.
+    #[error("cannot establish TLS with {host}: {refusal}")]
+    Tls {
+        /// Host name or address.
+        host: String,
+        /// What is wrong.
+        refusal: Refusal,
+        /// What the library said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ConnectError {
+    /// What TLS objected to, when it was TLS.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self {
+            ConnectError::Tls { refusal, .. } => Some(*refusal),
+            _ => None,
+        }
+    }
+}
+
+/// Connects to `endpoint` within `limit`, with TLS when the endpoint says so. `clock` is how far this board's wall
+/// clock can be trusted: a certificate that is "expired" on a board whose clock was never set is the clock's fault.
+pub async fn connect(
+    endpoint: &Endpoint,
+    files: &TlsFiles,
+    clock: ClockState,
+    limit: Duration,
+) -> Result<Stream, ConnectError> {
+    let (host, port) = (endpoint.host.as_str(), endpoint.port);
+    let too_slow = |step| ConnectError::Timeout { host: host.to_owned(), port, step };
+    // Before the network: files that cannot be read need no connection to be found out.
+    let connector = if endpoint.tls { Some(files.connector().await.map_err(ConnectError::Setup)?) } else { None };
+    let tcp = timeout(limit, connect_tcp(host, port)).await.map_err(|_| too_slow("TCP handshake"))??;
+    prepare(&tcp).map_err(|source| ConnectError::Tcp { host: host.to_owned(), port, source })?;
+    let Some(connector) = connector else {
+        return Ok(Stream::Tcp(tcp));
+    };
+    let name = tls::server_name(host).map_err(ConnectError::Setup)?;
+    let handshake = timeout(limit, connector.connect(name, tcp)).await.map_err(|_| too_slow("TLS handshake"))?;
+    match handshake {
+        Ok(stream) => Ok(Stream::Tls(Box::new(TlsStream::Client(stream)))),
+        Err(source) => {
+            let refusal = tls::refusal(&source, clock).unwrap_or(Refusal::Handshake);
+            Err(ConnectError::Tls { host: host.to_owned(), refusal, source })
+        }
+    }
+}
+
+/// The TLS meaning of an error that a stream gave *after* its handshake, `None` when it was not TLS. In TLS 1.3 the
+/// client is done before the server has looked at the client's certificate (RFC 8446, 2), so a refusal of that
+/// arrives with the first read.
+pub fn late_refusal(error: &io::Error, clock: ClockState) -> Option<Refusal> {
+    tls::refusal(error, clock)
+}
+
+/// Sets what every connection of this program needs: no delay for small packets, and an end when the peer is gone.
+pub fn prepare(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let socket = SockRef::from(tcp);
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY))
+}
+
+async fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+    let dns = |source| ConnectError::Dns { host: host.to_owned(), source };
+    let mut addresses: Vec<SocketAddr> =
+        tokio::net::lookup_host((tls::bare(host), port)).await.map_err(dns)?.take(ADDRESSES_MAX).collect();
+    if addresses.is_empty() {
+        return Err(dns(io::Error::new(io::ErrorKind::NotFound, "the name has no address")));
+    }
+    addresses.reverse();
+    let mut attempts = JoinSet::new();
+    let mut last = io::Error::new(io::ErrorKind::NotConnected, "no address answered");
+    loop {
+        if let Some(address) = addresses.pop() {
+            attempts.spawn(TcpStream::connect(address));
+        }
+        let next = if addresses.is_empty() {
+            attempts.join_next().await
+        } else {
+            match timeout(NEXT_ADDRESS_AFTER, attempts.join_next()).await {
+                Ok(next) => next,
+                Err(_elapsed) => continue,
+            }
+        };
+        match next {
+            Some(Ok(Ok(tcp))) => return Ok(tcp),
+            Some(Ok(Err(error))) => last = error,
+            Some(Err(_panicked)) => {}
+            None if addresses.is_empty() => {
+                return Err(ConnectError::Tcp { host: host.to_owned(), port, source: last });
+            }
+            None => {}
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(context, into),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(context, into),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
+        }
+    }
+}

@@ -4,6 +4,13 @@
 //! mutated and random inputs; inputs that arrive byte by byte. Survivable because the codec holds nothing that has not
 //! arrived and touches no byte without a check. Random tests print their seed: run one again with TIDEGATE_SEED.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "what a test takes for granted fails the test"
+)]
+
 use bytes::{BufMut, BytesMut};
 use tidegate::mqtt::{DecodeError, Decoder, Direction, Encoder, Packet, Version};
 
@@ -24,18 +31,20 @@ const CONNECT_5: &[u8] = b"\x10\x0E\0\x04MQTT\x05\x02\0<\0\0\x01c";
 pub enum Feed {
     /// A client's first packet.
     First,
-    /// A client's later packets.
+    /// A client's later packets, in 3.1.1.
     Client311,
+    /// The same in version 5.
     Client5,
-    /// A server's packets.
+    /// A server's packets, in 3.1.1.
     Server311,
+    /// The same in version 5.
     Server5,
 }
 
 impl Feed {
-    pub const ALL: [Feed; 5] = [Feed::First, Feed::Client311, Feed::Client5, Feed::Server311, Feed::Server5];
+    const ALL: [Feed; 5] = [Feed::First, Feed::Client311, Feed::Client5, Feed::Server311, Feed::Server5];
 
-    pub fn decoder(self) -> Decoder {
+    fn decoder(self) -> Decoder {
         let connect = match self {
             Feed::First => return Decoder::from_client(PACKET_BYTES_MAX),
             Feed::Server311 => return Decoder::from_server(Version::V311, PACKET_BYTES_MAX),

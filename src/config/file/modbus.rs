@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::keys;
-use super::super::tree::{self, Entry, Node, Source, Spot, Tree, Written};
+use super::super::load;
+use super::super::tree::{self, Entry, Node, Spot, Tree, Written};
 use super::super::units::{self, Wrong};
 use super::super::walk::{self, At, Reader, Walk};
 use super::super::{ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, Table, WordOrder};
-use super::{LineDraft, ModbusDraft, Words, io_words, line_name, line_url, point_topic, qos};
+use super::{LineDraft, ModbusDraft, Words, line_name, line_url, point_topic, qos};
 use crate::config::LineConfig;
 
 /// More points than this on one device are a mistake of a script.
@@ -32,6 +33,8 @@ pub(in crate::config) struct Model {
     /// The keys that a device can have too, without the points.
     own: Tree,
     points: Tree,
+    /// Points are written; where there are none all the same, that was noted.
+    has_points: bool,
 }
 
 /// Reads the models, each by itself: a model that no device uses is checked as well.
@@ -40,6 +43,7 @@ pub(in crate::config) fn read_models(walk: &mut Walk, top: &Reader<'_>, words: &
     for (name, tree, spot) in top.named(walk, "model") {
         let reader = Reader::open(walk, tree, &keys::MODEL, spot);
         let points = points(walk, &reader, None);
+        let has_points = reader.has("points") || reader.has("point");
         let mut own = Tree::default();
         for (key, entry) in tree.in_order() {
             let is_shared = keys::MODEL.keys.iter().any(|known| known.name == key);
@@ -53,7 +57,7 @@ pub(in crate::config) fn read_models(walk: &mut Walk, top: &Reader<'_>, words: &
         let settings = Settings::read(walk, &own_reader, words);
         settings.read_points(walk, &points);
         walk.is_partial = is_partial;
-        models.push(Model { name: name.to_owned(), spot, own, points });
+        models.push(Model { name: name.to_owned(), spot, own, points, has_points });
     }
     models
 }
@@ -336,22 +340,16 @@ fn points(walk: &mut Walk, reader: &Reader<'_>, model: Option<&Tree>) -> Tree {
 
 fn read_csv(walk: &mut Walk, path: &At<std::path::PathBuf>) -> Option<Tree> {
     let layer = walk.findings.sources.get(path.spot.source).map_or(0, |source| source.layer);
-    let shown = path.value.display();
-    let text = match super::super::read_bounded(&path.value, CSV_BYTES_MAX) {
-        Ok(Ok(text)) => text,
-        Ok(Err(reason)) => {
-            walk.wrong(path.spot, "points", Wrong::new(format!("{shown} {reason}")));
-            return None;
-        }
-        Err(error) => {
-            walk.wrong(path.spot, "points", Wrong::new(format!("cannot read {shown}: {}", io_words(&error))));
-            return None;
-        }
-    };
     let known = walk.findings.sources.iter().position(|source| source.path == path.value);
     let source = match known {
         Some(source) => source,
-        None => walk.findings.add(Source { path: path.value.clone(), text, layer }),
+        None => match load::read_bounded(&path.value, CSV_BYTES_MAX) {
+            Ok(bytes) => load::add(walk, &path.value, bytes, layer)?,
+            Err(reason) => {
+                walk.wrong(path.spot, "points", Wrong::new(format!("{} {reason}", path.value.display())));
+                return None;
+            }
+        },
     };
     tree::points_from_csv(source, REPORT_KEYS, NUMBER_KEYS, &mut walk.findings)
 }
@@ -384,10 +382,9 @@ pub(super) fn read(
         .map(|(name, entry)| (Arc::from(name), entry.key))
         .collect();
     // A model that could not be found may hold the points.
-    let is_model_known = !reader.has("model") || model.is_some();
+    let is_model_known = !reader.has("model") || model.is_some_and(|model| !model.has_points);
     if point_names.is_empty() && is_model_known && !walk.is_partial && !reader.has("points") {
-        let has_csv_fault = model.is_some_and(|model| model.points.keys().next().is_none());
-        let help = match has_csv_fault {
+        let help = match model.is_some() {
             true => "its model has none either",
             false => "write [modbus.<name>.point] with a line for each, or `points = \"file.csv\"`",
         };

@@ -25,24 +25,23 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let (path, port) = port(walk, &reader);
     let ask = ask(walk, &reader);
     let frame = frame(walk, &reader);
-    let parse = parse(walk, &reader);
-    let columns = parse.as_ref().and_then(|(parse, _)| columns(parse));
+    let (parse, decimal) = parse(walk, &reader).unwrap_or_default();
+    let columns = parse.as_ref().and_then(columns);
     let good = good(walk, &reader, columns.as_deref());
     let topic = point_topic(walk, &reader, words);
     let level = qos(walk, &reader);
-    let is_json = matches!(parse, Some((Parse::Json, _)));
+    let is_json = matches!(parse, Some(Parse::Json));
     let (points, point_names) =
         points(walk, &reader, parse.as_ref().map(|_| is_json), columns.as_deref(), good.as_ref());
     let config = (|| {
         let (delimiter, frame_bytes_max) = frame?;
-        let (parse, decimal) = parse?;
         Some(SerialConfig {
             port: port?,
             ask: ask?,
             delimiter,
             frame_bytes_max,
-            parse,
-            decimal,
+            parse: parse?,
+            decimal: decimal?,
             good: good?,
             topic: PointTopic(topic.as_ref()?.value.clone()),
             qos: level?.value,
@@ -86,7 +85,8 @@ fn frame(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Vec<u8>, usize)> {
     Some((delimiter?.value, usize::try_from(max?.value).ok()?))
 }
 
-fn parse(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Parse, u8)> {
+/// How a frame is taken apart, and the decimal sign: each by itself, so that a fault of one does not hide the names.
+fn parse(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Option<Parse>, Option<u8>)> {
     if !reader.has("parse") {
         reader.missing(walk, "parse");
         return None;
@@ -125,28 +125,25 @@ fn parse(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Parse, u8)> {
         walk.findings.problem(reader.spot_of("decimal"), "`decimal` is not for JSON, whose numbers have a point", None);
     }
     let parse = if reader.has("regex") {
-        Parse::Regex(regex?)
+        regex.map(Parse::Regex)
     } else if reader.has("csv") {
-        let separator = match (reader.has("separator"), separator) {
-            (true, separator) => separator?.value,
-            (false, _) => b',',
+        let separator = match reader.has("separator") {
+            true => separator.map(|at| at.value),
+            false => Some(b','),
         };
-        if separator == decimal.as_ref()?.value {
+        if separator.is_some() && separator == decimal.as_ref().map(|at| at.value) {
             let help = "devices with a decimal comma mostly separate by \";\"";
             let place = reader.spot_of(if reader.has("separator") { "separator" } else { "decimal" });
             walk.findings.problem(place, "the separator and the decimal sign are the same", Some(help.to_owned()));
-            return None;
         }
-        Parse::Csv { separator, columns: csv? }
+        separator.zip(csv).map(|(separator, columns)| Parse::Csv { separator, columns })
     } else {
-        let json = json?;
-        if !json.value {
+        if let Some(json) = json.as_ref().filter(|json| !json.value) {
             walk.wrong(json.spot, "json", Wrong::new("can only be true; leave it out otherwise"));
-            return None;
         }
-        Parse::Json
+        json.map(|_| Parse::Json)
     };
-    Some((parse, decimal?.value))
+    Some((parse, decimal.map(|at| at.value)))
 }
 
 fn one_byte(walk: &mut Walk, reader: &Reader<'_>, key: &'static str) -> Option<At<u8>> {
@@ -174,7 +171,11 @@ fn read_regex(walk: &mut Walk, reader: &Reader<'_>) -> Option<Regex> {
         Err(error) => {
             let (offset, message) = regex_fault(&error.to_string());
             let spot = offset.and_then(|offset| inside(walk, &pattern, offset)).unwrap_or(pattern.spot);
-            let wrong = Wrong::new(message).help("in a TOML text in 'single quotes' a backslash is a backslash");
+            let is_escape = message.contains("escape");
+            let mut wrong = Wrong::new(message);
+            if is_escape {
+                wrong = wrong.help("in a TOML text in 'single quotes' a backslash is a backslash");
+            }
             walk.wrong(spot, "regex", wrong);
             return None;
         }

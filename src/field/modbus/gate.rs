@@ -14,10 +14,21 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::reply::{Framing, Progress, judge};
+use super::reply::{Framing, GLITCH_BYTES_MAX, Progress, is_glitch, judge};
 
 /// More than any answer with echo, glitches and a late neighbour before it: 4 × the longest frame (256, and 260).
 const RECEIVED_BYTES_MAX: usize = 1040;
+
+/// What was dropped between exchanges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dropped {
+    /// Nothing: the other end is closed.
+    End,
+    /// What line drivers make when they turn around.
+    Glitch,
+    /// Somebody spoke without being asked.
+    Speech,
+}
 
 /// What a gate stands before.
 pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -69,13 +80,17 @@ impl Gate {
         !self.lock().received.is_empty()
     }
 
-    /// Reads and drops what arrives; comes back with the count, 0 when the other end is closed.
-    pub(super) async fn discard(&self) -> io::Result<usize> {
+    /// Reads and drops what arrives.
+    pub(super) async fn discard(&self) -> io::Result<Dropped> {
         std::future::poll_fn(|context| {
             let mut bytes = [0; 256];
             let mut buffer = ReadBuf::new(&mut bytes);
             ready!(Pin::new(&mut self.lock().wire).poll_read(context, &mut buffer))?;
-            Poll::Ready(Ok(buffer.filled().len()))
+            Poll::Ready(Ok(match buffer.filled() {
+                [] => Dropped::End,
+                few if few.len() <= GLITCH_BYTES_MAX && few.iter().all(is_glitch) => Dropped::Glitch,
+                _ => Dropped::Speech,
+            }))
         })
         .await
     }

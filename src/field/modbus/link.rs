@@ -15,7 +15,7 @@ use tokio_modbus::client::{Client, Context, rtu, tcp};
 use tokio_modbus::slave::SlaveContext;
 use tokio_modbus::{ExceptionCode, Request, Response, Slave};
 
-use super::gate::{Gate, Wire};
+use super::gate::{Dropped, Gate, Wire};
 use super::reply::Framing;
 use crate::config::{LineConfig, LineKind, Table};
 use crate::field::port::{self, PortError};
@@ -151,7 +151,7 @@ impl Link {
 
     /// Asks and waits for the answer.
     pub(super) async fn exchange(&mut self, question: &Question) -> Exchange {
-        if let Err(not_ready) = self.settle().await {
+        if let Err(not_ready) = self.settle(question.timeout).await {
             return not_ready;
         }
         self.gate.begin();
@@ -192,28 +192,35 @@ impl Link {
     }
 
     /// Waits for silence and drops what is heard until then.
-    async fn settle(&mut self) -> Result<(), Exchange> {
+    async fn settle(&mut self, answer_timeout: Duration) -> Result<(), Exchange> {
         match self.framing {
             Framing::Tcp => {
                 sleep_until(self.last_heard + self.gap).await;
                 // Nothing may wait here before the request: it would be an answer to nobody.
                 match timeout(Duration::ZERO, self.gate.discard()).await {
                     Err(_) => Ok(()),
-                    Ok(Ok(0)) => Err(Exchange::Lost(io::ErrorKind::ConnectionReset.into())),
-                    Ok(Ok(_)) => Err(Exchange::Broken("something arrived that was not asked for")),
+                    Ok(Ok(Dropped::End)) => Err(Exchange::Lost(io::ErrorKind::ConnectionReset.into())),
+                    Ok(Ok(Dropped::Glitch | Dropped::Speech)) => {
+                        Err(Exchange::Broken("something arrived that was not asked for"))
+                    }
                     Ok(Err(error)) => Err(Exchange::Lost(error)),
                 }
             }
             Framing::Rtu => {
-                let silence = self.quarantine;
-                let limit = Instant::now() + silence * SETTLE_FACTOR + Duration::from_secs(1);
+                let mut silence = self.quarantine;
+                let limit = Instant::now() + answer_timeout * SETTLE_FACTOR + Duration::from_secs(1);
                 loop {
                     // A read first, even when the silence seems long enough: bytes may wait in the driver.
                     let until = (self.last_heard + silence).max(Instant::now());
                     match timeout_at(until, self.gate.discard()).await {
                         Err(_) => return Ok(()),
-                        Ok(Ok(0)) => return Err(Exchange::Lost(io::ErrorKind::UnexpectedEof.into())),
-                        Ok(Ok(_)) => self.last_heard = Instant::now(),
+                        Ok(Ok(Dropped::End)) => return Err(Exchange::Lost(io::ErrorKind::UnexpectedEof.into())),
+                        Ok(Ok(Dropped::Glitch)) => self.last_heard = Instant::now(),
+                        Ok(Ok(Dropped::Speech)) => {
+                            // A late answer, or a second client on the bus: its next answer would look like ours.
+                            self.last_heard = Instant::now();
+                            silence = silence.max(answer_timeout);
+                        }
                         Ok(Err(error)) => return Err(Exchange::Lost(error)),
                     }
                     if Instant::now() > limit {

@@ -34,7 +34,7 @@ const TCP_PREFIX: usize = 6;
 /// Checksum of an RTU frame.
 const CRC_BYTES: usize = 2;
 /// Bytes of 0x00 or 0xFF around an RTU frame that are put down to the line driver's turning around.
-const GLITCH_BYTES_MAX: usize = 4;
+pub(super) const GLITCH_BYTES_MAX: usize = 4;
 
 /// Judges `received` as the answer to `request`, both as they are on the wire.
 pub fn judge(framing: Framing, request: &[u8], received: &[u8]) -> Progress {
@@ -111,9 +111,14 @@ fn shifted(progress: Progress, received: &[u8], request: &[u8], offset: usize) -
 /// Drops a few bytes that are no unit's id and that line drivers make when they turn around.
 fn skip_glitches(unit: Option<u8>, received: &[u8], offset: usize) -> &[u8] {
     let rest = received.get(offset..).unwrap_or_default();
-    let is_glitch = |byte: &&u8| matches!(**byte, 0x00 | 0xFF) && Some(**byte) != unit;
-    let count = rest.iter().take(GLITCH_BYTES_MAX).take_while(is_glitch).count();
+    let is_no_unit = |byte: &&u8| is_glitch(byte) && Some(**byte) != unit;
+    let count = rest.iter().take(GLITCH_BYTES_MAX).take_while(is_no_unit).count();
     rest.get(count..).unwrap_or_default()
+}
+
+/// Whether a byte is what a line driver makes when it turns around.
+pub(super) fn is_glitch(byte: &u8) -> bool {
+    matches!(byte, 0x00 | 0xFF)
 }
 
 /// The answer, perhaps after a whole late answer of another unit: that one is heard out and passed over, so that a
@@ -155,7 +160,7 @@ fn judge_rtu_frame(unit: &u8, asked_pdu: &[u8], received: &[u8]) -> Progress {
         return Broken("the checksum of the answer is wrong");
     }
     let rest = received.get(end..).unwrap_or_default();
-    if rest.len() > GLITCH_BYTES_MAX || rest.iter().any(|byte| !matches!(byte, 0x00 | 0xFF)) {
+    if rest.len() > GLITCH_BYTES_MAX || !rest.iter().all(is_glitch) {
         return Broken("more bytes than one answer arrived");
     }
     Complete(0..end)
@@ -381,6 +386,39 @@ mod tests {
             let noise: Vec<u8> = (0..length).map(|_| byte()).collect();
             for (framing, request) in [(Framing::Tcp, tcp(7, 1, &ASKED)), (Framing::Rtu, rtu(1, &ASKED))] {
                 assert!(!matches!(judge(framing, &request, &noise), Complete(_)), "{framing:?} {noise:02x?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_mutated_answer_is_complete_only_when_nothing_but_its_data_differs() {
+        let mut seed = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut random = |below: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed >> 33) as usize % below
+        };
+        let (tcp_request, rtu_request) = (tcp(7, 1, &ASKED), rtu(1, &ASKED));
+        let (tcp_answer, rtu_answer) = (tcp(7, 1, &ANSWER), rtu(1, &ANSWER));
+        for _ in 0..100_000 {
+            let is_tcp = random(2) == 0;
+            let mut bytes = if is_tcp { tcp_answer.clone() } else { rtu_answer.clone() };
+            for _ in 0..=random(3) {
+                match (random(4), random(bytes.len().max(1))) {
+                    (0, place) => bytes.truncate(place),
+                    (1, place) => bytes.insert(place, random(256) as u8),
+                    (_, place) => bytes.iter_mut().skip(place).take(1).for_each(|byte| *byte = random(256) as u8),
+                }
+            }
+            if is_tcp {
+                let data = tcp_answer.len() - 6;
+                if let Complete(range) = judge(Framing::Tcp, &tcp_request, &bytes) {
+                    let is_exception = bytes[7] == 0x83;
+                    assert!(is_exception || (range == (0..bytes.len()) && bytes[..data] == tcp_answer[..data]));
+                }
+            } else if let Complete(range) = judge(Framing::Rtu, &rtu_request, &bytes) {
+                assert_eq!(bytes[range], rtu_answer, "the checksum lets nothing else through here");
             }
         }
     }

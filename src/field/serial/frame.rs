@@ -44,6 +44,11 @@ impl Framer {
         self.state = if mid_frame { State::Joining } else { State::Whole };
     }
 
+    /// Whether a frame has begun and not ended.
+    pub fn is_mid_frame(&self) -> bool {
+        !self.pending.is_empty() || self.state == State::Overlong
+    }
+
     /// Takes bytes in and gives back what they complete, in order.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<Cut> {
         let mut cuts = Vec::new();
@@ -121,7 +126,9 @@ mod tests {
     fn the_rest_of_a_frame_that_began_before_is_dropped() {
         let mut framer = Framer::new(b"\n", 10);
         framer.push(b"12");
+        assert!(framer.is_mid_frame());
         framer.reset(true);
+        assert!(!framer.is_mid_frame(), "nothing was heard since");
         assert_eq!(frames(framer.push(b"2.5 kg\n12.5 kg\n")), ["12.5 kg"]);
         framer.reset(false);
         assert_eq!(frames(framer.push(b"1\n")), ["1"]);

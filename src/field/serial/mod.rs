@@ -219,7 +219,8 @@ impl Port {
         Ok(())
     }
 
-    /// Drops what the device still says, an answer that comes too late above all, until it is silent.
+    /// Drops what the device still says, an answer that comes too late above all, until it is silent. An answer of
+    /// which half was heard is dropped to its end, however late that comes: half a number is still a number.
     async fn hush(&mut self, stream: &mut SerialStream) -> Result<(), Gone> {
         let mut bytes = [0; READ_BYTES];
         let silence = ASK_SILENCE.max(port::character_time(&self.config.port) * 4);
@@ -229,11 +230,11 @@ impl Port {
             match timeout(silence, stream.read(&mut bytes)).await {
                 Err(_) => is_silent = true,
                 Ok(read) => {
-                    arrived(read, &bytes)?;
+                    self.framer.push(arrived(read, &bytes)?);
                 }
             }
         }
-        self.framer.reset(!is_silent);
+        self.framer.reset(!is_silent || self.framer.is_mid_frame());
         Ok(())
     }
 

@@ -54,14 +54,14 @@ impl Reader {
                 let captures = regex.captures(&text)?;
                 let named = regex.capture_names().flatten();
                 let fields = named.filter_map(|name| Some((name.to_owned(), captures.name(name)?.as_str().to_owned())));
-                Some(self.from_fields(fields.collect()))
+                Some(self.fields_read(fields.collect()))
             }
-            Parse::Csv { separator, columns } => Some(self.from_fields(columns_of(frame, *separator, columns)?)),
-            Parse::Json => self.from_json(&serde_json::from_slice(frame).ok()?),
+            Parse::Csv { separator, columns } => Some(self.fields_read(columns_of(frame, *separator, columns)?)),
+            Parse::Json => self.object_read(&serde_json::from_slice(frame).ok()?),
         }
     }
 
-    fn from_fields(&self, fields: Vec<(String, String)>) -> Parsed {
+    fn fields_read(&self, fields: Vec<(String, String)>) -> Parsed {
         let text_of = |name: &str| fields.iter().find(|(field, _)| field == name).map(|(_, text)| text.clone());
         let values = if self.points.is_empty() {
             let guess = |(name, text): &(String, String)| (name.clone(), Ok(self.guessed(text)));
@@ -76,7 +76,7 @@ impl Reader {
         Parsed { values, doubt: self.doubt(text_of) }
     }
 
-    fn from_json(&self, root: &serde_json::Value) -> Option<Parsed> {
+    fn object_read(&self, root: &serde_json::Value) -> Option<Parsed> {
         let object = root.as_object()?;
         let values: Vec<_> = if self.points.is_empty() {
             let scalars = object.iter().filter(|(_, value)| !value.is_object() && !value.is_array());
@@ -114,13 +114,13 @@ impl Reader {
     fn value(&self, kind: TextKind, field: Option<Field>) -> Result<Value, String> {
         match field {
             None | Some(Field::Json(serde_json::Value::Null)) => Err(MISSING.to_owned()),
-            Some(Field::Text(text)) => self.from_text(kind, &text),
-            Some(Field::Json(serde_json::Value::String(text))) => self.from_text(kind, &text),
-            Some(Field::Json(value)) => from_scalar(kind, &value),
+            Some(Field::Text(text)) => self.text_read(kind, &text),
+            Some(Field::Json(serde_json::Value::String(text))) => self.text_read(kind, &text),
+            Some(Field::Json(value)) => scalar_read(kind, &value),
         }
     }
 
-    fn from_text(&self, kind: TextKind, text: &str) -> Result<Value, String> {
+    fn text_read(&self, kind: TextKind, text: &str) -> Result<Value, String> {
         let value = match kind {
             TextKind::F64 => number(text, self.decimal).map(Value::Float),
             TextKind::I64 => whole(text).map(Value::Int),
@@ -207,7 +207,7 @@ fn switch(text: &str) -> Option<bool> {
     }
 }
 
-fn from_scalar(kind: TextKind, value: &serde_json::Value) -> Result<Value, String> {
+fn scalar_read(kind: TextKind, value: &serde_json::Value) -> Result<Value, String> {
     use serde_json::Value as Json;
     let found = match (kind, value) {
         (TextKind::F64, Json::Number(number)) => number.as_f64().filter(|value| value.is_finite()).map(Value::Float),

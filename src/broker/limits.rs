@@ -1,0 +1,90 @@
+//! Every bound of the network edge, in one struct. Pure.
+
+use std::time::Duration;
+
+/// Bounds of the broker. The defaults suit a board with 256 MiB of memory.
+#[derive(Debug, Clone)]
+pub struct BrokerLimits {
+    /// Sockets at once, of all listeners.
+    pub connections: usize,
+    /// Sockets at once from one address that is not a loopback one.
+    pub connections_per_address: usize,
+    /// Sessions at once, with a socket or without.
+    pub sessions: usize,
+    /// From the accepted socket to a whole CONNECT.
+    pub connect_timeout: Duration,
+    /// Longest CONNECT, in bytes.
+    pub connect_bytes: usize,
+    /// Longest packet after that, in bytes.
+    pub packet_bytes: usize,
+    /// Longest client id, in bytes.
+    pub client_id_bytes: usize,
+    /// From the first byte of a packet to its last.
+    pub packet_timeout: Duration,
+    /// Without any progress of a write.
+    pub write_timeout: Duration,
+    /// For the last words on a connection.
+    pub farewell: Duration,
+    /// Bytes that wait for a socket before nothing more is taken for it, or from it.
+    pub output_bytes: usize,
+    /// Messages of a client that are not acknowledged yet; announced as Receive Maximum in version 5.
+    pub inbound: u16,
+    /// Topic aliases that a client may set.
+    pub topic_aliases: u16,
+    /// Messages to a client that it has not acknowledged, if it does not ask for fewer.
+    pub outbound: u16,
+    /// Messages that wait for a client that is there.
+    pub waiting_messages: usize,
+    /// Their bytes.
+    pub waiting_bytes: usize,
+    /// Messages that wait for a client that is away; the oldest give way, counted.
+    pub away_messages: usize,
+    /// Their bytes.
+    pub away_bytes: usize,
+    /// Filters of one session.
+    pub subscriptions: usize,
+    /// Retained messages that one subscription brings.
+    pub retained_messages: usize,
+    /// Their bytes.
+    pub retained_bytes: usize,
+    /// How long a session without a socket is kept at most, in seconds.
+    pub session_expiry_s: u32,
+    /// How long a 3.1.1 client's message waits for space in the store before the connection is closed.
+    pub full_patience: Duration,
+    /// Between two attempts of that message.
+    pub full_retry: Duration,
+    /// For sessions to finish what they have begun, when the gateway stops.
+    pub stop_patience: Duration,
+}
+
+impl Default for BrokerLimits {
+    fn default() -> BrokerLimits {
+        BrokerLimits {
+            connections: 1000,
+            connections_per_address: 100,
+            sessions: 990,
+            connect_timeout: Duration::from_secs(5),
+            connect_bytes: 64 * 1024,
+            packet_bytes: 256 * 1024,
+            client_id_bytes: 1024,
+            packet_timeout: Duration::from_secs(120),
+            write_timeout: Duration::from_secs(10),
+            farewell: Duration::from_secs(1),
+            output_bytes: 64 * 1024,
+            inbound: 128,
+            topic_aliases: 16,
+            outbound: 100,
+            waiting_messages: 1000,
+            waiting_bytes: 1024 * 1024,
+            away_messages: 10_000,
+            away_bytes: 4 * 1024 * 1024,
+            subscriptions: 256,
+            retained_messages: 1000,
+            retained_bytes: 4 * 1024 * 1024,
+            session_expiry_s: 7 * 24 * 3600,
+            full_patience: Duration::from_secs(20),
+            full_retry: Duration::from_millis(250),
+            stop_patience: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! One accepted socket: bytes in, packets out of them, and back.
+//!
+//! Promises: memory grows with what has arrived, never with what was announced; `turn` loses nothing when it is
+//! cancelled; a write without progress is noticed.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{self, Instant};
+
+use super::places::Place;
+use crate::mqtt::{DecodeError, Decoder, EncodeError, Encoder, Packet, Version};
+
+/// How much is read at once.
+const READ_BYTES: usize = 4096;
+/// Buffers that grew beyond this for one packet are given back.
+const KEPT_BYTES: usize = 64 * 1024;
+/// What is read of a peer that goes on talking after our last words.
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// What a turn brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Bytes came or went.
+    Moved,
+    /// The peer has closed, in order or not.
+    Ended,
+}
+
+/// A socket with its buffers.
+#[derive(Debug)]
+pub(super) struct Socket {
+    stream: TcpStream,
+    peer: SocketAddr,
+    input: BytesMut,
+    output: BytesMut,
+    decoder: Decoder,
+    encoder: Encoder,
+    /// Since when the output has not moved.
+    stuck_since: Option<Instant>,
+    /// Since when the packet at the front of the input is not whole.
+    partial_since: Option<Instant>,
+    _place: Place,
+}
+
+impl Socket {
+    pub(super) fn new(stream: TcpStream, peer: SocketAddr, connect_bytes: usize, place: Place) -> Socket {
+        Socket {
+            stream,
+            peer,
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            decoder: Decoder::from_client(connect_bytes),
+            encoder: Encoder::new(Version::V311),
+            stuck_since: None,
+            partial_since: None,
+            _place: place,
+        }
+    }
+
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// CONNECT has come: from here on packets may be longer, and are written in its version.
+    pub(super) fn set_up(&mut self, version: Version, packet_bytes: usize, peer_takes: Option<u32>) {
+        self.decoder.set_packet_bytes_max(packet_bytes);
+        self.encoder = Encoder::new(version);
+        if let Some(bytes) = peer_takes {
+            self.encoder.set_packet_bytes_max(usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
+    }
+
+    /// The next whole packet of what has arrived.
+    pub(super) fn decode(&mut self) -> Result<Option<Packet>, DecodeError> {
+        let packet = self.decoder.decode(&mut self.input)?;
+        if packet.is_some() || self.input.is_empty() {
+            self.partial_since = None;
+        } else if self.partial_since.is_none() {
+            self.partial_since = Some(Instant::now());
+        }
+        if self.input.is_empty() && self.input.capacity() > KEPT_BYTES {
+            self.input = BytesMut::new();
+        }
+        Ok(packet)
+    }
+
+    /// Puts a packet behind what waits to be written.
+    pub(super) fn send(&mut self, packet: &Packet) -> Result<(), EncodeError> {
+        self.encoder.encode(packet, &mut self.output)?;
+        if self.stuck_since.is_none() {
+            self.stuck_since = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Puts a packet of another version behind what waits: an answer to a CONNECT that was not understood.
+    pub(super) fn send_as(&mut self, version: Version, packet: &Packet) -> Result<(), EncodeError> {
+        Encoder::new(version).encode(packet, &mut self.output)
+    }
+
+    /// Bytes that wait to be written.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.output.len()
+    }
+
+    /// When a write that does not move, or a packet that does not end, is to be given up.
+    pub(super) fn deadline(&self, write_timeout: Duration, packet_timeout: Duration) -> Option<Instant> {
+        let write = self.stuck_since.map(|since| since + write_timeout);
+        let packet = self.partial_since.map(|since| since + packet_timeout);
+        [write, packet].into_iter().flatten().min()
+    }
+
+    /// Nothing was read because we would not: the peer is not to be blamed for that time.
+    pub(super) fn excuse(&mut self) {
+        if self.partial_since.is_some() {
+            self.partial_since = Some(Instant::now());
+        }
+    }
+
+    /// Writes what waits and reads what has come, if it may; waits until either moves. Cancel safe.
+    pub(super) async fn turn(&mut self, may_read: bool) -> Turn {
+        poll_fn(|context| {
+            let mut moved = false;
+            while !self.output.is_empty() {
+                match Pin::new(&mut self.stream).poll_write(context, &self.output) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Turn::Ended),
+                    Poll::Ready(Ok(count)) => {
+                        // `poll_write` says at most what it was given.
+                        drop(self.output.split_to(count.min(self.output.len())));
+                        self.stuck_since = Some(Instant::now());
+                        moved = true;
+                    }
+                    Poll::Pending => break,
+                }
+            }
+            if self.output.is_empty() {
+                self.stuck_since = None;
+                if self.output.capacity() > KEPT_BYTES {
+                    self.output = BytesMut::new();
+                }
+            }
+            if may_read {
+                match self.poll_fill(context) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Turn::Ended),
+                    Poll::Ready(Ok(_)) => moved = true,
+                    Poll::Pending => {}
+                }
+            }
+            if moved { Poll::Ready(Turn::Moved) } else { Poll::Pending }
+        })
+        .await
+    }
+
+    /// Writes the last words and waits until the peer has read them, for a bounded time: a socket that is closed with
+    /// bytes unread takes what was written last with it.
+    pub(super) async fn part(mut self, patience: Duration) {
+        let farewell = async {
+            self.stream.write_all(&self.output).await?;
+            self.stream.shutdown().await?;
+            let mut read = 0;
+            while read < LINGER_BYTES {
+                self.input.clear();
+                match poll_fn(|context| self.poll_fill(context)).await? {
+                    0 => break,
+                    count => read += count,
+                }
+            }
+            Ok::<(), io::Error>(())
+        };
+        // Whether the peer took it does not matter any more.
+        let _ended = time::timeout(patience, farewell).await;
+    }
+
+    fn poll_fill(&mut self, context: &mut std::task::Context<'_>) -> Poll<io::Result<usize>> {
+        let mut chunk = [0; READ_BYTES];
+        let mut buffer = ReadBuf::new(&mut chunk);
+        match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+            Poll::Ready(Ok(())) => {
+                self.input.extend_from_slice(buffer.filled());
+                Poll::Ready(Ok(buffer.filled().len()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The command line: one file a subcommand. Nothing is decided here that a stage should decide.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, LoadRequest, Loaded};
+
+mod check;
+mod example;
+mod run;
+mod simulate;
+mod status;
+
+/// How the program ends (DESIGN.md 5); systemd's unit relies on 78.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Drained and stopped, or done.
+    Done = 0,
+    /// Wrong usage.
+    Usage = 64,
+    /// A failed stage, or a bug of ours.
+    Failed = 70,
+    /// Try again.
+    TryAgain = 75,
+    /// Wrong configuration.
+    Config = 78,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// Firmware for IoT gateways: an acknowledged message is never lost.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, arg_required_else_help = true, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway in the foreground
+    #[command(after_help = "Example: tidegate run --config ./tidegate.toml")]
+    Run(ConfigArgument),
+    /// Check the configuration: every problem at its place; exit status 0 or 78
+    #[command(after_help = "Example: tidegate check --config ./tidegate.toml --effective")]
+    Check(check::CheckArguments),
+    /// Ask the running gateway how it is
+    #[command(after_help = "Example: tidegate status --wait healthy --timeout 60s")]
+    Status(status::StatusArguments),
+    /// Print a starting configuration
+    #[command(after_help = "Example: tidegate example rs485-aws > tidegate.toml")]
+    Example(example::ExampleArguments),
+    /// Simulate a field device to test against
+    Simulate(simulate::SimulateArguments),
+}
+
+/// Where the configuration is.
+#[derive(Debug, clap::Args)]
+struct ConfigArgument {
+    /// Configuration file, instead of /etc/tidegate/tidegate.toml
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            // Where the terminal is gone there is nobody to tell.
+            let _closed = error.print();
+            return exit.into();
+        }
+    };
+    let exit = match arguments.command {
+        Command::Run(arguments) => run::main(arguments.config),
+        Command::Check(arguments) => check::main(&arguments),
+        Command::Status(arguments) => status::main(&arguments),
+        Command::Example(arguments) => example::main(&arguments),
+        Command::Simulate(arguments) => simulate::main(arguments),
+    };
+    exit.into()
+}
+
+/// Runs `work` on a runtime of its own.
+fn block_on(work: impl Future<Output = Exit>) -> Exit {
+    // Two workers: the boards have one to four cores, and the queue and the router have threads of their own.
+    match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => {
+            let exit = runtime.block_on(work);
+            // A name that is still being resolved must not hold up the end.
+            runtime.shutdown_background();
+            exit
+        }
+        Err(error) => {
+            eprintln!("tidegate: cannot start: {error}");
+            Exit::Failed
+        }
+    }
+}
+
+/// Name of the file in the state directory that keeps the gateway's id from its first start on.
+const ID_FILE: &str = "gateway-id";
+
+/// Loads the configuration as `run` and `check` both read it; problems and warnings are printed.
+fn load(config: Option<PathBuf>) -> Result<Loaded, Exit> {
+    let request = LoadRequest {
+        kept_id: Some(Box::new(|state_dir| {
+            let id = std::fs::read_to_string(state_dir.join(ID_FILE)).ok()?;
+            Some(id.trim().to_owned())
+        })),
+        ..LoadRequest::standard(config)
+    };
+    match config::load(&request) {
+        Ok(loaded) => {
+            eprint!("{}", config::render(&[], &loaded.warnings));
+            Ok(loaded)
+        }
+        Err(problems) => {
+            eprint!("{}", config::render(&problems, &[]));
+            Err(Exit::Config)
+        }
+    }
+}
+
+/// A duration of the command line, written as in the configuration.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    config::parse_duration(text)
+}

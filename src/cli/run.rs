@@ -1,0 +1,73 @@
+//! `tidegate run`: the gateway, in the foreground.
+
+use std::path::PathBuf;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{Exit, block_on};
+use crate::config::Loaded;
+use crate::gateway;
+use crate::service;
+use crate::supervise::chain;
+
+pub(super) fn main(config: Option<PathBuf>) -> Exit {
+    if let Err(error) = service::install_log(log::LevelFilter::Info) {
+        eprintln!("tidegate: {}", chain(&error));
+        return Exit::Failed;
+    }
+    let loaded = match super::load(config) {
+        Ok(loaded) => loaded,
+        Err(exit) => return exit,
+    };
+    keep_id(&loaded);
+    block_on(async {
+        let stop = CancellationToken::new();
+        tokio::select! {
+            ended = gateway::run(loaded.config, stop.clone().cancelled_owned()) => match ended {
+                Ok(()) => Exit::Done,
+                Err(error) => {
+                    log::error!(error:% = chain(&error); "The gateway ended with a failure");
+                    if error.is_transient() { Exit::TryAgain } else { Exit::Failed }
+                }
+            },
+            () = insisted(&stop) => {
+                log::warn!("A second signal came: the gateway ends without its ordered stop; nothing acknowledged is lost");
+                Exit::Failed
+            }
+        }
+    })
+}
+
+/// Writes the id that was found on the board to the state directory, so that the gateway keeps its name when its card
+/// moves to another board. A configured id needs no keeping.
+fn keep_id(loaded: &Loaded) {
+    let gateway = &loaded.config.gateway;
+    let path = gateway.state_dir.join(super::ID_FILE);
+    if loaded.board.id.as_deref() != Some(&*gateway.id) || path.exists() {
+        return;
+    }
+    // Where the directory cannot be written, opening the queue in it says so in a moment.
+    let _unwritten =
+        std::fs::create_dir_all(&gateway.state_dir).and_then(|()| std::fs::write(&path, format!("{}\n", gateway.id)));
+}
+
+/// Cancels `stop` at the first SIGTERM or SIGINT, and comes back at the second: whoever sends that has waited enough.
+async fn insisted(stop: &CancellationToken) {
+    let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = (terminate, interrupt) else {
+        log::error!("Signals cannot be received: the gateway stops only when it is killed");
+        return std::future::pending().await;
+    };
+    for _ in 0..2 {
+        let already_stopping = stop.is_cancelled();
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if already_stopping {
+            return;
+        }
+        stop.cancel();
+    }
+}

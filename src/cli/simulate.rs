@@ -1,0 +1,180 @@
+//! `tidegate simulate`: a field device to test against, until interrupted.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Subcommand;
+use tokio_util::sync::CancellationToken;
+
+use super::{Exit, block_on};
+use crate::config::{self, PortConfig, SerialMode};
+use crate::field::simulate::{Place, SimulateError, modbus, serial};
+use crate::supervise::chain;
+
+/// `tidegate simulate`
+#[derive(Debug, clap::Args)]
+pub(super) struct SimulateArguments {
+    #[command(subcommand)]
+    device: Device,
+}
+
+#[derive(Debug, Subcommand)]
+enum Device {
+    /// A Modbus server with several units, over TCP or RTU
+    #[command(after_help = "Example: tidegate simulate modbus --listen 127.0.0.1:1502 --units 1-3 --dead 4")]
+    Modbus(ModbusArguments),
+    /// A scale on a serial line
+    #[command(after_help = "Example: tidegate simulate serial --pty --every 1s --decimal ,")]
+    Serial(SerialArguments),
+}
+
+/// `tidegate simulate modbus`
+#[derive(Debug, clap::Args)]
+struct ModbusArguments {
+    /// Serve Modbus TCP at this address [default: 127.0.0.1:1502]
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = ["pty", "port"])]
+    listen: Option<SocketAddr>,
+    /// Serve RTU on a pty and print its path
+    #[arg(long, conflicts_with = "port")]
+    pty: bool,
+    /// Serve RTU on this serial port
+    #[arg(long, value_name = "DEVICE")]
+    port: Option<PathBuf>,
+    #[command(flatten)]
+    settings: PortArguments,
+    /// Units that answer, such as 1,3,7-9
+    #[arg(long, value_name = "UNITS", default_value = "1", value_parser = parse_units)]
+    units: Units,
+    /// Units that never answer
+    #[arg(long, value_name = "UNITS", value_parser = parse_units)]
+    dead: Option<Units>,
+    /// Registers in each table
+    #[arg(long, value_name = "COUNT", default_value_t = 1000)]
+    registers: u16,
+}
+
+/// `tidegate simulate serial`
+#[derive(Debug, clap::Args)]
+struct SerialArguments {
+    /// On a pty whose path is printed; the default
+    #[arg(long, conflicts_with = "port")]
+    pty: bool,
+    /// On this serial port
+    #[arg(long, value_name = "DEVICE")]
+    port: Option<PathBuf>,
+    #[command(flatten)]
+    settings: PortArguments,
+    /// Speak by itself this often; without it, answer SI only
+    #[arg(long, value_name = "TIME", value_parser = super::parse_duration)]
+    every: Option<Duration>,
+    /// Decimal sign
+    #[arg(long, value_name = "SIGN", default_value_t = '.', value_parser = parse_decimal)]
+    decimal: char,
+}
+
+/// Settings of a serial port.
+#[derive(Debug, clap::Args)]
+struct PortArguments {
+    /// Bits a second
+    #[arg(long, default_value = "9600", requires = "port")]
+    baud: NonZeroU32,
+    /// Data bits, parity, stop bits
+    #[arg(long, default_value = "8N1", requires = "port", value_parser = config::parse_serial_mode)]
+    mode: SerialMode,
+}
+
+impl PortArguments {
+    fn at(&self, path: PathBuf) -> Place {
+        Place::Port(PortConfig { path, baud: self.baud, mode: self.mode })
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Units(BTreeSet<u8>);
+
+fn parse_units(text: &str) -> Result<Units, String> {
+    let mut units = BTreeSet::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        match (first.trim().parse::<u8>(), last.trim().parse::<u8>()) {
+            (Ok(first @ 1..=247), Ok(last @ 1..=247)) if first <= last => units.extend(first..=last),
+            _ => return Err(format!("{part:?} is not a unit from 1 to 247 or a range of them, such as 7-9")),
+        }
+    }
+    Ok(Units(units))
+}
+
+fn parse_decimal(text: &str) -> Result<char, String> {
+    match text {
+        "." => Ok('.'),
+        "," => Ok(','),
+        _ => Err("the decimal sign is . or ,".to_owned()),
+    }
+}
+
+pub(super) fn main(arguments: SimulateArguments) -> Exit {
+    block_on(async {
+        let stop = CancellationToken::new();
+        let serve = async {
+            match arguments.device {
+                Device::Modbus(arguments) => serve_modbus(arguments, stop.clone()).await,
+                Device::Serial(arguments) => serve_serial(arguments, stop.clone()).await,
+            }
+        };
+        tokio::pin!(serve);
+        let ended = tokio::select! {
+            ended = &mut serve => ended,
+            _ = tokio::signal::ctrl_c() => {
+                stop.cancel();
+                serve.await
+            }
+        };
+        match ended {
+            Ok(()) => Exit::Done,
+            Err(error) => {
+                eprintln!("tidegate: {}", chain(&error));
+                Exit::Failed
+            }
+        }
+    })
+}
+
+async fn serve_modbus(arguments: ModbusArguments, stop: CancellationToken) -> Result<(), SimulateError> {
+    let place = match (arguments.port, arguments.pty) {
+        (Some(port), _) => arguments.settings.at(port),
+        (None, true) => Place::Pty,
+        (None, false) => Place::Tcp(arguments.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 1502)))),
+    };
+    let mut settings = modbus::Settings::at(place);
+    settings.units = arguments.units.0;
+    settings.dead = arguments.dead.map(|dead| dead.0).unwrap_or_default();
+    settings.registers = arguments.registers;
+    let server = modbus::Server::bind(settings).await?;
+    println!("Modbus units are served at {}; Ctrl-C ends it", server.bound());
+    server.run(stop).await
+}
+
+async fn serve_serial(arguments: SerialArguments, stop: CancellationToken) -> Result<(), SimulateError> {
+    let mut settings = serial::Settings::at(arguments.port.map_or(Place::Pty, |port| arguments.settings.at(port)));
+    settings.every = arguments.every;
+    settings.decimal = arguments.decimal;
+    let server = serial::Server::bind(settings).await?;
+    println!("A scale is on {}; Ctrl-C ends it", server.path().display());
+    server.run(stop).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_written_as_lists_and_ranges() {
+        assert_eq!(parse_units("1,3,7-9").unwrap().0, BTreeSet::from([1, 3, 7, 8, 9]));
+        for bad in ["", "0", "248", "9-7", "x", "1-"] {
+            assert!(parse_units(bad).is_err(), "{bad:?}");
+        }
+    }
+}

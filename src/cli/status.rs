@@ -1,0 +1,234 @@
+//! `tidegate status`: asks the running gateway how it is.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::{Exit, block_on};
+use crate::control::{self, Request};
+use crate::supervise::chain;
+
+/// How often `--watch` and `--wait` ask again.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// `tidegate status`
+#[derive(Debug, clap::Args)]
+pub(super) struct StatusArguments {
+    /// Configuration file, for where the state directory is
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// State directory, instead of the configuration's
+    #[arg(long, value_name = "DIRECTORY")]
+    state_dir: Option<PathBuf>,
+    /// Print the answer as JSON
+    #[arg(long)]
+    json: bool,
+    /// Print again every second until interrupted
+    #[arg(long, conflicts_with_all = ["json", "wait"])]
+    watch: bool,
+    /// Wait for a state: exit status 0 when reached, 75 when not
+    #[arg(long, value_name = "STATE", value_parser = ["healthy"])]
+    wait: Option<String>,
+    /// How long to wait
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = super::parse_duration)]
+    timeout: Duration,
+}
+
+pub(super) fn main(arguments: &StatusArguments) -> Exit {
+    let state_dir = match &arguments.state_dir {
+        Some(state_dir) => state_dir.clone(),
+        None => match super::load(arguments.config.clone()) {
+            Ok(loaded) => loaded.config.gateway.state_dir,
+            Err(exit) => return exit,
+        },
+    };
+    block_on(async {
+        if arguments.wait.is_some() {
+            return wait_healthy(&state_dir, arguments).await;
+        }
+        loop {
+            let answer = match control::ask(&state_dir, Request::Status).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    eprintln!("tidegate: {}", chain(&error));
+                    eprintln!("help: is the gateway running, and are you root or its user?");
+                    return Exit::TryAgain;
+                }
+            };
+            if arguments.watch && std::io::stdout().is_terminal() {
+                print_out("\x1b[H\x1b[J");
+            }
+            if arguments.json {
+                print_out(&answer);
+            } else {
+                let status: Value = serde_json::from_str(&answer).unwrap_or_default();
+                print_out(&readable(&status));
+            }
+            if !arguments.watch {
+                return Exit::Done;
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    })
+}
+
+async fn wait_healthy(state_dir: &std::path::Path, arguments: &StatusArguments) -> Exit {
+    let deadline = Instant::now() + arguments.timeout;
+    loop {
+        let answer = control::ask(state_dir, Request::Status).await;
+        let status: Value = answer.ok().and_then(|answer| serde_json::from_str(&answer).ok()).unwrap_or_default();
+        let missing = not_healthy(&status);
+        if missing.is_empty() {
+            if arguments.json {
+                print_out(&format!("{status}\n"));
+            }
+            return Exit::Done;
+        }
+        if Instant::now() + ASK_EVERY > deadline {
+            eprintln!("tidegate: not healthy within {:?}: {}", arguments.timeout, missing.join(", "));
+            return Exit::TryAgain;
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+/// What keeps the gateway from being healthy: every uplink connected, every device answering.
+fn not_healthy(status: &Value) -> Vec<String> {
+    if status.get("version").is_none() {
+        return vec!["the gateway does not answer".to_owned()];
+    }
+    let mut missing = Vec::new();
+    for (kind, table, good) in [("uplink", "uplinks", "connected"), ("device", "devices", "good")] {
+        for (name, entry) in entries(status, table) {
+            let state = text(entry, "state");
+            if state != good {
+                missing.push(format!("{kind} {name} is {state}"));
+            }
+        }
+    }
+    missing
+}
+
+fn entries<'a>(status: &'a Value, table: &str) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    status.get(table).and_then(Value::as_object).into_iter().flatten()
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or("?")
+}
+
+fn number(value: &Value, key: &str) -> u64 {
+    value.get(key).and_then(Value::as_u64).unwrap_or(0)
+}
+
+fn readable(status: &Value) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail; the results are folded into one that is looked at once.
+    let written = write_readable(&mut out, status);
+    debug_assert!(written.is_ok());
+    out
+}
+
+fn write_readable(out: &mut String, status: &Value) -> std::fmt::Result {
+    let uptime = Duration::from_secs(number(status, "uptime_s"));
+    let (gateway, version) = (text(status, "gateway"), text(status, "version"));
+    writeln!(out, "gateway {gateway}, version {version}, up {}, clock {}", span(uptime), text(status, "clock"))?;
+    let queue = status.get("queue").cloned().unwrap_or_default();
+    let (bytes, bytes_max) = (number(&queue, "bytes"), number(&queue, "max_bytes").max(1));
+    write!(out, "queue   {} waiting, {} of {}", number(&queue, "messages"), size(bytes), size(bytes_max))?;
+    if let Some(age) = queue.get("oldest_age_s").and_then(Value::as_u64) {
+        write!(out, ", oldest {} old", span(Duration::from_secs(age)))?;
+    }
+    if let Some(left) = queue.get("full_in_s").and_then(Value::as_u64) {
+        write!(out, ", full in {} at this rate", span(Duration::from_secs(left)))?;
+    }
+    writeln!(out)?;
+    for (name, uplink) in entries(status, "uplinks") {
+        write!(out, "uplink  {name}: {} since {}", text(uplink, "state"), text(uplink, "since"))?;
+        write!(out, ", {} in flight", number(uplink, "in_flight"))?;
+        write!(out, ", {} waiting, {} delivered", number(uplink, "waiting"), number(uplink, "delivered"))?;
+        if let Some(reason) = uplink.get("reason").and_then(Value::as_str) {
+            write!(out, "\n        {reason}")?;
+        }
+        writeln!(out)?;
+    }
+    for (name, device) in entries(status, "devices") {
+        write!(out, "device  {name}: {}", text(device, "state"))?;
+        if let Some(interval) = device.get("interval_s").and_then(Value::as_f64) {
+            write!(out, ", every {interval:.1} s")?;
+        }
+        if let Some(reason) = device.get("reason").and_then(Value::as_str) {
+            write!(out, ", {reason}")?;
+        }
+        writeln!(out)?;
+    }
+    let sessions = status.get("sessions").cloned().unwrap_or_default();
+    writeln!(out, "clients {} connected", number(&sessions, "connected"))?;
+    for (client, count) in entries(status, "unkept_qos0") {
+        writeln!(out, "        {client}: {count} QoS 0 messages not kept while the uplink was away")?;
+        writeln!(out, "        to keep them, add qos = 1 to the forward rule that matches them")?;
+    }
+    let mut losses = entries(status, "losses").peekable();
+    if losses.peek().is_none() {
+        writeln!(out, "losses  none")?;
+    }
+    for (reason, count) in losses {
+        writeln!(out, "losses  {count} {reason}")?;
+    }
+    Ok(())
+}
+
+fn span(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..60 => format!("{seconds} s"),
+        seconds @ 60..3600 => format!("{} min", seconds / 60),
+        seconds @ 3600..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..10_240 => format!("{bytes} B"),
+        10_240..10_485_760 => format!("{} KiB", bytes / 1024),
+        10_485_760..10_737_418_240 => format!("{} MiB", bytes / 1_048_576),
+        _ => format!("{} GiB", bytes / 1_073_741_824),
+    }
+}
+
+/// Writes to standard output; a reader that left (`| head`) is no fault of ours.
+fn print_out(text: &str) {
+    let _closed = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_gateway_is_healthy_when_every_uplink_and_device_is() {
+        let status = json!({"version": "1", "uplinks": {"cloud": {"state": "connected"}}, "devices": {}});
+        assert!(not_healthy(&status).is_empty());
+        let status = json!({"version": "1", "uplinks": {"cloud": {"state": "waiting"}},
+            "devices": {"m1": {"state": "dead"}}});
+        assert_eq!(not_healthy(&status), ["uplink cloud is waiting", "device m1 is dead"]);
+        assert_eq!(not_healthy(&Value::Null), ["the gateway does not answer"]);
+    }
+
+    #[test]
+    fn a_person_can_read_it() {
+        let status = json!({"version": "1", "gateway": "g", "uptime_s": 61, "clock": "unset",
+            "queue": {"messages": 3, "bytes": 2048, "max_bytes": 1_073_741_824, "oldest_age_s": 7200},
+            "uplinks": {"cloud": {"state": "waiting", "since": "T", "reason": "no route"}},
+            "losses": {"expired": 2}});
+        let text = readable(&status);
+        assert!(text.contains("queue   3 waiting, 2048 B of 1024 MiB, oldest 2 h old"), "{text}");
+        assert!(text.contains("no route"), "{text}");
+        assert!(text.contains("losses  2 expired"), "{text}");
+    }
+}

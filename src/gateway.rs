@@ -1,0 +1,195 @@
+//! The wiring: the one file that knows every stage, and the order in which they start and stop.
+//!
+//! Start: store → router → intake → listeners bound → stages → READY. Stop, each step with a deadline: field and
+//! listeners → intake drained → uplink settles what is in flight → queue committed, checkpointed, closed. A kill at any
+//! step loses nothing that was acknowledged.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+use crate::broker::{BindError, Broker, BrokerLimits};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::control::{Control, ControlError};
+use crate::field::{Field, FieldError};
+use crate::health::Health;
+use crate::intake::Intake;
+use crate::queue::{self, OpenError, Opened, QueueSettings, StreamSpec, WorkerError};
+use crate::router::{Router, RouterError, RouterLimits};
+use crate::service;
+use crate::supervise::{StageError, Stages, chain};
+use crate::uplink::{Uplink, UplinkSettings};
+
+/// How long field and listeners have to stop taking in.
+const INTAKE_DEADLINE: Duration = Duration::from_secs(4);
+
+/// How long uplinks have to settle what is in flight (2 s) and to say goodbye.
+const UPLINK_DEADLINE: Duration = Duration::from_secs(4);
+
+/// How long the store has to commit, checkpoint and close; an SD card may stall.
+const QUEUE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why the gateway did not start, or did not go on.
+#[derive(Debug, Error)]
+pub enum GatewayError {
+    /// The store.
+    #[error("the gateway cannot start")]
+    Queue(#[source] OpenError),
+    /// The router.
+    #[error("the gateway cannot start")]
+    Router(#[source] RouterError),
+    /// A listener.
+    #[error("the gateway cannot start")]
+    Listener(#[source] BindError),
+    /// The field stage.
+    #[error("the gateway cannot start")]
+    Field(#[source] FieldError),
+    /// The control socket.
+    #[error("the gateway cannot start")]
+    Control(#[source] ControlError),
+    /// The queue's thread.
+    #[error("the gateway cannot start its queue")]
+    Thread(#[source] std::io::Error),
+    /// A stage ended before it was told to.
+    #[error("the gateway stops")]
+    Stage(#[source] StageError),
+}
+
+impl GatewayError {
+    /// Whether starting again by and by may help without anybody doing anything: a port or a directory in use.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, GatewayError::Listener(_) | GatewayError::Queue(OpenError::InUse { .. }))
+    }
+}
+
+/// The queue's thread as a stage.
+#[derive(Debug, Error)]
+enum QueueStageError {
+    #[error("the queue's thread failed")]
+    Worker(#[source] WorkerError),
+    #[error("the queue's thread panicked")]
+    Panicked,
+}
+
+/// Runs the gateway until `stop` comes, then stops it in order.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), GatewayError> {
+    let clock = Clock::new(config.gateway.clock);
+    let health = Health::default();
+    let gateway = config.gateway.id.clone();
+    log::info!(
+        gateway = gateway.as_ref(),
+        source = config.gateway.id_source,
+        version = env!("CARGO_PKG_VERSION"),
+        boot = clock.boot_id();
+        "The gateway starts"
+    );
+
+    let Opened { inlet, mut outlets, worker } =
+        queue::open(queue_settings(&config, &clock, &health)).map_err(GatewayError::Queue)?;
+    let mut queue_stage = Stages::new();
+    let (worker_ended, worker_end) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("queue".to_owned())
+        .spawn(move || {
+            let ended = worker.run();
+            // Nobody listens any more only when the process ends anyway.
+            let _unheard = worker_ended.send(ended);
+        })
+        .map_err(GatewayError::Thread)?;
+    queue_stage.start("queue", |_stop| async move {
+        match worker_end.await {
+            Ok(ended) => ended.map_err(QueueStageError::Worker),
+            Err(_) => Err(QueueStageError::Panicked),
+        }
+    });
+
+    let router = Router::start(RouterLimits::default()).map_err(GatewayError::Router)?;
+    let rules = config.uplinks.iter().map(|(name, uplink)| (name.clone(), uplink.forward.clone())).collect();
+    let intake = Intake::new(inlet.clone(), router.clone(), rules, clock.clone(), health.clone());
+    let limits = BrokerLimits::default();
+    let broker = Broker::bind(&config.broker, limits, intake.clone(), inlet.clone(), router.clone(), health.clone())
+        .await
+        .map_err(GatewayError::Listener)?;
+    let control = Control::bind(&config.gateway.state_dir, &gateway, clock.clone(), health.clone())
+        .map_err(GatewayError::Control)?;
+
+    let mut taking_in = Stages::new();
+    let field = Field::new(&config, intake.clone(), clock.clone(), &health).map_err(GatewayError::Field)?;
+    taking_in.start("field", |stop| field.run(stop));
+    taking_in.start("broker", |stop| broker.run(stop));
+
+    let mut sending = Stages::new();
+    for (name, uplink) in &config.uplinks {
+        let Some(outlet) = outlets.remove(name) else { continue };
+        let settings = UplinkSettings {
+            name: name.clone(),
+            client_id: uplink.client_id.clone(),
+            config: uplink.clone(),
+            outlet,
+            inlet: inlet.clone(),
+            intake: intake.clone(),
+            clock: clock.clone(),
+            health: health.clone(),
+        };
+        sending.start("uplink", |stop| Uplink::new(settings).run(stop));
+    }
+
+    let mut house = Stages::new();
+    house.start("control", |stop| control.run(stop));
+    let watched = router.clone();
+    house.start("router", |stop| async move { watched.watch(stop).await });
+
+    service::ready();
+    log::info!("The gateway is ready");
+    tokio::pin!(stop);
+    let failure = tokio::select! {
+        () = &mut stop => None,
+        failure = queue_stage.first_failure() => Some(failure),
+        failure = taking_in.first_failure() => Some(failure),
+        failure = sending.first_failure() => Some(failure),
+        failure = house.first_failure() => Some(failure),
+    };
+    if let Some(failure) = &failure {
+        log::error!(error:% = chain(failure); "A stage failed: the gateway stops and is to be started again");
+    }
+
+    service::stopping();
+    log::info!("The gateway stops");
+    let mut failures: Vec<StageError> = failure.into_iter().collect();
+    failures.extend(taking_in.stop(INTAKE_DEADLINE).await);
+    failures.extend(sending.stop(UPLINK_DEADLINE).await);
+    if tokio::time::timeout(QUEUE_DEADLINE, inlet.stop()).await.is_err() {
+        log::warn!("The store was not closed in time; what was acknowledged is on disk all the same");
+    }
+    failures.extend(queue_stage.stop(QUEUE_DEADLINE).await);
+    failures.extend(house.stop(INTAKE_DEADLINE).await);
+    match failures.into_iter().next() {
+        None => {
+            log::info!("The gateway has stopped");
+            Ok(())
+        }
+        Some(first) => Err(GatewayError::Stage(first)),
+    }
+}
+
+fn queue_settings(config: &Config, clock: &Clock, health: &Health) -> QueueSettings {
+    let stream = |(name, uplink): (&Arc<str>, &crate::config::UplinkConfig)| StreamSpec {
+        name: name.clone(),
+        rules: uplink.forward.clone(),
+        own_topic: uplink.own_topic.clone(),
+    };
+    QueueSettings {
+        dir: config.gateway.state_dir.clone(),
+        gateway: config.gateway.id.clone(),
+        bytes_max: config.queue.bytes_max,
+        age_max: config.queue.age_max,
+        when_full: config.queue.when_full,
+        streams: config.uplinks.iter().map(stream).collect(),
+        clock: clock.clone(),
+        health: health.clone(),
+    }
+}

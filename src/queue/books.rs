@@ -1,0 +1,800 @@
+//! What the worker knows: streams, open spans, counters, ceilings; and the way in, from match to row.
+//!
+//! Promises: the books never run ahead of the store. Every change is made in both within one transaction, and when
+//! that fails the books are thrown away and read again. Nothing here waits or replies; the worker does.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use log::error;
+
+use super::identity::{Kept, SEQUENCE_BLOCK, StartFile};
+use super::retention::{self, Ceilings, Refusal, Way};
+use super::row::{self, Start, Starts, Words};
+use super::rules::{self, RuleList};
+use super::spans::{self, OPEN, Ranges, Span};
+use super::store::{GapRow, PAGE_BYTES, Store};
+use super::{AppendError, Appended, Fate, Once, QueueSettings, SessionNumber, Stats, StreamStats, Submission};
+use crate::config::WhenFull;
+use crate::health::LossReason;
+use crate::message::{Body, Message, MessageId, Origin, Qos, Sequence, Stamp, Topic};
+
+/// Rows of one job: so long may others have to wait.
+pub(super) const JOB_ROWS_MAX: u64 = 256;
+/// Names that rows bear as numbers; what comes after them is written out.
+const WORDS_MAX: usize = 1024;
+/// Session numbers that are reserved at a time.
+const SESSION_BLOCK: u64 = 1024;
+/// Rows that one message may look at to find some that may be evicted.
+const EVICT_LOOK_MAX: u64 = 4096;
+/// Each reason is logged at most so often.
+const ALARM_PAUSE_MS: u64 = 60_000;
+
+/// The span of a stream that grows with each message it wants.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Open {
+    pub first: u64,
+    pub rule: i64,
+}
+
+/// A loss that the cloud was not told yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Gap {
+    pub span: Span,
+    pub count: u64,
+    pub from_ms: i64,
+    pub to_ms: i64,
+    pub is_dirty: bool,
+}
+
+/// One consumer.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub id: i64,
+    pub name: Arc<str>,
+    /// False: no uplink of this name is configured; what it holds is kept and ages.
+    pub is_active: bool,
+    pub rules: Arc<RuleList>,
+    /// How its gap records leave; `None` = they stay.
+    pub own: Option<Arc<RuleList>>,
+    pub open: Option<Open>,
+    pub waiting: u64,
+    /// At QoS 2: neither sent twice nor evicted.
+    pub in_flight: HashSet<u64>,
+    /// What was handed out may be under way to the cloud: evicted last.
+    pub taken_to: u64,
+    pub session_key: Option<u64>,
+    pub session: u64,
+    pub gaps: BTreeMap<LossReason, Gap>,
+    /// When a gap of a reason was told last, by the monotonic clock.
+    pub told: BTreeMap<LossReason, u64>,
+    /// Something new waits since the consumer was last woken.
+    pub is_stirred: bool,
+}
+
+/// What must go on when a store is opened again: counted in this process, whatever the disk says.
+#[derive(Debug)]
+pub(super) struct Identity {
+    pub file: StartFile,
+    pub start: Start,
+    /// Of the last `MessageId`.
+    pub counter: u64,
+    /// The next place.
+    pub sequence_next: u64,
+    /// No place above this one may be given without reserving more.
+    pub reserved: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Device {
+    seq: u64,
+    is_dirty: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Alarm {
+    logged_ms: Option<u64>,
+    count: u64,
+}
+
+/// The books of an open store.
+#[derive(Debug)]
+pub(super) struct Books {
+    pub settings: QueueSettings,
+    pub store: Store,
+    pub identity: Identity,
+    pub starts: Starts,
+    pub words: Words,
+    pub lists: HashMap<i64, Arc<RuleList>>,
+    pub streams: Vec<Stream>,
+    pub ceilings: Ceilings,
+    /// Rows that some stream may still want.
+    pub rows: u64,
+    /// Settled by somebody; their rows go when nobody else wants them.
+    pub removable: Ranges,
+    /// After a crash: what has still to be looked through for rows that nobody wants.
+    pub sweep: Option<Span>,
+    pub session_next: u64,
+    pub session_reserved: u64,
+    pub retained: (u64, u64),
+    pub dead_letters: (u64, u64),
+    pub losses: BTreeMap<LossReason, u64>,
+    pub devices: HashMap<Arc<str>, Device>,
+    /// Bytes of pages that intake may still fill, as far as known in this transaction.
+    pub room: Option<u64>,
+    pub evict_from: u64,
+    /// Lost in the open transaction.
+    pub turn_losses: Vec<(LossReason, u64)>,
+    pub alarms: BTreeMap<LossReason, Alarm>,
+    /// The oldest waiting message and when it entered, as milliseconds since this boot.
+    pub oldest: Option<(u64, u64)>,
+    pub scratch: Vec<u8>,
+}
+
+impl Books {
+    // The way in
+
+    /// Takes a message: matches it, finds room, gives it its place and its name.
+    pub fn append(&mut self, submission: Submission) -> rusqlite::Result<Result<Appended, AppendError>> {
+        let Submission { mut message, once } = submission;
+        if let Some(once) = once
+            && self.store.is_received(once.session.0, once.packet_id)?
+        {
+            return Ok(Ok(Appended { id: self.take_id(), reading_seq: 0, fate: Fate::Duplicate }));
+        }
+        let wanted = self.wanted(&message);
+        let seq = self.number(&mut message)?;
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let taken = self.take(&mut scratch, &wanted, &message);
+        self.scratch = scratch;
+        let fate = match taken? {
+            Ok(fate) => fate,
+            Err(error) => return Ok(Err(error)),
+        };
+        let id = self.name();
+        if message.retain {
+            self.retain(&id, &message)?;
+        }
+        if let Some(once) = once {
+            self.store.write()?;
+            self.store.insert_received(once.session.0, once.packet_id)?;
+        }
+        if let (Some(seq), Body::Reading(reading)) = (seq, &message.body) {
+            self.devices.insert(reading.device.clone(), Device { seq, is_dirty: true });
+        }
+        Ok(Ok(Appended { id, reading_seq: seq.unwrap_or(0), fate }))
+    }
+
+    /// Which streams want a message, and what gives way for it there.
+    fn wanted(&self, message: &Message) -> Vec<(usize, WhenFull)> {
+        let default = self.settings.when_full;
+        let mut wanted = Vec::new();
+        for (index, stream) in self.streams.iter().enumerate().filter(|(_, stream)| stream.is_active) {
+            if matches!(&message.origin, Origin::Uplink(name) if *name == stream.name) {
+                continue;
+            }
+            if let Some(rule) = stream.rules.first(&message.topic)
+                && rules::qos(rule, message) != Qos::AtMostOnce
+            {
+                wanted.push((index, rule.when_full.unwrap_or(default)));
+            }
+        }
+        wanted
+    }
+
+    /// Gives a reading its number, which counts from the next submission on only if this one is taken.
+    fn number(&mut self, message: &mut Message) -> rusqlite::Result<Option<u64>> {
+        let Body::Reading(reading) = &mut message.body else { return Ok(None) };
+        let last = match self.devices.get(&reading.device) {
+            Some(device) => device.seq,
+            None => {
+                let seq = self.store.device(&reading.device)?.unwrap_or(0);
+                self.devices.insert(reading.device.clone(), Device { seq, is_dirty: false });
+                seq
+            }
+        };
+        reading.seq = last + 1;
+        Ok(Some(reading.seq))
+    }
+
+    fn take(
+        &mut self,
+        scratch: &mut Vec<u8>,
+        wanted: &[(usize, WhenFull)],
+        message: &Message,
+    ) -> rusqlite::Result<Result<Fate, AppendError>> {
+        // The name is given whatever comes of it: a number that is skipped harms nobody.
+        self.identity.counter += 1;
+        if wanted.is_empty() {
+            // What is only retained has no place of its own: a hole would break the spans of those that wait.
+            let sequence = Sequence(self.identity.sequence_next - 1);
+            return Ok(Ok(if message.retain { Fate::Stored { sequence, streams: 0 } } else { Fate::Unwanted }));
+        }
+        self.learn_word(&message.origin)?;
+        let sequence = self.sequence()?;
+        row::encode(scratch, sequence, &self.identity.start, self.identity.counter, message, &self.words);
+        if let Some(refusal) = self.find_room(retention::row_bytes(scratch.len(), PAGE_BYTES), wanted)? {
+            return match refusal {
+                Refusal::Refuse => Ok(Err(AppendError::Full)),
+                Refusal::Drop => {
+                    for (index, _) in wanted {
+                        self.lose(*index, LossReason::DroppedNewest, Span::new(sequence, sequence), 1);
+                    }
+                    Ok(Ok(Fate::Dropped(LossReason::DroppedNewest)))
+                }
+            };
+        }
+        self.place(sequence, scratch, |index| wanted.iter().any(|(other, _)| *other == index), false)?;
+        Ok(Ok(Fate::Stored { sequence: Sequence(sequence), streams: wanted.len() }))
+    }
+
+    /// Puts a row in its place and extends the spans of those that want it.
+    pub fn place(
+        &mut self,
+        sequence: u64,
+        body: &[u8],
+        is_wanted: impl Fn(usize) -> bool,
+        is_own: bool,
+    ) -> rusqlite::Result<()> {
+        self.store.write()?;
+        self.store.insert_message(sequence, body)?;
+        for index in 0..self.streams.len() {
+            let Some(stream) = self.streams.get_mut(index) else { continue };
+            let wanted = is_wanted(index);
+            let rule = match &stream.own {
+                Some(own) if is_own => own.id,
+                _ => stream.rules.id,
+            };
+            match stream.open {
+                Some(open) if wanted && open.rule == rule => {}
+                Some(open) => {
+                    if open.first < sequence {
+                        self.store.set_span_last(stream.id, Span::new(open.first, sequence - 1))?;
+                    } else {
+                        self.store.delete_span(stream.id, open.first)?;
+                    }
+                    stream.open = None;
+                }
+                None => {}
+            }
+            if wanted {
+                if stream.open.is_none() {
+                    self.store.insert_span(stream.id, Span::new(sequence, OPEN), rule)?;
+                    stream.open = Some(Open { first: sequence, rule });
+                }
+                stream.waiting += 1;
+                stream.is_stirred = true;
+            }
+        }
+        self.rows += 1;
+        self.identity.sequence_next = sequence + 1;
+        Ok(())
+    }
+
+    /// The next place, reserved on disk before it is used: neither a crash nor a quarantine gives it again.
+    pub fn sequence(&mut self) -> rusqlite::Result<u64> {
+        let next = self.identity.sequence_next;
+        if next > self.identity.reserved {
+            self.identity.reserved = next + SEQUENCE_BLOCK;
+            let kept = Kept { start: self.identity.start.number, sequence: self.identity.reserved };
+            if let Err(error) = self.identity.file.write(kept) {
+                // The database keeps it as well; only a quarantine before the next start would miss it.
+                error!(error:%; "The start file cannot be written");
+            }
+            self.store.write()?;
+            self.store.set_meta("sequence", self.identity.reserved)?;
+        }
+        Ok(next)
+    }
+
+    /// A name for a message that is not stored by `take`.
+    pub fn take_id(&mut self) -> MessageId {
+        self.identity.counter += 1;
+        self.name()
+    }
+
+    fn name(&self) -> MessageId {
+        let Start { number, store, gateway, .. } = &self.identity.start;
+        MessageId { gateway: gateway.clone(), store: *store, start: *number, counter: self.identity.counter }
+    }
+
+    fn learn_word(&mut self, origin: &Origin) -> rusqlite::Result<()> {
+        let (Origin::Client(name) | Origin::Uplink(name)) = origin else { return Ok(()) };
+        if self.words.number(name).is_none() && self.words.len() < WORDS_MAX {
+            let number = self.words.number_next();
+            self.store.write()?;
+            self.store.insert_word(number, name)?;
+            self.words.insert(number, name.clone());
+        }
+        Ok(())
+    }
+
+    fn retain(&mut self, id: &MessageId, message: &Message) -> rusqlite::Result<()> {
+        let topic = message.topic.as_str();
+        let before = self.store.retained_bytes(topic)?;
+        if matches!(&message.body, Body::Bytes(bytes) if bytes.is_empty()) {
+            if let Some(bytes) = before {
+                self.store.write()?;
+                self.store.delete_retained(topic)?;
+                self.retained = (self.retained.0.saturating_sub(1), self.retained.1.saturating_sub(bytes));
+            }
+            return Ok(());
+        }
+        row::encode_absolute(&mut self.scratch, 0, id, message);
+        let bytes = self.scratch.len() as u64;
+        let total = self.retained.1.saturating_sub(before.unwrap_or(0)) + bytes;
+        // Retained messages are not drained by anybody: they must not fill the store that others wait for.
+        let is_over = total > self.ceilings.soft_pages * PAGE_BYTES / 4;
+        if is_over && bytes > before.unwrap_or(0) {
+            self.turn_losses.push((LossReason::DroppedNewest, 1));
+            return Ok(());
+        }
+        self.store.write()?;
+        self.store.set_retained(topic, &self.scratch)?;
+        self.retained = (self.retained.0 + u64::from(before.is_none()), total);
+        Ok(())
+    }
+
+    // The ceiling
+
+    /// Sees to it that `bytes` of pages may be filled, or says how the message is not taken.
+    fn find_room(&mut self, bytes: u64, wanted: &[(usize, WhenFull)]) -> rusqlite::Result<Option<Refusal>> {
+        if let Some(room) = self.room
+            && room >= bytes
+        {
+            self.room = Some(room - bytes);
+            return Ok(None);
+        }
+        let mut room = self.measure()?;
+        while room < bytes && (self.removable.count() > 0 || self.sweep.is_some()) {
+            self.store.write()?;
+            self.remove_bodies()?;
+            self.sweep_step()?;
+            room = self.measure()?;
+        }
+        if room < bytes {
+            let soft = self.ceilings.soft_pages * PAGE_BYTES;
+            let refusal = match retention::way(wanted.iter().map(|(_, rule)| *rule)) {
+                Way::Turn(refusal) => Some(refusal),
+                // For a message as large as the store all others would have to go.
+                Way::Evict { otherwise } if bytes > soft / 2 => Some(otherwise),
+                Way::Evict { otherwise } => {
+                    (!self.evict(retention::evict_bytes(bytes, soft), bytes)?).then_some(otherwise)
+                }
+            };
+            if refusal.is_some() {
+                return Ok(refusal);
+            }
+            room = self.measure()?;
+        }
+        self.room = Some(room.saturating_sub(bytes));
+        Ok(None)
+    }
+
+    /// Bytes of pages below the soft ceiling.
+    fn measure(&mut self) -> rusqlite::Result<u64> {
+        let used = self.store.pages_used()?;
+        Ok(self.ceilings.soft_pages.saturating_sub(used) * PAGE_BYTES)
+    }
+
+    /// Drops the oldest messages that may go until `needed` bytes are really free; tries to free `target`.
+    fn evict(&mut self, target: u64, needed: u64) -> rusqlite::Result<bool> {
+        self.store.write()?;
+        for spare_taken in [true, false] {
+            let mut looked = 0;
+            loop {
+                let found = self.store.lengths_from(self.evict_from, 64)?;
+                let Some((last, _)) = found.last().copied() else {
+                    self.evict_from = 0;
+                    break;
+                };
+                let mut victims = Vec::new();
+                let mut freed = 0;
+                let mut next = last + 1;
+                for (sequence, bytes) in found {
+                    looked += 1;
+                    if self.may_go(sequence, spare_taken)? {
+                        victims.push(sequence);
+                        freed += retention::row_bytes(usize::try_from(bytes).unwrap_or(usize::MAX), PAGE_BYTES);
+                    }
+                    if freed >= target {
+                        next = sequence + 1;
+                        break;
+                    }
+                }
+                self.evict_from = next;
+                for run in spans::runs(&victims) {
+                    for index in 0..self.streams.len() {
+                        for gone in self.remove_span(index, run)? {
+                            self.lose(index, LossReason::DroppedOldest, gone, gone.count());
+                        }
+                    }
+                    self.rows = self.rows.saturating_sub(self.store.delete_messages(run)?);
+                }
+                let room = self.measure()?;
+                if room >= target || (room >= needed && looked >= EVICT_LOOK_MAX) {
+                    return Ok(true);
+                }
+                if looked >= EVICT_LOOK_MAX {
+                    break;
+                }
+            }
+            if self.measure()? >= needed {
+                return Ok(true);
+            }
+            self.evict_from = 0;
+        }
+        Ok(false)
+    }
+
+    /// Whether every stream that wants a message lets its oldest go, and none has it under way.
+    fn may_go(&mut self, sequence: u64, spare_taken: bool) -> rusqlite::Result<bool> {
+        for index in 0..self.streams.len() {
+            let Some(rule) = self.covering(index, sequence)? else { continue };
+            let Some(stream) = self.streams.get(index) else { continue };
+            if stream.in_flight.contains(&sequence) || (spare_taken && sequence <= stream.taken_to) {
+                return Ok(false);
+            }
+            let list = self.list(rule)?;
+            let when_full = match list.when_full(self.settings.when_full) {
+                _ if list.is_own => WhenFull::Refuse,
+                Some(uniform) => uniform,
+                None => self.when_full_of(sequence, &list)?,
+            };
+            if when_full != WhenFull::DropOldest {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn when_full_of(&self, sequence: u64, list: &RuleList) -> rusqlite::Result<WhenFull> {
+        let topic = self.read(sequence)?.map(|(_, message)| message.topic);
+        let rule = topic.and_then(|topic| list.first(&topic)?.when_full);
+        Ok(rule.unwrap_or(self.settings.when_full))
+    }
+
+    /// The list by which a stream wants a message; `None` when it does not.
+    pub fn covering(&self, index: usize, sequence: u64) -> rusqlite::Result<Option<i64>> {
+        let Some(stream) = self.streams.get(index).filter(|stream| stream.waiting > 0) else { return Ok(None) };
+        if let Some(open) = stream.open.filter(|open| open.first <= sequence) {
+            return Ok((sequence < self.identity.sequence_next).then_some(open.rule));
+        }
+        let found = self.store.span_at(stream.id, sequence)?;
+        Ok(found.filter(|(span, _)| span.contains(sequence)).map(|(_, rule)| rule))
+    }
+
+    /// A list of rules by its number. One that cannot be read matches nothing.
+    pub fn list(&mut self, id: i64) -> rusqlite::Result<Arc<RuleList>> {
+        if let Some(list) = self.lists.get(&id) {
+            return Ok(list.clone());
+        }
+        let definition = self.store.rule(id)?.unwrap_or_default();
+        let list = rules::read(id, &definition).unwrap_or(RuleList { id, is_own: false, rules: Vec::new() });
+        let list = Arc::new(list);
+        self.lists.insert(id, list.clone());
+        Ok(list)
+    }
+
+    /// A message by its place; `None` when its row is gone or damaged.
+    pub fn read(&self, sequence: u64) -> rusqlite::Result<Option<(MessageId, Message)>> {
+        let mut found = None;
+        self.store.messages(Span::new(sequence, sequence), |sequence, body| {
+            found = row::decode(body, sequence, &self.starts, &self.words).ok();
+            false
+        })?;
+        Ok(found)
+    }
+
+    // What goes
+
+    /// Takes sequences out of a stream's spans; gives back those that it had. Their rows stay for now.
+    pub fn remove_span(&mut self, index: usize, hole: Span) -> rusqlite::Result<Vec<Span>> {
+        let sequence_next = self.identity.sequence_next;
+        let hole = Span::new(hole.first, hole.last.min(sequence_next.saturating_sub(1)));
+        let mut removed = Vec::new();
+        let Some(stream) = self.streams.get_mut(index) else { return Ok(removed) };
+        let mut from = hole.last;
+        while let Some((span, rule)) = self.store.span_at(stream.id, from)? {
+            let Some(cut) = spans::cut(span, hole) else { break };
+            self.store.write()?;
+            // An open span that has become empty is kept only where it costs no row more.
+            let right = cut.right.filter(|right| cut.left.is_none() || right.first < sequence_next);
+            match (cut.left, right) {
+                (None, None) => self.store.delete_span(stream.id, span.first)?,
+                (Some(left), None) => self.store.set_span_last(stream.id, left)?,
+                (None, Some(right)) => self.store.set_span_first(stream.id, span.first, right.first)?,
+                (Some(left), Some(right)) => {
+                    self.store.set_span_last(stream.id, left)?;
+                    self.store.insert_span(stream.id, right, rule)?;
+                }
+            }
+            if span.last == OPEN {
+                stream.open = right.map(|right| Open { first: right.first, rule });
+            }
+            stream.waiting = stream.waiting.saturating_sub(cut.removed.count());
+            removed.push(cut.removed);
+            if cut.removed.first <= hole.first {
+                break;
+            }
+            from = cut.removed.first - 1;
+        }
+        Ok(removed)
+    }
+
+    /// Settles sequences of a stream: durable with this transaction; the rows may go later.
+    pub fn settle(&mut self, index: usize, hole: Span, lost: Option<LossReason>) -> rusqlite::Result<()> {
+        for gone in self.remove_span(index, hole)? {
+            self.removable.insert(gone);
+            if let Some(reason) = lost {
+                self.lose(index, reason, gone, gone.count());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it pays to remove rows in this transaction: many at once cost the flash less, but an empty queue is left
+    /// empty.
+    pub fn is_removal_due(&self) -> bool {
+        let is_idle = self.streams.iter().all(|stream| stream.waiting == 0);
+        self.removable.count() >= JOB_ROWS_MAX || (is_idle && self.removable.count() > 0)
+    }
+
+    /// Removes one job's share of settled rows that nobody else wants.
+    pub fn remove_bodies(&mut self) -> rusqlite::Result<()> {
+        if let Some(span) = self.removable.take_first(JOB_ROWS_MAX) {
+            self.remove_unwanted(span)?;
+        }
+        Ok(())
+    }
+
+    /// Removes rows of `span` that no stream's span covers. Never by a watermark: one slow stream would keep all.
+    fn remove_unwanted(&mut self, span: Span) -> rusqlite::Result<()> {
+        let mut place = span.first;
+        while place <= span.last {
+            match self.cover(place)? {
+                Cover::Until(last) => place = last.saturating_add(1),
+                Cover::NoneBefore(next) => {
+                    let bare = Span::new(place, span.last.min(next - 1));
+                    self.store.write()?;
+                    self.rows = self.rows.saturating_sub(self.store.delete_messages(bare)?);
+                    place = bare.last + 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How far the streams cover `place`, or where the next one begins.
+    fn cover(&self, place: u64) -> rusqlite::Result<Cover> {
+        let mut next = OPEN;
+        let mut last = None;
+        for stream in self.streams.iter().filter(|stream| stream.waiting > 0) {
+            if let Some(open) = stream.open
+                && open.first <= place
+            {
+                return Ok(Cover::Until(OPEN));
+            }
+            match self.store.span_at(stream.id, place)? {
+                Some((span, _)) if span.contains(place) => last = last.max(Some(span.last)),
+                _ => next = next.min(self.store.span_after(stream.id, place)?.map_or(OPEN, |(span, _)| span.first)),
+            }
+        }
+        Ok(last.map_or(Cover::NoneBefore(next), Cover::Until))
+    }
+
+    /// Looks through one job's share of what a crash may have left.
+    pub fn sweep_step(&mut self) -> rusqlite::Result<()> {
+        let Some(sweep) = self.sweep else { return Ok(()) };
+        self.sweep = None;
+        let Some(place) = self.store.message_from(sweep.first)?.filter(|place| *place <= sweep.last) else {
+            return Ok(());
+        };
+        let done = match self.cover(place)? {
+            Cover::Until(last) => last,
+            Cover::NoneBefore(next) => {
+                let bare = Span::new(place, sweep.last.min(next - 1).min(place + JOB_ROWS_MAX - 1));
+                self.store.write()?;
+                // Not counted in `rows`, which was counted from the spans.
+                self.store.delete_messages(bare)?;
+                bare.last
+            }
+        };
+        if done < sweep.last {
+            self.sweep = Some(Span::new(done + 1, sweep.last));
+        }
+        Ok(())
+    }
+
+    /// Counts a loss and opens or widens its gap.
+    pub fn lose(&mut self, index: usize, reason: LossReason, span: Span, count: u64) {
+        let now = self.settings.clock.now();
+        let Some(stream) = self.streams.get_mut(index) else { return };
+        let fresh = Gap { span, count: 0, from_ms: now.wall_ms, to_ms: now.wall_ms, is_dirty: true };
+        let gap = stream.gaps.entry(reason).or_insert(fresh);
+        gap.span = Span::new(gap.span.first.min(span.first), gap.span.last.max(span.last));
+        gap.count += count;
+        gap.to_ms = now.wall_ms;
+        gap.is_dirty = true;
+        stream.is_stirred |= stream.own.is_some();
+        self.turn_losses.push((reason, count));
+    }
+
+    // The end of a transaction
+
+    /// Makes all of this transaction durable. After an error the books are to be thrown away.
+    pub fn commit(&mut self) -> rusqlite::Result<()> {
+        self.room = None;
+        for (reason, count) in &self.turn_losses {
+            let total = self.losses.entry(*reason).or_default();
+            *total += count;
+            self.store.write()?;
+            self.store.set_loss(reason.name(), *total)?;
+        }
+        for stream in &mut self.streams {
+            for (reason, gap) in stream.gaps.iter_mut().filter(|(_, gap)| gap.is_dirty) {
+                gap.is_dirty = false;
+                let Gap { span, count, from_ms, to_ms, .. } = *gap;
+                let row = GapRow { stream: stream.id, reason: reason.name().to_owned(), span, count, from_ms, to_ms };
+                self.store.write()?;
+                self.store.set_gap(&row)?;
+            }
+        }
+        if self.store.is_writing() {
+            // Numbers of readings that nobody wanted wait for the next commit: they are promised to nobody.
+            for (name, device) in self.devices.iter_mut().filter(|(_, device)| device.is_dirty) {
+                device.is_dirty = false;
+                self.store.set_device(name, device.seq)?;
+            }
+            self.store.commit()?;
+            self.settings.health.queue().commits.fetch_add(1, Ordering::Relaxed);
+        }
+        let losses = std::mem::take(&mut self.turn_losses);
+        for (reason, count) in losses {
+            self.settings.health.add_losses(reason, count);
+            self.alarm(reason, count);
+        }
+        self.show()
+    }
+
+    fn alarm(&mut self, reason: LossReason, count: u64) {
+        let now_ms = self.settings.clock.now().mono_ms;
+        let alarm = self.alarms.entry(reason).or_default();
+        alarm.count += count;
+        if alarm.logged_ms.is_none_or(|logged| now_ms.saturating_sub(logged) >= ALARM_PAUSE_MS) {
+            error!(reason = reason.name(), count = alarm.count; "Messages were lost");
+            *alarm = Alarm { logged_ms: Some(now_ms), count: 0 };
+        }
+    }
+
+    /// Writes the gauges.
+    fn show(&mut self) -> rusqlite::Result<()> {
+        self.find_oldest()?;
+        let health = &self.settings.health;
+        let queue = health.queue();
+        queue.messages.store(self.messages(), Ordering::Relaxed);
+        queue.bytes.store(self.store.pages_used()? * PAGE_BYTES, Ordering::Relaxed);
+        queue.bytes_max.store(self.ceilings.soft_pages * PAGE_BYTES, Ordering::Relaxed);
+        queue.oldest_mono_ms.store(self.oldest.map_or(0, |(_, mono_ms)| mono_ms.max(1)), Ordering::Relaxed);
+        queue.failures_in_a_row.store(0, Ordering::Relaxed);
+        for stream in self.streams.iter().filter(|stream| stream.is_active) {
+            health.uplink(&stream.name).waiting.store(stream.waiting, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Rows wait for their removal, and one row may be wanted by several.
+    fn messages(&self) -> u64 {
+        let waiting = self.streams.iter().map(|stream| stream.waiting).fold(0, u64::saturating_add);
+        self.rows.min(waiting)
+    }
+
+    fn find_oldest(&mut self) -> rusqlite::Result<()> {
+        let mut oldest = None;
+        for stream in self.streams.iter().filter(|stream| stream.waiting > 0) {
+            let head = match stream.open {
+                // Nothing stands before the open span.
+                Some(open) if self.identity.sequence_next - open.first == stream.waiting => Some(open.first),
+                _ => self.store.span_after(stream.id, 0)?.map(|(span, _)| span.first),
+            };
+            oldest = match (oldest, head) {
+                (Some(one), Some(other)) => Some(u64::min(one, other)),
+                (one, other) => one.or(other),
+            };
+        }
+        let Some(sequence) = oldest else {
+            self.oldest = None;
+            return Ok(());
+        };
+        if self.oldest.is_none_or(|(known, _)| known != sequence) {
+            let now = self.settings.clock.now();
+            let mut entered = None;
+            self.store.messages(Span::new(sequence, sequence), |sequence, body| {
+                entered = row::entered(body, sequence, &self.starts).ok();
+                false
+            })?;
+            let age = entered.map_or(0, |(start, stamp)| self.age_ms(start, stamp, now));
+            self.oldest = Some((sequence, now.mono_ms.saturating_sub(age)));
+        }
+        Ok(())
+    }
+
+    /// How long ago something entered: powered-on time of this boot; over a boot the wall clock where both ends were
+    /// trusted, else the time since this boot. Too little rather than too much: what is young is kept.
+    pub fn age_ms(&self, start: u32, entered: Stamp, now: Stamp) -> u64 {
+        use crate::message::ClockState::Unset;
+        let boot_id = self.settings.clock.boot_id();
+        let is_this_boot = self.starts.get(&start).is_some_and(|start| *start.boot_id == *boot_id);
+        if is_this_boot {
+            return now.mono_ms.saturating_sub(entered.mono_ms);
+        }
+        if entered.clock != Unset && now.clock != Unset {
+            return u64::try_from(now.wall_ms.saturating_sub(entered.wall_ms)).unwrap_or(0);
+        }
+        now.mono_ms
+    }
+
+    /// Numbers for people.
+    pub fn stats(&self) -> rusqlite::Result<Stats> {
+        let streams = self.streams.iter().map(|stream| {
+            let Stream { is_active, waiting, in_flight, .. } = stream;
+            let in_flight = in_flight.len() as u64;
+            (stream.name.clone(), StreamStats { is_active: *is_active, waiting: *waiting, in_flight })
+        });
+        Ok(Stats {
+            streams: streams.collect(),
+            messages: self.messages(),
+            bytes: self.store.pages_used()? * PAGE_BYTES,
+            bytes_max: self.ceilings.soft_pages * PAGE_BYTES,
+            sequence_last: Sequence(self.identity.sequence_next - 1),
+            oldest_mono_ms: self.oldest.map(|(_, mono_ms)| mono_ms),
+            retained: self.retained.0,
+            dead_letters: self.dead_letters.0,
+        })
+    }
+
+    /// Whether there is something to commit.
+    pub fn is_changed(&self) -> bool {
+        self.store.is_writing() || !self.turn_losses.is_empty()
+    }
+
+    /// Forgets a received packet id; says whether it was known.
+    pub fn release(&mut self, once: Once) -> rusqlite::Result<bool> {
+        let is_known = self.store.is_received(once.session.0, once.packet_id)?;
+        if is_known {
+            self.store.write()?;
+            self.store.delete_received(once.session.0, once.packet_id)?;
+        }
+        Ok(is_known)
+    }
+
+    /// Forgets all received ids of a session.
+    pub fn close_session(&mut self, session: SessionNumber) -> rusqlite::Result<()> {
+        self.store.write()?;
+        self.store.delete_session(session.0).map(drop)
+    }
+
+    /// A session number that was never given before.
+    pub fn take_session(&mut self) -> rusqlite::Result<u64> {
+        if self.session_next >= self.session_reserved {
+            self.session_reserved = self.session_next + SESSION_BLOCK;
+            self.store.write()?;
+            self.store.set_meta("session", self.session_reserved)?;
+        }
+        self.session_next += 1;
+        Ok(self.session_next - 1)
+    }
+}
+
+enum Cover {
+    /// Covered up to here.
+    Until(u64),
+    /// Not covered, nor anything before this place.
+    NoneBefore(u64),
+}
+
+/// Where gap records are published locally.
+pub(super) fn gap_topic(gateway: &str) -> Option<Topic> {
+    Topic::new(&format!("tidegate/{gateway}/gap")).ok()
+}

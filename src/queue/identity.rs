@@ -1,0 +1,142 @@
+//! What must not repeat, whatever becomes of the database: the number of the start, and the high-water of sequences.
+//!
+//! Both are kept twice, in the database and in the file `start` beside it (written, synced, renamed, directory
+//! synced), and the greater of the two holds. So a quarantined database does not set them back.
+//!
+//! The 48 random bits of a `MessageId` are drawn anew at each start. A card that is cloned has the same database *and*
+//! the same file as its twin: nothing in them can tell the two apart, and both would count on from the same start.
+//! Bits that were drawn once would then repeat ids; bits drawn at each start do not. `start` still says how often.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+/// How many sequences are reserved at a time: as many may be skipped by a crash, and so often the file is written.
+pub(super) const SEQUENCE_BLOCK: u64 = 1 << 18;
+
+/// Longer files were not written by us.
+const FILE_BYTES_MAX: u64 = 4096;
+
+/// What the file keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Kept {
+    /// The number of the last start.
+    pub start: u32,
+    /// No sequence above this one was used.
+    pub sequence: u64,
+}
+
+impl Kept {
+    /// The greater of each.
+    pub fn max(self, other: Kept) -> Kept {
+        Kept { start: self.start.max(other.start), sequence: self.sequence.max(other.sequence) }
+    }
+}
+
+/// The file `start` in the state directory.
+#[derive(Debug, Clone)]
+pub(super) struct StartFile {
+    dir: PathBuf,
+}
+
+impl StartFile {
+    pub fn new(dir: &Path) -> StartFile {
+        StartFile { dir: dir.to_owned() }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join("start")
+    }
+
+    /// Whether there is one, readable or not: then there was a store.
+    pub fn exists(&self) -> bool {
+        fs::symlink_metadata(self.path()).is_ok()
+    }
+
+    /// What it says; `None` when it is not there or damaged.
+    pub fn read(&self) -> Option<Kept> {
+        let metadata = fs::metadata(self.path()).ok()?;
+        if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
+            return None;
+        }
+        parse(&fs::read_to_string(self.path()).ok()?)
+    }
+
+    /// Replaces it: after this returned, a power cut leaves the new one; before, the old or the new one, whole.
+    pub fn write(&self, kept: Kept) -> io::Result<()> {
+        let path = self.path();
+        if path.is_dir() {
+            // A rename over a directory fails for ever; what lies there is not ours.
+            fs::remove_dir_all(&path)?;
+        }
+        let new = self.dir.join("start.new");
+        let mut file = File::create(&new)?;
+        file.write_all(print(kept).as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        sync_dir(&self.dir)
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn print(kept: Kept) -> String {
+    let body = format!("tidegate start 1\nstart {}\nsequence {}\n", kept.start, kept.sequence);
+    format!("{body}sum {:08x}\n", crc32c::crc32c(body.as_bytes()))
+}
+
+fn parse(text: &str) -> Option<Kept> {
+    let mut lines = text.lines();
+    let mut next = |prefix: &str| lines.next()?.strip_prefix(prefix);
+    next("tidegate start 1")?;
+    let kept = Kept { start: next("start ")?.parse().ok()?, sequence: next("sequence ")?.parse().ok()? };
+    next("sum ")?;
+    // Printing is the only way to write one, so reading is printing and comparing.
+    (print(kept) == text).then_some(kept)
+}
+
+/// 48 bits that nobody else has drawn.
+pub(super) fn draw_store() -> io::Result<u64> {
+    let mut bytes = [0_u8; 8];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(u64::from_le_bytes(bytes) & ((1 << 48) - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_file_reads_back_and_a_damaged_one_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = StartFile::new(dir.path());
+        assert_eq!((file.exists(), file.read()), (false, None));
+        let kept = Kept { start: 7, sequence: 262_144 };
+        file.write(kept).unwrap();
+        assert_eq!(file.read(), Some(kept));
+        let good = fs::read(file.path()).unwrap();
+        for cut in 0..good.len() {
+            fs::write(file.path(), &good[..cut]).unwrap();
+            assert_eq!(file.read(), None, "cut at {cut}");
+        }
+        for place in 0..good.len() {
+            let mut bad = good.clone();
+            bad[place] ^= 1;
+            fs::write(file.path(), &bad).unwrap();
+            assert_eq!(file.read(), None, "flipped at {place}");
+        }
+    }
+
+    #[test]
+    fn a_directory_in_its_place_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = StartFile::new(dir.path());
+        fs::create_dir(file.path()).unwrap();
+        assert_eq!((file.exists(), file.read()), (true, None));
+        file.write(Kept { start: 1, sequence: 1 }).unwrap();
+        assert_eq!(file.read(), Some(Kept { start: 1, sequence: 1 }));
+    }
+}

@@ -1,0 +1,432 @@
+//! The way out: what a stream gets next, what its session remembers, how its messages end.
+//!
+//! Promises: a row is proven before it is handed out; what cannot be handed out is counted and declared; a message
+//! leaves under the topic of today's configuration, or, once it was admitted, under the recorded one.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use log::warn;
+
+use super::books::{Books, JOB_ROWS_MAX, gap_topic};
+use super::row;
+use super::rules::{self, RuleList};
+use super::spans::{self, Span};
+use super::store::InFlightRow;
+use super::{Change, Encoding, Format, InFlight, Queued, Restored, SessionNumber, Verdict};
+use crate::clock::rfc3339;
+use crate::health::LossReason;
+use crate::message::{Body, Filter, Message, MessageId, Origin, Qos, Sequence, Stamp, Topic};
+
+/// What one answer carries at most, unless a single message is larger.
+const JOB_BYTES_MAX: usize = 256 * 1024;
+/// A gap of one reason is told at most so often.
+const GAP_PAUSE_MS: u64 = 1000;
+/// Pages that must be free below the hard ceiling before a gap record is written.
+const GAP_PAGES: u64 = 16;
+/// Dead letters that are kept.
+const DEAD_LETTERS_MAX: u64 = 1000;
+const DEAD_LETTER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Retained messages that one job looks at.
+const RETAINED_LOOK_MAX: i64 = 256;
+
+/// An answer to `Outlet::next`.
+#[derive(Debug, Default)]
+pub(super) struct Fetched {
+    pub rows: Vec<Queued>,
+    /// The outlet's new place.
+    pub place: u64,
+    /// Nothing was found so far, but there is more to look through: ask again at once.
+    pub is_partial: bool,
+    /// When a gap may be told next.
+    pub again_ms: Option<u64>,
+}
+
+impl Books {
+    /// The next messages of a stream after `after`.
+    pub fn next(&mut self, index: usize, after: u64, count_max: usize, bytes_max: usize) -> rusqlite::Result<Fetched> {
+        let again_ms = self.tell_gaps(index)?;
+        let now = self.settings.clock.now();
+        let count_max = count_max.clamp(1, usize::try_from(JOB_ROWS_MAX).unwrap_or(usize::MAX));
+        let bytes_max = bytes_max.min(JOB_BYTES_MAX);
+        let mut fetched = Fetched { place: after, again_ms, ..Fetched::default() };
+        let mut lost: Vec<(u64, LossReason)> = Vec::new();
+        let (mut bytes, mut looked, mut is_full) = (0, 0, false);
+        while !is_full && looked < JOB_ROWS_MAX {
+            let Some((span, rule)) = self.span_from(index, fetched.place + 1)? else { break };
+            let first = span.first.max(fetched.place + 1);
+            let last = span.last.min(self.identity.sequence_next - 1);
+            if first > last {
+                break;
+            }
+            let last = last.min(first + (JOB_ROWS_MAX - looked) - 1);
+            let list = self.list(rule)?;
+            let Some(stream) = self.streams.get(index) else { break };
+            let mut expected = first;
+            self.store.messages(Span::new(first, last), |sequence, body| {
+                lost.extend((expected..sequence).map(|missing| (missing, LossReason::Damaged)));
+                expected = sequence;
+                if stream.in_flight.contains(&sequence) {
+                    expected += 1;
+                    return true;
+                }
+                if fetched.rows.len() >= count_max || (!fetched.rows.is_empty() && bytes + body.len() > bytes_max) {
+                    is_full = true;
+                    return false;
+                }
+                expected += 1;
+                match row::decode(body, sequence, &self.starts, &self.words) {
+                    Err(row::Damaged) => lost.push((sequence, LossReason::Damaged)),
+                    Ok((id, message)) => match self.expired(&id, &message, now) {
+                        Some(reason) => lost.push((sequence, reason)),
+                        None => {
+                            bytes += body.len();
+                            fetched.rows.push(queued(sequence, id, message, &list, &stream.rules, None));
+                        }
+                    },
+                }
+                true
+            })?;
+            if !is_full {
+                // Rows that should be there and are not.
+                lost.extend((expected..=last).map(|missing| (missing, LossReason::Damaged)));
+                expected = last + 1;
+            }
+            looked += expected - first;
+            fetched.place = expected - 1;
+        }
+        fetched.is_partial = fetched.rows.is_empty() && looked >= JOB_ROWS_MAX;
+        self.settle_lost(index, &lost)?;
+        if let (Some(stream), Some(last)) = (self.streams.get_mut(index), fetched.rows.last()) {
+            stream.taken_to = stream.taken_to.max(last.sequence.0);
+        }
+        Ok(fetched)
+    }
+
+    /// The span that covers `place`, or the next one after it.
+    fn span_from(&self, index: usize, place: u64) -> rusqlite::Result<Option<(Span, i64)>> {
+        let Some(stream) = self.streams.get(index) else { return Ok(None) };
+        match self.store.span_at(stream.id, place)? {
+            Some((span, rule)) if span.contains(place) => Ok(Some((span, rule))),
+            _ => self.store.span_after(stream.id, place),
+        }
+    }
+
+    fn settle_lost(&mut self, index: usize, lost: &[(u64, LossReason)]) -> rusqlite::Result<()> {
+        for reason in LossReason::ALL {
+            let of_reason: Vec<u64> = lost.iter().filter(|(_, other)| *other == reason).map(|(s, _)| *s).collect();
+            for run in spans::runs(&of_reason) {
+                self.settle(index, run, Some(reason))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn expired(&self, id: &MessageId, message: &Message, now: Stamp) -> Option<LossReason> {
+        let own = message.properties.as_ref().and_then(|properties| properties.expiry_s);
+        if own.is_none() && self.settings.age_max.is_none() {
+            return None;
+        }
+        let age_ms = self.age_ms(id.start, message.received, now);
+        if own.is_some_and(|seconds| age_ms >= u64::from(seconds) * 1000) {
+            return Some(LossReason::MessageExpired);
+        }
+        let age_max = self.settings.age_max?;
+        // The gateway's own declarations do not age: who never hears of a loss believes that there was none.
+        (u128::from(age_ms) > age_max.as_millis() && message.origin != Origin::Gateway).then_some(LossReason::Expired)
+    }
+
+    /// Drops one job's share of what is too old at the head of each stream, also of those that nobody drains. Says
+    /// whether there may be more.
+    pub fn expire(&mut self) -> rusqlite::Result<bool> {
+        if self.settings.age_max.is_none() {
+            return Ok(false);
+        }
+        let now = self.settings.clock.now();
+        let mut is_more = false;
+        for index in 0..self.streams.len() {
+            let Some((span, _)) = self.span_from(index, 1)? else { continue };
+            let last = span.last.min(self.identity.sequence_next - 1).min(span.first + JOB_ROWS_MAX - 1);
+            if last < span.first {
+                continue;
+            }
+            let Some(stream) = self.streams.get(index) else { continue };
+            let mut old = Vec::new();
+            self.store.messages(Span::new(span.first, last), |sequence, body| {
+                let Ok((id, message)) = row::decode(body, sequence, &self.starts, &self.words) else { return false };
+                let is_old = self.expired(&id, &message, now).is_some() && !stream.in_flight.contains(&sequence);
+                if is_old {
+                    old.push((sequence, LossReason::Expired));
+                }
+                is_old
+            })?;
+            is_more |= old.len() as u64 == JOB_ROWS_MAX;
+            self.settle_lost(index, &old)?;
+        }
+        Ok(is_more)
+    }
+
+    // Gaps
+
+    /// Turns gaps of a stream into messages of it. Says in how many milliseconds the next one may follow, if any waits.
+    fn tell_gaps(&mut self, index: usize) -> rusqlite::Result<Option<u64>> {
+        let now = self.settings.clock.now();
+        let mut again = None;
+        for reason in LossReason::ALL {
+            let Some(stream) = self.streams.get(index) else { continue };
+            if stream.own.is_none() || !stream.gaps.contains_key(&reason) {
+                continue;
+            }
+            let since = stream.told.get(&reason).map(|told| now.mono_ms.saturating_sub(*told));
+            if let Some(left) = since.and_then(|since| GAP_PAUSE_MS.checked_sub(since)).filter(|left| *left > 0) {
+                again = Some(again.map_or(left, |other: u64| other.min(left)));
+                continue;
+            }
+            if self.store.pages_used()? + GAP_PAGES > self.ceilings.hard_pages {
+                again = Some(again.unwrap_or(GAP_PAUSE_MS));
+                continue;
+            }
+            self.tell_gap(index, reason, now)?;
+        }
+        Ok(again)
+    }
+
+    fn tell_gap(&mut self, index: usize, reason: LossReason, now: Stamp) -> rusqlite::Result<()> {
+        let id = self.take_id();
+        let Some(topic) = gap_topic(&self.settings.gateway) else { return Ok(()) };
+        let sequence = self.sequence()?;
+        let Some(stream) = self.streams.get_mut(index) else { return Ok(()) };
+        let Some(gap) = stream.gaps.remove(&reason) else { return Ok(()) };
+        stream.told.insert(reason, now.mono_ms);
+        let stream_id = stream.id;
+        let told = serde_json::json!({
+            "id": id.to_string(),
+            "stream": &*stream.name,
+            "first": gap.span.first,
+            "last": gap.span.last,
+            "count": gap.count,
+            "reason": reason.name(),
+            "from": rfc3339(gap.from_ms),
+            "to": rfc3339(gap.to_ms),
+        });
+        let message = Message {
+            topic,
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            properties: None,
+            body: Body::Bytes(Bytes::from(told.to_string())),
+            origin: Origin::Gateway,
+            received: now,
+        };
+        let mut body = Vec::new();
+        row::encode(&mut body, sequence, &self.identity.start, id.counter, &message, &self.words);
+        self.store.write()?;
+        self.store.delete_gap(stream_id, reason.name())?;
+        self.place(sequence, &body, |other| other == index, true)
+    }
+
+    // The session
+
+    /// What a stream's session remembers. Rows that were handed out and are not in flight come again.
+    pub fn restore(&mut self, index: usize) -> rusqlite::Result<Restored> {
+        let Some(stream) = self.streams.get_mut(index) else { return Err(rusqlite::Error::QueryReturnedNoRows) };
+        stream.taken_to = 0;
+        let (id, session, session_key) = (stream.id, SessionNumber(stream.session), stream.session_key);
+        let mut in_flight = Vec::new();
+        for entry in self.store.in_flight(id)? {
+            let encoding = recorded(&entry);
+            let mut rows = Vec::new();
+            let mut damaged = Vec::new();
+            for sequence in entry.rows.iter().copied() {
+                let Some(rule) = self.covering(index, sequence)? else { continue };
+                let list = self.list(rule)?;
+                match (self.read(sequence)?, self.streams.get(index)) {
+                    (Some((id, message)), Some(stream)) => {
+                        rows.push(queued(sequence, id, message, &list, &stream.rules, encoding.clone()));
+                    }
+                    _ => damaged.push((sequence, LossReason::Damaged)),
+                }
+            }
+            self.settle_lost(index, &damaged)?;
+            if rows.is_empty() && !entry.released {
+                // Nothing is left to send under this id.
+                self.store.write()?;
+                self.forget(index, entry.packet_id)?;
+                continue;
+            }
+            let InFlightRow { packet_id, released, order, .. } = entry;
+            in_flight.push(InFlight { packet_id, released, order, rows });
+        }
+        Ok(Restored { session_key, session, in_flight })
+    }
+
+    /// Applies the changes of one transaction of an uplink.
+    pub fn change(&mut self, index: usize, changes: Vec<Change>) -> rusqlite::Result<()> {
+        let Some(stream_id) = self.streams.get(index).map(|stream| stream.id) else { return Ok(()) };
+        let mut delivered = Vec::new();
+        for change in changes {
+            self.store.write()?;
+            match change {
+                Change::Admit { packet_id, rows, order, encoding } => {
+                    self.forget(index, packet_id)?;
+                    let rows: Vec<u64> = rows.into_iter().map(|sequence| sequence.0).collect();
+                    if let Some(stream) = self.streams.get_mut(index) {
+                        stream.in_flight.extend(rows.iter().copied());
+                    }
+                    let Encoding { topic, format: Format::Json, clock_offset_ms } = encoding;
+                    let topic = topic.as_str().to_owned();
+                    let row =
+                        InFlightRow { packet_id, rows, released: false, order, topic, format: 0, clock_offset_ms };
+                    self.store.insert_in_flight(stream_id, &row)?;
+                }
+                Change::Release { packet_id } => self.store.set_released(stream_id, packet_id)?,
+                Change::Forget { packet_id } => self.forget(index, packet_id)?,
+                Change::Settle { sequence, verdict: Verdict::Delivered } => delivered.push(sequence.0),
+                Change::Settle { sequence, verdict: Verdict::Rejected { reason } } => {
+                    self.reject(index, sequence.0, &reason)?;
+                }
+                Change::Settle { sequence, verdict: Verdict::Lost(reason) } => {
+                    self.settle(index, Span::new(sequence.0, sequence.0), Some(reason))?;
+                }
+                Change::SessionKey(key) => {
+                    self.store.set_session_key(stream_id, key)?;
+                    if let Some(stream) = self.streams.get_mut(index) {
+                        stream.session_key = Some(key);
+                    }
+                }
+                Change::NewSession => self.renew_session(index)?,
+            }
+        }
+        delivered.sort_unstable();
+        for run in spans::runs(&delivered) {
+            self.settle(index, run, None)?;
+        }
+        while self.is_removal_due() {
+            self.remove_bodies()?;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, index: usize, packet_id: u16) -> rusqlite::Result<()> {
+        let Some(stream) = self.streams.get_mut(index) else { return Ok(()) };
+        for sequence in self.store.delete_in_flight(stream.id, packet_id)? {
+            stream.in_flight.remove(&sequence);
+        }
+        Ok(())
+    }
+
+    fn renew_session(&mut self, index: usize) -> rusqlite::Result<()> {
+        let session = self.take_session()?;
+        let Some(stream) = self.streams.get_mut(index) else { return Ok(()) };
+        self.store.delete_session(stream.session)?;
+        self.store.set_session(stream.id, session)?;
+        stream.session = session;
+        Ok(())
+    }
+
+    fn reject(&mut self, index: usize, sequence: u64, reason: &str) -> rusqlite::Result<()> {
+        if self.covering(index, sequence)?.is_none() {
+            return Ok(());
+        }
+        let stream_id = self.streams.get(index).map_or(0, |stream| stream.id);
+        if let Some((id, message)) = self.read(sequence)? {
+            let mut body = Vec::new();
+            row::encode_absolute(&mut body, sequence, &id, &message);
+            let bytes = body.len() as u64;
+            let bytes_max = DEAD_LETTER_BYTES_MAX.min(self.ceilings.soft_pages * super::store::PAGE_BYTES / 8);
+            let (mut count, mut total) = self.dead_letters;
+            while count > 0 && (count >= DEAD_LETTERS_MAX || total + bytes > bytes_max) {
+                let Some(dropped) = self.store.delete_dead_letter()? else { break };
+                (count, total) = (count - 1, total.saturating_sub(dropped));
+                self.turn_losses.push((LossReason::DeadLetterDropped, 1));
+            }
+            if total + bytes <= bytes_max {
+                let wall_ms = self.settings.clock.now().wall_ms;
+                self.store.insert_dead_letter(stream_id, sequence, reason, wall_ms, &body)?;
+                (count, total) = (count + 1, total + bytes);
+            } else {
+                self.turn_losses.push((LossReason::DeadLetterDropped, 1));
+            }
+            self.dead_letters = (count, total);
+            let stream = self.streams.get(index).map_or("", |stream| &*stream.name);
+            warn!(uplink = stream, topic = message.topic.as_str(), sequence, reason; "A message was refused for good");
+        }
+        self.settle(index, Span::new(sequence, sequence), Some(LossReason::Rejected))
+    }
+
+    // Retained messages
+
+    /// Looks at one job's share of the retained messages from `from` on. Gives back what `filter` matches, and the
+    /// topic after which to go on.
+    pub fn retained_page(
+        &mut self,
+        filter: &Filter,
+        after: Option<&str>,
+    ) -> rusqlite::Result<(Vec<Message>, Option<String>)> {
+        let pattern = filter.pattern();
+        let literal = pattern.split(['+', '#']).next().unwrap_or_default();
+        let is_exact = literal.len() == pattern.len();
+        // `a/#` matches `a` too.
+        let prefix = if is_exact { literal } else { literal.strip_suffix('/').unwrap_or(literal) };
+        let end = end_of_prefix(prefix);
+        let from = after.unwrap_or(prefix);
+        let end = if is_exact { Some(format!("{prefix}\u{1}")) } else { end };
+        let found = self.store.retained(from, after.is_some(), end.as_deref(), RETAINED_LOOK_MAX)?;
+        let now = self.settings.clock.now();
+        let is_last = i64::try_from(found.len()).unwrap_or(i64::MAX) < RETAINED_LOOK_MAX;
+        let next = if is_last { None } else { found.last().map(|(topic, _)| topic.clone()) };
+        let mut messages = Vec::new();
+        for (topic, body) in found {
+            let Ok((id, message)) = row::decode(&body, 0, &self.starts, &self.words) else {
+                warn!(topic = topic.as_str(); "A retained message is damaged and was removed");
+                self.store.write()?;
+                self.store.delete_retained(&topic)?;
+                self.turn_losses.push((LossReason::Damaged, 1));
+                continue;
+            };
+            let expiry_s = message.properties.as_ref().and_then(|properties| properties.expiry_s);
+            let is_over = expiry_s
+                .is_some_and(|seconds| self.age_ms(id.start, message.received, now) >= u64::from(seconds) * 1000);
+            if !is_over && filter.matches(&message.topic) {
+                messages.push(message);
+            }
+        }
+        Ok((messages, next))
+    }
+}
+
+/// The least text that is greater than all that begin with `prefix`.
+fn end_of_prefix(prefix: &str) -> Option<String> {
+    let last = prefix.chars().next_back()?;
+    let cut = prefix.len() - last.len_utf8();
+    let next = char::from_u32(u32::from(last) + 1)?;
+    Some(format!("{}{next}", prefix.get(..cut)?))
+}
+
+fn recorded(entry: &InFlightRow) -> Option<Encoding> {
+    let topic = Topic::new(&entry.topic).ok()?;
+    Some(Encoding { topic, format: Format::Json, clock_offset_ms: entry.clock_offset_ms })
+}
+
+/// A message as it leaves: by the recorded encoding, else by today's rule, else by that of the day it came.
+fn queued(
+    sequence: u64,
+    id: MessageId,
+    message: Message,
+    then: &RuleList,
+    now: &Arc<RuleList>,
+    encoding: Option<Encoding>,
+) -> Queued {
+    let matched = then.first(&message.topic);
+    let current = if then.is_own || then.id == now.id { matched } else { now.first(&message.topic).or(matched) };
+    // What was taken is never sent at QoS 0: that would be forgetting it without an answer.
+    let qos = matched.map_or(message.qos, |rule| rules::qos(rule, &message)).max(Qos::AtLeastOnce);
+    let topic = || {
+        let today = current.and_then(|rule| rules::topic(rule, &message.topic));
+        let first = || matched.and_then(|rule| rules::topic(rule, &message.topic));
+        today.or_else(first).unwrap_or_else(|| message.topic.clone())
+    };
+    let encoding = encoding.unwrap_or_else(|| Encoding { topic: topic(), format: Format::Json, clock_offset_ms: 0 });
+    let strict_order = current.is_some_and(|rule| rule.strict_order);
+    Queued { sequence: Sequence(sequence), id, qos, encoding, strict_order, message }
+}

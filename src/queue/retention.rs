@@ -1,0 +1,107 @@
+//! What gives way at the ceiling. Pure.
+
+use crate::config::WhenFull;
+
+/// What to do with a message for which there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The oldest messages that may go, go; where none may: `otherwise`.
+    Evict {
+        /// When nothing may go.
+        otherwise: Refusal,
+    },
+    /// It is not taken.
+    Turn(Refusal),
+}
+
+/// How a message is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Its publisher keeps it and tries again.
+    Refuse,
+    /// It is dropped, counted and declared.
+    Drop,
+}
+
+/// Several streams may want one message, each by a rule of its own. Room that is made for one serves all; without
+/// room nobody's message is dropped while one owner has said that its publisher shall wait.
+pub(super) fn way(wanted: impl Iterator<Item = WhenFull> + Clone) -> Way {
+    let otherwise = if wanted.clone().any(|rule| rule == WhenFull::Refuse) { Refusal::Refuse } else { Refusal::Drop };
+    if wanted.clone().any(|rule| rule == WhenFull::DropOldest) {
+        Way::Evict { otherwise }
+    } else {
+        Way::Turn(otherwise)
+    }
+}
+
+/// Bytes of pages that a row takes, so that many rows together never take more than their sum by much.
+pub(super) fn row_bytes(row: usize, page: u64) -> u64 {
+    let row = row as u64;
+    // Of a leaf page 8 bytes are its header; a cell has a pointer, two lengths, a rowid and a record header.
+    let (page_room, cell) = (page - 8, row + 14);
+    if cell * 2 > page_room {
+        // Alone on its page, and what is over goes to pages of its own with a link each.
+        return (1 + row.div_ceil(page - 4)) * page;
+    }
+    page.div_ceil(page_room / cell)
+}
+
+/// How much to evict at once: a little more than needed, because few deletions free no page at all.
+pub(super) fn evict_bytes(needed: u64, ceiling: u64) -> u64 {
+    needed.max((ceiling / 64).clamp(8 * 1024, 64 * 1024))
+}
+
+/// The two ceilings, in pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ceilings {
+    /// What intake may use.
+    pub soft_pages: u64,
+    /// What the store as a whole may use: without the difference a full store could admit nothing to the uplink.
+    pub hard_pages: u64,
+}
+
+/// The ceilings of `bytes_max`, which gives way to what the disk has: `available` bytes beside the `used` ones of the
+/// store. The WAL and the reserve are taken off first. Also says whether it gave way.
+pub(super) fn ceilings(bytes_max: u64, available: u64, used: u64, wal: u64, page: u64) -> (Ceilings, bool) {
+    // Less than this holds not even the tables; then the disk has to say no.
+    const SOFT_BYTES_MIN: u64 = 64 * 1024;
+    let reserve = |soft: u64| (soft / 50).max(1024 * 1024);
+    let room = available.saturating_add(used).saturating_sub(wal);
+    let possible = room.saturating_sub(reserve(room)).max(SOFT_BYTES_MIN);
+    let soft = bytes_max.max(SOFT_BYTES_MIN).min(possible);
+    let ceilings = Ceilings { soft_pages: soft / page, hard_pages: (soft + reserve(soft)) / page };
+    (ceilings, soft < bytes_max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_owner_who_waits_keeps_the_message_of_all() {
+        use WhenFull::{DropNewest, DropOldest, Refuse};
+        assert_eq!(way([DropNewest].into_iter()), Way::Turn(Refusal::Drop));
+        assert_eq!(way([DropNewest, Refuse].into_iter()), Way::Turn(Refusal::Refuse));
+        assert_eq!(way([DropNewest, DropOldest].into_iter()), Way::Evict { otherwise: Refusal::Drop });
+        assert_eq!(way([Refuse, DropOldest].into_iter()), Way::Evict { otherwise: Refusal::Refuse });
+    }
+
+    #[test]
+    fn rows_are_counted_by_the_pages_they_take() {
+        assert_eq!(row_bytes(240, 1024), 256);
+        assert_eq!(row_bytes(241, 1024), 342);
+        assert_eq!(row_bytes(2000, 1024), 3 * 1024);
+    }
+
+    #[test]
+    fn the_disk_clamps_the_ceiling_and_the_reserve_is_never_part_of_it() {
+        const MIB: u64 = 1024 * 1024;
+        let (free, clamped) = ceilings(100 * MIB, 1000 * MIB, 0, 8 * MIB, 1024);
+        assert_eq!((free.soft_pages, free.hard_pages, clamped), (100 * 1024, 102 * 1024, false));
+        let (tight, clamped) = ceilings(100 * MIB, 40 * MIB, 10 * MIB, 8 * MIB, 1024);
+        assert_eq!((tight.soft_pages, clamped), (41 * 1024, true));
+        assert!(tight.hard_pages <= 42 * 1024);
+        let (none, clamped) = ceilings(100 * MIB, 0, 0, 8 * MIB, 1024);
+        assert_eq!((none.soft_pages, clamped), (64, true));
+    }
+}

@@ -1,0 +1,131 @@
+//! Lists of forward rules: what a stream wants and under which topic it leaves. Pure.
+//!
+//! A span in the store names the list by which its messages were matched. The list is written down once, as JSON, so
+//! that a message keeps its QoS and its topic although the configuration has changed since.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ForwardRule, TopicTemplate, WhenFull};
+use crate::message::{Filter, Message, Qos, Topic};
+
+/// A stream's rules at one time.
+#[derive(Debug)]
+pub(super) struct RuleList {
+    /// In the store.
+    pub id: i64,
+    /// The stream's gap records are matched by a list of their own, which nothing evicts and no configuration moves.
+    pub is_own: bool,
+    pub rules: Vec<ForwardRule>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Definition {
+    own: bool,
+    gateway: String,
+    rules: Vec<Written>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Written {
+    filter: String,
+    topic: String,
+    qos: Option<u8>,
+    when_full: Option<String>,
+    strict: bool,
+}
+
+/// The rules as the store keeps them.
+pub(super) fn write(rules: &[ForwardRule], is_own: bool, gateway: &str) -> String {
+    let rules = rules.iter().map(|rule| Written {
+        filter: rule.filter.as_str().to_owned(),
+        topic: rule.topic.as_str().to_owned(),
+        qos: rule.qos.map(Qos::level),
+        when_full: rule.when_full.map(|rule| when_full_name(rule).to_owned()),
+        strict: rule.strict_order,
+    });
+    let definition = Definition { own: is_own, gateway: gateway.to_owned(), rules: rules.collect() };
+    // Texts and numbers only: nothing in it that cannot be written.
+    serde_json::to_string(&definition).unwrap_or_default()
+}
+
+/// Reads what `write` wrote; `None` for anything else.
+pub(super) fn read(id: i64, definition: &str) -> Option<RuleList> {
+    let definition: Definition = serde_json::from_str(definition).ok()?;
+    let rules = definition.rules.into_iter().map(|rule| {
+        let filter = Filter::new(&rule.filter).ok()?;
+        let topic = TopicTemplate::parse(&rule.topic, &filter, &definition.gateway).ok()?;
+        let qos = match rule.qos {
+            Some(level) => Some(Qos::from_level(level)?),
+            None => None,
+        };
+        let when_full = match rule.when_full {
+            Some(name) => Some(when_full_from(&name)?),
+            None => None,
+        };
+        Some(ForwardRule { filter, topic, qos, when_full, strict_order: rule.strict })
+    });
+    Some(RuleList { id, is_own: definition.own, rules: rules.collect::<Option<_>>()? })
+}
+
+impl RuleList {
+    /// The rule that decides about a topic.
+    pub fn first(&self, topic: &Topic) -> Option<&ForwardRule> {
+        self.rules.iter().find(|rule| rule.filter.matches(topic))
+    }
+
+    /// What gives way, if it is the same for whatever these rules match.
+    pub fn when_full(&self, default: WhenFull) -> Option<WhenFull> {
+        let mut all = self.rules.iter().map(|rule| rule.when_full.unwrap_or(default));
+        let first = all.next().unwrap_or(default);
+        all.all(|rule| rule == first).then_some(first)
+    }
+}
+
+/// At which QoS a message leaves by a rule.
+pub(super) fn qos(rule: &ForwardRule, message: &Message) -> Qos {
+    rule.qos.unwrap_or(message.qos)
+}
+
+/// The topic at the cloud; `None` when the rule does not match or would make a topic that is none.
+pub(super) fn topic(rule: &ForwardRule, topic: &Topic) -> Option<Topic> {
+    rule.topic.apply(&rule.filter, topic)?.ok()
+}
+
+fn when_full_name(rule: WhenFull) -> &'static str {
+    match rule {
+        WhenFull::DropOldest => "drop-oldest",
+        WhenFull::DropNewest => "drop-newest",
+        WhenFull::Refuse => "refuse",
+    }
+}
+
+fn when_full_from(name: &str) -> Option<WhenFull> {
+    [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Refuse]
+        .into_iter()
+        .find(|rule| when_full_name(*rule) == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_read_back_as_they_were_written() {
+        let filter = Filter::new("plant/+/#").unwrap();
+        let topic = TopicTemplate::parse("f/{gateway}/{1}/{rest}", &filter, "g7").unwrap();
+        let rule = ForwardRule {
+            filter,
+            topic,
+            qos: Some(Qos::ExactlyOnce),
+            when_full: Some(WhenFull::Refuse),
+            strict_order: true,
+        };
+        let list = read(4, &write(&[rule], false, "g7")).unwrap();
+        let local = Topic::new("plant/a/b/c").unwrap();
+        let read_back = list.first(&local).unwrap();
+        assert_eq!(super::topic(read_back, &local).unwrap().as_str(), "f/g7/a/b/c");
+        assert_eq!((read_back.qos, read_back.strict_order), (Some(Qos::ExactlyOnce), true));
+        assert_eq!(list.when_full(WhenFull::DropOldest), Some(WhenFull::Refuse));
+        assert!(read(4, "{}").is_none());
+    }
+}

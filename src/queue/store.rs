@@ -1,0 +1,665 @@
+//! The SQL of the store: one connection, its pragmas, one function for each statement. Synchronous; decides nothing.
+//!
+//! Promises: what `commit` returned from is synced (WAL with `synchronous=FULL`; NORMAL lost acknowledged rows in 88 of
+//! 100 power cuts); no other process opens the files meanwhile (EXCLUSIVE, which also spares the -shm file).
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Params, Row, params};
+use thiserror::Error;
+
+use super::row::{Start, Starts, Words};
+use super::spans::{OPEN, Span};
+use crate::message::{ClockState, Stamp};
+
+/// Bytes of a page: small ones spare the flash (facts: 3.1 bytes written per byte, against 4.6 with 4096).
+pub(super) const PAGE_BYTES: u64 = 1024;
+/// Pages in the WAL after which they go to the database file.
+const CHECKPOINT_PAGES: u32 = 4000;
+/// What the WAL may grow to before it is cut, and so what it takes of the free space.
+pub(super) const WAL_BYTES_MAX: u64 = 2 * 4000 * (1024 + 24);
+/// `TIDG`: what a file that is ours says of itself.
+const APPLICATION_ID: i32 = 0x5449_4447;
+/// The step of the schema that this program writes.
+const SCHEMA_STEP: i64 = 1;
+/// Before 3.51.3 two connections on one WAL could spoil the database ("WAL-reset").
+const SQLITE_VERSION_MIN: i32 = 3_051_003;
+/// Problems that are kept.
+const PROBLEMS_MAX: i64 = 200;
+
+/// Why a store cannot be opened.
+#[derive(Debug, Error)]
+pub(super) enum StoreError {
+    /// It is not what we wrote: to be moved aside.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+    /// Another one would not open either.
+    #[error("the store does not open")]
+    Unusable(#[source] rusqlite::Error),
+}
+
+/// Whether an error says that the file is not what we wrote, rather than that the disk or the system failed. Nothing
+/// else may move a running store aside: a fault of our own must not cost what is in it.
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// As `is_damage`, while a store is opened: then a missing table or a text where a number belongs says it as well.
+pub(super) fn opening(error: rusqlite::Error) -> StoreError {
+    let is_ours = match &error {
+        // SQLITE_ERROR: "no such table", "no such column". Our statements are right, so the schema is not ours.
+        rusqlite::Error::SqliteFailure(code, _) => {
+            !is_damage(&error) && !matches!(code.code, ErrorCode::Unknown | ErrorCode::TypeMismatch)
+        }
+        rusqlite::Error::InvalidParameterName(_) | rusqlite::Error::InvalidPath(_) => true,
+        _ => false,
+    };
+    if is_ours { StoreError::Unusable(error) } else { StoreError::Damaged(error.to_string()) }
+}
+
+/// A stream's row.
+#[derive(Debug)]
+pub(super) struct StreamRow {
+    pub id: i64,
+    pub name: Arc<str>,
+    pub session_key: Option<u64>,
+    pub session: u64,
+}
+
+/// A gap that was not told yet.
+#[derive(Debug)]
+pub(super) struct GapRow {
+    pub stream: i64,
+    pub reason: String,
+    pub span: Span,
+    pub count: u64,
+    pub from_ms: i64,
+    pub to_ms: i64,
+}
+
+/// A packet id in flight.
+#[derive(Debug)]
+pub(super) struct InFlightRow {
+    pub packet_id: u16,
+    pub rows: Vec<u64>,
+    pub released: bool,
+    pub order: u64,
+    pub topic: String,
+    pub format: i64,
+    pub clock_offset_ms: i64,
+}
+
+/// The open database.
+#[derive(Debug)]
+pub(super) struct Store {
+    connection: Connection,
+    is_writing: bool,
+}
+
+impl Store {
+    /// Opens the database at `path`, or makes one.
+    pub fn open(path: &Path) -> Result<Store, StoreError> {
+        if rusqlite::version_number() < SQLITE_VERSION_MIN {
+            let reason = format!("SQLite {} is older than 3.51.3", rusqlite::version());
+            return Err(StoreError::Unusable(rusqlite::Error::InvalidParameterName(reason)));
+        }
+        let connection = Connection::open(path).map_err(opening)?;
+        connection.set_prepared_statement_cache_capacity(96);
+        let store = Store { connection, is_writing: false };
+        store.set_up().map_err(opening)?;
+        let application_id: i32 = store.pragma("application_id").map_err(opening)?;
+        let tables: i64 =
+            store.one("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0)).map_err(opening)?.unwrap_or(0);
+        match (application_id, tables) {
+            // A new file, or one whose making was interrupted before its first commit.
+            (0, 0) => store.make().map_err(opening)?,
+            (APPLICATION_ID, _) => {}
+            _ => return Err(StoreError::Damaged(format!("its application id is {application_id:#x}, not ours"))),
+        }
+        let oldest = store.meta("oldest_program").map_err(opening)?;
+        match oldest {
+            Some(step) if step.cast_signed() <= SCHEMA_STEP => Ok(store),
+            Some(step) => Err(StoreError::Damaged(format!("a newer program wrote it: it wants schema step {step}"))),
+            None => Err(StoreError::Damaged("it does not say which program may open it".to_owned())),
+        }
+    }
+
+    /// Nothing of the file is written before the first transaction, except that a new file gets its page size.
+    fn set_up(&self) -> rusqlite::Result<()> {
+        let connection = &self.connection;
+        connection.pragma_update(None, "page_size", PAGE_BYTES.cast_signed())?;
+        connection.pragma_update(None, "auto_vacuum", "NONE")?;
+        // Before WAL, so that there is no -shm file and nobody else gets in.
+        connection.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))?;
+        let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+        if !mode.eq_ignore_ascii_case("wal") {
+            return Err(rusqlite::Error::InvalidParameterName(format!("journal mode is {mode}, not WAL")));
+        }
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |_| Ok(()))?;
+        connection
+            .pragma_update_and_check(None, "journal_size_limit", i64::from(CHECKPOINT_PAGES) * 1048, |_| Ok(()))?;
+        connection.pragma_update(None, "temp_store", "MEMORY")?;
+        connection.pragma_update(None, "trusted_schema", false)?;
+        connection.pragma_update(None, "cell_size_check", true)?;
+        connection.pragma_update_and_check(None, "mmap_size", 0, |_| Ok(())).or_else(no_rows_is_fine)?;
+        // Negative: KiB rather than pages.
+        connection.pragma_update(None, "cache_size", -2048)?;
+        Ok(())
+    }
+
+    fn make(&self) -> rusqlite::Result<()> {
+        self.connection.execute_batch("BEGIN IMMEDIATE")?;
+        self.connection.execute_batch(include_str!("schema.sql"))?;
+        self.connection.pragma_update(None, "application_id", APPLICATION_ID)?;
+        self.connection.pragma_update(None, "user_version", SCHEMA_STEP)?;
+        self.set_meta("oldest_program", SCHEMA_STEP.cast_unsigned())?;
+        self.connection.execute_batch("COMMIT")
+    }
+
+    /// No page beyond this many is ever made: a full disk would fail deletions as well.
+    pub fn limit_pages(&self, pages_max: u64) -> rusqlite::Result<()> {
+        let pages_max = pages_max.min(u64::from(u32::MAX - 2)).cast_signed();
+        self.connection.pragma_update_and_check(None, "max_page_count", pages_max, |_| Ok(()))
+    }
+
+    /// Pages that are in use.
+    pub fn pages_used(&self) -> rusqlite::Result<u64> {
+        let pages: i64 = self.pragma("page_count")?;
+        let free: i64 = self.pragma("freelist_count")?;
+        Ok(pages.saturating_sub(free).max(0).cast_unsigned())
+    }
+
+    // Transactions
+
+    /// Begins a transaction where none is open.
+    pub fn write(&mut self) -> rusqlite::Result<()> {
+        if !self.is_writing {
+            self.run("BEGIN IMMEDIATE", ())?;
+            self.is_writing = true;
+        }
+        Ok(())
+    }
+
+    /// Whether there is something to commit.
+    pub fn is_writing(&self) -> bool {
+        self.is_writing
+    }
+
+    /// Makes everything since `write` durable.
+    pub fn commit(&mut self) -> rusqlite::Result<()> {
+        self.run("COMMIT", ())?;
+        self.is_writing = false;
+        Ok(())
+    }
+
+    /// Empties the WAL into the database and closes both.
+    pub fn close(self) -> rusqlite::Result<()> {
+        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()))?;
+        self.connection.close().map_err(|(_, error)| error)
+    }
+
+    fn run(&self, sql: &str, params: impl Params) -> rusqlite::Result<usize> {
+        let mut statement = self.connection.prepare_cached(sql)?;
+        if statement.column_count() > 0 {
+            statement.query(params)?.next()?;
+            return Ok(0);
+        }
+        statement.execute(params)
+    }
+
+    fn one<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<Option<T>> {
+        self.connection.prepare_cached(sql)?.query_row(params, read).optional()
+    }
+
+    fn all<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<Vec<T>> {
+        self.connection.prepare_cached(sql)?.query_map(params, read)?.collect()
+    }
+
+    fn pragma<T: rusqlite::types::FromSql>(&self, name: &str) -> rusqlite::Result<T> {
+        let sql = match name {
+            "page_count" => "PRAGMA page_count",
+            "freelist_count" => "PRAGMA freelist_count",
+            _ => "PRAGMA application_id",
+        };
+        self.connection.prepare_cached(sql)?.query_row((), |row| row.get(0))
+    }
+
+    // meta, start, word, rule, problem
+
+    pub fn meta(&self, key: &str) -> rusqlite::Result<Option<u64>> {
+        self.one("SELECT value FROM meta WHERE key = ?", [key], |row| unsigned(row, 0))
+    }
+
+    pub fn set_meta(&self, key: &str, value: u64) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2";
+        self.run(sql, params![key, value.cast_signed()]).map(drop)
+    }
+
+    pub fn starts(&self) -> rusqlite::Result<Starts> {
+        let sql = "SELECT start, store, gateway, boot_id, wall_ms, mono_ms, clock FROM start";
+        let starts = self.all(sql, (), |row| {
+            let clock = match row.get(6)? {
+                0_i64 => ClockState::Synced,
+                1 => ClockState::Holdover,
+                _ => ClockState::Unset,
+            };
+            let stamp = Stamp { wall_ms: row.get(4)?, mono_ms: unsigned(row, 5)?, clock };
+            let (gateway, boot_id) = (text(row, 2)?, text(row, 3)?);
+            Ok(Start { number: row.get(0)?, store: unsigned(row, 1)?, gateway, boot_id, stamp })
+        })?;
+        Ok(starts.into_iter().map(|start| (start.number, start)).collect())
+    }
+
+    pub fn insert_start(&self, start: &Start) -> rusqlite::Result<()> {
+        let clock = match start.stamp.clock {
+            ClockState::Synced => 0,
+            ClockState::Holdover => 1,
+            ClockState::Unset => 2,
+        };
+        let Stamp { wall_ms, mono_ms, .. } = start.stamp;
+        let (store, mono_ms) = (start.store.cast_signed(), mono_ms.cast_signed());
+        self.run(
+            "INSERT OR REPLACE INTO start VALUES (?, ?, ?, ?, ?, ?, ?)",
+            params![start.number, store, &*start.gateway, &*start.boot_id, wall_ms, mono_ms, clock],
+        )
+        .map(drop)
+    }
+
+    pub fn delete_starts_before(&self, number: u32) -> rusqlite::Result<()> {
+        self.run("DELETE FROM start WHERE start < ?", [number]).map(drop)
+    }
+
+    pub fn words(&self) -> rusqlite::Result<Words> {
+        let mut words = Words::default();
+        for (number, text) in self.all("SELECT id, text FROM word", (), |row| Ok((row.get(0)?, text(row, 1)?)))? {
+            words.insert(number, text);
+        }
+        Ok(words)
+    }
+
+    pub fn insert_word(&self, number: u32, text: &str) -> rusqlite::Result<()> {
+        self.run("INSERT INTO word VALUES (?, ?)", params![number, text]).map(drop)
+    }
+
+    pub fn rule(&self, id: i64) -> rusqlite::Result<Option<String>> {
+        self.one("SELECT definition FROM rule WHERE id = ?", [id], |row| row.get(0))
+    }
+
+    /// The number of a definition, which is given one where it has none.
+    pub fn rule_id(&self, definition: &str) -> rusqlite::Result<i64> {
+        let known = self.one("SELECT id FROM rule WHERE definition = ?", [definition], |row| row.get(0))?;
+        match known {
+            Some(id) => Ok(id),
+            None => {
+                self.run("INSERT INTO rule(definition) VALUES (?)", [definition])?;
+                Ok(self.connection.last_insert_rowid())
+            }
+        }
+    }
+
+    pub fn insert_problem(&self, wall_ms: i64, text: &str) -> rusqlite::Result<()> {
+        self.run("INSERT INTO problem(wall_ms, text) VALUES (?, ?)", params![wall_ms, text])?;
+        self.run("DELETE FROM problem WHERE id <= (SELECT max(id) FROM problem) - ?", [PROBLEMS_MAX]).map(drop)
+    }
+
+    // stream
+
+    pub fn streams(&self) -> rusqlite::Result<Vec<StreamRow>> {
+        self.all("SELECT id, name, session_key, session FROM stream WHERE kind = 0", (), |row| {
+            let session_key = row.get::<_, Option<i64>>(2)?.map(i64::cast_unsigned);
+            Ok(StreamRow { id: row.get(0)?, name: text(row, 1)?, session_key, session: unsigned(row, 3)? })
+        })
+    }
+
+    pub fn insert_stream(&self, name: &str, session: u64) -> rusqlite::Result<i64> {
+        self.run("INSERT INTO stream(name, kind, session) VALUES (?, 0, ?)", params![name, session.cast_signed()])?;
+        Ok(self.connection.last_insert_rowid())
+    }
+
+    pub fn set_session(&self, stream: i64, session: u64) -> rusqlite::Result<()> {
+        self.run("UPDATE stream SET session = ? WHERE id = ?", params![session.cast_signed(), stream]).map(drop)
+    }
+
+    pub fn set_session_key(&self, stream: i64, key: u64) -> rusqlite::Result<()> {
+        self.run("UPDATE stream SET session_key = ? WHERE id = ?", params![key.cast_signed(), stream]).map(drop)
+    }
+
+    // message
+
+    pub fn insert_message(&self, sequence: u64, body: &[u8]) -> rusqlite::Result<()> {
+        self.run("INSERT INTO message VALUES (?, ?)", params![sequence.cast_signed(), body]).map(drop)
+    }
+
+    pub fn delete_messages(&self, span: Span) -> rusqlite::Result<u64> {
+        let sql = "DELETE FROM message WHERE sequence BETWEEN ? AND ?";
+        Ok(self.run(sql, params![span.first.cast_signed(), span.last.cast_signed()])? as u64)
+    }
+
+    pub fn last_sequence(&self) -> rusqlite::Result<u64> {
+        let last = self.one("SELECT max(sequence) FROM message", (), |row| row.get::<_, Option<i64>>(0))?;
+        Ok(last.flatten().unwrap_or(0).cast_unsigned())
+    }
+
+    /// The first message at or after `sequence`.
+    pub fn message_from(&self, sequence: u64) -> rusqlite::Result<Option<u64>> {
+        let sql = "SELECT sequence FROM message WHERE sequence >= ? ORDER BY sequence LIMIT 1";
+        self.one(sql, [sequence.cast_signed()], |row| unsigned(row, 0))
+    }
+
+    /// Places and lengths of at most `count_max` messages from `sequence` on.
+    pub fn lengths_from(&self, sequence: u64, count_max: u64) -> rusqlite::Result<Vec<(u64, u64)>> {
+        let sql = "SELECT sequence, length(body) FROM message WHERE sequence >= ? ORDER BY sequence LIMIT ?";
+        let count_max = count_max.cast_signed();
+        self.all(sql, params![sequence.cast_signed(), count_max], |row| Ok((unsigned(row, 0)?, unsigned(row, 1)?)))
+    }
+
+    /// Shows the messages of a span in order until `take` says that it has enough.
+    pub fn messages(&self, span: Span, mut take: impl FnMut(u64, &[u8]) -> bool) -> rusqlite::Result<()> {
+        let sql = "SELECT sequence, body FROM message WHERE sequence BETWEEN ? AND ? ORDER BY sequence";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let mut rows = statement.query(params![span.first.cast_signed(), span.last.cast_signed()])?;
+        while let Some(row) = rows.next()? {
+            let body = row.get_ref(1)?.as_blob().unwrap_or_default();
+            if !take(unsigned(row, 0)?, body) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    // delivery
+
+    /// The span that begins at or before `sequence`.
+    pub fn span_at(&self, stream: i64, sequence: u64) -> rusqlite::Result<Option<(Span, i64)>> {
+        let sql = "SELECT first, last, rule FROM delivery WHERE stream = ? AND lane = 0 AND first <= ? \
+                   ORDER BY first DESC LIMIT 1";
+        self.one(sql, params![stream, sequence.cast_signed()], span)
+    }
+
+    /// The first span that begins after `sequence`.
+    pub fn span_after(&self, stream: i64, sequence: u64) -> rusqlite::Result<Option<(Span, i64)>> {
+        let sql = "SELECT first, last, rule FROM delivery WHERE stream = ? AND lane = 0 AND first > ? \
+                   ORDER BY first LIMIT 1";
+        self.one(sql, params![stream, sequence.cast_signed()], span)
+    }
+
+    /// Shows every span of every stream, by its beginning.
+    pub fn spans(&self, mut see: impl FnMut(i64, Span, i64)) -> rusqlite::Result<()> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT first, last, rule, stream FROM delivery ORDER BY first")?;
+        let mut rows = statement.query(())?;
+        while let Some(row) = rows.next()? {
+            let (found, rule) = span(row)?;
+            see(row.get(3)?, found, rule);
+        }
+        Ok(())
+    }
+
+    pub fn insert_span(&self, stream: i64, span: Span, rule: i64) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO delivery(stream, lane, first, last, rule) VALUES (?, 0, ?, ?, ?)";
+        self.run(sql, params![stream, span.first.cast_signed(), span.last.cast_signed(), rule]).map(drop)
+    }
+
+    pub fn set_span_last(&self, stream: i64, span: Span) -> rusqlite::Result<()> {
+        let sql = "UPDATE delivery SET last = ? WHERE stream = ? AND lane = 0 AND first = ?";
+        self.run(sql, params![span.last.cast_signed(), stream, span.first.cast_signed()]).map(drop)
+    }
+
+    pub fn set_span_first(&self, stream: i64, from: u64, to: u64) -> rusqlite::Result<()> {
+        let sql = "UPDATE delivery SET first = ? WHERE stream = ? AND lane = 0 AND first = ?";
+        self.run(sql, params![to.cast_signed(), stream, from.cast_signed()]).map(drop)
+    }
+
+    pub fn delete_span(&self, stream: i64, first: u64) -> rusqlite::Result<()> {
+        let sql = "DELETE FROM delivery WHERE stream = ? AND lane = 0 AND first = ?";
+        self.run(sql, params![stream, first.cast_signed()]).map(drop)
+    }
+
+    // inflight, batch_row
+
+    pub fn insert_in_flight(&self, stream: i64, row: &InFlightRow) -> rusqlite::Result<()> {
+        self.delete_in_flight(stream, row.packet_id)?;
+        let (mut single, mut batch) = (None, None);
+        match row.rows.as_slice() {
+            [sequence] => single = Some(sequence.cast_signed()),
+            rows => {
+                let last = self.one("SELECT max(batch) FROM batch_row", (), |row| row.get::<_, Option<i64>>(0))?;
+                let number = last.flatten().unwrap_or(0) + 1;
+                batch = Some(number);
+                for (place, sequence) in rows.iter().enumerate() {
+                    let place = i64::try_from(place).unwrap_or(i64::MAX);
+                    self.run("INSERT INTO batch_row VALUES (?, ?, ?)", params![number, place, sequence.cast_signed()])?;
+                }
+            }
+        }
+        let InFlightRow { packet_id, released, order, topic, format, clock_offset_ms, .. } = row;
+        let order = order.cast_signed();
+        self.run(
+            "INSERT INTO inflight VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            params![stream, packet_id, single, batch, released, order, topic, format, clock_offset_ms],
+        )
+        .map(drop)
+    }
+
+    pub fn set_released(&self, stream: i64, packet_id: u16) -> rusqlite::Result<()> {
+        self.run("UPDATE inflight SET released = 1 WHERE stream = ? AND pid = ?", params![stream, packet_id]).map(drop)
+    }
+
+    /// Forgets a packet id; gives back what it carried.
+    pub fn delete_in_flight(&self, stream: i64, packet_id: u16) -> rusqlite::Result<Vec<u64>> {
+        let sql = "SELECT sequence, batch FROM inflight WHERE stream = ? AND pid = ?";
+        let found = self.one(sql, params![stream, packet_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let Some((single, batch)) = found else { return Ok(Vec::new()) };
+        let rows = self.carried(single, batch)?;
+        if let Some(batch) = batch {
+            self.run("DELETE FROM batch_row WHERE batch = ?", [batch])?;
+        }
+        self.run("DELETE FROM inflight WHERE stream = ? AND pid = ?", params![stream, packet_id])?;
+        Ok(rows)
+    }
+
+    /// All packet ids of a stream, by order of admission.
+    pub fn in_flight(&self, stream: i64) -> rusqlite::Result<Vec<InFlightRow>> {
+        let sql = "SELECT pid, released, ord, topic, format, clock_offset_ms, sequence, batch FROM inflight \
+                   WHERE stream = ? ORDER BY ord, pid";
+        let found = self.all(sql, [stream], |row| {
+            let entry = InFlightRow {
+                packet_id: row.get(0)?,
+                rows: Vec::new(),
+                released: row.get(1)?,
+                order: unsigned(row, 2)?,
+                topic: row.get(3)?,
+                format: row.get(4)?,
+                clock_offset_ms: row.get(5)?,
+            };
+            Ok((entry, row.get(6)?, row.get(7)?))
+        })?;
+        let filled = found.into_iter().map(|(entry, single, batch)| {
+            let rows = self.carried(single, batch)?;
+            Ok(InFlightRow { rows, ..entry })
+        });
+        filled.collect()
+    }
+
+    fn carried(&self, single: Option<i64>, batch: Option<i64>) -> rusqlite::Result<Vec<u64>> {
+        let sql = "SELECT sequence FROM batch_row WHERE batch = ? ORDER BY place";
+        let mut rows: Vec<u64> = single.into_iter().map(i64::cast_unsigned).collect();
+        if let Some(batch) = batch {
+            rows.extend(self.all(sql, [batch], |row| unsigned(row, 0))?);
+        }
+        Ok(rows)
+    }
+
+    // rx
+
+    pub fn is_received(&self, session: u64, packet_id: u16) -> rusqlite::Result<bool> {
+        let sql = "SELECT 1 FROM rx WHERE session = ? AND pid = ?";
+        Ok(self.one(sql, params![session.cast_signed(), packet_id], |_| Ok(()))?.is_some())
+    }
+
+    pub fn insert_received(&self, session: u64, packet_id: u16) -> rusqlite::Result<()> {
+        self.run("INSERT OR IGNORE INTO rx VALUES (?, ?)", params![session.cast_signed(), packet_id]).map(drop)
+    }
+
+    pub fn delete_received(&self, session: u64, packet_id: u16) -> rusqlite::Result<()> {
+        self.run("DELETE FROM rx WHERE session = ? AND pid = ?", params![session.cast_signed(), packet_id]).map(drop)
+    }
+
+    pub fn delete_session(&self, session: u64) -> rusqlite::Result<usize> {
+        self.run("DELETE FROM rx WHERE session = ?", [session.cast_signed()])
+    }
+
+    /// Forgets the received ids of all sessions that were in memory only.
+    pub fn delete_passing_sessions(&self) -> rusqlite::Result<()> {
+        let sql = "DELETE FROM rx WHERE session NOT IN (SELECT session FROM stream) \
+                   AND session NOT IN (SELECT number FROM session)";
+        self.run(sql, ()).map(drop)
+    }
+
+    // retained
+
+    pub fn set_retained(&self, topic: &str, body: &[u8]) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO retained(topic, body) VALUES (?1, ?2) ON CONFLICT(topic) DO UPDATE SET body = ?2";
+        self.run(sql, params![topic, body]).map(drop)
+    }
+
+    pub fn delete_retained(&self, topic: &str) -> rusqlite::Result<()> {
+        self.run("DELETE FROM retained WHERE topic = ?", [topic]).map(drop)
+    }
+
+    pub fn retained_bytes(&self, topic: &str) -> rusqlite::Result<Option<u64>> {
+        self.one("SELECT length(body) FROM retained WHERE topic = ?", [topic], |row| unsigned(row, 0))
+    }
+
+    /// Number and bytes of all retained messages.
+    pub fn retained_total(&self) -> rusqlite::Result<(u64, u64)> {
+        self.total("SELECT count(*), sum(length(body)) FROM retained")
+    }
+
+    /// At most `count_max` retained messages with topics from `from` (left out where `is_after`) to below `to`.
+    pub fn retained(
+        &self,
+        from: &str,
+        is_after: bool,
+        to: Option<&str>,
+        count_max: i64,
+    ) -> rusqlite::Result<Vec<(String, Vec<u8>)>> {
+        let sql = "SELECT topic, body FROM retained WHERE topic >= ?1 AND (?2 = 0 OR topic > ?1) \
+                   AND (?3 IS NULL OR topic < ?3) ORDER BY topic LIMIT ?4";
+        self.all(sql, params![from, is_after, to, count_max], |row| Ok((row.get(0)?, row.get(1)?)))
+    }
+
+    // dead_letter
+
+    pub fn insert_dead_letter(
+        &self,
+        stream: i64,
+        sequence: u64,
+        reason: &str,
+        wall_ms: i64,
+        body: &[u8],
+    ) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO dead_letter(stream, sequence, reason, wall_ms, body) VALUES (?, ?, ?, ?, ?)";
+        self.run(sql, params![stream, sequence.cast_signed(), reason, wall_ms, body]).map(drop)
+    }
+
+    /// Drops the oldest dead letter; gives back its bytes.
+    pub fn delete_dead_letter(&self) -> rusqlite::Result<Option<u64>> {
+        let sql = "SELECT id, length(body) FROM dead_letter ORDER BY id LIMIT 1";
+        let Some((id, bytes)) = self.one(sql, (), |row| Ok((row.get::<_, i64>(0)?, unsigned(row, 1)?)))? else {
+            return Ok(None);
+        };
+        self.run("DELETE FROM dead_letter WHERE id = ?", [id])?;
+        Ok(Some(bytes))
+    }
+
+    /// Number and bytes of all dead letters.
+    pub fn dead_letter_total(&self) -> rusqlite::Result<(u64, u64)> {
+        self.total("SELECT count(*), sum(length(body)) FROM dead_letter")
+    }
+
+    fn total(&self, sql: &str) -> rusqlite::Result<(u64, u64)> {
+        let total = self.one(sql, (), |row| Ok((unsigned(row, 0)?, row.get::<_, Option<i64>>(1)?)))?;
+        let (count, bytes) = total.unwrap_or_default();
+        Ok((count, bytes.unwrap_or(0).max(0).cast_unsigned()))
+    }
+
+    // gap, loss, device
+
+    pub fn gaps(&self) -> rusqlite::Result<Vec<GapRow>> {
+        self.all("SELECT first, last, count, from_ms, to_ms, stream, reason FROM gap", (), |row| {
+            let span = Span::new(unsigned(row, 0)?, unsigned(row, 1)?);
+            let (count, from_ms, to_ms) = (unsigned(row, 2)?, row.get(3)?, row.get(4)?);
+            Ok(GapRow { stream: row.get(5)?, reason: row.get(6)?, span, count, from_ms, to_ms })
+        })
+    }
+
+    pub fn set_gap(&self, gap: &GapRow) -> rusqlite::Result<()> {
+        let GapRow { stream, reason, span, count, from_ms, to_ms } = gap;
+        let (first, last, count) = (span.first.cast_signed(), span.last.cast_signed(), count.cast_signed());
+        let sql = "INSERT OR REPLACE INTO gap VALUES (?, ?, ?, ?, ?, ?, ?)";
+        self.run(sql, params![stream, reason, first, last, count, from_ms, to_ms]).map(drop)
+    }
+
+    pub fn delete_gap(&self, stream: i64, reason: &str) -> rusqlite::Result<()> {
+        self.run("DELETE FROM gap WHERE stream = ? AND reason = ?", params![stream, reason]).map(drop)
+    }
+
+    pub fn losses(&self) -> rusqlite::Result<Vec<(String, u64)>> {
+        self.all("SELECT reason, count FROM loss", (), |row| Ok((row.get(0)?, unsigned(row, 1)?)))
+    }
+
+    pub fn set_loss(&self, reason: &str, count: u64) -> rusqlite::Result<()> {
+        self.run("INSERT OR REPLACE INTO loss VALUES (?, ?)", params![reason, count.cast_signed()]).map(drop)
+    }
+
+    pub fn device(&self, name: &str) -> rusqlite::Result<Option<u64>> {
+        self.one("SELECT seq FROM device WHERE name = ?", [name], |row| unsigned(row, 0))
+    }
+
+    pub fn set_device(&self, name: &str, seq: u64) -> rusqlite::Result<()> {
+        self.run("INSERT OR REPLACE INTO device VALUES (?, ?)", params![name, seq.cast_signed()]).map(drop)
+    }
+
+    /// How many deliveries wait in all, as far as a damaged store still says.
+    pub fn deliveries(&self) -> Option<u64> {
+        let last = self.last_sequence().ok()?;
+        let mut count = 0_u64;
+        let see = |_, span: Span, _| count = count.saturating_add(Span::new(span.first, span.last.min(last)).count());
+        self.spans(see).ok()?;
+        Some(count)
+    }
+}
+
+fn no_rows_is_fine(error: rusqlite::Error) -> rusqlite::Result<()> {
+    // mmap may be compiled out, and then answers nothing.
+    if matches!(error, rusqlite::Error::QueryReturnedNoRows) { Ok(()) } else { Err(error) }
+}
+
+fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
+    row.get::<_, i64>(index).map(i64::cast_unsigned)
+}
+
+fn text(row: &Row<'_>, index: usize) -> rusqlite::Result<Arc<str>> {
+    row.get_ref(index)?.as_str().map(Arc::from).map_err(Into::into)
+}
+
+fn span(row: &Row<'_>) -> rusqlite::Result<(Span, i64)> {
+    let (first, last) = (unsigned(row, 0)?, unsigned(row, 1)?);
+    if first > OPEN || last > OPEN {
+        return Err(rusqlite::Error::IntegralValueOutOfRange(0, row.get(0)?));
+    }
+    Ok((Span::new(first, last), row.get(2)?))
+}

@@ -1,0 +1,1049 @@
+//! The queue's promises Q1–Q5, each by tests of its name, and the rules at its bounds.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::fs;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::clock::{Clock, ClockSource};
+use crate::config::TopicTemplate;
+use crate::message::ClockState;
+use crate::message::{Body, Origin, Properties, Quality, Reading, Stamp, Value};
+
+const MIB: u64 = 1024 * 1024;
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn rule(filter: &str, topic: &str) -> ForwardRule {
+    let filter = Filter::new(filter).unwrap();
+    let topic = TopicTemplate::parse(topic, &filter, "g7").unwrap();
+    ForwardRule { filter, topic, qos: None, when_full: None, strict_order: false }
+}
+
+fn stream(name: &str, rules: Vec<ForwardRule>) -> StreamSpec {
+    StreamSpec { name: Arc::from(name), rules, own_topic: None }
+}
+
+fn settings(dir: &Path) -> QueueSettings {
+    QueueSettings {
+        dir: dir.to_owned(),
+        gateway: Arc::from("g7"),
+        bytes_max: NonZeroU64::new(64 * MIB).unwrap(),
+        age_max: None,
+        when_full: WhenFull::DropOldest,
+        streams: vec![stream("cloud", vec![rule("#", "up/{topic}")])],
+        clock: Clock::new(ClockSource::Trusted),
+        health: Health::default(),
+    }
+}
+
+fn message(topic: &str, body: &[u8]) -> Message {
+    Message {
+        topic: Topic::new(topic).unwrap(),
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        properties: None,
+        body: Body::Bytes(Bytes::copy_from_slice(body)),
+        origin: Origin::Client(Arc::from("c1")),
+        received: Clock::new(ClockSource::Trusted).now(),
+    }
+}
+
+fn submission(message: Message) -> Submission {
+    Submission { message, once: None }
+}
+
+fn numbered(number: u64, length: usize) -> Message {
+    let mut body = vec![b'x'; length.max(8)];
+    body[..8].copy_from_slice(&number.to_le_bytes());
+    message("plant/press/3/sensor", &body)
+}
+
+fn number_of(message: &Message) -> u64 {
+    let Body::Bytes(bytes) = &message.body else { panic!("not bytes") };
+    u64::from_le_bytes(bytes[..8].try_into().unwrap())
+}
+
+struct Rig {
+    inlet: Inlet,
+    outlets: BTreeMap<Arc<str>, Outlet>,
+    thread: JoinHandle<Result<(), WorkerError>>,
+    health: Health,
+}
+
+impl Rig {
+    fn start(settings: QueueSettings) -> Rig {
+        let health = settings.health.clone();
+        let Opened { inlet, outlets, worker } = open(settings).unwrap();
+        Rig { inlet, outlets, thread: std::thread::spawn(|| worker.run()), health }
+    }
+
+    async fn append(&self, message: Message) -> Appended {
+        self.inlet.append(submission(message)).await.unwrap()
+    }
+
+    /// All at once, so that they share commits.
+    async fn append_all(&self, messages: impl IntoIterator<Item = Message>) -> Vec<Result<Appended, AppendError>> {
+        let mut pending = VecDeque::new();
+        let mut outcomes = Vec::new();
+        for message in messages {
+            pending.push_back(self.inlet.begin_append(submission(message)).await.unwrap());
+            if pending.len() > 500 {
+                outcomes.push(pending.pop_front().unwrap().outcome().await);
+            }
+        }
+        for one in pending {
+            outcomes.push(one.outcome().await);
+        }
+        outcomes
+    }
+
+    fn outlet(&mut self, name: &str) -> &mut Outlet {
+        self.outlets.get_mut(name).unwrap()
+    }
+
+    async fn waiting(&self, name: &str) -> u64 {
+        self.inlet.stats().await.unwrap().streams[name].waiting
+    }
+
+    /// Everything that waits in a stream, without settling it.
+    async fn all(&mut self, name: &str) -> Vec<Queued> {
+        let outlet = self.outlet(name);
+        outlet.restore().await.unwrap();
+        let mut all = Vec::new();
+        while let Ok(next) = tokio::time::timeout(Duration::from_millis(300), outlet.next(256, 1 << 20)).await {
+            all.extend(next.unwrap());
+        }
+        all
+    }
+
+    /// Delivers everything that waits; gives back what it was.
+    async fn drain(&mut self, name: &str) -> Vec<Queued> {
+        self.outlet(name).restore().await.unwrap();
+        let mut all = Vec::new();
+        while self.waiting(name).await > 0 {
+            let outlet = self.outlet(name);
+            let next = tokio::time::timeout(DEADLINE, outlet.next(100, 1 << 20)).await.unwrap().unwrap();
+            outlet.commit(next.iter().map(|row| delivered(row.sequence)).collect()).await.unwrap();
+            all.extend(next);
+        }
+        all
+    }
+
+    async fn stop(self) {
+        self.inlet.stop().await;
+        self.thread.join().unwrap().unwrap();
+    }
+}
+
+fn delivered(sequence: Sequence) -> Change {
+    Change::Settle { sequence, verdict: Verdict::Delivered }
+}
+
+fn stored(appended: &Appended) -> Sequence {
+    match appended.fate {
+        Fate::Stored { sequence, .. } => sequence,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn copy_dir(from: &Path) -> TempDir {
+    let to = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() {
+            fs::copy(entry.path(), to.path().join(entry.file_name())).unwrap();
+        }
+    }
+    to
+}
+
+/// Opens the database of a stopped queue beside it.
+fn sql(dir: &Path, statement: &str) {
+    rusqlite::Connection::open(dir.join("queue.db")).unwrap().execute_batch(statement).unwrap();
+}
+
+// Q1: what was acknowledged is there
+
+#[tokio::test]
+async fn q1_what_was_acknowledged_is_there_after_a_restart_in_order_and_with_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(settings(dir.path()));
+    let outcomes = rig.append_all((0..700).map(|number| numbered(number, 50))).await;
+    let names: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap()).collect();
+    rig.stop().await;
+
+    let mut rig = Rig::start(settings(dir.path()));
+    let found = rig.all("cloud").await;
+    assert_eq!(found.len(), 700);
+    for (number, (row, appended)) in found.iter().zip(&names).enumerate() {
+        assert_eq!(number_of(&row.message), number as u64);
+        assert_eq!((row.sequence, &row.id), (stored(appended), &appended.id));
+        assert_eq!(row.encoding.topic.as_str(), "up/plant/press/3/sensor");
+        assert_eq!(row.message.origin, Origin::Client(Arc::from("c1")));
+    }
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn q1_a_queue_that_was_dropped_without_a_stop_has_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(settings(dir.path()));
+    rig.append_all((0..100).map(|number| numbered(number, 50))).await;
+    // What a power cut leaves: the files as they are, the log not emptied.
+    let cut = copy_dir(dir.path());
+    rig.stop().await;
+    let mut rig = Rig::start(settings(cut.path()));
+    assert_eq!(rig.drain("cloud").await.len(), 100);
+    rig.stop().await;
+}
+
+/// What a store holds, read without a thread.
+fn numbers_in(dir: &Path) -> Vec<u64> {
+    let mut books = opening::open_books(&settings(dir), &mut None, None, None).unwrap();
+    let mut numbers = Vec::new();
+    let mut place = 0;
+    loop {
+        let fetched = books.next(0, place, 256, 1 << 20).unwrap();
+        if fetched.rows.is_empty() {
+            return numbers;
+        }
+        place = fetched.place;
+        numbers.extend(fetched.rows.iter().map(|row| number_of(&row.message)));
+    }
+}
+
+#[test]
+fn q1_a_torn_log_never_yields_half_a_batch_nor_loses_an_earlier_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut books = opening::open_books(&settings(dir.path()), &mut None, None, None).unwrap();
+    let wal = |dir: &Path| dir.join("queue.db-wal");
+    let mut commits = Vec::new();
+    let mut number = 0;
+    for batch in 1..=20_u64 {
+        for _ in 0..batch {
+            books.append(submission(numbered(number, 200))).unwrap().unwrap();
+            number += 1;
+        }
+        books.commit().unwrap();
+        commits.push((number, fs::metadata(wal(dir.path())).unwrap().len()));
+    }
+    let cut_dir = copy_dir(dir.path());
+    let end = commits.last().unwrap().1;
+    let begin = commits.first().unwrap().1;
+    for cut in (begin..=end).step_by(997) {
+        let copy = copy_dir(cut_dir.path());
+        fs::File::options().write(true).open(wal(copy.path())).unwrap().set_len(cut).unwrap();
+        let found = numbers_in(copy.path());
+        assert_eq!(found, (0..found.len() as u64).collect::<Vec<_>>(), "cut at {cut}");
+        let count = found.len() as u64;
+        assert!(commits.iter().any(|(number, _)| *number == count), "half a batch: {count} rows, cut at {cut}");
+        let promised = commits.iter().rev().find(|(_, length)| *length <= cut).unwrap().0;
+        assert!(count >= promised, "{count} of {promised} acknowledged, cut at {cut}");
+    }
+}
+
+// Q2: sequences only grow, names do not repeat
+
+#[tokio::test]
+async fn q2_sequences_grow_over_restart_crash_and_quarantine() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last = Sequence(0);
+    for round in 0..4 {
+        let mut rig = Rig::start(settings(dir.path()));
+        for number in 0..5 {
+            let sequence = stored(&rig.append(numbered(number, 20)).await);
+            assert!(sequence > last, "{sequence} after {last} in round {round}");
+            last = sequence;
+        }
+        if round == 1 {
+            // Nothing is left that could say how far the numbers went.
+            rig.drain("cloud").await;
+        }
+        rig.stop().await;
+        if round == 2 {
+            fs::write(dir.path().join("queue.db"), b"garbage").unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn q2_two_cloned_stores_give_no_equal_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(settings(dir.path()));
+    rig.append(numbered(0, 20)).await;
+    rig.stop().await;
+    let clone = copy_dir(dir.path());
+    let mut names = HashSet::new();
+    for dir in [dir.path(), clone.path()] {
+        let rig = Rig::start(settings(dir));
+        for number in 0..50 {
+            let appended = rig.append(numbered(number, 20)).await;
+            assert_eq!(appended.id.start, 2);
+            assert!(names.insert(appended.id.clone()), "{} was given twice", appended.id);
+        }
+        rig.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn q2_damaged_stores_of_every_kind_are_moved_aside_and_the_queue_goes_on() {
+    type Damage = fn(&Path);
+    let kinds: [(&str, Damage); 9] = [
+        ("garbage", |path| fs::write(path, b"this is not a database at all, but it is long enough").unwrap()),
+        ("zeros", |path| fs::write(path, vec![0; 8192]).unwrap()),
+        ("empty", |path| fs::write(path, b"").unwrap()),
+        ("truncated", |path| {
+            let length = fs::metadata(path).unwrap().len();
+            fs::File::options().write(true).open(path).unwrap().set_len(length / 3).unwrap();
+        }),
+        ("a directory", |path| {
+            fs::remove_file(path).unwrap();
+            fs::create_dir(path).unwrap();
+        }),
+        ("another program's", |path| {
+            sql(path.parent().unwrap(), "PRAGMA application_id = 7");
+        }),
+        ("a newer program's", |path| {
+            sql(path.parent().unwrap(), "UPDATE meta SET value = 99 WHERE key = 'oldest_program'");
+        }),
+        ("a table is missing", |path| sql(path.parent().unwrap(), "DROP TABLE delivery")),
+        ("a log without its database", |path| fs::rename(path, path.with_file_name("queue.db-wal")).unwrap()),
+    ];
+    for (kind, damage) in kinds {
+        let dir = tempfile::tempdir().unwrap();
+        let rig = Rig::start(settings(dir.path()));
+        rig.append_all((0..50).map(|number| numbered(number, 200))).await;
+        rig.stop().await;
+        damage(&dir.path().join("queue.db"));
+        let mut rig = Rig::start(settings(dir.path()));
+        assert!(stored(&rig.append(numbered(7, 20)).await).0 > 50, "{kind}");
+        let rest = rig.drain("cloud").await;
+        assert_eq!(rest.iter().map(|row| number_of(&row.message)).collect::<Vec<_>>(), [7], "{kind}");
+        let losses = rig.health.snapshot().losses;
+        assert!(losses["quarantined"] >= 1, "{kind}");
+        assert_eq!(fs::read_dir(dir.path().join("quarantine")).unwrap().count(), 1, "{kind}");
+        rig.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn q2_at_most_three_damaged_stores_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..5 {
+        fs::write(dir.path().join("queue.db"), b"garbage, and more of it than a header would take").unwrap();
+        Rig::start(settings(dir.path())).stop().await;
+    }
+    let kept: BTreeSet<PathBuf> =
+        fs::read_dir(dir.path().join("quarantine")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(kept.len(), 3);
+    assert!(kept.iter().any(|path| path.to_str().unwrap().ends_with("-5")));
+}
+
+#[test]
+fn a_state_directory_in_use_or_unusable_is_an_error_not_a_quarantine() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(settings(dir.path())).unwrap();
+    assert!(matches!(open(settings(dir.path())), Err(OpenError::InUse { .. })));
+    drop(first);
+    open(settings(dir.path())).unwrap();
+    let file = dir.path().join("lock");
+    assert!(matches!(open(settings(&file)), Err(OpenError::Directory { .. })));
+}
+
+// Q3: forgotten only when delivered
+
+#[tokio::test]
+async fn q3_a_row_that_two_streams_want_stays_until_both_have_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = settings(dir.path());
+    settings.streams.push(stream("other", vec![rule("plant/#", "o/{rest}")]));
+    let mut rig = Rig::start(settings.clone());
+    let appended = rig.append(numbered(1, 20)).await;
+    assert!(matches!(appended.fate, Fate::Stored { streams: 2, .. }));
+    rig.append(message("elsewhere", b"for the cloud only")).await;
+    rig.append(numbered(2, 20)).await;
+    assert_eq!(rig.drain("cloud").await.len(), 3);
+    rig.stop().await;
+    let mut rig = Rig::start(settings);
+    let rows = rig.drain("other").await;
+    assert_eq!(rows.iter().map(|row| number_of(&row.message)).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(rows[0].encoding.topic.as_str(), "o/press/3/sensor");
+    assert_eq!(rig.inlet.stats().await.unwrap().messages, 0);
+    rig.stop().await;
+    let rest: i64 = rusqlite::Connection::open(dir.path().join("queue.db"))
+        .unwrap()
+        .query_row("SELECT count(*) FROM message", (), |row| row.get(0))
+        .unwrap();
+    assert_eq!(rest, 0);
+}
+
+#[tokio::test]
+async fn q3_what_was_taken_and_not_settled_comes_again_after_restore() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(settings(dir.path()));
+    rig.append_all((0..10).map(|number| numbered(number, 20))).await;
+    let outlet = rig.outlet("cloud");
+    let first = outlet.next(4, 1 << 20).await.unwrap();
+    let second = outlet.next(100, 1 << 20).await.unwrap();
+    assert_eq!((first.len(), second.len()), (4, 6));
+    // Out of order, as clouds acknowledge.
+    outlet.commit([1, 3, 7].map(|place| delivered(Sequence(first[0].sequence.0 + place))).to_vec()).await.unwrap();
+    let rest: Vec<u64> = rig.all("cloud").await.iter().map(|row| number_of(&row.message)).collect();
+    assert_eq!(rest, [0, 2, 4, 5, 6, 8, 9]);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn q3_a_rejected_message_becomes_a_dead_letter() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(settings(dir.path()));
+    let appended = rig.append(numbered(1, 20)).await;
+    let verdict = Verdict::Rejected { reason: "0x99 payload format invalid".to_owned() };
+    let change = Change::Settle { sequence: stored(&appended), verdict };
+    rig.outlet("cloud").commit(vec![change.clone()]).await.unwrap();
+    // A second time it is not there any more.
+    rig.outlet("cloud").commit(vec![change]).await.unwrap();
+    let stats = rig.inlet.stats().await.unwrap();
+    assert_eq!((stats.dead_letters, stats.messages), (1, 0));
+    assert_eq!(rig.health.snapshot().losses["rejected"], 1);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn q3_a_flipped_bit_is_noticed_counted_and_not_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(settings(dir.path()));
+    let middle = rig.append_all((0..9).map(|number| numbered(number, 100))).await[4].clone().unwrap();
+    rig.stop().await;
+    let sequence = stored(&middle);
+    sql(
+        dir.path(),
+        &format!(
+            "UPDATE message SET body = substr(body, 1, 50) || x'ff' || substr(body, 52) WHERE sequence = {sequence};
+             DELETE FROM message WHERE sequence = {sequence} + 2"
+        ),
+    );
+    let mut rig = Rig::start(settings(dir.path()));
+    let numbers: Vec<u64> = rig.drain("cloud").await.iter().map(|row| number_of(&row.message)).collect();
+    assert_eq!(numbers, [0, 1, 2, 3, 5, 7, 8]);
+    assert_eq!(rig.health.snapshot().losses["damaged"], 2);
+    rig.stop().await;
+    let rig = Rig::start(settings(dir.path()));
+    assert_eq!(rig.health.snapshot().losses["damaged"], 2, "the counter is durable");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn q3_what_is_too_old_is_dropped_and_declared() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = settings(dir.path());
+    settings.age_max = Some(Duration::from_secs(3600));
+    let mut rig = Rig::start(settings);
+    let long_ago = |mut message: Message, seconds: u64| {
+        // A test machine may have booted a minute ago: then only the wall clock reaches back.
+        message.received.mono_ms = message.received.mono_ms.saturating_sub(seconds * 1000);
+        message
+    };
+    let up_s = Clock::new(ClockSource::Trusted).now().mono_ms / 1000;
+    let mut dying = long_ago(numbered(2, 20), 20);
+    dying.properties = Some(Box::new(Properties { expiry_s: Some(10), ..Properties::default() }));
+    let outcomes = rig.append_all([long_ago(numbered(1, 20), 4000), dying, numbered(3, 20)]).await;
+    assert!(outcomes.iter().all(Result::is_ok));
+    let numbers: Vec<u64> = rig.drain("cloud").await.iter().map(|row| number_of(&row.message)).collect();
+    let losses = rig.health.snapshot().losses;
+    if up_s > 4000 {
+        assert_eq!((numbers, losses["expired"], losses["message-expired"]), (vec![3], 1, 1));
+    } else {
+        assert_eq!(numbers.last(), Some(&3));
+    }
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn q3_messages_leave_by_todays_rules_at_the_qos_of_the_day_they_came() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut old = settings(dir.path());
+    let raised = ForwardRule { qos: Some(Qos::ExactlyOnce), ..rule("plant/#", "old/{rest}") };
+    old.streams = vec![stream("cloud", vec![raised, rule("#", "rest/{topic}")])];
+    let rig = Rig::start(old.clone());
+    rig.append(numbered(1, 20)).await;
+    rig.append(message("a/b", b"12345678")).await;
+    let mut quiet = message("a/c", b"qos 0");
+    quiet.qos = Qos::AtMostOnce;
+    assert_eq!(rig.append(quiet).await.fate, Fate::Unwanted);
+    let mut raised = message("plant/c", b"qos 0 raised");
+    raised.qos = Qos::AtMostOnce;
+    assert!(matches!(rig.append(raised).await.fate, Fate::Stored { streams: 1, .. }));
+    let mut echo = message("a/d", b"from the cloud");
+    echo.origin = Origin::Uplink(Arc::from("cloud"));
+    assert_eq!(rig.append(echo).await.fate, Fate::Unwanted);
+    rig.stop().await;
+
+    let mut new = settings(dir.path());
+    new.streams = vec![stream("cloud", vec![rule("plant/#", "new/{rest}")])];
+    let mut rig = Rig::start(new);
+    let rows = rig.drain("cloud").await;
+    let seen: Vec<_> = rows.iter().map(|row| (row.encoding.topic.as_str(), row.qos.level())).collect();
+    assert_eq!(seen, [("new/press/3/sensor", 2), ("rest/a/b", 1), ("new/c", 2)]);
+    rig.stop().await;
+}
+
+// Q4: the ceiling
+
+fn small(dir: &Path, when_full: WhenFull) -> QueueSettings {
+    let bytes_max = NonZeroU64::new(512 * 1024).unwrap();
+    QueueSettings { bytes_max, when_full, ..settings(dir) }
+}
+
+#[tokio::test]
+async fn q4_drop_oldest_declares_exactly_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = small(dir.path(), WhenFull::DropOldest);
+    settings.streams[0].own_topic = Some("gw".to_owned());
+    let rig = Rig::start(settings.clone());
+    let outcomes = rig.append_all((0..4000).map(|number| numbered(number, 200))).await;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome.as_ref().unwrap().fate, Fate::Stored { streams: 1, .. })));
+    let stats = rig.inlet.stats().await.unwrap();
+    assert!(stats.bytes <= stats.bytes_max, "{} of {}", stats.bytes, stats.bytes_max);
+    rig.stop().await;
+    let mut rig = Rig::start(settings);
+    let rows = rig.drain("cloud").await;
+    let (gaps, rest): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.message.origin == Origin::Gateway);
+    let numbers: Vec<u64> = rest.iter().map(|row| number_of(&row.message)).collect();
+    assert!(numbers.len() > 500, "{}", numbers.len());
+    assert_eq!(numbers, (4000 - numbers.len() as u64..4000).collect::<Vec<_>>());
+    let [gap] = gaps.as_slice() else { panic!("{gaps:?}") };
+    assert_eq!((gap.encoding.topic.as_str(), gap.qos), ("gw/gap", Qos::AtLeastOnce));
+    assert_eq!(gap.message.topic.as_str(), "tidegate/g7/gap");
+    let Body::Bytes(body) = &gap.message.body else { panic!() };
+    let told: serde_json::Value = serde_json::from_slice(body).unwrap();
+    assert_eq!(told["count"], 4000 - numbers.len());
+    assert_eq!(told["last"].as_u64().unwrap() + 1, rest[0].sequence.0);
+    assert_eq!((&told["reason"], &told["stream"]), (&"dropped-oldest".into(), &"cloud".into()));
+    assert_eq!(told["id"], gap.id.to_string());
+    assert_eq!(rig.health.snapshot().losses["dropped-oldest"], 4000 - numbers.len() as u64);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn q4_drop_newest_keeps_the_oldest_and_refuse_keeps_all_it_took() {
+    for (when_full, refuses) in [(WhenFull::DropNewest, false), (WhenFull::Refuse, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rig = Rig::start(small(dir.path(), when_full));
+        let outcomes = rig.append_all((0..4000).map(|number| numbered(number, 200))).await;
+        let mut kept = Vec::new();
+        for (number, outcome) in outcomes.iter().enumerate() {
+            match outcome {
+                Ok(Appended { fate: Fate::Stored { .. }, .. }) => kept.push(number as u64),
+                Ok(Appended { fate: Fate::Dropped(LossReason::DroppedNewest), .. }) => assert!(!refuses),
+                Err(AppendError::Full) => assert!(refuses),
+                other => panic!("{other:?}"),
+            }
+        }
+        let stats = rig.inlet.stats().await.unwrap();
+        assert!(stats.bytes <= stats.bytes_max);
+        let numbers: Vec<u64> = rig.drain("cloud").await.iter().map(|row| number_of(&row.message)).collect();
+        assert_eq!(numbers, kept);
+        assert!((1000..4000).contains(&kept.len()), "{}", kept.len());
+        let lost = rig.health.snapshot().losses.get("dropped-newest").copied().unwrap_or(0);
+        assert_eq!(lost, if refuses { 0 } else { 4000 - kept.len() as u64 });
+        // There is room again.
+        assert!(matches!(rig.append(numbered(1, 200)).await.fate, Fate::Stored { .. }));
+        rig.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn q4_a_rule_of_its_own_protects_its_messages_from_those_that_drop_the_oldest() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = small(dir.path(), WhenFull::DropOldest);
+    let precious = ForwardRule { when_full: Some(WhenFull::Refuse), ..rule("precious", "p") };
+    settings.streams = vec![stream("cloud", vec![precious, rule("#", "{topic}")])];
+    let mut rig = Rig::start(settings);
+    for round in 0..20 {
+        rig.append(message("precious", b"12345678")).await;
+        rig.append_all((0..150).map(|number| numbered(round * 150 + number, 200))).await;
+    }
+    let rows = rig.drain("cloud").await;
+    let precious = rows.iter().filter(|row| row.encoding.topic.as_str() == "p").count();
+    assert_eq!(precious, 20);
+    let lost = rig.health.snapshot().losses["dropped-oldest"];
+    assert_eq!(rows.len() as u64 + lost, 20 + 3000);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn q4_a_full_store_goes_on_draining_at_qos_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(small(dir.path(), WhenFull::Refuse));
+    let mut took = 0;
+    while rig.inlet.append(submission(numbered(took, 200))).await.is_ok() {
+        took += 1;
+    }
+    let outlet = rig.outlet("cloud");
+    let mut gone = 0;
+    let mut order = 0;
+    while gone < took {
+        let rows = tokio::time::timeout(DEADLINE, outlet.next(50, 1 << 20)).await.unwrap().unwrap();
+        let admit = rows.iter().enumerate().map(|(place, row)| {
+            order += 1;
+            let packet_id = u16::try_from(place).unwrap() + 1;
+            Change::Admit { packet_id, rows: vec![row.sequence], order, encoding: row.encoding.clone() }
+        });
+        outlet.commit(admit.collect()).await.unwrap();
+        let release = (1..=rows.len()).map(|id| Change::Release { packet_id: u16::try_from(id).unwrap() });
+        outlet.commit(release.collect()).await.unwrap();
+        let done = rows.iter().enumerate().flat_map(|(place, row)| {
+            [delivered(row.sequence), Change::Forget { packet_id: u16::try_from(place).unwrap() + 1 }]
+        });
+        outlet.commit(done.collect()).await.unwrap();
+        gone += rows.len() as u64;
+    }
+    assert_eq!(gone, took);
+    assert!(rig.inlet.append(submission(numbered(0, 200))).await.is_ok());
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn q4_a_message_larger_than_the_store_costs_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(small(dir.path(), WhenFull::DropOldest));
+    rig.append(numbered(1, 100)).await;
+    let huge = rig.append(numbered(2, 700 * 1024)).await;
+    assert_eq!(huge.fate, Fate::Dropped(LossReason::DroppedNewest));
+    assert_eq!(rig.drain("cloud").await.len(), 1);
+    rig.stop().await;
+}
+
+// Q5: one consumer
+
+#[tokio::test]
+async fn q5_an_answer_that_nobody_took_comes_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(settings(dir.path()));
+    rig.append_all((0..20).map(|number| numbered(number, 20))).await;
+    let outlet = rig.outlet("cloud");
+    for _ in 0..10 {
+        // Asked and given up before the answer can come.
+        let mut asking = Box::pin(outlet.next(5, 1 << 20));
+        tokio::select! {
+            biased;
+            taken = &mut asking => assert_eq!(number_of(&taken.unwrap()[0].message), 0),
+            () = std::future::ready(()) => continue,
+        }
+        panic!("it was answered before it was polled twice");
+    }
+    let first = outlet.next(5, 1 << 20).await.unwrap();
+    assert_eq!(number_of(&first[0].message), 0);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn q5_an_outlet_that_waits_is_woken_by_an_append() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(settings(dir.path()));
+    let inlet = rig.inlet.clone();
+    let outlet = rig.outlet("cloud");
+    let (next, appended) = tokio::join!(
+        tokio::time::timeout(DEADLINE, outlet.next(5, 1 << 20)),
+        inlet.append(submission(numbered(3, 20)))
+    );
+    assert_eq!(next.unwrap().unwrap()[0].sequence, stored(&appended.unwrap()));
+    rig.inlet.stop().await;
+    assert!(matches!(rig.outlet("cloud").next(5, 1 << 20).await, Err(AppendError::Stopped)));
+}
+
+// QoS 2 in and out
+
+#[tokio::test]
+async fn a_qos_2_message_is_stored_once_over_a_restart_for_the_sessions_of_uplinks() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = settings(dir.path());
+    settings.streams.push(stream("second", vec![rule("#", "{topic}")]));
+    let mut rig = Rig::start(settings.clone());
+    let cloud = rig.outlet("cloud").restore().await.unwrap().session;
+    let local = rig.inlet.open_session().await.unwrap();
+    assert_ne!(cloud, local);
+    let (from_cloud, from_client) = (Once { session: cloud, packet_id: 9 }, Once { session: local, packet_id: 9 });
+    for once in [from_cloud, from_client] {
+        let submission = Submission { message: numbered(1, 20), once: Some(once) };
+        // In one commit: the repeat is answered after the first one's.
+        let first = rig.inlet.begin_append(submission.clone()).await.unwrap();
+        let repeat = rig.inlet.begin_append(submission).await.unwrap();
+        assert!(matches!(first.outcome().await.unwrap().fate, Fate::Stored { .. }));
+        assert_eq!(repeat.outcome().await.unwrap().fate, Fate::Duplicate);
+    }
+    rig.stop().await;
+
+    let mut rig = Rig::start(settings);
+    assert_eq!(rig.outlet("cloud").restore().await.unwrap().session, cloud);
+    let again = Submission { message: numbered(1, 20), once: Some(from_cloud) };
+    assert_eq!(rig.inlet.append(again.clone()).await.unwrap().fate, Fate::Duplicate);
+    assert!(!rig.inlet.release(from_client).await.unwrap(), "sessions in memory are void after a restart");
+    assert!(rig.inlet.open_session().await.unwrap() > local, "session numbers do not repeat");
+    assert!(rig.inlet.release(from_cloud).await.unwrap());
+    assert!(!rig.inlet.release(from_cloud).await.unwrap());
+    assert!(matches!(rig.inlet.append(again.clone()).await.unwrap().fate, Fate::Stored { .. }));
+    // The cloud forgot the session: the id may bear a new message.
+    rig.outlet("cloud").commit(vec![Change::NewSession]).await.unwrap();
+    let session = rig.outlet("cloud").restore().await.unwrap().session;
+    assert_ne!(session, cloud);
+    assert!(!rig.inlet.release(from_cloud).await.unwrap());
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn admitted_rows_come_back_with_id_order_and_encoding() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = settings(dir.path());
+    let mut rig = Rig::start(settings.clone());
+    rig.append_all((0..8).map(|number| numbered(number, 30))).await;
+    let outlet = rig.outlet("cloud");
+    assert_eq!(outlet.restore().await.unwrap().session_key, None);
+    let rows = outlet.next(100, 1 << 20).await.unwrap();
+    let encoding = |row: &Queued, offset| Encoding { clock_offset_ms: offset, ..row.encoding.clone() };
+    let admit = |packet_id, places: &[usize], order| Change::Admit {
+        packet_id,
+        rows: places.iter().map(|place| rows[*place].sequence).collect(),
+        order,
+        encoding: encoding(&rows[places[0]], i64::from(packet_id)),
+    };
+    let key = Change::SessionKey(u64::MAX - 5);
+    outlet.commit(vec![key, admit(7, &[1], 2), admit(3, &[2, 3, 5], 1), admit(9, &[0], 3)]).await.unwrap();
+    outlet.commit(vec![Change::Release { packet_id: 7 }]).await.unwrap();
+    outlet.commit(vec![delivered(rows[0].sequence), Change::Forget { packet_id: 9 }]).await.unwrap();
+    rig.stop().await;
+
+    settings.streams = vec![stream("cloud", vec![rule("#", "changed/{topic}")])];
+    let mut rig = Rig::start(settings);
+    let restored = rig.outlet("cloud").restore().await.unwrap();
+    assert_eq!(restored.session_key, Some(u64::MAX - 5));
+    let seen: Vec<_> = restored
+        .in_flight
+        .iter()
+        .map(|entry| {
+            let numbers: Vec<u64> = entry.rows.iter().map(|row| number_of(&row.message)).collect();
+            (entry.packet_id, entry.released, entry.order, numbers)
+        })
+        .collect();
+    assert_eq!(seen, [(3, false, 1, vec![2, 3, 5]), (7, true, 2, vec![1])]);
+    for entry in &restored.in_flight {
+        for row in &entry.rows {
+            assert_eq!(row.encoding.topic.as_str(), "up/plant/press/3/sensor", "as recorded, not as configured now");
+            assert_eq!(row.encoding.clock_offset_ms, i64::from(entry.packet_id));
+            assert_eq!(row.id, rows[usize::try_from(number_of(&row.message)).unwrap()].id);
+        }
+    }
+    let rest = rig.outlet("cloud").next(100, 1 << 20).await.unwrap();
+    assert_eq!(rest.iter().map(|row| number_of(&row.message)).collect::<Vec<_>>(), [4, 6, 7]);
+    // A forgotten id's rows wait again.
+    rig.outlet("cloud").commit(vec![Change::Forget { packet_id: 3 }]).await.unwrap();
+    let numbers: Vec<u64> = rig.all("cloud").await.iter().map(|row| number_of(&row.message)).collect();
+    assert_eq!(numbers, [2, 3, 4, 5, 6, 7]);
+    rig.stop().await;
+}
+
+// Retained messages, readings, rules
+
+#[tokio::test]
+async fn retained_messages_are_set_replaced_found_and_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = settings(dir.path());
+    settings.streams = vec![stream("cloud", vec![rule("nothing", "{topic}")])];
+    let rig = Rig::start(settings.clone());
+    let retain = |topic: &str, body: &[u8]| Message { retain: true, qos: Qos::AtMostOnce, ..message(topic, body) };
+    for topic in ["a", "a/b", "a/b/c", "ab", "b", "a/x"] {
+        let appended = rig.append(retain(topic, b"first")).await;
+        assert!(matches!(appended.fate, Fate::Stored { streams: 0, .. }), "{topic}");
+    }
+    for number in 0..600 {
+        rig.append(retain(&format!("many/{number:03}"), b"x")).await;
+    }
+    rig.append(retain("a/b", b"second")).await;
+    rig.append(retain("a/x", b"")).await;
+    rig.stop().await;
+    let rig = Rig::start(settings);
+    let topics = |filter: &'static str| {
+        let rig = &rig;
+        async move {
+            let found = rig.inlet.retained(&Filter::new(filter).unwrap(), 1000).await.unwrap();
+            found.iter().map(|message| message.topic.as_str().to_owned()).collect::<Vec<_>>()
+        }
+    };
+    assert_eq!(topics("a/#").await, ["a", "a/b", "a/b/c"]);
+    assert_eq!(topics("a").await, ["a"]);
+    assert_eq!(topics("+/b").await, ["a/b"]);
+    assert_eq!(topics("#").await.len(), 605);
+    assert_eq!(topics("many/+").await.len(), 600);
+    let found = rig.inlet.retained(&Filter::new("a/b").unwrap(), 1).await.unwrap();
+    assert_eq!(found, [Message { received: found[0].received, ..retain("a/b", b"second") }]);
+    assert_eq!(rig.inlet.stats().await.unwrap().retained, 605);
+    rig.stop().await;
+}
+
+fn reading(device: &str) -> Message {
+    let stamp = Stamp { wall_ms: 1_795_425_600_000, mono_ms: 1000, clock: ClockState::Synced };
+    let body = Body::Reading(Reading {
+        device: Arc::from(device),
+        point: Arc::from("p"),
+        value: Value::Float(6.5),
+        unit: None,
+        quality: Quality::Good,
+        reason: None,
+        seq: 0,
+        stamp,
+    });
+    Message { body, origin: Origin::Field, ..message("field/a/p", b"") }
+}
+
+#[tokio::test]
+async fn readings_are_numbered_for_each_device_without_holes_over_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    for start in 0..3_u64 {
+        let mut rig = Rig::start(small(dir.path(), WhenFull::Refuse));
+        for number in 1..=10 {
+            assert_eq!(rig.append(reading("a")).await.reading_seq, start * 10 + number);
+        }
+        assert_eq!(rig.append(reading("b")).await.reading_seq, start + 1);
+        assert_eq!(rig.append(numbered(1, 20)).await.reading_seq, 0);
+        if start == 1 {
+            // What is refused comes again, so it has taken no number.
+            while rig.inlet.append(submission(numbered(0, 900))).await.is_ok() {}
+            while rig.inlet.append(submission(numbered(0, 8))).await.is_ok() {}
+            assert_eq!(rig.inlet.append(submission(reading("a"))).await, Err(AppendError::Full));
+            rig.drain("cloud").await;
+        }
+        let rows = rig.all("cloud").await;
+        for row in rows.iter().filter(|row| row.id.start == u32::try_from(start).unwrap() + 1) {
+            if let Body::Reading(found) = &row.message.body {
+                assert_eq!(found.stamp.wall_ms, 1_795_425_600_000);
+                assert!(found.seq > 0);
+            }
+        }
+        rig.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_configured_any_more_keeps_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(settings(dir.path()));
+    rig.append(numbered(1, 20)).await;
+    rig.stop().await;
+    let mut other = settings(dir.path());
+    other.streams = vec![stream("other", vec![rule("#", "{topic}")])];
+    let mut rig = Rig::start(other);
+    rig.append(numbered(2, 20)).await;
+    rig.drain("other").await;
+    let stats = rig.inlet.stats().await.unwrap();
+    assert_eq!((stats.streams["cloud"].is_active, stats.streams["cloud"].waiting), (false, 1));
+    rig.stop().await;
+    let mut rig = Rig::start(settings(dir.path()));
+    assert_eq!(number_of(&rig.drain("cloud").await[0].message), 1);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn new_rules_hold_from_their_commit_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(settings(dir.path()));
+    rig.append(numbered(1, 20)).await;
+    rig.inlet.set_rules(stream("cloud", vec![rule("none", "{topic}")])).await.unwrap();
+    assert_eq!(rig.append(numbered(2, 20)).await.fate, Fate::Unwanted);
+    rig.inlet.set_rules(stream("cloud", vec![rule("#", "new/{topic}")])).await.unwrap();
+    rig.append(numbered(3, 20)).await;
+    let rows = rig.drain("cloud").await;
+    let seen: Vec<_> = rows.iter().map(|row| (number_of(&row.message), row.encoding.topic.as_str())).collect();
+    assert_eq!(seen, [(1, "new/plant/press/3/sensor"), (3, "new/plant/press/3/sensor")]);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_fails_while_it_runs_is_moved_aside_and_the_queue_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(settings(dir.path()));
+    rig.append_all((0..3000).map(|number| numbered(number, 400))).await;
+    // Someone writes over the files of a running gateway. (The page cache of SQLite is 2 MiB; head and tail differ.)
+    let length = fs::metadata(dir.path().join("queue.db")).unwrap().len();
+    fs::write(dir.path().join("queue.db"), vec![0xa5; usize::try_from(length).unwrap()]).unwrap();
+    let wal = fs::metadata(dir.path().join("queue.db-wal")).unwrap().len();
+    fs::write(dir.path().join("queue.db-wal"), vec![0xa5; usize::try_from(wal).unwrap()]).unwrap();
+    let outlet = rig.outlet("cloud");
+    let mut failures = 0;
+    for _ in 0..40 {
+        if outlet.next(256, 1 << 20).await.is_err() {
+            failures += 1;
+            break;
+        }
+    }
+    assert_eq!(failures, 1);
+    assert!(stored(&rig.append(numbered(9, 20)).await).0 > 3000);
+    assert_eq!(rig.drain("cloud").await.len(), 1);
+    assert_eq!(rig.health.snapshot().losses["quarantined"], 3000);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_of_220_bytes_takes_little_more_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(settings(dir.path()));
+    let before = rig.inlet.stats().await.unwrap().bytes;
+    rig.append_all((0..5000).map(|number| numbered(number, 200))).await;
+    let bytes = rig.inlet.stats().await.unwrap().bytes - before;
+    println!("{} bytes of pages for each message of 200 bytes with a topic of 20", bytes / 5000);
+    assert!(bytes / 5000 < 300, "{}", bytes / 5000);
+    rig.stop().await;
+}
+
+// The model
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append { to_a: bool, to_b: bool, count: u8 },
+    Settle { stream: bool, picks: Vec<prop::sample::Index> },
+    Restart { clean: bool },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        5 => (any::<bool>(), any::<bool>(), 1_u8..40)
+            .prop_map(|(to_a, to_b, count)| Step::Append { to_a, to_b, count }),
+        4 => (any::<bool>(), prop::collection::vec(any::<prop::sample::Index>(), 1..30))
+            .prop_map(|(stream, picks)| Step::Settle { stream, picks }),
+        1 => any::<bool>().prop_map(|clean| Step::Restart { clean }),
+    ];
+    prop::collection::vec(step, 1..25)
+}
+
+/// Two streams by topic, on the books themselves: a case costs no thread.
+struct Modelled {
+    dir: TempDir,
+    books: books::Books,
+    model: [VecDeque<(u64, u64)>; 2],
+    number: u64,
+}
+
+impl Modelled {
+    fn settings(dir: &Path) -> QueueSettings {
+        let mut settings = small(dir, WhenFull::DropOldest);
+        settings.bytes_max = NonZeroU64::new(128 * 1024).unwrap();
+        settings.streams = vec![
+            stream("a", vec![rule("a", "{topic}"), rule("ab", "{topic}")]),
+            stream("b", vec![rule("b", "{topic}"), rule("ab", "{topic}")]),
+        ];
+        settings
+    }
+
+    fn new() -> Modelled {
+        let dir = tempfile::tempdir().unwrap();
+        let books = opening::open_books(&Self::settings(dir.path()), &mut None, None, None).unwrap();
+        Modelled { dir, books, model: Default::default(), number: 0 }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Append { to_a, to_b, count } => {
+                let topic = match (to_a, to_b) {
+                    (true, true) => "ab",
+                    (true, false) => "a",
+                    (false, true) => "b",
+                    (false, false) => "nobody",
+                };
+                for _ in 0..count {
+                    self.number += 1;
+                    let body = [&self.number.to_le_bytes()[..], &[0; 200]].concat();
+                    let appended = self.books.append(submission(message(topic, &body))).unwrap().unwrap();
+                    if let Fate::Stored { sequence, streams } = appended.fate {
+                        assert_eq!(streams, usize::from(to_a) + usize::from(to_b));
+                        for (wanted, queue) in [to_a, to_b].into_iter().zip(&mut self.model) {
+                            queue.extend(wanted.then_some((sequence.0, self.number)));
+                        }
+                    }
+                }
+                self.books.commit().unwrap();
+                self.evicted();
+            }
+            Step::Settle { stream, picks } => {
+                let queue = &mut self.model[usize::from(stream)];
+                let mut changes = Vec::new();
+                for pick in picks {
+                    if !queue.is_empty() {
+                        let (sequence, _) = queue.remove(pick.index(queue.len())).unwrap();
+                        changes.push(delivered(Sequence(sequence)));
+                    }
+                }
+                self.books.change(usize::from(stream), changes).unwrap();
+                self.books.commit().unwrap();
+            }
+            Step::Restart { clean } => {
+                let crashed = copy_dir(self.dir.path());
+                let fresh = tempfile::tempdir().unwrap();
+                let books = opening::open_books(&Self::settings(fresh.path()), &mut None, None, None).unwrap();
+                std::mem::replace(&mut self.books, books).close().unwrap();
+                if !clean {
+                    self.dir = crashed;
+                }
+                self.books = opening::open_books(&Self::settings(self.dir.path()), &mut None, None, None).unwrap();
+                while self.books.sweep.is_some() {
+                    self.books.sweep_step().unwrap();
+                }
+                self.books.commit().unwrap();
+            }
+        }
+        self.compare();
+    }
+
+    /// What was evicted is declared: the model forgets as much from the front.
+    fn evicted(&mut self) {
+        for (stream, queue) in self.books.streams.iter().zip(&mut self.model) {
+            let missing = queue.len() as u64 - stream.waiting;
+            queue.drain(..usize::try_from(missing).unwrap());
+        }
+    }
+
+    fn compare(&mut self) {
+        for index in 0..2 {
+            let mut found = Vec::new();
+            let mut place = 0;
+            loop {
+                let fetched = self.books.next(index, place, 256, 1 << 20).unwrap();
+                if fetched.rows.is_empty() {
+                    break;
+                }
+                place = fetched.place;
+                found.extend(fetched.rows.iter().map(|row| (row.sequence.0, number_of(&row.message))));
+            }
+            assert_eq!(found, self.model[index].iter().copied().collect::<Vec<_>>(), "stream {index}");
+            assert_eq!(self.books.streams[index].waiting, found.len() as u64);
+            // What is only compared is not under way.
+            self.books.streams[index].taken_to = 0;
+        }
+        let union: BTreeSet<u64> = self.model.iter().flatten().map(|(sequence, _)| *sequence).collect();
+        assert!(self.books.rows >= union.len() as u64);
+        let stats = self.books.stats().unwrap();
+        assert!(stats.bytes <= stats.bytes_max + 16 * 1024, "{stats:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_queue_is_what_a_vecdeque_for_each_stream_would_be(steps in steps()) {
+        let mut modelled = Modelled::new();
+        for step in steps {
+            modelled.step(step);
+        }
+        let declared: u64 = modelled.books.losses.values().sum();
+        let gaps: u64 = modelled.books.streams.iter().flat_map(|s| s.gaps.values()).map(|gap| gap.count).sum();
+        prop_assert_eq!(declared, gaps);
+    }
+}

@@ -1,0 +1,105 @@
+//! How long to wait before the next attempt to connect: full jitter. Pure: the caller brings clock and chance.
+//!
+//! Promises: a thousand gateways whose cloud comes back do not come back in the same second; a cloud that takes the
+//! connection and drops it at once is not hammered, because only a stable connection sets the pauses back.
+
+use std::time::Duration;
+
+use crate::config::Reconnect;
+
+/// A connection that lasted this long was a good one: the next pause is short again.
+pub const STABLE_AFTER: Duration = Duration::from_secs(60);
+
+/// No pause is shorter: chance may say zero, and a busy loop is no attempt.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+
+/// Doublings after which the ceiling does not grow further, whatever the configuration says.
+const DOUBLINGS_MAX: u32 = 20;
+
+/// The pauses of one uplink.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    reconnect: Reconnect,
+    failures: u32,
+    connected_at: Option<Duration>,
+}
+
+impl Backoff {
+    /// Pauses as `reconnect` says.
+    pub fn new(reconnect: Reconnect) -> Backoff {
+        Backoff { reconnect, failures: 0, connected_at: None }
+    }
+
+    /// The cloud has accepted the connection at `now`.
+    pub fn connected(&mut self, now: Duration) {
+        self.connected_at = Some(now);
+    }
+
+    /// An attempt failed or the connection ended at `now`. The pause before the next attempt; `chance` is any
+    /// number, evenly spread.
+    pub fn pause(&mut self, now: Duration, chance: u32) -> Duration {
+        let lasted = self.connected_at.take().map(|since| now.saturating_sub(since));
+        if lasted.is_some_and(|lasted| lasted >= STABLE_AFTER) {
+            self.failures = 0;
+        }
+        let ceiling = self.ceiling();
+        self.failures = self.failures.saturating_add(1);
+        let pause = ceiling.mul_f64(f64::from(chance) / f64::from(u32::MAX));
+        pause.clamp(PAUSE_MIN.min(ceiling), ceiling)
+    }
+
+    /// The longest that the next pause can be.
+    pub fn ceiling(&self) -> Duration {
+        let doubled = self.reconnect.first.saturating_mul(1 << self.failures.min(DOUBLINGS_MAX));
+        doubled.min(self.reconnect.max.max(self.reconnect.first))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backoff() -> Backoff {
+        Backoff::new(Reconnect { first: Duration::from_secs(1), max: Duration::from_secs(30) })
+    }
+
+    #[test]
+    fn the_ceiling_doubles_up_to_the_maximum() {
+        let mut backoff = backoff();
+        let pauses: Vec<u64> = (0..8).map(|_| backoff.pause(Duration::ZERO, u32::MAX).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
+    }
+
+    #[test]
+    fn chance_spreads_a_pause_from_almost_nothing_to_the_ceiling() {
+        let mut backoff = backoff();
+        for _ in 0..3 {
+            backoff.pause(Duration::ZERO, 0);
+        }
+        let mut low = backoff.clone();
+        let mut middle = backoff.clone();
+        assert_eq!(low.pause(Duration::ZERO, 0), PAUSE_MIN);
+        assert_eq!(middle.pause(Duration::ZERO, u32::MAX / 2).as_secs(), 3);
+        assert_eq!(backoff.pause(Duration::ZERO, u32::MAX).as_secs(), 8);
+    }
+
+    #[test]
+    fn only_a_stable_connection_sets_the_pauses_back() {
+        let mut backoff = backoff();
+        for _ in 0..6 {
+            backoff.pause(Duration::ZERO, u32::MAX);
+        }
+        backoff.connected(Duration::from_secs(100));
+        assert_eq!(backoff.pause(Duration::from_secs(159), u32::MAX).as_secs(), 30);
+        backoff.connected(Duration::from_secs(200));
+        assert_eq!(backoff.pause(Duration::from_secs(260), u32::MAX).as_secs(), 1);
+    }
+
+    #[test]
+    fn no_number_of_failures_overflows() {
+        let mut backoff = Backoff::new(Reconnect { first: Duration::MAX, max: Duration::from_secs(1) });
+        for _ in 0..100 {
+            assert!(backoff.pause(Duration::ZERO, u32::MAX) > Duration::from_secs(1));
+        }
+    }
+}

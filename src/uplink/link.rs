@@ -1,0 +1,736 @@
+//! Carries the machine's actions to the socket, the store and the intake, and what they say back to the machine.
+//!
+//! Promises: it decides nothing about the session; only when to connect again, and where. All packets of one turn
+//! leave in one write; buffers are bounded by the window and by the longest packet; one outage is one line in the
+//! journal, however many attempts it takes.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use log::{debug, error, info, warn};
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::Backoff;
+use super::machine::{Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
+use super::tasks::{Errand, Order, Report, keep_store, run_errands};
+use crate::clock::Clock;
+use crate::config::{Endpoint, UplinkConfig};
+use crate::health::{Health, UplinkHealth, UplinkState};
+use crate::intake::{Intake, LiveForward};
+use crate::message::Stamp;
+use crate::mqtt::{Decoder, Encoder, Packet, ReasonCode};
+use crate::queue::{Inlet, Outlet};
+use crate::transport::{self, ConnectError, Refusal, Stream, TlsFiles};
+
+/// TCP and TLS each must be done within this.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// What is still to be written when a connection is closed may take this.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+
+/// At the end, the last commit may take this.
+const SETTLE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Room for one read.
+const READ_BYTES: usize = 64 * 1024;
+
+/// With more than this to write, no live messages are added.
+const WRITE_BYTES_MAX: usize = 256 * 1024;
+
+/// Reports and live messages of one turn.
+const TURN_MAX: usize = 64;
+
+/// Longest password file that is read.
+const PASSWORD_BYTES_MAX: u64 = 65_535;
+
+/// Another client with our id: coming back at once would throw it out, and it us.
+const TAKEN_OVER_PAUSE: Duration = Duration::from_secs(10);
+
+/// Dead letters are named in the journal at most this often; the count goes on.
+const REJECTED_EVERY: Duration = Duration::from_secs(10);
+
+/// A stamp may be this old: it serves expiry in seconds.
+const STAMP_AGE_MAX: Duration = Duration::from_millis(200);
+
+/// Everything an uplink needs.
+#[derive(Debug)]
+pub struct UplinkSettings {
+    /// Its name in the configuration.
+    pub name: Arc<str>,
+    /// `[uplink.<name>]`
+    pub config: UplinkConfig,
+    /// The client id, placeholders filled.
+    pub client_id: String,
+    /// The stream of this name.
+    pub outlet: Outlet,
+    /// For received QoS 2 ids.
+    pub inlet: Inlet,
+    /// For what the cloud sends, and for live QoS 0 messages.
+    pub intake: Intake,
+    /// For stamps and ages.
+    pub clock: Clock,
+    /// Where states and counters go.
+    pub health: Health,
+}
+
+/// Why an uplink ended before it was told to. A cloud that is away is not among the reasons.
+#[derive(Debug, Error)]
+pub enum UplinkError {
+    /// Without the queue there is nothing to deliver and nowhere to put commands.
+    #[error("the queue has stopped under the uplink {name}")]
+    QueueStopped {
+        /// The uplink.
+        name: Arc<str>,
+    },
+    /// A task of the uplink is gone.
+    #[error("a task of the uplink {name} has failed")]
+    Task {
+        /// The uplink.
+        name: Arc<str>,
+        /// How.
+        #[source]
+        source: tokio::task::JoinError,
+    },
+}
+
+/// One uplink.
+#[derive(Debug)]
+pub struct Uplink {
+    settings: UplinkSettings,
+}
+
+impl Uplink {
+    /// An uplink that does nothing yet.
+    pub fn new(settings: UplinkSettings) -> Uplink {
+        Uplink { settings }
+    }
+
+    /// Delivers until `stop`: then what is in flight may take two seconds, the own status says offline, and the
+    /// session stays at the cloud.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), UplinkError> {
+        let UplinkSettings { name, config, client_id, outlet, inlet, intake, clock, health } = self.settings;
+        let (orders, order_inbox) = mpsc::channel(8);
+        let (errands, errand_inbox) = mpsc::channel(1024);
+        let (report_outbox, reports) = mpsc::channel(1024);
+        let lane = intake.live_lane(&name);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(keep_store(outlet, order_inbox, report_outbox.clone()));
+        tasks.spawn(run_errands(intake, inlet, errand_inbox, report_outbox));
+        let started = Instant::now();
+        let mut link = Link {
+            machine: Machine::new(Settings::new(name.clone(), client_id.clone(), &config)),
+            line: Line::Idle { until: started },
+            backoff: Backoff::new(config.reconnect),
+            health: health.uplink(&name),
+            stamp: clock.now(),
+            stamp_at: started,
+            rejected_at: None,
+            rejected: 0,
+            endpoint: 0,
+            tried: 0,
+            was_up: false,
+            is_outage: false,
+            is_stopping: false,
+            is_stopped: false,
+            name,
+            config,
+            client_id,
+            clock,
+            started,
+            orders,
+            errands,
+        };
+        let result = link.run(&stop, reports, lane, &mut tasks).await;
+        link.set_state(UplinkState::Stopped, result.as_ref().err().map(|error| chain(error)));
+        // Without the senders the tasks end by themselves, the store's after the commit under way.
+        drop(link);
+        while let Ok(Some(_ended)) = timeout(SETTLE_WITHIN, tasks.join_next()).await {}
+        result
+    }
+}
+
+/// An error and its causes in one line.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        // Writing to a String cannot fail.
+        let _ok = write!(text, ": {source}");
+        cause = source.source();
+    }
+    text
+}
+
+type Connecting = Pin<Box<dyn Future<Output = Result<(Stream, Option<Bytes>), AttemptError>> + Send>>;
+
+enum Line {
+    Idle { until: Instant },
+    Connecting(Connecting),
+    Open(Box<Wire>),
+}
+
+struct Wire {
+    reader: ReadHalf<Stream>,
+    writer: WriteHalf<Stream>,
+    decoder: Decoder,
+    encoder: Encoder,
+    input: BytesMut,
+    output: BytesMut,
+    is_unflushed: bool,
+}
+
+#[derive(Debug, Error)]
+enum AttemptError {
+    #[error("cannot read the password from {}", path.display())]
+    Password {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Connect(ConnectError),
+}
+
+/// Why a connection ended that was not closed from here.
+#[derive(Debug, Error)]
+enum LostError {
+    #[error("the cloud closed the connection")]
+    Closed,
+    #[error("the connection broke")]
+    Broken(#[source] io::Error),
+    #[error("TLS ended: {0}")]
+    Refused(Refusal),
+}
+
+enum LineEvent {
+    Due,
+    Connected(Result<(Stream, Option<Bytes>), AttemptError>),
+    Read,
+    Written,
+    Lost(io::Error),
+    Closed,
+}
+
+impl Line {
+    /// What happens next on the line. Cancel safe: nothing that was read or written is forgotten.
+    async fn event(&mut self, may_open: bool, may_read: bool) -> LineEvent {
+        match self {
+            Line::Idle { until } if may_open => {
+                sleep_until(*until).await;
+                LineEvent::Due
+            }
+            Line::Idle { .. } => std::future::pending().await,
+            Line::Connecting(attempt) => LineEvent::Connected(attempt.as_mut().await),
+            Line::Open(wire) => wire.event(may_read).await,
+        }
+    }
+}
+
+impl Wire {
+    async fn event(&mut self, may_read: bool) -> LineEvent {
+        let Wire { reader, writer, input, output, is_unflushed, .. } = self;
+        input.reserve(READ_BYTES);
+        let has_output = !output.is_empty();
+        let write = async {
+            if has_output { writer.write_buf(output).await.map(|_| true) } else { writer.flush().await.map(|()| false) }
+        };
+        tokio::select! {
+            // What is written first: it frees the window of the other side; but reading is polled in every turn.
+            written = write, if has_output || *is_unflushed => match written {
+                Ok(wrote) => {
+                    *is_unflushed = wrote;
+                    LineEvent::Written
+                }
+                Err(error) => LineEvent::Lost(error),
+            },
+            read = reader.read_buf(input), if may_read => match read {
+                Ok(0) => LineEvent::Closed,
+                Ok(_) => LineEvent::Read,
+                Err(error) => LineEvent::Lost(error),
+            },
+            else => std::future::pending().await,
+        }
+    }
+}
+
+struct Link {
+    name: Arc<str>,
+    config: UplinkConfig,
+    client_id: String,
+    clock: Clock,
+    health: Arc<UplinkHealth>,
+    machine: Machine,
+    line: Line,
+    backoff: Backoff,
+    orders: mpsc::Sender<Order>,
+    errands: mpsc::Sender<Errand>,
+    started: Instant,
+    stamp: Stamp,
+    stamp_at: Instant,
+    /// Index of the endpoint to try.
+    endpoint: usize,
+    /// Endpoints tried since the last pause.
+    tried: usize,
+    /// The session was set up on this connection.
+    was_up: bool,
+    /// The outage has been logged.
+    is_outage: bool,
+    is_stopping: bool,
+    is_stopped: bool,
+    rejected_at: Option<Instant>,
+    rejected: u64,
+}
+
+impl Link {
+    async fn run(
+        &mut self,
+        stop: &CancellationToken,
+        mut reports: mpsc::Receiver<Report>,
+        mut lane: Option<mpsc::Receiver<LiveForward>>,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<(), UplinkError> {
+        self.set_state(UplinkState::Connecting, None);
+        let mut settle_by = None;
+        loop {
+            self.turn().await;
+            if self.is_stopping && !matches!(self.line, Line::Open(_)) {
+                self.is_stopped = true;
+            }
+            if self.is_stopped {
+                let by = *settle_by.get_or_insert(Instant::now() + SETTLE_WITHIN);
+                if self.machine.is_quiet() || Instant::now() >= by {
+                    return Ok(());
+                }
+            }
+            let at = self.at();
+            // Before the deadline, which depends on whether the pace held something back.
+            let may_live = self.machine.wants_live(at) && self.output_bytes() < WRITE_BYTES_MAX;
+            let deadline = self.machine.deadline(at.now).map_or_else(far, |at| self.started + at);
+            let deadline = settle_by.map_or(deadline, |by| by.min(deadline).max(Instant::now()));
+            let may_open = self.machine.can_open() && !self.is_stopping;
+            let may_read = self.machine.wants_packets();
+            let event = tokio::select! {
+                () = stop.cancelled(), if !self.is_stopping => {
+                    self.is_stopping = true;
+                    if !matches!(self.line, Line::Open(_)) {
+                        self.line = Line::Idle { until: far() };
+                    }
+                    self.machine.handle(at, Event::Stop);
+                    continue;
+                }
+                Some(report) = reports.recv() => {
+                    self.report(report)?;
+                    for _ in 0..TURN_MAX {
+                        let Ok(report) = reports.try_recv() else { break };
+                        self.report(report)?;
+                    }
+                    continue;
+                }
+                Some(live) = receive(&mut lane), if may_live => {
+                    self.live(live, &mut lane);
+                    continue;
+                }
+                Some(ended) = tasks.join_next() => {
+                    return Err(match ended {
+                        Ok(()) => UplinkError::QueueStopped { name: self.name.clone() },
+                        Err(source) => UplinkError::Task { name: self.name.clone(), source },
+                    });
+                }
+                () = sleep_until(deadline) => continue,
+                event = self.line.event(may_open, may_read) => event,
+            };
+            self.line_event(event);
+        }
+    }
+
+    fn at(&mut self) -> Moment {
+        let now = Instant::now();
+        if now - self.stamp_at > STAMP_AGE_MAX {
+            self.stamp = self.clock.now();
+            self.stamp_at = now;
+        }
+        Moment { now: now - self.started, stamp: self.stamp }
+    }
+
+    fn output_bytes(&self) -> usize {
+        match &self.line {
+            Line::Open(wire) => wire.output.len(),
+            _ => 0,
+        }
+    }
+
+    /// Hands what has arrived to the machine and carries out what it wants, until neither has anything left.
+    async fn turn(&mut self) {
+        loop {
+            let at = self.at();
+            let had_input = self.decode(at);
+            self.machine.turn(at);
+            let actions = self.machine.take_actions();
+            if actions.is_empty() && !had_input {
+                break;
+            }
+            for action in actions {
+                self.act(at, action).await;
+            }
+        }
+        self.count();
+    }
+
+    /// Whether any packet was handed over.
+    fn decode(&mut self, at: Moment) -> bool {
+        let Line::Open(wire) = &mut self.line else { return false };
+        let mut any = false;
+        while self.machine.wants_packets() {
+            match wire.decoder.decode(&mut wire.input) {
+                Ok(Some(packet)) => {
+                    any = true;
+                    let is_connack = matches!(packet, Packet::Connack(_));
+                    self.machine.handle(at, Event::Packet(packet));
+                    if is_connack {
+                        wire.encoder.set_packet_bytes_max(self.machine.packet_bytes_max());
+                    }
+                }
+                Ok(None) => break,
+                Err(fault) => {
+                    warn!(uplink = self.name.as_ref(), error:% = fault; "The cloud sent what is no packet");
+                    let reason = chain(&fault);
+                    self.machine.handle(at, Event::Lost { by_peer: false });
+                    self.lost(reason, None);
+                    return true;
+                }
+            }
+        }
+        any
+    }
+
+    async fn act(&mut self, at: Moment, action: Action) {
+        match action {
+            Action::Send(packet) => {
+                let Line::Open(wire) = &mut self.line else { return };
+                if let Err(error) = wire.encoder.encode(&packet, &mut wire.output) {
+                    debug!(uplink = self.name.as_ref(), error:% = error; "A packet cannot be written");
+                    if let Packet::Publish(publish) = &packet
+                        && let Some(packet_id) = publish.packet_id
+                    {
+                        self.machine.handle(at, Event::Unsendable { packet_id, reason: chain(&error) });
+                    }
+                }
+            }
+            Action::Commit(changes) => self.order(at, Order::Commit(changes)),
+            Action::Restore => self.order(at, Order::Restore),
+            Action::Fetch { count, bytes } => self.order(at, Order::Fetch { count, bytes }),
+            Action::Submit { receipt, message, once } => {
+                let errand = Errand::Submit { receipt, message, once };
+                if self.errands.try_send(errand).is_err() {
+                    let reason = "the intake is behind".to_owned();
+                    self.machine.handle(at, Event::Refused { receipt, reason });
+                }
+            }
+            Action::Release { receipt, once } => {
+                if self.errands.try_send(Errand::Release { receipt, once }).is_err() {
+                    let reason = "the queue is behind".to_owned();
+                    self.machine.handle(at, Event::Refused { receipt, reason });
+                }
+            }
+            Action::Close(reason) => self.close(reason).await,
+            Action::Note(note) => self.note(note),
+        }
+    }
+
+    /// The machine has one order of each kind under way at most, so there is always room for one.
+    fn order(&mut self, at: Moment, order: Order) {
+        let is_commit = matches!(order, Order::Commit(_));
+        if self.orders.try_send(order).is_err() && is_commit {
+            self.machine.handle(at, Event::CommitFailed);
+        }
+    }
+
+    fn report(&mut self, report: Report) -> Result<(), UplinkError> {
+        let at = self.at();
+        let event = match report {
+            Report::Committed(Ok(())) => Event::Committed,
+            Report::Committed(Err(error)) => {
+                warn!(uplink = self.name.as_ref(), error:% = error; "The uplink's state was not committed");
+                Event::CommitFailed
+            }
+            Report::Restored(restored) => Event::Restored(restored),
+            Report::Rows(rows) => Event::Rows(rows),
+            Report::Submitted(receipt, Ok(())) => Event::Accepted(receipt),
+            Report::Released(receipt, Ok(was_known)) => Event::Released { receipt, was_known },
+            Report::Submitted(receipt, Err(reason)) | Report::Released(receipt, Err(reason)) => {
+                Event::Refused { receipt, reason }
+            }
+            Report::QueueStopped => return Err(UplinkError::QueueStopped { name: self.name.clone() }),
+        };
+        self.machine.handle(at, event);
+        Ok(())
+    }
+
+    fn live(&mut self, first: LiveForward, lane: &mut Option<mpsc::Receiver<LiveForward>>) {
+        let at = self.at();
+        self.machine.handle(at, Event::Live(first));
+        for _ in 0..TURN_MAX {
+            if !self.machine.wants_live(at) {
+                break;
+            }
+            let Some(Ok(live)) = lane.as_mut().map(mpsc::Receiver::try_recv) else { break };
+            self.machine.handle(at, Event::Live(live));
+        }
+    }
+
+    fn line_event(&mut self, event: LineEvent) {
+        let at = self.at();
+        match event {
+            LineEvent::Due => self.connect(),
+            LineEvent::Connected(Ok((stream, password))) => self.connected(stream, password),
+            LineEvent::Connected(Err(error)) => self.lost(chain(&error), None),
+            LineEvent::Read => self.machine.heard(at),
+            LineEvent::Written => {}
+            LineEvent::Closed => {
+                self.machine.handle(at, Event::Lost { by_peer: true });
+                self.lost(chain(&LostError::Closed), None);
+            }
+            LineEvent::Lost(error) => {
+                let by_peer = matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof
+                );
+                self.machine.handle(at, Event::Lost { by_peer });
+                let reason = match transport::late_refusal(&error, self.clock.state()) {
+                    Some(refusal) => LostError::Refused(refusal),
+                    None if by_peer => LostError::Closed,
+                    None => LostError::Broken(error),
+                };
+                self.lost(chain(&reason), None);
+            }
+        }
+    }
+
+    fn endpoint(&self) -> Option<&Endpoint> {
+        self.config.endpoints.get(self.endpoint % self.config.endpoints.len().max(1))
+    }
+
+    fn connect(&mut self) {
+        let Some(endpoint) = self.endpoint().cloned() else { return };
+        if !self.is_outage {
+            self.set_state(UplinkState::Connecting, None);
+        }
+        self.tried += 1;
+        let files = TlsFiles::from(&self.config);
+        let clock = self.clock.state();
+        let password_file = self.config.password_file.clone();
+        self.line = Line::Connecting(Box::pin(async move {
+            let password = match password_file {
+                Some(path) => Some(password(path).await?),
+                None => None,
+            };
+            let stream = transport::connect(&endpoint, &files, clock, CONNECT_WITHIN).await;
+            Ok((stream.map_err(AttemptError::Connect)?, password))
+        }));
+    }
+
+    fn connected(&mut self, stream: Stream, password: Option<Bytes>) {
+        let at = self.at();
+        let Some(endpoint) = self.endpoint() else { return };
+        let key = session_key(endpoint, &self.client_id, self.config.username.as_deref());
+        let connect = self.machine.open(at, key, password);
+        let (reader, writer) = tokio::io::split(stream);
+        let version = match &connect {
+            Packet::Connect(connect) => connect.version,
+            _ => return,
+        };
+        let mut wire = Box::new(Wire {
+            reader,
+            writer,
+            decoder: Decoder::from_server(version, INBOUND_BYTES_MAX as usize),
+            encoder: Encoder::new(version),
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            is_unflushed: false,
+        });
+        match wire.encoder.encode(&connect, &mut wire.output) {
+            Ok(()) => self.line = Line::Open(wire),
+            Err(error) => {
+                self.machine.handle(at, Event::Lost { by_peer: false });
+                self.lost(chain(&error), None);
+            }
+        }
+    }
+
+    /// Closes from this side: what is to be written is written, within a bound.
+    async fn close(&mut self, reason: CloseReason) {
+        if let Line::Open(wire) = &mut self.line {
+            let farewell = async {
+                wire.writer.write_all_buf(&mut wire.output).await?;
+                wire.writer.shutdown().await
+            };
+            match timeout(CLOSE_WITHIN, farewell).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(uplink = self.name.as_ref(), error:% = error; "The farewell was not written"),
+                Err(_elapsed) => debug!(uplink = self.name.as_ref(); "The farewell took too long"),
+            }
+        }
+        let at = self.at();
+        self.machine.handle(at, Event::Lost { by_peer: false });
+        match reason {
+            CloseReason::Stopped => {
+                self.line = Line::Idle { until: far() };
+                self.is_stopped = true;
+            }
+            CloseReason::Afresh => {
+                self.line = Line::Idle { until: Instant::now() };
+            }
+            other => self.lost(chain(&other), Some(other)),
+        }
+    }
+
+    /// Plans the next attempt after a failure or a loss, and says so once an outage.
+    fn lost(&mut self, reason: String, closed: Option<CloseReason>) {
+        let at = self.at();
+        let code = match closed {
+            Some(CloseReason::Disconnected { reason, .. } | CloseReason::Refused { reason, .. }) => Some(reason),
+            _ => None,
+        };
+        let must_move = matches!(code, Some(ReasonCode::USE_ANOTHER_SERVER | ReasonCode::SERVER_MOVED));
+        // A server that had accepted us is tried again first: it has the session.
+        if !self.was_up || must_move {
+            self.endpoint = (self.endpoint + 1) % self.config.endpoints.len().max(1);
+        }
+        let mut pause = if self.tried < self.config.endpoints.len() && !self.was_up {
+            Duration::ZERO
+        } else {
+            self.tried = 0;
+            self.backoff.pause(at.now, chance())
+        };
+        if code == Some(ReasonCode::SESSION_TAKEN_OVER) {
+            pause = pause.max(TAKEN_OVER_PAUSE);
+        }
+        self.line = Line::Idle { until: Instant::now() + pause };
+        if !self.is_outage {
+            self.is_outage = true;
+            if self.was_up {
+                warn!(uplink = self.name.as_ref(), error = reason.as_str(); "The uplink was lost");
+            } else {
+                warn!(uplink = self.name.as_ref(), error = reason.as_str(); "The uplink cannot connect");
+            }
+        } else {
+            debug!(uplink = self.name.as_ref(), error = reason.as_str(); "The uplink still cannot connect");
+        }
+        self.was_up = false;
+        self.set_state(UplinkState::Waiting, Some(reason));
+    }
+
+    fn note(&mut self, note: Note) {
+        let name = self.name.clone();
+        let uplink = name.as_ref();
+        match note {
+            Note::Connected { session_present } => {
+                let at = self.at();
+                self.backoff.connected(at.now);
+                self.was_up = true;
+                self.is_outage = false;
+                self.tried = 0;
+                self.set_state(UplinkState::Connected, None);
+                let server = self.endpoint().map(|endpoint| format!("{}:{}", endpoint.host, endpoint.port));
+                info!(uplink, server = server.unwrap_or_default().as_str(), session_present; "The uplink is connected");
+            }
+            Note::SessionLost { in_flight } => {
+                warn!(uplink, in_flight; "The cloud has not kept the session; what was in flight is sent again");
+            }
+            Note::Held { topic } => {
+                error!(uplink, topic:%; "The cloud does not allow this topic; its messages wait until it does");
+            }
+            Note::Rejected { sequence, topic, reason } => {
+                self.rejected += 1;
+                let now = Instant::now();
+                if self.rejected_at.is_none_or(|last| now - last >= REJECTED_EVERY) {
+                    self.rejected_at = Some(now);
+                    let (count, reason) = (self.rejected, reason.as_str());
+                    error!(uplink, sequence:%, topic:%, reason, count; "A message was refused for good; it is a dead letter");
+                }
+            }
+            Note::OwnTopicOff => {
+                error!(uplink; "The cloud does not allow the own topic; status messages are off until the next start");
+            }
+            Note::SubscriptionRefused { filter } => {
+                let filter = filter.unwrap_or_else(|| "all".to_owned());
+                error!(uplink, filter = filter.as_str(); "The cloud does not allow a subscription; it is tried again later");
+            }
+        }
+    }
+
+    fn set_state(&mut self, state: UplinkState, reason: Option<String>) {
+        let stamp = self.clock.now();
+        self.health.set(state, stamp.wall_ms, reason);
+    }
+
+    fn count(&mut self) {
+        let counts = self.machine.counts();
+        let health = &self.health;
+        health.in_flight.store(u64::try_from(self.machine.in_flight()).unwrap_or(0), Ordering::Relaxed);
+        health.delivered.store(counts.delivered, Ordering::Relaxed);
+        health.resent.store(counts.resent, Ordering::Relaxed);
+        health.downgraded.store(counts.downgraded, Ordering::Relaxed);
+        health.sessions_lost.store(counts.sessions_lost, Ordering::Relaxed);
+    }
+}
+
+async fn receive(lane: &mut Option<mpsc::Receiver<LiveForward>>) -> Option<LiveForward> {
+    match lane {
+        Some(lane) => lane.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The first line of the password file: most editors put a line end behind it.
+async fn password(path: PathBuf) -> Result<Bytes, AttemptError> {
+    let read = async {
+        let file = tokio::fs::File::open(&path).await?;
+        let mut bytes = Vec::new();
+        file.take(PASSWORD_BYTES_MAX).read_to_end(&mut bytes).await?;
+        Ok(bytes)
+    };
+    let bytes = read.await.map_err(|source| AttemptError::Password { path: path.clone(), source })?;
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Ok(Bytes::copy_from_slice(line.strip_suffix(b"\r").unwrap_or(line)))
+}
+
+/// Names a session of a cloud: FNV-1a (64 bits), because it is kept on disk and must not change with a library.
+fn session_key(endpoint: &Endpoint, client_id: &str, username: Option<&str>) -> u64 {
+    let port = endpoint.port.to_string();
+    let parts = [endpoint.host.as_str(), &port, client_id, username.unwrap_or_default()];
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for part in parts {
+        for byte in part.bytes().chain([0]) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    hash
+}
+
+/// A number from the system's generator; without one, the longest pause.
+fn chance() -> u32 {
+    let mut bytes = [0; 4];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => u32::from_le_bytes(bytes),
+        Err(_none) => u32::MAX,
+    }
+}
+
+/// Later than anything that is waited for.
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(86_400)
+}

@@ -1,0 +1,1540 @@
+//! The MQTT session with the cloud as a pure machine: an event and the moment in, actions out.
+//!
+//! Promises (facts: the exactly-once table):
+//! - QoS 2: a packet id is on disk before its PUBLISH, a PUBREC before its PUBREL; ids are not reused before that.
+//! - A row is settled only by the cloud's acknowledgement, or given up for a reason that is named.
+//! - All that one turn brought is one transaction; at most one is under way; what must follow it is held until it is
+//!   on disk. New QoS 1 messages need no row of their own and do not wait for it.
+//! - Resends come before fresh rows and count against the cloud's Receive Maximum like them.
+//! - No packet of the cloud, however odd, ends in a loop of reconnections by itself: what is unknown is answered as
+//!   the standard says, and counted.
+//!
+//! It never touches a socket, a clock or the store, and never decides how long to wait before the next attempt.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use super::compose::{self, Terms};
+use super::inbound::{Inbound, Receipt, UNANSWERED_MAX};
+use super::own::{self, OwnTopic};
+use super::pacing::Pacing;
+use super::reason::meaning;
+use super::waiting::{Attempt, Waiting};
+use crate::config::{Pace, Protocol, ReceiveRule, UplinkConfig};
+use crate::health::LossReason;
+use crate::intake::LiveForward;
+use crate::message::{Body, Message, Origin, Properties, Qos, Sequence, Stamp, Topic};
+use crate::mqtt::{
+    Ack, Connack, Connect, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Subscribe, Subscription, Version,
+};
+use crate::queue::{Change, Once, Queued, Restored, SessionNumber, Verdict};
+
+/// The longest packet that is taken from the cloud.
+pub const INBOUND_BYTES_MAX: u32 = 1 << 20;
+
+/// CONNACK must come within this.
+pub const CONNACK_WITHIN: Duration = Duration::from_secs(10);
+
+/// In flight without any acknowledgement for this long, or two keep-alives: the link only looks open.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
+
+/// After PINGREQ, half a keep-alive without any byte ends the connection, but not less than this.
+const PING_WITHIN_MIN: Duration = Duration::from_secs(2);
+
+/// The same where there is no keep-alive.
+const PING_WITHIN: Duration = Duration::from_secs(30);
+
+/// At stop, what is in flight may take this long.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+
+/// Bytes in flight beyond which no further message is sent, however wide the window.
+const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
+
+/// Rows waiting in memory: bytes, and those that are stuck behind a refusal.
+const WAITING_BYTES_MAX: usize = 4 << 20;
+const STUCK_ROWS_MAX: usize = 1000;
+
+/// One fetch asks for at most this.
+const FETCH_ROWS_MAX: usize = 2048;
+const FETCH_BYTES_MAX: usize = 1 << 20;
+
+/// Connections that died with the same row first in flight, after which it is sent alone.
+const SHARED_DEATHS_MAX: u32 = 3;
+
+/// A connection that dies this long after the last PUBLISH died of something else.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Filters of one SUBSCRIBE; some clouds take no more.
+const FILTERS_MAX: usize = 8;
+
+/// A refused subscription is tried again after this.
+const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(5 * 60);
+
+/// Connections that died with a SUBSCRIBE unanswered, after which subscribing pauses.
+const SUBSCRIBE_DEATHS_MAX: u32 = 3;
+
+/// What the machine needs of the configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The uplink's name.
+    pub name: Arc<str>,
+    /// Protocol version.
+    pub version: Version,
+    /// Client id, placeholders filled.
+    pub client_id: String,
+    /// User name of CONNECT.
+    pub username: Option<String>,
+    /// Messages in flight at most.
+    pub window: NonZeroU16,
+    /// Zero = off.
+    pub keep_alive: Duration,
+    /// How long the cloud keeps the session.
+    pub session_expiry: Duration,
+    /// At most this fast.
+    pub pace: Pace,
+    /// Own topic at the cloud.
+    pub own_topic: Option<String>,
+    /// What to take in.
+    pub receive: Vec<ReceiveRule>,
+}
+
+impl Settings {
+    /// From the configuration of the uplink `name`.
+    pub fn new(name: Arc<str>, client_id: String, config: &UplinkConfig) -> Settings {
+        Settings {
+            name,
+            version: match config.protocol {
+                Protocol::V311 => Version::V311,
+                Protocol::V5 => Version::V5,
+            },
+            client_id,
+            username: config.username.clone(),
+            window: config.window,
+            keep_alive: config.keep_alive,
+            session_expiry: config.session_expiry,
+            pace: config.pace,
+            own_topic: config.own_topic.clone(),
+            receive: config.receive.clone(),
+        }
+    }
+}
+
+/// When something happens, by both clocks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Moment {
+    /// Since any fixed moment; only grows.
+    pub now: Duration,
+    /// For ages and stamps.
+    pub stamp: Stamp,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The store told the session's durable state.
+    Restored(Restored),
+    /// A packet came from the cloud.
+    Packet(Packet),
+    /// What `Fetch` asked for.
+    Rows(Vec<Queued>),
+    /// The commit under way is on disk.
+    Committed,
+    /// The commit under way failed; what is on disk is not known.
+    CommitFailed,
+    /// The intake has the message of `Submit`.
+    Accepted(Receipt),
+    /// The intake has not.
+    Refused {
+        /// Of the `Submit` or `Release`.
+        receipt: Receipt,
+        /// Why, for a person.
+        reason: String,
+    },
+    /// `Release` is on disk.
+    Released {
+        /// Of the `Release`.
+        receipt: Receipt,
+        /// Whether the id was known.
+        was_known: bool,
+    },
+    /// A QoS 0 message that a forward rule wants.
+    Live(LiveForward),
+    /// The packet with this id could not be written.
+    Unsendable {
+        /// Of the PUBLISH.
+        packet_id: PacketId,
+        /// Why.
+        reason: String,
+    },
+    /// The connection is gone.
+    Lost {
+        /// The other side closed it, as a broker does that takes offence.
+        by_peer: bool,
+    },
+    /// The gateway stops.
+    Stop,
+}
+
+/// What is to be done, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Write this packet.
+    Send(Packet),
+    /// One transaction; answered by `Committed` or `CommitFailed`.
+    Commit(Vec<Change>),
+    /// Read the durable state; answered by `Restored`.
+    Restore,
+    /// Get more rows; answered by `Rows` when there are any.
+    Fetch {
+        /// At most so many.
+        count: usize,
+        /// At most so many bytes.
+        bytes: usize,
+    },
+    /// Hand this to the intake; answered by `Accepted` or `Refused`.
+    Submit {
+        /// To be given back.
+        receipt: Receipt,
+        /// The message.
+        message: Box<Message>,
+        /// For QoS 2.
+        once: Option<Once>,
+    },
+    /// Forget a received id; answered by `Released` or `Refused`.
+    Release {
+        /// To be given back.
+        receipt: Receipt,
+        /// Which id.
+        once: Once,
+    },
+    /// Write what is to be written, close, and say `Lost`.
+    Close(CloseReason),
+    /// Tell a person.
+    Note(Note),
+}
+
+/// Why a connection is closed from this side.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CloseReason {
+    /// No CONNACK.
+    #[error("the cloud did not answer CONNECT")]
+    NoConnack,
+    /// CONNACK said no.
+    #[error("the cloud refused the connection: {} ({reason}) {text}", meaning(*.reason))]
+    Refused {
+        /// The code.
+        reason: ReasonCode,
+        /// What the server added.
+        text: String,
+    },
+    /// DISCONNECT came.
+    #[error("the cloud ended the connection: {} ({reason}) {text}", meaning(*.reason))]
+    Disconnected {
+        /// The code.
+        reason: ReasonCode,
+        /// What the server added.
+        text: String,
+    },
+    /// PINGREQ was not answered.
+    #[error("the cloud does not answer")]
+    Silent,
+    /// Acknowledgements do not come.
+    #[error("the cloud acknowledges nothing")]
+    NoProgress,
+    /// The cloud broke the protocol.
+    #[error("the cloud broke the protocol: {what}")]
+    Protocol {
+        /// What it did.
+        what: &'static str,
+    },
+    /// The queue could not commit.
+    #[error("the queue could not commit")]
+    Store,
+    /// The intake did not take a message.
+    #[error("a message from the cloud was not accepted: {reason}")]
+    NotAccepted {
+        /// What the intake said.
+        reason: String,
+    },
+    /// A clean session of 3.1.1 has been had; now the one that is kept.
+    #[error("the session starts afresh")]
+    Afresh,
+    /// The gateway stops.
+    #[error("the gateway stops")]
+    Stopped,
+}
+
+/// What a person should hear of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// The session is set up.
+    Connected {
+        /// The cloud had kept it.
+        session_present: bool,
+    },
+    /// The cloud had forgotten the session, or it is another one; this many messages go again under new ids.
+    SessionLost {
+        /// Messages.
+        in_flight: usize,
+    },
+    /// The cloud does not allow a topic; its messages wait.
+    Held {
+        /// The topic.
+        topic: Topic,
+    },
+    /// A message became a dead letter.
+    Rejected {
+        /// Its place.
+        sequence: Sequence,
+        /// Its topic at the cloud.
+        topic: Topic,
+        /// Why.
+        reason: String,
+    },
+    /// The cloud does not allow the own topic; it is off until the next start.
+    OwnTopicOff,
+    /// The cloud does not allow a subscription.
+    SubscriptionRefused {
+        /// The filter; `None` = it closed the connection on all of them.
+        filter: Option<String>,
+    },
+}
+
+/// What is counted, since start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Acknowledged by the cloud.
+    pub delivered: u64,
+    /// Sent again.
+    pub resent: u64,
+    /// Sent at a lower QoS than asked for.
+    pub downgraded: u64,
+    /// Sessions that the cloud forgot.
+    pub sessions_lost: u64,
+    /// Taken in from the cloud.
+    pub received: u64,
+    /// From the cloud, but no receive rule made a local topic of it.
+    pub unmatched: u64,
+    /// Acknowledgements of nothing.
+    pub strays: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Down,
+    Opening {
+        since: Duration,
+    },
+    /// CONNACK has come; the store must come to rest before the session is taken up.
+    Settling {
+        session_present: bool,
+    },
+    /// The new session is being written down, then read back for its number.
+    Renewing,
+    Up,
+    /// `Close` was said, `Lost` has not come.
+    Closing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// QoS 1, waits for PUBACK.
+    Sent,
+    /// QoS 2, waits for PUBREC.
+    Admitted,
+    /// QoS 2, waits for PUBCOMP.
+    Released,
+}
+
+#[derive(Debug)]
+struct Slot {
+    order: u64,
+    stage: Stage,
+    /// `None` when the store kept the id but not its message.
+    attempt: Option<Attempt>,
+    /// Has been on the wire, as far as is known.
+    is_sent: bool,
+    /// Counts against the window of this connection.
+    is_out: bool,
+}
+
+#[derive(Debug)]
+enum Holder {
+    Row(Box<Slot>),
+    OwnStatus,
+    Subscribe(Vec<String>),
+}
+
+/// Changes of one transaction and the packets that must follow it.
+#[derive(Debug, Default)]
+struct Gathering {
+    changes: Vec<Change>,
+    after: Vec<Packet>,
+    /// It admits rows: later messages must not overtake them.
+    admits: bool,
+    /// It begins a new session: the store must be read back, whatever becomes of the connection meanwhile.
+    renews: bool,
+}
+
+#[derive(Debug, Default)]
+struct Ping {
+    at: Duration,
+    /// Rows that went at QoS 0 for want of better: the answer shows that the cloud has read them.
+    proves: Vec<Attempt>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Suspect {
+    sequence: Sequence,
+    deaths: u32,
+}
+
+/// The machine of one uplink.
+#[derive(Debug)]
+pub struct Machine {
+    settings: Settings,
+    phase: Phase,
+    terms: Terms,
+    // The durable state, as far as it is known here.
+    is_restored: bool,
+    is_restoring: bool,
+    must_restore: bool,
+    session_key: Option<u64>,
+    session: SessionNumber,
+    gathering: Gathering,
+    committing: Option<Gathering>,
+    is_fetching: bool,
+    // Rows.
+    ids: HashMap<PacketId, Holder>,
+    next_id: u16,
+    next_order: u64,
+    waiting: Waiting,
+    /// Every row that is in memory, so that none is sent twice should the store hand it out again.
+    owned: HashSet<Sequence>,
+    rows_out: usize,
+    bytes_out: usize,
+    resend: VecDeque<PacketId>,
+    unproven: Vec<Attempt>,
+    suspect: Option<Suspect>,
+    // The connection.
+    key_wanted: u64,
+    is_clean_start: bool,
+    expects_session: bool,
+    ping: Option<Ping>,
+    sent_at: Duration,
+    heard_at: Duration,
+    progress_at: Duration,
+    published_at: Duration,
+    pacing: Pacing,
+    pace_until: Option<Duration>,
+    own: OwnTopic,
+    own_next: Option<Bytes>,
+    is_subscribed: bool,
+    subscribe_at: Option<Duration>,
+    subscribe_deaths: u32,
+    inbound: Inbound,
+    stop_by: Option<Duration>,
+    counts: Counts,
+    actions: Vec<Action>,
+}
+
+impl Machine {
+    /// A machine before its first connection; it asks for the durable state in its first turn.
+    pub fn new(settings: Settings) -> Machine {
+        let terms =
+            Terms::new(settings.version, &Connack::new(ReasonCode::SUCCESS), settings.window, settings.keep_alive);
+        Machine {
+            phase: Phase::Down,
+            terms,
+            is_restored: false,
+            is_restoring: false,
+            must_restore: true,
+            session_key: None,
+            session: SessionNumber(0),
+            gathering: Gathering::default(),
+            committing: None,
+            is_fetching: false,
+            ids: HashMap::new(),
+            next_id: 0,
+            next_order: 0,
+            waiting: Waiting::default(),
+            owned: HashSet::new(),
+            rows_out: 0,
+            bytes_out: 0,
+            resend: VecDeque::new(),
+            unproven: Vec::new(),
+            suspect: None,
+            key_wanted: 0,
+            is_clean_start: false,
+            expects_session: true,
+            ping: None,
+            sent_at: Duration::ZERO,
+            heard_at: Duration::ZERO,
+            progress_at: Duration::ZERO,
+            published_at: Duration::ZERO,
+            pacing: Pacing::new(settings.pace),
+            pace_until: None,
+            own: OwnTopic::new(settings.own_topic.as_deref()),
+            own_next: None,
+            is_subscribed: false,
+            subscribe_at: None,
+            subscribe_deaths: 0,
+            inbound: Inbound::default(),
+            stop_by: None,
+            counts: Counts::default(),
+            actions: Vec::new(),
+            settings,
+        }
+    }
+
+    /// Whether a connection may be opened: the durable state is known, and nothing is on its way to the store that
+    /// a resumed session would have to know.
+    pub fn can_open(&self) -> bool {
+        self.phase == Phase::Down && self.is_restored && !self.must_restore && self.is_at_rest()
+    }
+
+    /// CONNECT for a server that `session_key` names (host, port, client id, user). A key other than that of the last
+    /// session forces a clean start, once.
+    pub fn open(&mut self, at: Moment, session_key: u64, password: Option<Bytes>) -> Packet {
+        self.phase = Phase::Opening { since: at.now };
+        self.key_wanted = session_key;
+        self.is_clean_start = self.session_key != Some(session_key);
+        self.sent_at = at.now;
+        self.heard_at = at.now;
+        let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
+        let is_v5 = self.settings.version == Version::V5;
+        Packet::Connect(Box::new(Connect {
+            version: self.settings.version,
+            clean_start: self.is_clean_start,
+            keep_alive_s: u16::try_from(self.settings.keep_alive.as_secs()).unwrap_or(u16::MAX),
+            client_id: self.settings.client_id.clone(),
+            will: self.own.will(),
+            username: self.settings.username.clone(),
+            password,
+            session_expiry_s: is_v5.then(|| seconds(self.settings.session_expiry)),
+            receive_max: NonZeroU16::new(UNANSWERED_MAX).filter(|_| is_v5),
+            packet_bytes_max: is_v5.then_some(INBOUND_BYTES_MAX),
+            topic_alias_max: 0,
+            request_response_information: false,
+            request_problem_information: true,
+            user: Vec::new(),
+            auth_method: None,
+            auth_data: None,
+        }))
+    }
+
+    /// Takes in what happened. Nothing is complete before `turn`.
+    pub fn handle(&mut self, at: Moment, event: Event) {
+        match event {
+            Event::Restored(restored) => self.restored(at, restored),
+            Event::Packet(packet) => self.packet(at, packet),
+            Event::Rows(rows) => {
+                self.is_fetching = false;
+                for row in rows {
+                    if self.owned.insert(row.sequence) {
+                        self.waiting.push(row);
+                    }
+                }
+            }
+            Event::Committed => self.committed(at),
+            Event::CommitFailed => self.commit_failed(),
+            Event::Accepted(receipt) => self.inbound.ready(receipt),
+            Event::Refused { receipt, reason } => {
+                if self.inbound.knows(receipt) {
+                    self.close(CloseReason::NotAccepted { reason });
+                }
+            }
+            Event::Released { receipt, was_known } => self.pubcomp_for(receipt, was_known),
+            Event::Live(live) => self.live(at, &live),
+            Event::Unsendable { packet_id, reason } => self.unsendable(packet_id, reason),
+            Event::Lost { by_peer } => self.lost(at, by_peer),
+            Event::Stop => {
+                if self.stop_by.is_none() {
+                    self.stop_by = Some(at.now + STOP_WITHIN);
+                    self.own_next = self.own.topic().map(|_| own::offline());
+                }
+            }
+        }
+    }
+
+    /// Bytes have come from the cloud.
+    pub fn heard(&mut self, at: Moment) {
+        self.heard_at = at.now;
+    }
+
+    /// Ends a turn: deadlines, what may be sent, one commit, one fetch.
+    pub fn turn(&mut self, at: Moment) {
+        if self.must_restore && !self.is_restoring && self.committing.is_none() {
+            self.is_restoring = true;
+            self.must_restore = false;
+            self.actions.push(Action::Restore);
+        }
+        self.watch(at);
+        if let Phase::Settling { session_present } = self.phase
+            && self.is_at_rest()
+        {
+            self.take_up(at, session_present);
+        }
+        if self.phase == Phase::Up {
+            self.fill(at);
+        }
+        if self.is_connected() {
+            while let Some(answer) = self.inbound.take() {
+                self.send(at, answer);
+            }
+        }
+        self.commit(at);
+        self.prove(at);
+        self.stop(at);
+        self.fetch();
+    }
+
+    /// What is to be done, in order.
+    pub fn take_actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// Whether packets from the cloud may be handed in. While a new session is written down they must wait: their
+    /// ids belong to a session whose number is not known yet.
+    pub fn wants_packets(&self) -> bool {
+        matches!(self.phase, Phase::Opening { .. } | Phase::Up) && self.inbound.has_room()
+    }
+
+    /// Whether a live QoS 0 message may be handed in.
+    pub fn wants_live(&mut self, at: Moment) -> bool {
+        if self.phase != Phase::Up || self.stop_by.is_some() {
+            return false;
+        }
+        let ready_at = self.pacing.ready_at(at.now);
+        if ready_at > at.now {
+            self.pace_until = Some(ready_at);
+        }
+        ready_at <= at.now
+    }
+
+    /// The longest packet that the cloud takes.
+    pub fn packet_bytes_max(&self) -> usize {
+        self.terms.packet_bytes_max
+    }
+
+    /// Whether the session is set up.
+    pub fn is_up(&self) -> bool {
+        self.phase == Phase::Up
+    }
+
+    /// When `turn` is wanted though nothing happens.
+    pub fn deadline(&self, now: Duration) -> Option<Duration> {
+        let mut earliest: Option<Duration> = None;
+        let mut at = |when: Duration| earliest = Some(earliest.map_or(when, |first| first.min(when)));
+        match self.phase {
+            Phase::Opening { since } => at(since + CONNACK_WITHIN),
+            Phase::Up => {
+                self.watched().into_iter().flatten().for_each(&mut at);
+                self.waiting.next_at(now).into_iter().chain(self.pace_until).for_each(&mut at);
+                self.subscribe_at.into_iter().for_each(&mut at);
+            }
+            _ => {}
+        }
+        self.stop_by.into_iter().for_each(&mut at);
+        earliest
+    }
+
+    /// Whether nothing is on its way to the store, nor waits to be.
+    pub fn is_quiet(&self) -> bool {
+        self.committing.is_none() && self.gathering.changes.is_empty()
+    }
+
+    /// The counters so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Messages that the cloud has not acknowledged.
+    pub fn in_flight(&self) -> usize {
+        if self.phase == Phase::Up && self.resend.is_empty() {
+            return self.rows_out;
+        }
+        let rows = self.ids.values().filter(|holder| matches!(holder, Holder::Row(_))).count();
+        rows + self.unproven.len() + self.ping.as_ref().map_or(0, |ping| ping.proves.len())
+    }
+
+    // --- the connection -------------------------------------------------------------------------------------------
+
+    fn is_connected(&self) -> bool {
+        matches!(self.phase, Phase::Settling { .. } | Phase::Renewing | Phase::Up)
+    }
+
+    fn packet(&mut self, at: Moment, packet: Packet) {
+        match (self.phase, packet) {
+            (Phase::Down | Phase::Closing, _) => {}
+            (Phase::Opening { .. }, Packet::Connack(connack)) => self.connack(&connack),
+            (_, Packet::Disconnect(disconnect)) => self.disconnected(at, disconnect),
+            (Phase::Opening { .. }, _) => self.close(CloseReason::Protocol { what: "a packet before CONNACK" }),
+            (_, Packet::Publish(publish)) => self.publish_in(at, publish),
+            (_, Packet::Puback(ack)) => self.puback(at, &ack),
+            (_, Packet::Pubrec(ack)) => self.pubrec(at, &ack),
+            (_, Packet::Pubcomp(ack)) => self.pubcomp(at, &ack),
+            (_, Packet::Pubrel(ack)) => self.pubrel_in(&ack),
+            (_, Packet::Suback(suback)) => self.suback(at, &suback),
+            (_, Packet::Unsuback(_)) => self.counts.strays += 1,
+            (_, Packet::Pingresp) => {
+                if let Some(ping) = self.ping.take() {
+                    for attempt in ping.proves {
+                        self.progress_at = at.now;
+                        self.rows_out = self.rows_out.saturating_sub(1);
+                        self.delivered(attempt);
+                    }
+                }
+            }
+            _ => self.close(CloseReason::Protocol { what: "a packet that only clients send" }),
+        }
+    }
+
+    fn connack(&mut self, connack: &Connack) {
+        let text = connack.reason_string.clone().unwrap_or_default();
+        if connack.reason.is_failure() {
+            self.own.connect_failed(Some(connack.reason));
+            return self.close(CloseReason::Refused { reason: connack.reason, text });
+        }
+        if connack.session_present && self.is_clean_start {
+            return self.close(CloseReason::Protocol { what: "a session where a clean one was asked for" });
+        }
+        if self.own.connect_accepted() {
+            self.actions.push(Action::Note(Note::OwnTopicOff));
+        }
+        let settings = &self.settings;
+        self.terms = Terms::new(settings.version, connack, settings.window, settings.keep_alive);
+        self.phase = Phase::Settling { session_present: connack.session_present };
+    }
+
+    /// The cloud's own end of the connection, with a reason (version 5 only).
+    fn disconnected(&mut self, at: Moment, disconnect: Disconnect) {
+        let is_about_a_message = matches!(
+            disconnect.reason,
+            ReasonCode::MALFORMED_PACKET
+                | ReasonCode::PROTOCOL_ERROR
+                | ReasonCode::IMPLEMENTATION_SPECIFIC_ERROR
+                | ReasonCode::NOT_AUTHORIZED
+                | ReasonCode::TOPIC_NAME_INVALID
+                | ReasonCode::PACKET_TOO_LARGE
+                | ReasonCode::PAYLOAD_FORMAT_INVALID
+                | ReasonCode::RETAIN_NOT_SUPPORTED
+                | ReasonCode::QOS_NOT_SUPPORTED
+        );
+        if is_about_a_message {
+            self.died(at, Some(disconnect.reason));
+        }
+        let text = disconnect.reason_string.unwrap_or_default();
+        self.close(CloseReason::Disconnected { reason: disconnect.reason, text });
+    }
+
+    fn close(&mut self, reason: CloseReason) {
+        if matches!(self.phase, Phase::Down | Phase::Closing) {
+            return;
+        }
+        // DISCONNECT with a reason is version 5; before CONNACK the server expects none (MQTT 5.0, 4.13).
+        let code = match &reason {
+            CloseReason::Stopped | CloseReason::Afresh => Some(ReasonCode::SUCCESS),
+            CloseReason::Protocol { .. } => Some(ReasonCode::PROTOCOL_ERROR),
+            CloseReason::NotAccepted { .. } => Some(ReasonCode::UNSPECIFIED_ERROR),
+            _ => None,
+        };
+        let may_say = self.terms.version == Version::V5 || code == Some(ReasonCode::SUCCESS);
+        if let Some(code) = code.filter(|_| may_say && self.is_connected()) {
+            self.actions.push(Action::Send(Packet::Disconnect(Disconnect::new(code))));
+        }
+        self.phase = Phase::Closing;
+        self.actions.push(Action::Close(reason));
+    }
+
+    fn lost(&mut self, at: Moment, by_peer: bool) {
+        match self.phase {
+            Phase::Down => return,
+            Phase::Opening { .. } if by_peer => self.own.connect_failed(None),
+            Phase::Up if by_peer => self.died(at, None),
+            _ => {}
+        }
+        self.phase = Phase::Down;
+        self.inbound.clear();
+        self.gathering.after.clear();
+        if let Some(committing) = &mut self.committing {
+            committing.after.clear();
+        }
+        self.ids.retain(|_, holder| match holder {
+            Holder::Row(slot) => {
+                slot.is_out = false;
+                true
+            }
+            Holder::OwnStatus | Holder::Subscribe(_) => false,
+        });
+        let unproven = std::mem::take(&mut self.unproven);
+        let proving = self.ping.take().map(|ping| ping.proves).unwrap_or_default();
+        for attempt in unproven.into_iter().chain(proving) {
+            self.bytes_out = self.bytes_out.saturating_sub(compose::weight(&attempt.row));
+            self.counts.resent += 1;
+            self.waiting.put_back(attempt);
+        }
+        self.rows_out = 0;
+        self.resend.clear();
+        self.own_next = None;
+        self.pace_until = None;
+    }
+
+    /// The cloud closed the connection, as a broker does that has no other way to refuse what it was sent. Whatever
+    /// was first and unanswered is suspected: the same one three times is sent alone, and then it is known.
+    fn died(&mut self, at: Moment, reason: Option<ReasonCode>) {
+        if self.ids.values().any(|holder| matches!(holder, Holder::OwnStatus)) {
+            if self.own.died() {
+                self.actions.push(Action::Note(Note::OwnTopicOff));
+            }
+            return;
+        }
+        if self.ids.values().any(|holder| matches!(holder, Holder::Subscribe(_))) {
+            self.is_subscribed = false;
+            self.subscribe_deaths += 1;
+            if self.subscribe_deaths >= SUBSCRIBE_DEATHS_MAX {
+                self.subscribe_deaths = 0;
+                self.is_subscribed = true;
+                self.subscribe_at = Some(at.now + SUBSCRIBE_AGAIN);
+                self.actions.push(Action::Note(Note::SubscriptionRefused { filter: None }));
+            }
+            return;
+        }
+        if at.now.saturating_sub(self.published_at) > ANSWER_WITHIN {
+            return;
+        }
+        let first = self.ids.iter().filter_map(|(id, holder)| match holder {
+            Holder::Row(slot) if slot.is_out && slot.stage != Stage::Released => {
+                Some((slot.order, *id, slot.attempt.as_ref()?.row.sequence))
+            }
+            _ => None,
+        });
+        let Some((_, id, sequence)) = first.min() else { return };
+        let before = self.suspect.filter(|suspect| suspect.sequence == sequence).map_or(0, |suspect| suspect.deaths);
+        let was_alone = before >= SHARED_DEATHS_MAX && self.rows_out == 1;
+        if !was_alone {
+            self.suspect = Some(Suspect { sequence, deaths: before + 1 });
+            return;
+        }
+        self.suspect = None;
+        if reason == Some(ReasonCode::NOT_AUTHORIZED) {
+            self.refused(at, id, ReasonCode::NOT_AUTHORIZED, "");
+        } else {
+            let code = reason.map_or_else(String::new, |reason| format!(" with {reason}"));
+            let text = format!("the cloud closed {} connections{code} when it was sent", before + 1);
+            self.reject_slot(id, text);
+        }
+    }
+
+    /// Whether a single row is on trial.
+    fn is_alone(&self) -> bool {
+        self.suspect.is_some_and(|suspect| suspect.deaths >= SHARED_DEATHS_MAX)
+    }
+
+    fn take_up(&mut self, at: Moment, session_present: bool) {
+        if session_present {
+            return self.up(at, true);
+        }
+        let in_flight = self.in_flight();
+        let was_expected = if self.is_clean_start { self.session_key.is_some() } else { self.expects_session };
+        if was_expected && !self.settings.session_expiry.is_zero() {
+            self.counts.sessions_lost += 1;
+            self.actions.push(Action::Note(Note::SessionLost { in_flight }));
+        }
+        self.counts.resent += u64::try_from(in_flight).unwrap_or(0);
+        // All rows wait again in the store, from where they come back in order: the reading back follows.
+        let mut forgotten: Vec<(u64, PacketId)> = self
+            .ids
+            .iter()
+            .filter_map(|(id, holder)| match holder {
+                Holder::Row(slot) if slot.stage != Stage::Sent => Some((slot.order, *id)),
+                _ => None,
+            })
+            .collect();
+        forgotten.sort_unstable();
+        let forget = forgotten.into_iter().map(|(_, id)| Change::Forget { packet_id: id.get() });
+        self.gathering.changes.extend(forget);
+        self.gathering.changes.extend([Change::NewSession, Change::SessionKey(self.key_wanted)]);
+        self.gathering.renews = true;
+        self.phase = Phase::Renewing;
+    }
+
+    fn restored(&mut self, at: Moment, restored: Restored) {
+        self.is_restored = true;
+        self.is_restoring = false;
+        self.is_fetching = false;
+        self.session_key = restored.session_key;
+        self.session = restored.session;
+        self.waiting = Waiting::default();
+        self.owned.clear();
+        self.ids.retain(|_, holder| !matches!(holder, Holder::Row(_)));
+        self.resend.clear();
+        self.unproven.clear();
+        if let Some(ping) = &mut self.ping {
+            ping.proves.clear();
+        }
+        self.bytes_out = 0;
+        self.rows_out = 0;
+        for in_flight in restored.in_flight {
+            let Some(id) = PacketId::new(in_flight.packet_id) else { continue };
+            self.next_order = self.next_order.max(in_flight.order.saturating_add(1));
+            self.owned.extend(in_flight.rows.iter().map(|row| row.sequence));
+            in_flight.rows.iter().filter(|row| row.strict_order).for_each(|row| self.waiting.occupy(row));
+            let mut rows = in_flight.rows.into_iter().map(Attempt::first);
+            let attempt = rows.next();
+            // A batch is one message; this version admits none, so what follows the first cannot have been sent.
+            rows.for_each(|attempt| self.waiting.put_back(attempt));
+            self.bytes_out += attempt.as_ref().map_or(0, |attempt| compose::weight(&attempt.row));
+            let stage = if in_flight.released { Stage::Released } else { Stage::Admitted };
+            let slot = Slot { order: in_flight.order, stage, attempt, is_sent: true, is_out: false };
+            self.ids.insert(id, Holder::Row(Box::new(slot)));
+        }
+        if self.phase == Phase::Renewing {
+            if self.settings.version == Version::V311 && self.is_clean_start {
+                // In 3.1.1 a clean session is never kept (MQTT 3.1.1, 3.1.2.4): the next one is.
+                self.expects_session = false;
+                self.close(CloseReason::Afresh);
+            } else {
+                self.up(at, false);
+            }
+        }
+    }
+
+    fn up(&mut self, at: Moment, session_present: bool) {
+        self.phase = Phase::Up;
+        self.expects_session = true;
+        self.progress_at = at.now;
+        self.published_at = at.now;
+        if !session_present {
+            self.is_subscribed = false;
+        }
+        if self.stop_by.is_none() {
+            self.own_next = self.own.topic().map(|_| own::online(at.stamp));
+        }
+        let mut order: Vec<(u64, PacketId)> = self
+            .ids
+            .iter()
+            .filter_map(|(id, holder)| match holder {
+                Holder::Row(slot) => Some((slot.order, *id)),
+                _ => None,
+            })
+            .collect();
+        order.sort_unstable();
+        self.resend = order.into_iter().map(|(_, id)| id).collect();
+        self.actions.push(Action::Note(Note::Connected { session_present }));
+    }
+
+    // --- deadlines ------------------------------------------------------------------------------------------------
+
+    /// When a ping is due, its answer, and the progress of acknowledgements.
+    fn watched(&self) -> [Option<Duration>; 3] {
+        let keep_alive = self.terms.keep_alive;
+        let is_waiting = self.rows_out > 0;
+        let silent_at = self.ping.as_ref().map(|ping| ping.at.max(self.heard_at) + self.ping_within());
+        let ping_at = (self.ping.is_none() && !keep_alive.is_zero()).then(|| {
+            let idle_at = self.sent_at.min(self.heard_at) + keep_alive * 3 / 4;
+            let unanswered_at = self.heard_at.max(self.progress_at) + keep_alive / 2;
+            if is_waiting { idle_at.min(unanswered_at) } else { idle_at }
+        });
+        let progress_at = is_waiting.then(|| self.progress_at + PROGRESS_WITHIN.max(keep_alive * 2));
+        [silent_at, ping_at, progress_at]
+    }
+
+    fn ping_within(&self) -> Duration {
+        match self.terms.keep_alive {
+            Duration::ZERO => PING_WITHIN,
+            keep_alive => (keep_alive / 2).max(PING_WITHIN_MIN),
+        }
+    }
+
+    fn watch(&mut self, at: Moment) {
+        match self.phase {
+            Phase::Opening { since } if at.now >= since + CONNACK_WITHIN => {
+                self.own.connect_failed(None);
+                self.close(CloseReason::NoConnack);
+            }
+            Phase::Up => {
+                let is_due = |when: Option<Duration>| when.is_some_and(|when| when <= at.now);
+                let [silent_at, ping_at, progress_at] = self.watched();
+                if is_due(silent_at) {
+                    self.close(CloseReason::Silent);
+                } else if is_due(progress_at) {
+                    self.close(CloseReason::NoProgress);
+                } else if is_due(ping_at) {
+                    self.ping(at);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn ping(&mut self, at: Moment) {
+        self.ping = Some(Ping { at: at.now, proves: std::mem::take(&mut self.unproven) });
+        self.send(at, Packet::Pingreq);
+    }
+
+    /// What went at QoS 0 is proved by the answer to a ping that follows it: the cloud reads in order.
+    fn prove(&mut self, at: Moment) {
+        if self.phase == Phase::Up && !self.unproven.is_empty() && self.ping.is_none() {
+            self.ping(at);
+        }
+    }
+
+    fn stop(&mut self, at: Moment) {
+        let Some(stop_by) = self.stop_by else { return };
+        let is_settled = self.own_next.is_none()
+            && self.rows_out == 0
+            && !self.ids.values().any(|holder| matches!(holder, Holder::OwnStatus))
+            && self.is_at_rest();
+        match self.phase {
+            Phase::Up if !is_settled && at.now < stop_by => {}
+            Phase::Down | Phase::Closing => {}
+            _ => self.close(CloseReason::Stopped),
+        }
+    }
+
+    // --- the store ------------------------------------------------------------------------------------------------
+
+    fn is_at_rest(&self) -> bool {
+        self.committing.is_none() && self.gathering.changes.is_empty() && !self.is_restoring && !self.must_restore
+    }
+
+    fn commit(&mut self, at: Moment) {
+        if self.committing.is_some() {
+            return;
+        }
+        if self.gathering.changes.is_empty() {
+            let after = std::mem::take(&mut self.gathering.after);
+            return self.send_after(at, after);
+        }
+        let mut gathered = std::mem::take(&mut self.gathering);
+        self.actions.push(Action::Commit(std::mem::take(&mut gathered.changes)));
+        self.committing = Some(gathered);
+    }
+
+    fn committed(&mut self, at: Moment) {
+        let Some(mut committed) = self.committing.take() else { return };
+        self.send_after(at, std::mem::take(&mut committed.after));
+        if committed.renews {
+            self.must_restore = true;
+        }
+    }
+
+    /// What is on disk is not known: everything in memory is doubted, the store is asked.
+    fn commit_failed(&mut self) {
+        self.committing = None;
+        self.gathering = Gathering::default();
+        self.must_restore = true;
+        self.close(CloseReason::Store);
+    }
+
+    fn send_after(&mut self, at: Moment, packets: Vec<Packet>) {
+        if !self.is_connected() {
+            return;
+        }
+        for packet in packets {
+            if let Packet::Publish(Publish { packet_id: Some(id), .. }) = &packet
+                && let Some(Holder::Row(slot)) = self.ids.get_mut(id)
+            {
+                slot.is_sent = true;
+            }
+            self.send(at, packet);
+        }
+    }
+
+    fn fetch(&mut self) {
+        let window = usize::from(self.settings.window.get());
+        let stuck = self.waiting.stuck();
+        let ahead = self.waiting.count().saturating_sub(stuck);
+        let has_room = ahead < window && stuck < STUCK_ROWS_MAX && self.waiting.bytes() < WAITING_BYTES_MAX;
+        let may_ask = self.phase == Phase::Up && !self.is_fetching && !self.is_restoring && !self.must_restore;
+        if may_ask && has_room && self.stop_by.is_none() {
+            self.is_fetching = true;
+            let count = (2 * window).clamp(16, FETCH_ROWS_MAX);
+            self.actions.push(Action::Fetch { count, bytes: FETCH_BYTES_MAX });
+        }
+    }
+
+    fn send(&mut self, at: Moment, packet: Packet) {
+        self.sent_at = at.now;
+        self.actions.push(Action::Send(packet));
+    }
+
+    // --- outbound -------------------------------------------------------------------------------------------------
+
+    fn fill(&mut self, at: Moment) {
+        let window = if self.is_alone() { 1 } else { self.terms.window };
+        // Before the rows, so that a broker that closes on a row has answered these: each is judged on its own.
+        if !self.is_alone() {
+            self.subscribe(at);
+            self.send_own_status(at, window);
+        }
+        while self.rows_out < window
+            && let Some(id) = self.resend.pop_front()
+        {
+            self.resend_row(at, id);
+        }
+        if !self.resend.is_empty() {
+            return;
+        }
+        self.pace_until = None;
+        while self.stop_by.is_none()
+            && self.rows_out < window
+            && (self.bytes_out < IN_FLIGHT_BYTES_MAX || self.rows_out == 0)
+            && self.ids.len() < usize::from(u16::MAX)
+        {
+            let ready_at = self.pacing.ready_at(at.now);
+            if ready_at > at.now {
+                self.pace_until = Some(ready_at);
+                return;
+            }
+            let Some(attempt) = self.waiting.take(at.now) else { return };
+            self.send_row(at, attempt);
+        }
+    }
+
+    fn send_row(&mut self, at: Moment, attempt: Attempt) {
+        let Some(mut publish) = compose::publish(&attempt.row, &self.terms, at.stamp) else {
+            let verdict = Verdict::Lost(LossReason::MessageExpired);
+            return self.give_up(&attempt, verdict);
+        };
+        let bytes = compose::publish_bytes(&publish, self.terms.version);
+        if bytes > self.terms.packet_bytes_max {
+            let text = too_large(bytes, self.terms.packet_bytes_max);
+            return self.reject(&attempt, text);
+        }
+        if publish.qos < attempt.row.qos {
+            self.counts.downgraded += 1;
+        }
+        self.pacing.spend(at.now, bytes);
+        self.count_out(at, &attempt);
+        let stage = match publish.qos {
+            Qos::AtMostOnce => {
+                self.unproven.push(attempt);
+                return self.send(at, Packet::Publish(publish));
+            }
+            Qos::AtLeastOnce => Stage::Sent,
+            Qos::ExactlyOnce => Stage::Admitted,
+        };
+        let id = self.free_id();
+        publish.packet_id = Some(id);
+        let order = self.next_order;
+        self.next_order += 1;
+        let must_follow = self.gathering.admits || self.committing.as_ref().is_some_and(|commit| commit.admits);
+        if stage == Stage::Admitted {
+            self.gathering.admits = true;
+            let encoding = attempt.row.encoding.clone();
+            let rows = vec![attempt.row.sequence];
+            self.gathering.changes.push(Change::Admit { packet_id: id.get(), rows, order, encoding });
+        }
+        let is_held = must_follow || stage == Stage::Admitted;
+        let slot = Slot { order, stage, attempt: Some(attempt), is_sent: !is_held, is_out: true };
+        self.ids.insert(id, Holder::Row(Box::new(slot)));
+        if is_held {
+            self.gathering.after.push(Packet::Publish(publish));
+        } else {
+            self.send(at, Packet::Publish(publish));
+        }
+    }
+
+    /// A row that was in flight when the connection ended, in the order of admission.
+    fn resend_row(&mut self, at: Moment, id: PacketId) {
+        let Some(Holder::Row(slot)) = self.ids.get_mut(&id) else { return };
+        let qos = match slot.stage {
+            Stage::Released => {
+                slot.is_out = true;
+                self.rows_out += 1;
+                return self.send(at, Packet::Pubrel(Ack::new(id, ReasonCode::SUCCESS)));
+            }
+            Stage::Sent => Qos::AtLeastOnce,
+            Stage::Admitted => Qos::ExactlyOnce,
+        };
+        let Some(attempt) = &slot.attempt else {
+            // The store kept the id but not the message, so there is nothing to send and nobody waits for it.
+            self.ids.remove(&id);
+            self.gathering.changes.push(Change::Forget { packet_id: id.get() });
+            return;
+        };
+        let row = &attempt.row;
+        // Its expiry may have passed meanwhile; but the cloud may have it already, and an id once used must be ended.
+        let publish = compose::publish(row, &self.terms, at.stamp)
+            .or_else(|| compose::publish(row, &self.terms, row.message.received));
+        let Some(mut publish) = publish else { return };
+        self.counts.resent += 1;
+        if qos > self.terms.qos_max {
+            if let Some(attempt) = self.remove_row(id) {
+                self.waiting.put_back(attempt);
+            }
+            return;
+        }
+        publish.qos = qos;
+        let bytes = compose::publish_bytes(&publish, self.terms.version);
+        if bytes > self.terms.packet_bytes_max {
+            let text = too_large(bytes, self.terms.packet_bytes_max);
+            return self.reject_slot(id, text);
+        }
+        publish.packet_id = Some(id);
+        publish.dup = slot.is_sent;
+        slot.is_sent = true;
+        slot.is_out = true;
+        self.pacing.spend(at.now, bytes);
+        if self.rows_out == 0 {
+            self.progress_at = at.now;
+        }
+        self.rows_out += 1;
+        self.published_at = at.now;
+        self.send(at, Packet::Publish(publish));
+    }
+
+    fn count_out(&mut self, at: Moment, attempt: &Attempt) {
+        if self.rows_out == 0 {
+            self.progress_at = at.now;
+        }
+        self.rows_out += 1;
+        self.bytes_out += compose::weight(&attempt.row);
+        self.published_at = at.now;
+    }
+
+    fn free_id(&mut self) -> PacketId {
+        // Callers keep at least one id free, so this ends.
+        loop {
+            self.next_id = self.next_id.wrapping_add(1);
+            if let Some(id) = PacketId::new(self.next_id)
+                && !self.ids.contains_key(&id)
+            {
+                return id;
+            }
+        }
+    }
+
+    /// Takes a row out of flight; at QoS 2 its id is forgotten in the next transaction.
+    fn remove_row(&mut self, id: PacketId) -> Option<Attempt> {
+        if !matches!(self.ids.get(&id), Some(Holder::Row(_))) {
+            return None;
+        }
+        let Some(Holder::Row(slot)) = self.ids.remove(&id) else { return None };
+        if slot.is_out {
+            self.rows_out = self.rows_out.saturating_sub(1);
+        }
+        if slot.stage != Stage::Sent {
+            self.gathering.changes.push(Change::Forget { packet_id: id.get() });
+        }
+        if let Some(attempt) = &slot.attempt {
+            self.bytes_out = self.bytes_out.saturating_sub(compose::weight(&attempt.row));
+            if self.suspect.is_some_and(|suspect| suspect.sequence == attempt.row.sequence) {
+                self.suspect = None;
+            }
+        }
+        slot.attempt
+    }
+
+    fn stage(&self, id: PacketId) -> Option<Stage> {
+        match self.ids.get(&id) {
+            Some(Holder::Row(slot)) if slot.is_out => Some(slot.stage),
+            _ => None,
+        }
+    }
+
+    fn puback(&mut self, at: Moment, ack: &Ack) {
+        let id = ack.packet_id;
+        if let Some(Holder::OwnStatus) = self.ids.get(&id) {
+            self.ids.remove(&id);
+            self.rows_out = self.rows_out.saturating_sub(1);
+            self.progress_at = at.now;
+            if !ack.reason.is_failure() {
+                self.own.accepted();
+            } else if self.own.refused() {
+                self.actions.push(Action::Note(Note::OwnTopicOff));
+            }
+            return;
+        }
+        if self.stage(id) != Some(Stage::Sent) {
+            self.counts.strays += 1;
+            return;
+        }
+        self.progress_at = at.now;
+        if ack.reason.is_failure() {
+            return self.refused(at, id, ack.reason, ack.reason_string.as_deref().unwrap_or_default());
+        }
+        if let Some(attempt) = self.remove_row(id) {
+            self.settled(attempt);
+        }
+    }
+
+    fn pubrec(&mut self, at: Moment, ack: &Ack) {
+        let id = ack.packet_id;
+        match self.stage(id) {
+            Some(Stage::Admitted) if ack.reason.is_failure() => {
+                self.progress_at = at.now;
+                self.refused(at, id, ack.reason, ack.reason_string.as_deref().unwrap_or_default());
+            }
+            Some(Stage::Admitted) => {
+                self.progress_at = at.now;
+                if let Some(Holder::Row(slot)) = self.ids.get_mut(&id) {
+                    slot.stage = Stage::Released;
+                }
+                self.gathering.changes.push(Change::Release { packet_id: id.get() });
+                self.gathering.after.push(Packet::Pubrel(Ack::new(id, ReasonCode::SUCCESS)));
+            }
+            // A repeat. Behind the transaction under way, since that may be the one that keeps the first.
+            Some(Stage::Released) => self.gathering.after.push(Packet::Pubrel(Ack::new(id, ReasonCode::SUCCESS))),
+            Some(Stage::Sent) | None => {
+                self.counts.strays += 1;
+                if !ack.reason.is_failure() {
+                    self.send(at, Packet::Pubrel(Ack::new(id, self.not_found())));
+                }
+            }
+        }
+    }
+
+    fn pubcomp(&mut self, at: Moment, ack: &Ack) {
+        let id = ack.packet_id;
+        if self.stage(id) != Some(Stage::Released) {
+            self.counts.strays += 1;
+            return;
+        }
+        // 0x92 too: the cloud has ended the exchange before (it had answered PUBREC, so it has the message).
+        self.progress_at = at.now;
+        if let Some(attempt) = self.remove_row(id) {
+            self.settled(attempt);
+        }
+    }
+
+    fn settled(&mut self, attempt: Attempt) {
+        self.counts.delivered += 1;
+        self.owned.remove(&attempt.row.sequence);
+        self.gathering.changes.push(Change::Settle { sequence: attempt.row.sequence, verdict: Verdict::Delivered });
+        self.waiting.ended(&attempt.row, true);
+    }
+
+    /// A row that went at QoS 0 and is proved to have been read.
+    fn delivered(&mut self, attempt: Attempt) {
+        self.bytes_out = self.bytes_out.saturating_sub(compose::weight(&attempt.row));
+        self.settled(attempt);
+    }
+
+    /// The cloud answered a message with a failure.
+    fn refused(&mut self, at: Moment, id: PacketId, reason: ReasonCode, text: &str) {
+        match reason {
+            ReasonCode::TOPIC_NAME_INVALID | ReasonCode::PAYLOAD_FORMAT_INVALID | ReasonCode::PACKET_TOO_LARGE => {
+                self.reject_slot(id, format!("{} ({reason}) {text}", meaning(reason)).trim_end().to_owned());
+            }
+            _ => {
+                let Some(attempt) = self.remove_row(id) else { return };
+                self.counts.resent += 1;
+                match reason {
+                    ReasonCode::QUOTA_EXCEEDED | ReasonCode::MESSAGE_RATE_TOO_HIGH => {
+                        self.waiting.refuse_quota(at.now, attempt);
+                    }
+                    ReasonCode::NOT_AUTHORIZED => {
+                        let topic = attempt.row.encoding.topic.clone();
+                        if self.waiting.hold(at.now, attempt) {
+                            self.actions.push(Action::Note(Note::Held { topic }));
+                        }
+                    }
+                    _ => self.waiting.refuse_now(at.now, attempt),
+                }
+            }
+        }
+    }
+
+    fn unsendable(&mut self, id: PacketId, reason: String) {
+        if matches!(self.ids.get(&id), Some(Holder::Row(_))) {
+            self.reject_slot(id, reason);
+        } else if self.ids.remove(&id).is_some() {
+            self.rows_out = self.rows_out.saturating_sub(1);
+        }
+    }
+
+    fn reject_slot(&mut self, id: PacketId, reason: String) {
+        if let Some(attempt) = self.remove_row(id) {
+            self.reject(&attempt, reason);
+        }
+    }
+
+    fn reject(&mut self, attempt: &Attempt, reason: String) {
+        let (sequence, topic) = (attempt.row.sequence, attempt.row.encoding.topic.clone());
+        self.actions.push(Action::Note(Note::Rejected { sequence, topic, reason: reason.clone() }));
+        self.give_up(attempt, Verdict::Rejected { reason });
+    }
+
+    fn give_up(&mut self, attempt: &Attempt, verdict: Verdict) {
+        self.owned.remove(&attempt.row.sequence);
+        self.gathering.changes.push(Change::Settle { sequence: attempt.row.sequence, verdict });
+        self.waiting.ended(&attempt.row, false);
+    }
+
+    fn live(&mut self, at: Moment, live: &LiveForward) {
+        if self.phase != Phase::Up {
+            return;
+        }
+        if let Some(publish) = compose::live(&live.message, &live.topic, &self.terms, at.stamp) {
+            let bytes = compose::publish_bytes(&publish, self.terms.version);
+            if bytes <= self.terms.packet_bytes_max {
+                self.pacing.spend(at.now, bytes);
+                self.send(at, Packet::Publish(publish));
+            }
+        }
+    }
+
+    fn send_own_status(&mut self, at: Moment, window: usize) {
+        if self.rows_out >= window || self.ids.len() >= usize::from(u16::MAX) {
+            return;
+        }
+        let Some(payload) = self.own_next.take() else { return };
+        let Some(topic) = self.own.topic().cloned() else { return };
+        let qos = Qos::AtLeastOnce.min(self.terms.qos_max);
+        let mut publish = Publish {
+            dup: false,
+            retain: self.terms.retain_available,
+            qos,
+            packet_id: None,
+            topic: Some(topic),
+            payload,
+            properties: Properties::default(),
+            topic_alias: None,
+            subscription_id: None,
+        };
+        if qos == Qos::AtLeastOnce {
+            let id = self.free_id();
+            publish.packet_id = Some(id);
+            self.ids.insert(id, Holder::OwnStatus);
+            if self.rows_out == 0 {
+                self.progress_at = at.now;
+            }
+            self.rows_out += 1;
+        }
+        self.send(at, Packet::Publish(publish));
+    }
+
+    fn not_found(&self) -> ReasonCode {
+        match self.settings.version {
+            Version::V5 => ReasonCode::PACKET_IDENTIFIER_NOT_FOUND,
+            Version::V311 => ReasonCode::SUCCESS,
+        }
+    }
+
+    // --- inbound --------------------------------------------------------------------------------------------------
+
+    fn subscribe(&mut self, at: Moment) {
+        if self.subscribe_at.is_some_and(|when| when <= at.now) {
+            self.subscribe_at = None;
+            self.is_subscribed = false;
+        }
+        if self.is_subscribed || self.stop_by.is_some() {
+            return;
+        }
+        self.is_subscribed = true;
+        let is_v5 = self.settings.version == Version::V5;
+        let wanted: Vec<Subscription> = self
+            .settings
+            .receive
+            .iter()
+            .map(|rule| Subscription {
+                filter: rule.filter.clone(),
+                qos: rule.qos,
+                // Forbidden on a shared subscription (MQTT 5.0, 3.8.3.1).
+                no_local: is_v5 && rule.filter.share_group().is_none(),
+                retain_as_published: false,
+                // Retained commands only when the cloud did not know the subscription: not again at each start.
+                retain_handling: u8::from(is_v5),
+            })
+            .collect();
+        for some in wanted.chunks(FILTERS_MAX) {
+            if self.ids.len() >= usize::from(u16::MAX) {
+                return;
+            }
+            let id = self.free_id();
+            let filters = some.iter().map(|one| one.filter.as_str().to_owned()).collect();
+            self.ids.insert(id, Holder::Subscribe(filters));
+            let subscribe = Subscribe { packet_id: id, subscriptions: some.to_vec(), subscription_id: None };
+            self.send(at, Packet::Subscribe(subscribe));
+        }
+    }
+
+    fn suback(&mut self, at: Moment, suback: &Suback) {
+        if !matches!(self.ids.get(&suback.packet_id), Some(Holder::Subscribe(_))) {
+            self.counts.strays += 1;
+            return;
+        }
+        let Some(Holder::Subscribe(filters)) = self.ids.remove(&suback.packet_id) else { return };
+        self.subscribe_deaths = 0;
+        for (filter, _) in filters.into_iter().zip(&suback.reasons).filter(|(_, reason)| reason.is_failure()) {
+            self.subscribe_at = Some(at.now + SUBSCRIBE_AGAIN);
+            self.actions.push(Action::Note(Note::SubscriptionRefused { filter: Some(filter) }));
+        }
+    }
+
+    fn publish_in(&mut self, at: Moment, publish: Publish) {
+        // No alias was granted in CONNECT, so there is always a topic.
+        let Some(cloud_topic) = &publish.topic else {
+            return self.close(CloseReason::Protocol { what: "a topic alias that was not granted" });
+        };
+        let answer = match (publish.qos, publish.packet_id) {
+            (Qos::AtMostOnce, _) => None,
+            (_, None) => return self.close(CloseReason::Protocol { what: "a PUBLISH without its packet id" }),
+            (Qos::AtLeastOnce, Some(id)) => Some(Packet::Puback(Ack::new(id, ReasonCode::SUCCESS))),
+            (Qos::ExactlyOnce, Some(id)) => Some(Packet::Pubrec(Ack::new(id, ReasonCode::SUCCESS))),
+        };
+        let rules = self.settings.receive.iter();
+        let local = rules.filter_map(|rule| rule.topic.apply(&rule.filter, cloud_topic)).next();
+        let Some(Ok(topic)) = local else {
+            self.counts.unmatched += 1;
+            if let (Qos::ExactlyOnce, Some(id)) = (publish.qos, publish.packet_id) {
+                self.inbound.ignore(id);
+            }
+            if let Some(answer) = answer {
+                self.inbound.answered(answer);
+            }
+            return;
+        };
+        self.counts.received += 1;
+        let once = match (publish.qos, publish.packet_id) {
+            (Qos::ExactlyOnce, Some(id)) => Some(Once { session: self.session, packet_id: id.get() }),
+            _ => None,
+        };
+        let message = Message {
+            topic,
+            qos: publish.qos,
+            retain: publish.retain,
+            properties: Some(publish.properties).filter(|properties| !properties.is_empty()).map(Box::new),
+            body: Body::Bytes(publish.payload),
+            origin: Origin::Uplink(self.settings.name.clone()),
+            received: at.stamp,
+        };
+        let receipt = self.inbound.open(answer);
+        self.actions.push(Action::Submit { receipt, message: Box::new(message), once });
+    }
+
+    fn pubrel_in(&mut self, ack: &Ack) {
+        let id = ack.packet_id;
+        let answer = Packet::Pubcomp(Ack::new(id, ReasonCode::SUCCESS));
+        if self.inbound.take_ignored(id) {
+            return self.inbound.answered(answer);
+        }
+        let receipt = self.inbound.open(Some(answer));
+        let once = Once { session: self.session, packet_id: id.get() };
+        self.actions.push(Action::Release { receipt, once });
+    }
+
+    fn pubcomp_for(&mut self, receipt: Receipt, was_known: bool) {
+        match self.inbound.answer_id(receipt) {
+            Some(id) if !was_known => {
+                // Answered, not refused: else the cloud would repeat it on every connection.
+                self.counts.strays += 1;
+                let answer = Packet::Pubcomp(Ack::new(id, self.not_found()));
+                self.inbound.ready_with(receipt, answer);
+            }
+            _ => self.inbound.ready(receipt),
+        }
+    }
+}
+
+fn too_large(bytes: usize, bytes_max: usize) -> String {
+    format!("the message takes {bytes} bytes, and the cloud's Maximum Packet Size is {bytes_max}")
+}

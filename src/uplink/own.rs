@@ -1,0 +1,139 @@
+//! The gateway's own status at the cloud: the will, and "online" and "offline" as retained messages. Pure.
+//!
+//! Promise: a cloud that does not allow it costs the status and one alarm, never the connection. A broker that closes
+//! on a will or a topic it does not allow would otherwise be tried for ever.
+
+use bytes::Bytes;
+
+use crate::clock::rfc3339;
+use crate::message::{Properties, Qos, Stamp, Topic};
+use crate::mqtt::{ReasonCode, Will};
+
+/// Connections that ended with the own status unanswered, after which it is not sent any more.
+const DEATHS_MAX: u32 = 2;
+
+/// The status message and what is known about the cloud's liking of it.
+#[derive(Debug)]
+pub struct OwnTopic {
+    status: Option<Topic>,
+    publishes: bool,
+    will: WillUse,
+    will_qos: Qos,
+    will_retain: bool,
+    deaths: u32,
+    will_deaths: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WillUse {
+    /// CONNECT has it.
+    With,
+    /// One attempt without it, to learn whether it is at fault.
+    Without,
+    /// It was at fault.
+    Off,
+}
+
+impl OwnTopic {
+    /// The status below `own_topic`; off when there is none.
+    pub fn new(own_topic: Option<&str>) -> OwnTopic {
+        let status = own_topic.and_then(|topic| Topic::new(&format!("{topic}/status")).ok());
+        OwnTopic {
+            publishes: status.is_some(),
+            will: if status.is_some() { WillUse::With } else { WillUse::Off },
+            status,
+            will_qos: Qos::AtLeastOnce,
+            will_retain: true,
+            deaths: 0,
+            will_deaths: 0,
+        }
+    }
+
+    /// Where the status is published, unless it is off.
+    pub fn topic(&self) -> Option<&Topic> {
+        self.status.as_ref().filter(|_| self.publishes)
+    }
+
+    /// The will for the next CONNECT.
+    pub fn will(&self) -> Option<Will> {
+        let topic = self.status.clone().filter(|_| self.will == WillUse::With)?;
+        Some(Will {
+            topic,
+            payload: offline(),
+            qos: self.will_qos,
+            retain: self.will_retain,
+            delay_s: 0,
+            properties: Properties::default(),
+        })
+    }
+
+    /// CONNECT was answered with `reason`, or with a closed connection (`None`).
+    pub fn connect_failed(&mut self, reason: Option<ReasonCode>) {
+        match (reason, self.will) {
+            (Some(ReasonCode::RETAIN_NOT_SUPPORTED), _) => self.will_retain = false,
+            (Some(ReasonCode::QOS_NOT_SUPPORTED), _) => self.will_qos = Qos::AtMostOnce,
+            (Some(ReasonCode::NOT_AUTHORIZED), WillUse::With) => {
+                // An explicit "not authorised" that goes away without the will needs no second proof.
+                self.will_deaths = DEATHS_MAX;
+                self.will = WillUse::Without;
+            }
+            (None | Some(ReasonCode::UNSPECIFIED_ERROR | ReasonCode::TOPIC_NAME_INVALID), WillUse::With) => {
+                self.will_deaths += 1;
+                self.will = WillUse::Without;
+            }
+            // Refused without it as well: it was not the will.
+            (_, WillUse::Without) => {
+                self.will_deaths = 0;
+                self.will = WillUse::With;
+            }
+            _ => {}
+        }
+    }
+
+    /// CONNECT was accepted. True when that shows the will to have been at fault.
+    pub fn connect_accepted(&mut self) -> bool {
+        match self.will {
+            WillUse::Without if self.will_deaths >= DEATHS_MAX => {
+                self.will = WillUse::Off;
+                true
+            }
+            // Accidents happen at the moment of CONNECT too: once more with the will before it is blamed.
+            WillUse::Without => {
+                self.will = WillUse::With;
+                false
+            }
+            WillUse::With => {
+                self.will_deaths = 0;
+                false
+            }
+            WillUse::Off => false,
+        }
+    }
+
+    /// The cloud took the status message.
+    pub fn accepted(&mut self) {
+        self.deaths = 0;
+    }
+
+    /// The cloud answered the status message with a failure. True when this turned it off.
+    pub fn refused(&mut self) -> bool {
+        std::mem::replace(&mut self.publishes, false)
+    }
+
+    /// The cloud closed the connection while the status message was unanswered. True when this turned it off.
+    pub fn died(&mut self) -> bool {
+        self.deaths += 1;
+        self.deaths >= DEATHS_MAX && self.refused()
+    }
+}
+
+/// What subscribers of the status see while the gateway is away.
+pub fn offline() -> Bytes {
+    Bytes::from_static(br#"{"state":"offline"}"#)
+}
+
+/// What they see while it is there.
+pub fn online(since: Stamp) -> Bytes {
+    let (since, version) = (rfc3339(since.wall_ms), env!("CARGO_PKG_VERSION"));
+    Bytes::from(format!(r#"{{"state":"online","since":"{since}","version":"{version}"}}"#))
+}

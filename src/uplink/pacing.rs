@@ -1,0 +1,141 @@
+//! How fast an uplink may send: one bucket of messages, one of bytes. Pure: the caller brings the clock.
+//!
+//! Promises: over any second no more than the configured rate plus a tenth of a second's worth leaves; a message larger
+//! than a bucket is not stuck for ever: it goes when the bucket has anything, and the debt is waited for after it.
+
+use std::time::Duration;
+
+use crate::config::Pace;
+
+/// How much may be saved up, as a share of a second.
+const BURST_SECONDS: f64 = 0.1;
+
+/// Both limits of one uplink.
+#[derive(Debug, Clone)]
+pub struct Pacing {
+    messages: Option<Bucket>,
+    bytes: Option<Bucket>,
+}
+
+impl Pacing {
+    /// Limits as `pace` says; none where it says nothing.
+    pub fn new(pace: Pace) -> Pacing {
+        Pacing {
+            messages: pace.messages_per_s.map(|rate| Bucket::new(f64::from(rate.get()))),
+            #[expect(clippy::cast_precision_loss, reason = "a rate above 2^53 bytes a second is no limit")]
+            bytes: pace.bytes_per_s.map(|rate| Bucket::new(rate.get() as f64)),
+        }
+    }
+
+    /// When the next message may leave: `now` or later.
+    pub fn ready_at(&mut self, now: Duration) -> Duration {
+        let at = |bucket: &mut Option<Bucket>| bucket.as_mut().map_or(now, |bucket| bucket.ready_at(now));
+        at(&mut self.messages).max(at(&mut self.bytes))
+    }
+
+    /// A message of `bytes` leaves at `now`.
+    pub fn spend(&mut self, now: Duration, bytes: usize) {
+        if let Some(bucket) = &mut self.messages {
+            bucket.spend(now, 1.0);
+        }
+        if let Some(bucket) = &mut self.bytes {
+            #[expect(clippy::cast_precision_loss, reason = "a packet has at most 2^28 bytes")]
+            bucket.spend(now, bytes as f64);
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Bucket {
+    rate_per_s: f64,
+    full: f64,
+    level: f64,
+    filled_at: Duration,
+}
+
+impl Bucket {
+    fn new(rate_per_s: f64) -> Bucket {
+        let full = (rate_per_s * BURST_SECONDS).max(1.0);
+        Bucket { rate_per_s, full, level: full, filled_at: Duration::ZERO }
+    }
+
+    fn fill(&mut self, now: Duration) {
+        let passed = now.saturating_sub(self.filled_at);
+        self.level = (self.level + passed.as_secs_f64() * self.rate_per_s).min(self.full);
+        self.filled_at = self.filled_at.max(now);
+    }
+
+    fn ready_at(&mut self, now: Duration) -> Duration {
+        self.fill(now);
+        // One unit, not "more than nothing": else a rate of 1 a second would let a second message go at once.
+        if self.level >= 1.0 {
+            return now;
+        }
+        // A nanosecond more than computed, so that rounding never makes a timer fire just too early.
+        now + Duration::from_secs_f64((1.0 - self.level) / self.rate_per_s) + Duration::from_nanos(1)
+    }
+
+    fn spend(&mut self, now: Duration, amount: f64) {
+        self.fill(now);
+        self.level -= amount;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::num::{NonZeroU32, NonZeroU64};
+
+    fn sent_within(pace: Pace, bytes: usize, seconds: u64) -> usize {
+        let mut pacing = Pacing::new(pace);
+        let mut now = Duration::ZERO;
+        let mut count = 0;
+        loop {
+            now = pacing.ready_at(now);
+            if now >= Duration::from_secs(seconds) {
+                return count;
+            }
+            pacing.spend(now, bytes);
+            count += 1;
+            assert!(count < 1_000_000, "not limited at all");
+        }
+    }
+
+    #[test]
+    fn messages_keep_their_rate() {
+        let pace = Pace { messages_per_s: NonZeroU32::new(100), bytes_per_s: None };
+        let count = sent_within(pace, 10, 10);
+        assert!((1000..=1010).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn bytes_keep_their_rate() {
+        let pace = Pace { messages_per_s: None, bytes_per_s: NonZeroU64::new(10_000) };
+        let count = sent_within(pace, 100, 10);
+        assert!((1000..=1011).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn the_tighter_of_both_limits_holds() {
+        let pace = Pace { messages_per_s: NonZeroU32::new(5), bytes_per_s: NonZeroU64::new(1_000_000) };
+        assert_eq!(sent_within(pace, 100, 10), 50);
+    }
+
+    #[test]
+    fn a_message_larger_than_the_bucket_goes_and_is_waited_for() {
+        let pace = Pace { messages_per_s: None, bytes_per_s: NonZeroU64::new(1000) };
+        let mut pacing = Pacing::new(pace);
+        assert_eq!(pacing.ready_at(Duration::ZERO), Duration::ZERO);
+        pacing.spend(Duration::ZERO, 10_000);
+        let next = pacing.ready_at(Duration::ZERO);
+        assert!((9.8..10.0).contains(&next.as_secs_f64()), "{next:?}");
+        assert_eq!(pacing.ready_at(next), next);
+    }
+
+    #[test]
+    fn without_a_pace_nothing_waits() {
+        let mut pacing = Pacing::new(Pace::default());
+        pacing.spend(Duration::ZERO, usize::MAX);
+        assert_eq!(pacing.ready_at(Duration::from_secs(1)), Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,37 @@
+//! Reason codes in words, for the status page and the journal. Pure.
+
+use crate::mqtt::ReasonCode;
+
+/// What `reason` means to the person who has to mend it.
+pub fn meaning(reason: ReasonCode) -> &'static str {
+    match reason {
+        ReasonCode::SUCCESS => "no reason given",
+        ReasonCode::MALFORMED_PACKET => "malformed packet",
+        ReasonCode::PROTOCOL_ERROR => "protocol error",
+        ReasonCode::IMPLEMENTATION_SPECIFIC_ERROR => "not taken by this server",
+        ReasonCode::UNSUPPORTED_PROTOCOL_VERSION => "this protocol version is not supported",
+        ReasonCode::CLIENT_IDENTIFIER_NOT_VALID => "the client id is not allowed",
+        ReasonCode::BAD_USER_NAME_OR_PASSWORD => "bad user name or password",
+        ReasonCode::NOT_AUTHORIZED => "not authorised",
+        ReasonCode::SERVER_UNAVAILABLE => "the server cannot serve now",
+        ReasonCode::SERVER_BUSY => "the server is busy",
+        ReasonCode::BANNED => "this client is banned",
+        ReasonCode::SERVER_SHUTTING_DOWN => "the server stops",
+        ReasonCode::KEEP_ALIVE_TIMEOUT => "it heard nothing for too long",
+        ReasonCode::SESSION_TAKEN_OVER => "another connection uses the same client id",
+        ReasonCode::TOPIC_NAME_INVALID => "the topic is not taken",
+        ReasonCode::RECEIVE_MAXIMUM_EXCEEDED => "too many messages in flight",
+        ReasonCode::PACKET_TOO_LARGE => "the packet is too large",
+        ReasonCode::MESSAGE_RATE_TOO_HIGH => "too many messages a second",
+        ReasonCode::QUOTA_EXCEEDED => "a quota is used up",
+        ReasonCode::ADMINISTRATIVE_ACTION => "a person closed the connection",
+        ReasonCode::PAYLOAD_FORMAT_INVALID => "the body is not what its format says",
+        ReasonCode::RETAIN_NOT_SUPPORTED => "retained messages are not supported",
+        ReasonCode::QOS_NOT_SUPPORTED => "the QoS is not supported",
+        ReasonCode::USE_ANOTHER_SERVER => "use another server for now",
+        ReasonCode::SERVER_MOVED => "the server has moved",
+        ReasonCode::CONNECTION_RATE_EXCEEDED => "too many connections a second",
+        ReasonCode::MAXIMUM_CONNECT_TIME => "the longest time that was allowed",
+        _ => "unspecified error",
+    }
+}

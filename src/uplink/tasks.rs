@@ -1,0 +1,181 @@
+//! The two tasks beside the link: one has the queue's outlet, one waits for the intake.
+//!
+//! Promises: the link never waits for a disk, so acknowledgements are committed while further messages leave; orders
+//! are carried out in the order they were given; commands enter the intake in the order they came. Nothing is decided.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::inbound::Receipt;
+use crate::intake::{Intake, Ticket};
+use crate::message::Message;
+use crate::queue::{AppendError, Change, Inlet, Once, Outlet, Queued, Restored};
+
+/// Pause before the store is asked again after it failed.
+const RESTORE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Commands that have their place in the queue but not yet their commit.
+const PLACED_MAX: usize = 256;
+
+/// What the store is to do.
+#[derive(Debug)]
+pub enum Order {
+    /// One transaction.
+    Commit(Vec<Change>),
+    /// Read the durable state.
+    Restore,
+    /// Get rows.
+    Fetch {
+        /// At most so many.
+        count: usize,
+        /// At most so many bytes.
+        bytes: usize,
+    },
+}
+
+/// What the intake is to do.
+#[derive(Debug)]
+pub enum Errand {
+    /// Take a command in.
+    Submit {
+        /// To be given back.
+        receipt: Receipt,
+        /// The command.
+        message: Box<Message>,
+        /// For QoS 2.
+        once: Option<Once>,
+    },
+    /// Forget a received id.
+    Release {
+        /// To be given back.
+        receipt: Receipt,
+        /// Which.
+        once: Once,
+    },
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub enum Report {
+    /// The commit is on disk, or not.
+    Committed(Result<(), AppendError>),
+    /// The durable state.
+    Restored(Restored),
+    /// Rows, at least one.
+    Rows(Vec<Queued>),
+    /// The intake has the command, or not.
+    Submitted(Receipt, Result<(), String>),
+    /// The id is forgotten; whether it was known.
+    Released(Receipt, Result<bool, String>),
+    /// The queue has stopped for good.
+    QueueStopped,
+}
+
+/// Carries out orders until there are no more to come.
+pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, reports: mpsc::Sender<Report>) {
+    let mut wanted: Option<(usize, usize)> = None;
+    loop {
+        let report = tokio::select! {
+            // Commits first: they free the window, and rows are fetched ahead.
+            biased;
+            order = orders.recv() => match order {
+                None => return,
+                Some(Order::Commit(changes)) => Report::Committed(outlet.commit(changes).await),
+                Some(Order::Restore) => {
+                    wanted = None;
+                    match restore(&mut outlet).await {
+                        Some(restored) => Report::Restored(restored),
+                        None => Report::QueueStopped,
+                    }
+                }
+                Some(Order::Fetch { count, bytes }) => {
+                    wanted = Some((count, bytes));
+                    continue;
+                }
+            },
+            rows = next(&mut outlet, wanted) => match rows {
+                Ok(rows) => {
+                    wanted = None;
+                    Report::Rows(rows)
+                }
+                Err(AppendError::Stopped) => Report::QueueStopped,
+                Err(_failed) => {
+                    tokio::time::sleep(RESTORE_AGAIN).await;
+                    continue;
+                }
+            },
+        };
+        let is_last = matches!(report, Report::QueueStopped | Report::Committed(Err(AppendError::Stopped)));
+        if reports.send(report).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
+async fn next(outlet: &mut Outlet, wanted: Option<(usize, usize)>) -> Result<Vec<Queued>, AppendError> {
+    match wanted {
+        Some((count, bytes)) => outlet.next(count, bytes).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// `None` when the queue has stopped. A store that fails is opened again by its own worker, so it is asked again.
+async fn restore(outlet: &mut Outlet) -> Option<Restored> {
+    loop {
+        match outlet.restore().await {
+            Ok(restored) => return Some(restored),
+            Err(AppendError::Stopped) => return None,
+            Err(_failed) => tokio::time::sleep(RESTORE_AGAIN).await,
+        }
+    }
+}
+
+enum Placed {
+    Ticket(Receipt, Ticket),
+    Refused(Receipt, String),
+    Release(Receipt, Once),
+}
+
+/// Carries out errands until there are no more to come: many may wait for one commit, answers keep their order.
+pub async fn run_errands(
+    intake: Intake,
+    inlet: Inlet,
+    mut errands: mpsc::Receiver<Errand>,
+    reports: mpsc::Sender<Report>,
+) {
+    let (placed, mut waiting) = mpsc::channel(PLACED_MAX);
+    let place = async move {
+        while let Some(errand) = errands.recv().await {
+            let outcome = match errand {
+                Errand::Submit { receipt, message, once } => match intake.submit(*message, once).await {
+                    Ok(ticket) => Placed::Ticket(receipt, ticket),
+                    Err(error) => Placed::Refused(receipt, super::link::chain(&error)),
+                },
+                Errand::Release { receipt, once } => Placed::Release(receipt, once),
+            };
+            if placed.send(outcome).await.is_err() {
+                return;
+            }
+        }
+    };
+    let finish = async move {
+        while let Some(placed) = waiting.recv().await {
+            let report = match placed {
+                Placed::Ticket(receipt, ticket) => {
+                    let outcome = ticket.outcome().await.map(|_accepted| ());
+                    Report::Submitted(receipt, outcome.map_err(|error| super::link::chain(&error)))
+                }
+                Placed::Refused(receipt, reason) => Report::Submitted(receipt, Err(reason)),
+                Placed::Release(receipt, once) => {
+                    let outcome = inlet.release(once).await;
+                    Report::Released(receipt, outcome.map_err(|error| super::link::chain(&error)))
+                }
+            };
+            if reports.send(report).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(place, finish);
+}

@@ -1,0 +1,197 @@
+//! What the field tests share: a configuration made by hand, a field stage that runs, and a list of what it told.
+#![allow(dead_code, reason = "each test file uses its own part of this")]
+#![allow(missing_docs, reason = "test support")]
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tidegate::clock::{Clock, ClockSource};
+use tidegate::config::{
+    BrokerConfig, Config, GatewayConfig, LineConfig, LineKind, ModbusConfig, ModbusPoint, Parity, PointKind,
+    PointTopic, PortConfig, QueueConfig, Report, SerialConfig, SerialMode, Table, WhenFull, WordOrder,
+};
+use tidegate::field::{Field, FieldError, Readings, Refused};
+use tidegate::health::{DeviceSnapshot, Health};
+use tidegate::message::{Body, Message, Origin, Qos, Quality, Reading, Value};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Every wait of a test ends here at the latest.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Takes readings in and remembers them.
+#[derive(Clone, Default)]
+pub struct Collector(Arc<(Mutex<Vec<Reading>>, Notify)>);
+
+impl Readings for Collector {
+    async fn deliver(&self, messages: Vec<Message>) -> Result<(), Refused> {
+        let mut readings = self.0.0.lock().unwrap();
+        for message in messages {
+            assert_eq!(message.origin, Origin::Field);
+            assert!(!message.retain);
+            let Body::Reading(reading) = message.body else { panic!("the field tells readings only") };
+            let expected = format!("field/{}/{}", reading.device, reading.point);
+            assert_eq!(message.topic.as_str(), expected);
+            assert_eq!(reading.quality == Quality::Bad, reading.value == Value::Null, "{reading:?}");
+            assert_eq!(reading.quality == Quality::Good, reading.reason.is_none(), "{reading:?}");
+            readings.push(reading);
+        }
+        self.0.1.notify_waiters();
+        Ok(())
+    }
+}
+
+/// A field stage that runs.
+pub struct Running {
+    pub readings: Collector,
+    pub health: Health,
+    stop: CancellationToken,
+    tasks: JoinSet<Result<(), FieldError>>,
+}
+
+impl Running {
+    pub fn start(config: &Config) -> Running {
+        let (readings, health, stop) = (Collector::default(), Health::default(), CancellationToken::new());
+        let field = Field::new(config, readings.clone(), Clock::new(ClockSource::Trusted), &health).unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(field.run(stop.clone()));
+        Running { readings, health, stop, tasks }
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.tasks.try_join_next().is_some()
+    }
+
+    pub async fn stop(mut self) -> Vec<Reading> {
+        self.stop.cancel();
+        let ended = tokio::time::timeout(DEADLINE, self.tasks.join_next()).await.expect("the stage stops");
+        ended.unwrap().expect("it does not panic").expect("it ends in order");
+        self.all()
+    }
+
+    pub fn all(&self) -> Vec<Reading> {
+        self.readings.0.0.lock().unwrap().clone()
+    }
+
+    pub fn of(&self, device: &str, point: &str) -> Vec<Reading> {
+        self.all().into_iter().filter(|r| &*r.device == device && &*r.point == point).collect()
+    }
+
+    pub fn device(&self, name: &str) -> DeviceSnapshot {
+        self.health.snapshot().devices.get(name).expect("the device is known").clone()
+    }
+
+    /// Waits until `found` finds something in what was told.
+    pub async fn until<T>(&self, what: &str, found: impl Fn(&[Reading]) -> Option<T>) -> T {
+        let waited = tokio::time::timeout(DEADLINE, async {
+            loop {
+                let notified = self.readings.0.1.notified();
+                tokio::pin!(notified);
+                notified.as_mut().enable();
+                if let Some(found) = found(&self.all()) {
+                    return found;
+                }
+                // Health has no bell: what is looked for there is looked for again after a moment.
+                tokio::time::timeout(Duration::from_millis(50), notified).await.unwrap_or_default();
+            }
+        });
+        match waited.await {
+            Ok(found) => found,
+            Err(_) => panic!("waited in vain for {what}; told so far: {:#?}", self.all()),
+        }
+    }
+
+    /// Waits until `device`'s `point` was told `count` times at this quality.
+    pub async fn until_told(&self, device: &str, point: &str, quality: Quality, count: usize) -> Vec<Reading> {
+        self.until(&format!("{count} readings of {device}/{point} at quality {quality:?}"), |readings| {
+            let matching =
+                readings.iter().filter(|r| &*r.device == device && &*r.point == point && r.quality == quality);
+            let matching: Vec<Reading> = matching.cloned().collect();
+            (matching.len() >= count).then_some(matching)
+        })
+        .await
+    }
+}
+
+pub fn empty() -> Config {
+    Config {
+        gateway: GatewayConfig {
+            id: Arc::from("test"),
+            id_source: "the test",
+            state_dir: "/nonexistent".into(),
+            clock: ClockSource::Trusted,
+        },
+        queue: QueueConfig {
+            bytes_max: NonZeroU64::new(1 << 20).unwrap(),
+            age_max: None,
+            when_full: WhenFull::DropOldest,
+        },
+        broker: BrokerConfig { listeners: BTreeMap::new() },
+        uplinks: BTreeMap::new(),
+        lines: BTreeMap::new(),
+        modbus: BTreeMap::new(),
+        serial: BTreeMap::new(),
+    }
+}
+
+pub fn port(path: &Path) -> PortConfig {
+    let mode = SerialMode { data_bits: 8, parity: Parity::None, stop_bits: 1 };
+    PortConfig { path: path.to_owned(), baud: NonZeroU32::new(115_200).unwrap(), mode }
+}
+
+pub fn tcp(address: std::net::SocketAddr) -> LineKind {
+    LineKind::Tcp { host: address.ip().to_string(), port: address.port() }
+}
+
+pub fn add_line(config: &mut Config, name: &str, kind: LineKind) {
+    let line = LineConfig { kind, timeout: Duration::from_millis(300), pause: Duration::ZERO };
+    config.lines.insert(Arc::from(name), line);
+}
+
+pub fn add_unit(config: &mut Config, name: &str, line: &str, unit_id: u8, poll_ms: u64, points: Vec<ModbusPoint>) {
+    let unit = ModbusConfig {
+        line: Arc::from(line),
+        unit_id,
+        poll: Duration::from_millis(poll_ms),
+        timeout: Duration::from_millis(300),
+        topic: PointTopic("field/{device}/{point}".to_owned()),
+        qos: Qos::AtLeastOnce,
+        points,
+    };
+    config.modbus.insert(Arc::from(name), unit);
+}
+
+pub fn point(name: &str, table: Table, address: u16, kind: PointKind) -> ModbusPoint {
+    ModbusPoint {
+        name: Arc::from(name),
+        table,
+        address,
+        kind,
+        order: WordOrder::Abcd,
+        scale: 1.0,
+        offset: 0.0,
+        unit: None,
+        poll: None,
+        report: Report::default(),
+    }
+}
+
+pub fn add_serial(config: &mut Config, name: &str, path: &Path, parse: tidegate::config::Parse) {
+    let serial = SerialConfig {
+        port: port(path),
+        ask: None,
+        delimiter: b"\r\n".to_vec(),
+        frame_bytes_max: 64,
+        parse,
+        decimal: b'.',
+        good: BTreeMap::new(),
+        topic: PointTopic("field/{device}/{point}".to_owned()),
+        qos: Qos::AtLeastOnce,
+        points: Vec::new(),
+    };
+    config.serial.insert(Arc::from(name), serial);
+}
