@@ -29,6 +29,9 @@ const OUTAGE_BEFORE_KILL: Duration = Duration::from_secs(2);
 const DEAD: Duration = Duration::from_millis(700);
 const OUTAGE_AFTER_KILL: Duration = Duration::from_millis(2500);
 
+/// How long the line is down in the third drill; both ends know by then.
+const OUTAGE_WITH_BURST: Duration = Duration::from_secs(4);
+
 /// Share of the backlog, in percent, that has arrived when the third drill kills.
 const KILL_AT_PERCENT: u64 = 30;
 
@@ -97,7 +100,9 @@ impl Rig {
         self.watch(BEFORE).await?;
 
         self.line.cut();
-        self.scene.say("The line is cut; the sender goes on and is acknowledged all the same.");
+        if drill != Drill::KillInCatchUp {
+            self.scene.say("The line is cut; the sender goes on and is acknowledged all the same.");
+        }
         match drill {
             Drill::Cut => self.watch(OUTAGE).await?,
             Drill::KillInOutage => {
@@ -140,8 +145,11 @@ impl Rig {
     async fn pile_up(&mut self) -> Result<(), DrillError> {
         let next = self.publisher.record(|record| record.next());
         self.publisher.order(Order::Burst { end: next + BURST });
+        let end = Instant::now() + OUTAGE_WITH_BURST;
+        self.scene.say(format!("The line is cut; {BURST} messages are piled up behind it."));
         let what = "the backlog was not acknowledged".to_owned();
-        self.await_state(what, |rig| rig.publisher.record(|record| record.is_at_rest())).await
+        self.await_state(what, |rig| rig.publisher.record(|record| record.is_at_rest())).await?;
+        self.watch(end.saturating_duration_since(Instant::now())).await
     }
 
     async fn kill_and_start(&mut self) -> Result<(), DrillError> {

@@ -50,8 +50,8 @@ pub(super) fn table(subject: &str, outcomes: &[Outcome], field: Option<&Field>, 
     let again: u64 = outcomes.iter().map(|outcome| outcome.count.sent_again).sum();
     if again > 0 {
         text.push_str(&format!(
-            "{} more: a kill took their acknowledgement, so their sender sent them again.\n\
-             To MQTT those are new messages (MQTT 5.0, 4.3.2), not repeats.\n",
+            "{} came under a second id: a kill took the acknowledgement, so the sender sent again,\n\
+             which to MQTT is a new message and no repeat (MQTT 5.0, 4.3.2).\n",
             grouped(again)
         ));
     }
