@@ -158,7 +158,8 @@ impl Gateway {
     }
 
     pub fn session_counter(&self, name: &str) -> u64 {
-        let sessions = serde_json::to_value(self.health.snapshot().sessions).unwrap();
+        let sessions =
+            serde_json::to_value(self.health.snapshot(tidegate::message::Stamp::default()).sessions).unwrap();
         sessions[name].as_u64().unwrap()
     }
 }
