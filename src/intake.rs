@@ -393,7 +393,11 @@ mod tests {
         assert_eq!(house.health.queue().messages.load(Ordering::Relaxed), 1);
         drop(lane);
         house.accept(message("low/a", Qos::AtMostOnce, client, text("x")), None).await;
-        assert_eq!(house.health.snapshot().unkept_qos0["c"], 1, "a lane without an end keeps nothing");
+        assert_eq!(
+            house.health.snapshot(house.intake.now()).unkept_qos0["c"],
+            1,
+            "a lane without an end keeps nothing"
+        );
         house.end().await;
     }
 
@@ -434,7 +438,7 @@ mod tests {
                 }
             }
             assert_eq!(refused > 0, when_full == WhenFull::Refuse);
-            let snapshot = house.health.snapshot();
+            let snapshot = house.health.snapshot(house.intake.now());
             let dropped = snapshot.losses.get("dropped-newest").copied().unwrap_or(0);
             assert_eq!(dropped > 0, when_full == WhenFull::DropNewest);
             house.end().await;

@@ -529,7 +529,10 @@ async fn q4_drop_oldest_declares_exactly_what_is_missing() {
     assert_eq!(told["last"].as_u64().unwrap() + 1, rest[0].sequence.0);
     assert_eq!((&told["reason"], &told["stream"]), (&"dropped-oldest".into(), &"cloud".into()));
     assert_eq!(told["id"], gap.id.to_string());
-    assert_eq!(rig.health.snapshot(crate::message::Stamp::default()).losses["dropped-oldest"], 4000 - numbers.len() as u64);
+    assert_eq!(
+        rig.health.snapshot(crate::message::Stamp::default()).losses["dropped-oldest"],
+        4000 - numbers.len() as u64
+    );
     rig.stop().await;
 }
 
@@ -553,7 +556,8 @@ async fn q4_drop_newest_keeps_the_oldest_and_refuse_keeps_all_it_took() {
         let numbers: Vec<u64> = rig.drain("cloud").await.iter().map(|row| number_of(&row.message)).collect();
         assert_eq!(numbers, kept);
         assert!((1000..4000).contains(&kept.len()), "{}", kept.len());
-        let lost = rig.health.snapshot(crate::message::Stamp::default()).losses.get("dropped-newest").copied().unwrap_or(0);
+        let lost =
+            rig.health.snapshot(crate::message::Stamp::default()).losses.get("dropped-newest").copied().unwrap_or(0);
         assert_eq!(lost, if refuses { 0 } else { 4000 - kept.len() as u64 });
         // There is room again.
         assert!(matches!(rig.append(numbered(1, 200)).await.fate, Fate::Stored { .. }));
