@@ -56,6 +56,8 @@ const PARTINGS_MAX: usize = 256;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Between two lines in the journal about clients that break the protocol.
 const WARNING_EVERY: Duration = Duration::from_secs(10);
+/// What sessions get beyond their own patience, when the gateway stops.
+const STOP_MARGIN: Duration = Duration::from_millis(500);
 /// Waiting connections of a listener, in the kernel.
 const BACKLOG: u32 = 1024;
 
@@ -140,11 +142,11 @@ impl Services {
 }
 
 impl Broker {
-    /// Opens the listeners; within a runtime. Nobody is served before `run`.
+    /// Opens the listeners. Nobody is served before `run`.
     ///
     /// # Errors
     /// When an address cannot be listened on.
-    pub fn bind(
+    pub async fn bind(
         config: &BrokerConfig,
         limits: BrokerLimits,
         intake: Intake,
@@ -226,7 +228,7 @@ impl Broker {
         stop.cancel();
         drop(sockets);
         accepting.shutdown().await;
-        let until = Instant::now() + limits.stop_patience + limits.farewell;
+        let until = Instant::now() + limits.stop_patience + STOP_MARGIN;
         let settle = async {
             while let Some(ended) = sessions.join_next().await {
                 note_end(ended);

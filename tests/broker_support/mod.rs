@@ -114,7 +114,8 @@ impl Gateway {
         let bind = "127.0.0.1:0".parse().unwrap();
         let config = BrokerConfig { listeners: BTreeMap::from([(Arc::from("test"), ListenerConfig { bind })]) };
         let (inlet, limits) = (opened.inlet.clone(), options.limits);
-        let broker = Broker::bind(&config, limits, intake.clone(), inlet, router.clone(), health.clone()).unwrap();
+        let broker =
+            Broker::bind(&config, limits, intake.clone(), inlet, router.clone(), health.clone()).await.unwrap();
         let address = broker.local_addrs()["test"];
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -158,8 +159,7 @@ impl Gateway {
     }
 
     pub fn session_counter(&self, name: &str) -> u64 {
-        let sessions =
-            serde_json::to_value(self.health.snapshot(tidegate::message::Stamp::default()).sessions).unwrap();
+        let sessions = serde_json::to_value(self.health.snapshot(self.intake.now()).sessions).unwrap();
         sessions[name].as_u64().unwrap()
     }
 }
