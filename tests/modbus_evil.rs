@@ -218,7 +218,7 @@ async fn an_answer_to_the_last_request_is_never_taken_for_one_to_this() {
     }
     running
         .until("several exchanges of both", |_| {
-            let snapshot = running.health.snapshot();
+            let snapshot = running.health.snapshot(tidegate::message::Stamp::default());
             ["a", "b"].iter().all(|device| snapshot.devices[*device].exchanges >= 2).then_some(())
         })
         .await;
