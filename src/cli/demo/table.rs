@@ -61,8 +61,8 @@ pub(super) fn table(subject: &str, outcomes: &[Outcome], field: Option<&Field>, 
     let again: u64 = outcomes.iter().map(|outcome| outcome.count.sent_again).sum();
     if again > 0 {
         text.push_str(&format!(
-            "{} came under a second id: a kill took the acknowledgement, so the sender sent again,\n\
-             which to MQTT is a new message and no repeat (MQTT 5.0, 4.3.2).\n",
+            "{} more were sent again by their sender, whose acknowledgement a kill took:\n\
+             to MQTT those are new messages and no repeats (MQTT 5.0, 4.3.2).\n",
             grouped(again)
         ));
     }
