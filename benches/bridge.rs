@@ -64,6 +64,9 @@ fn harness() -> io::Result<()> {
     }
     println!("{messages} messages of {PAYLOAD_BYTES} + {} bytes, {rounds} rounds\n", TOPIC.len());
 
+    if cfg!(debug_assertions) {
+        println!("The gateway was built without optimisation: these figures show that the harness works, no more.\n");
+    }
     let mut runs = Vec::new();
     println!("{}", Run::HEADING);
     for round in 1..=rounds {

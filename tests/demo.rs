@@ -76,7 +76,7 @@ fn the_demo_loses_nothing_and_says_so() {
         "3 killed while catching up",
         "4 readings, with one unit dead",
         "Counted by the cloud from message ids, not by the gateway.",
-        "Nothing that was acknowledged was lost.",
+        "Nothing that the gateway acknowledged was lost.",
         "tidegate example rs485-aws > tidegate.toml",
     ] {
         assert!(printed.contains(expected), "{expected:?} is missing:\n{printed}");

@@ -162,7 +162,7 @@ fn conclude(report: &Report, beside: Option<&Report>) -> Exit {
     }
     let lost = report.losses();
     if lost == 0 {
-        print("\nNothing that was acknowledged was lost.\n");
+        print("\nNothing that the gateway acknowledged was lost.\n");
     } else {
         print(&format!("\nLOST: {lost}. This breaks the promise; please report it, with the version below.\n"));
         print(&format!("tidegate {}\n", env!("CARGO_PKG_VERSION")));

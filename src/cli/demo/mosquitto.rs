@@ -32,12 +32,15 @@ pub(super) fn configuration(state_dir: &Path, broker: SocketAddr, cloud: SocketA
          {user}\
          persistence true\n\
          persistence_location {state_dir}/\n\
+         # by default every half hour\n\
          autosave_interval 1\n\
+         # by default 1000 messages\n\
          max_queued_messages 0\n\
          connection cloud\n\
          address {cloud}\n\
          remote_clientid demo-bridge\n\
          cleansession false\n\
+         # the shortest that it takes\n\
          keepalive_interval 5\n\
          restart_timeout 1\n\
          notifications false\n\

@@ -239,7 +239,7 @@ fn field_rows(devices: &[DeviceCount]) -> [Row; 2] {
         below.push_str(&format!(" {name} every {interval},"));
     }
     let received: u64 = devices.iter().map(|device| device.received).sum();
-    below.push_str(&format!(" asked {asked:.2} s; {} readings received", grouped(received)));
+    below.push_str(&format!(" asked {asked:.2} s; {} readings", grouped(received)));
     [vec![(Tone::Plain, title)], vec![(Tone::Plain, below)]]
 }
 

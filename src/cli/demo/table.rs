@@ -18,13 +18,24 @@ pub(super) fn table(subject: &str, outcomes: &[Outcome], field: Option<&Field>, 
     let mut text = String::new();
     let rule = "-".repeat(79);
     text.push_str(&format!(
-        "{:32} {:>12} {:>9} {:>6} {:>8}  {:>7}\n{:32} {:>12} {:>9} {:>6} {:>8}  {:>7}\n{rule}\n",
-        "", "acknowledged", "received", "", "", "catch", subject, "to sender", "by cloud", "lost", "repeated", "up, s",
+        "{:31} {:>12} {:>9} {:>6} {:>8}  {:>8}\n{:31} {:>12} {:>9} {:>6} {:>8}  {:>8}\n{rule}\n",
+        "",
+        "acknowledged",
+        "received",
+        "",
+        "",
+        "catch-up",
+        subject,
+        "to sender",
+        "by cloud",
+        "lost",
+        "repeated",
+        "seconds",
     ));
     for Outcome { drill, count, catch_up } in outcomes {
         let seconds = catch_up.map_or_else(|| "never".to_owned(), |time| format!("{:.1}", time.as_secs_f64()));
         text.push_str(&format!(
-            "{:32} {:>12} {:>9} {:>6} {:>8}  {:>7}\n",
+            "{:31} {:>12} {:>9} {:>6} {:>8}  {:>8}\n",
             drill.name(),
             grouped(count.acknowledged),
             grouped(count.received),
@@ -36,7 +47,7 @@ pub(super) fn table(subject: &str, outcomes: &[Outcome], field: Option<&Field>, 
     if let Some(field) = field {
         let sum = |value: fn(&DeviceCount) -> u64| field.devices.iter().map(value).sum::<u64>();
         text.push_str(&format!(
-            "{:32} {:>12} {:>9} {:>6} {:>8}  {:>7}\n",
+            "{:31} {:>12} {:>9} {:>6} {:>8}  {:>8}\n",
             "4 readings, with one unit dead",
             "-",
             grouped(sum(|device| device.received)),
@@ -50,14 +61,19 @@ pub(super) fn table(subject: &str, outcomes: &[Outcome], field: Option<&Field>, 
     let again: u64 = outcomes.iter().map(|outcome| outcome.count.sent_again).sum();
     if again > 0 {
         text.push_str(&format!(
-            "{} came under a second id: a kill took the acknowledgement, so the sender sent again,\n\
-             which to MQTT is a new message and no repeat (MQTT 5.0, 4.3.2).\n",
+            "{} more were sent again by their sender, whose acknowledgement a kill took:\n\
+             to MQTT those are new messages and no repeats (MQTT 5.0, 4.3.2).\n",
             grouped(again)
         ));
     }
     if let Some(field) = field {
         text.push_str(&neighbours(field));
         text.push('\n');
+        let theirs = field.undisturbed.iter().filter(|device| NEIGHBOURS.contains(&device.name.as_str()));
+        if let Some(longest) = theirs.filter_map(|device| device.longest_ms).max() {
+            let seconds = f64::from(longest) / 1000.0;
+            text.push_str(&format!("The longest pause between two readings of one of them was {seconds:.2} s.\n"));
+        }
     }
     text
 }
@@ -129,7 +145,7 @@ mod tests {
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{line}");
         }
-        assert!(text.contains("123,456   123,400     56        7      1.2"), "{text}");
+        assert!(text.contains("123,456   123,400     56        7       1.2"), "{text}");
         assert!(text.contains(COUNTED_BY), "{text}");
         assert!(text.contains("meter-1: every 0.51 s, meter-3: every 0.51 s (asked: 0.50 s)."), "{text}");
         assert_eq!(losses(&outcomes, Some(&field(510))), 168);

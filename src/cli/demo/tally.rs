@@ -17,6 +17,9 @@ const READINGS_MAX: usize = 20_000;
 /// The user property that names a message (DESIGN.md 6.8).
 pub(super) const ID_PROPERTY: &str = "tidegate-id";
 
+/// Fewer intervals say nothing of their median.
+const INTERVALS_MIN: usize = 3;
+
 /// Devices that are told apart; the demo has four.
 const DEVICES_MAX: usize = 64;
 
@@ -234,7 +237,7 @@ impl DeviceTally {
             repeated: self.repeats,
             good: self.good,
             bad: self.bad,
-            interval_ms: intervals.get(intervals.len() / 2).copied(),
+            interval_ms: intervals.get(intervals.len() / 2).copied().filter(|_| intervals.len() >= INTERVALS_MIN),
             longest_ms: intervals.last().copied(),
         }
     }
@@ -299,7 +302,7 @@ mod tests {
     #[test]
     fn holes_and_intervals_of_a_device_are_seen() {
         let mut tally = Tally::default();
-        for (seq, ms) in [(1, "000"), (2, "250"), (4, "750")] {
+        for (seq, ms) in [(1, "000"), (2, "100"), (3, "400"), (5, "900")] {
             let payload = format!(
                 r#"{{"ts":"2026-11-23T09:20:00.{ms}Z","quality":"good","device":"m","point":"p","seq":{seq},"id":"i{seq}"}}"#
             );
@@ -308,12 +311,12 @@ mod tests {
         }
         let devices = tally.devices();
         assert_eq!(devices.len(), 1);
-        assert_eq!((devices[0].received, devices[0].missing, devices[0].good), (3, 1, 3));
-        assert_eq!((devices[0].interval_ms, devices[0].longest_ms), (Some(500), Some(500)));
-        assert_eq!(tally.received(), 6);
+        assert_eq!((devices[0].received, devices[0].missing, devices[0].good), (4, 1, 4));
+        assert_eq!((devices[0].interval_ms, devices[0].longest_ms), (Some(300), Some(500)));
+        assert_eq!(tally.received(), 8);
         tally.close();
         tally.deliver(None, br#"{"n":1}"#);
-        assert_eq!((tally.received(), tally.devices().len()), (7, 0));
+        assert_eq!((tally.received(), tally.devices().len()), (9, 0));
     }
 
     #[test]
