@@ -394,11 +394,7 @@ mod tests {
         drop(lane);
         house.accept(message("low/a", Qos::AtMostOnce, client, text("x")), None).await;
         assert_eq!(
-<<<<<<< HEAD
-            house.health.snapshot(crate::message::Stamp::default()).unkept_qos0["c"],
-=======
             house.health.snapshot(house.intake.now()).unkept_qos0["c"],
->>>>>>> broker
             1,
             "a lane without an end keeps nothing"
         );
@@ -442,11 +438,7 @@ mod tests {
                 }
             }
             assert_eq!(refused > 0, when_full == WhenFull::Refuse);
-<<<<<<< HEAD
-            let snapshot = house.health.snapshot(crate::message::Stamp::default());
-=======
             let snapshot = house.health.snapshot(house.intake.now());
->>>>>>> broker
             let dropped = snapshot.losses.get("dropped-newest").copied().unwrap_or(0);
             assert_eq!(dropped > 0, when_full == WhenFull::DropNewest);
             house.end().await;

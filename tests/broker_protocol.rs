@@ -153,22 +153,14 @@ async fn a_qos_0_message_that_a_rule_raises_is_stored_and_one_that_nobody_keeps_
     let queued = timeout(PATIENCE, outlet.next(10, 1 << 20)).await.unwrap().unwrap();
     assert_eq!(queued.len(), 1);
     assert_eq!((queued[0].message.topic.as_str(), queued[0].qos), ("raised/x", Qos::AtLeastOnce));
-<<<<<<< HEAD
-    assert_eq!(gateway.health.snapshot(tidegate::message::Stamp::default()).unkept_qos0["node-red"], 1);
-=======
     assert_eq!(gateway.health.snapshot(gateway.intake.now()).unkept_qos0["node-red"], 1);
->>>>>>> broker
     let cloud = std::sync::Arc::from("cloud");
     let mut lane = gateway.intake.live_lane(&cloud).unwrap();
     assert!(gateway.intake.live_lane(&cloud).is_none(), "taken once");
     gateway.health.uplink(&cloud).connected.store(true, std::sync::atomic::Ordering::Relaxed);
     client.publish("plain/y", Qos::AtMostOnce, "3").await;
     assert_eq!(timeout(PATIENCE, lane.recv()).await.unwrap().unwrap().topic.as_str(), "plain/y");
-<<<<<<< HEAD
-    assert_eq!(gateway.health.snapshot(tidegate::message::Stamp::default()).unkept_qos0["node-red"], 1);
-=======
     assert_eq!(gateway.health.snapshot(gateway.intake.now()).unkept_qos0["node-red"], 1);
->>>>>>> broker
     drop(outlet);
     gateway.ended().await;
 }
