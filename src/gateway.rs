@@ -112,6 +112,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
     let intake = Intake::new(inlet.clone(), router.clone(), rules, clock.clone(), health.clone());
     let limits = BrokerLimits::default();
     let broker = Broker::bind(&config.broker, limits, intake.clone(), inlet.clone(), router.clone(), health.clone())
+        .await
         .map_err(GatewayError::Listener)?;
     let control = Control::bind(&config.gateway.state_dir, &gateway, clock.clone(), health.clone())
         .map_err(GatewayError::Control)?;
