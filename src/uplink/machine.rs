@@ -1034,6 +1034,15 @@ impl Machine {
     fn committed(&mut self, at: Moment) {
         let Some(mut committed) = self.committing.take() else { return };
         self.send_after(at, std::mem::take(&mut committed.after));
+        if !self.gathering.admits {
+            // Messages that only had to follow this commit: were they to wait for the next one too, later messages,
+            // which have nothing to follow any more, would overtake them.
+            let (publishes, others) = std::mem::take(&mut self.gathering.after)
+                .into_iter()
+                .partition(|packet| matches!(packet, Packet::Publish(_)));
+            self.gathering.after = others;
+            self.send_after(at, publishes);
+        }
         if committed.renews {
             self.must_restore = true;
         }

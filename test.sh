@@ -1,0 +1,178 @@
+#!/usr/bin/env bash
+# Installs what the tests need and is missing, then runs them all. Works offline once everything is there.
+#
+#   ./test.sh                 format, lints, tests with real counterparts, documentation
+#   ./test.sh --prepare       only installs
+#
+# On Debian 12 or Raspberry Pi OS it needs root or sudo for the packages, and a Rust toolchain.
+
+set -uo pipefail
+cd "$(dirname "$0")" || exit 70
+
+usage() {
+    sed -n '2,7s/^# \{0,1\}//p' "$0"
+}
+
+only_prepare=false
+for flag in "$@"; do
+    case "$flag" in
+    --prepare) only_prepare=true ;;
+    --torture | --vm | --package | --cross)
+        echo "test.sh: $flag is not in this version yet" >&2
+        exit 64
+        ;;
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    *)
+        echo "test.sh: there is no flag $flag" >&2
+        usage >&2
+        exit 64
+        ;;
+    esac
+done
+
+# As cargo's own default, so that the tests find the Python environment where they look for it.
+target="${CARGO_TARGET_DIR:-target}"
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
+
+die() {
+    echo "test.sh: $*" >&2
+    exit 1
+}
+
+has() {
+    command -v "$1" >/dev/null 2>&1
+}
+
+# --- the toolchain --------------------------------------------------------------------------------------------------
+
+if ! has cargo && [ -f "$HOME/.cargo/env" ]; then
+    # shellcheck source=/dev/null
+    . "$HOME/.cargo/env"
+fi
+has cargo || die "a Rust toolchain is needed (cargo, rustfmt, clippy; the oldest that serves is in Cargo.toml): see https://rustup.rs"
+for component in rustfmt clippy; do
+    name="cargo-$([ "$component" = rustfmt ] && echo fmt || echo clippy)"
+    if ! has "$name" || ! "$name" --version >/dev/null 2>&1; then
+        has rustup || die "$component is missing and there is no rustup to add it"
+        rustup component add "$component" || die "cannot add $component"
+    fi
+done
+
+# --- Debian packages ------------------------------------------------------------------------------------------------
+
+missing=()
+# A minimal Debian has no certificates to check a registry's name with.
+[ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+# SQLite and ring are compiled.
+has cc || missing+=(gcc libc6-dev)
+# Cloud, local clients, pairs of serial ports, delayed syncs, and children that end with their test.
+PATH="$PATH:/usr/sbin:/sbin"
+has mosquitto || missing+=(mosquitto)
+has mosquitto_sub && has mosquitto_pub || missing+=(mosquitto-clients)
+has socat || missing+=(socat)
+has strace || missing+=(strace)
+has setpriv || missing+=(util-linux)
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+policy=/usr/sbin/policy-rc.d
+made_policy=false
+remove_policy() {
+    if $made_policy; then
+        as_root rm -f "$policy"
+        made_policy=false
+    fi
+}
+
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "== packages: ${missing[*]}"
+    has apt-get || die "please install: ${missing[*]}"
+    [ "$(id -u)" = 0 ] || has sudo || die "please run as root: apt-get install ${missing[*]}"
+    # Debian's mosquitto would start at once and take port 1883, which is the gateway's.
+    case " ${missing[*]} " in
+    *" mosquitto "*)
+        if [ ! -e "$policy" ]; then
+            trap remove_policy EXIT
+            made_policy=true
+            printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+            as_root chmod 755 "$policy"
+        fi
+        ;;
+    esac
+    as_root apt-get update -q || echo "test.sh: apt-get update failed; trying with what is known" >&2
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}" ||
+        die "apt-get install ${missing[*]} failed"
+    remove_policy
+    case " ${missing[*]} " in
+    *" mosquitto "*)
+        # Nor at the next boot. A mosquitto that was there before this script is left as it is.
+        if has systemctl && as_root systemctl disable --quiet mosquitto 2>/dev/null; then
+            echo "test.sh: mosquitto was installed for the tests; its service is disabled"
+        fi
+        ;;
+    esac
+fi
+
+# --- the Python environment -----------------------------------------------------------------------------------------
+
+venv="$target/venv"
+wanted=tests/peers/requirements.txt
+if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import paho.mqtt.client, pymodbus, serial' 2>/dev/null; then
+    echo "== Python environment in $venv"
+    mkdir -p "$target"
+    rm -rf "$venv"
+    python3 -m venv "$venv" || die "python3 -m venv $venv failed"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$wanted" ||
+        die "pip could not install $(tr '\n' ' ' <"$wanted")"
+    cp "$wanted" "$venv/installed.txt"
+fi
+
+if $only_prepare; then
+    echo "everything that the tests need is there"
+    exit 0
+fi
+
+# --- the checks -----------------------------------------------------------------------------------------------------
+
+summary=()
+failed=0
+step() {
+    local name="$1" started=$SECONDS verdict=ok
+    shift
+    echo "== $name"
+    if ! "$@"; then
+        verdict=FAILED
+        failed=1
+    fi
+    summary+=("$(printf '%-14s %-6s %4d s' "$name" "$verdict" $((SECONDS - started)))")
+}
+
+log="$target/test.log"
+run_tests() {
+    # All files, also after one has failed: a run on slow hardware should tell everything at once.
+    cargo test --locked --no-fail-fast 2>&1 | tee "$log"
+    return "${PIPESTATUS[0]}"
+}
+document() {
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+}
+
+step "format" cargo fmt --check
+step "lints" cargo clippy --locked --all-targets -- -D warnings
+step "tests" run_tests
+step "documentation" document
+
+echo
+echo "== summary"
+printf '%s\n' "${summary[@]}"
+awk '/^test result:/ { passed += $4; failed += $6; ignored += $8; files += 1 }
+     END { printf "%d tests passed, %d failed, %d ignored, in %d files\n", passed, failed, ignored, files }' "$log"
+grep -E '^test .* \.\.\. FAILED$' "$log" | sort -u
+if [ "$failed" = 0 ]; then echo "all is well"; else echo "something failed: see above, and $log"; fi
+exit "$failed"

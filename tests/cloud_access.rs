@@ -1,0 +1,157 @@
+//! Getting in at the cloud: roots, passwords, client certificates. What is wrong is said, and costs no message.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use common::account::assert_whole_in_order_and_once;
+use common::certificates::Certificates;
+use common::cloud::{Access, Mosquitto};
+use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
+use common::peers::{Publisher, Subscriber};
+use common::turn;
+
+const COUNT: u64 = 50;
+
+fn publish(gateway: &Gateway) {
+    let mut publisher = Publisher::started(gateway.port, "client", "plant/press", COUNT, &[]);
+    publisher.wait_until_done();
+}
+
+#[track_caller]
+fn expect_all(application: &mut Subscriber) {
+    application.wait_for_count("factory7/plant/press", usize::try_from(COUNT).unwrap());
+    let arrived = application.numbers_on("factory7/plant/press");
+    assert_whole_in_order_and_once("published before the uplink was let in", &arrived, 0..COUNT);
+}
+
+#[track_caller]
+fn reason_of(gateway: &Gateway) -> String {
+    gateway.wait_for_status("the uplink says why it is not connected", |status| {
+        let cloud = &status["uplinks"]["cloud"];
+        assert_ne!(cloud["state"], "connected");
+        cloud["reason"].as_str().map(str::to_lowercase)
+    })
+}
+
+fn secret(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[test]
+fn a_cloud_with_a_certificate_of_another_authority_is_refused_with_the_reason_and_nothing_is_lost() {
+    let _turn = turn();
+    let folder = folder();
+    let certificates = Certificates::make(&folder.path().join("cloud"), "unused");
+    let right_ca = certificates.ca.clone();
+    let other = Certificates::make(&folder.path().join("other"), "unused");
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Tls { certificates, asks_for_client: false });
+    cloud.start();
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
+    let url = format!("mqtts://127.0.0.1:{}", cloud.tls_port.unwrap());
+    let tables = |ca: &Path| uplink(&url, &format!("ca = \"{}\"", ca.display())) + FORWARD_PLANT;
+
+    let mut gateway = Gateway::started(folder.path(), &tables(&other.ca));
+    publish(&gateway);
+    let reason = reason_of(&gateway);
+    assert!(reason.contains("certificate"), "{reason}");
+    assert_eq!(application.received().len(), 0, "nothing goes to a cloud that cannot prove its name");
+
+    gateway.stop();
+    gateway.set_tables(&tables(&right_ca));
+    gateway.start();
+    expect_all(&mut application);
+}
+
+#[test]
+fn a_cloud_whose_certificate_bears_another_name_is_refused() {
+    let _turn = turn();
+    let folder = folder();
+    let certificates = Certificates::make(&folder.path().join("cloud"), "unused");
+    let ca = certificates.ca.clone();
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Tls { certificates, asks_for_client: false });
+    cloud.start();
+    // 127.0.0.1 and localhost are in the certificate, 127.0.0.2 is not; both reach the same Mosquitto only by a proxy,
+    // so a relay stands at the other address.
+    let relay = common::relay::Relay::started("127.0.0.2", cloud.tls_port.unwrap());
+    let tables = uplink(&format!("mqtts://127.0.0.2:{}", relay.port), &format!("ca = \"{}\"", ca.display()));
+    let gateway = Gateway::started(folder.path(), &(tables + FORWARD_PLANT));
+    let reason = reason_of(&gateway);
+    assert!(reason.contains("name") || reason.contains("127.0.0.2"), "{reason}");
+}
+
+#[test]
+fn a_wrong_password_is_told_and_the_right_one_delivers_what_waited() {
+    let _turn = turn();
+    let folder = folder();
+    let access = Access::Password { user: "hall", password: "correct horse" };
+    let mut cloud = Mosquitto::prepared(folder.path(), access);
+    cloud.start();
+    let mut application = Subscriber::started_with(
+        cloud.port,
+        "application",
+        &["factory7/#"],
+        &["--user", "hall", "--password", "correct horse"],
+    );
+    let password_file = folder.path().join("password");
+    secret(&password_file, "wrong\n");
+    let more = format!("username = \"hall\"\npassword_file = \"{}\"", password_file.display());
+    let tables = uplink(&format!("mqtt://127.0.0.1:{}", cloud.port), &more) + FORWARD_PLANT;
+    let mut gateway = Gateway::started(folder.path(), &tables);
+    publish(&gateway);
+    let reason = reason_of(&gateway);
+    assert!(reason.contains("authori") || reason.contains("password"), "{reason}");
+    assert!(!reason.contains("wrong\n") && gateway.log().iter().all(|line| !line.contains("correct horse")));
+
+    gateway.stop();
+    secret(&password_file, "correct horse\n");
+    gateway.start();
+    expect_all(&mut application);
+}
+
+#[test]
+fn a_client_certificate_lets_the_gateway_in_and_none_does_not() {
+    let _turn = turn();
+    let folder = folder();
+    let certificates = Certificates::make(&folder.path().join("cloud"), "hall-3");
+    let Certificates { ca, client_cert, client_key, .. } = &certificates;
+    let without = format!("ca = \"{}\"", ca.display());
+    let with = format!("{without}\ncert = \"{}\"\nkey = \"{}\"", client_cert.display(), client_key.display());
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Tls { certificates, asks_for_client: true });
+    cloud.start();
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
+    // By name: it may stand for ::1 too, where nobody listens.
+    let url = format!("mqtts://localhost:{}", cloud.tls_port.unwrap());
+
+    let mut gateway = Gateway::started(folder.path(), &(uplink(&url, &without) + FORWARD_PLANT));
+    publish(&gateway);
+    let reason = reason_of(&gateway);
+    assert!(!reason.is_empty());
+
+    gateway.stop();
+    gateway.set_tables(&(uplink(&url, &with) + FORWARD_PLANT));
+    gateway.start();
+    expect_all(&mut application);
+    assert!(cloud.log().contains("u'hall-3'"), "Mosquitto knows it by its certificate: {}", cloud.log());
+}
+
+#[test]
+fn a_list_of_addresses_is_tried_in_turn() {
+    let _turn = turn();
+    let folder = folder();
+    let cloud = Mosquitto::started(folder.path());
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
+    let nobody = common::port::free();
+    let tables = format!(
+        "[uplink.cloud]\nurl = [\"mqtt://127.0.0.1:{nobody}\", \"mqtt://127.0.0.1:{}\"]\nreconnect = {{ first = \"200ms\", max = \"1s\" }}\n",
+        cloud.port
+    );
+    let gateway = Gateway::started(folder.path(), &(tables + FORWARD_PLANT));
+    publish(&gateway);
+    expect_all(&mut application);
+}

@@ -1,0 +1,156 @@
+//! MQTT by hand, over plain bytes: for what no library would send, and for knowing exactly when an answer came.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+/// Protocol level in CONNECT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// MQTT 3.1.1
+    V311,
+    /// MQTT 5.0
+    V5,
+}
+
+/// One connection.
+pub struct RawClient {
+    stream: TcpStream,
+    version: Version,
+}
+
+/// What a connection said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// First byte and the rest after the length.
+    Packet(u8, Vec<u8>),
+    /// The other end closed.
+    Closed,
+    /// Nothing within the time.
+    Silence,
+}
+
+impl RawClient {
+    /// Connects with a clean session and expects to be let in.
+    pub fn connected(port: u16, version: Version, client_id: &str) -> RawClient {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut client = RawClient { stream, version };
+        let mut body = vec![0, 4];
+        body.extend(b"MQTT");
+        body.push(if version == Version::V5 { 5 } else { 4 });
+        body.extend([2, 0, 60]);
+        if version == Version::V5 {
+            body.push(0);
+        }
+        body.extend(text(client_id.as_bytes()));
+        client.send(&packet(0x10, &body));
+        match client.hear(Duration::from_secs(20)) {
+            Heard::Packet(0x20, body) if body.get(1) == Some(&0) => client,
+            other => panic!("CONNECT of {client_id} was answered by {other:?}"),
+        }
+    }
+
+    /// The port of this end.
+    pub fn local_port(&self) -> u16 {
+        self.stream.local_addr().unwrap().port()
+    }
+
+    /// Sends bytes as they are.
+    pub fn send(&mut self, bytes: &[u8]) {
+        // The other end may have closed already: what it said before counts.
+        self.stream.write_all(bytes).ok();
+    }
+
+    /// Sends a PUBLISH; `topic` may be anything.
+    pub fn publish(&mut self, topic: &[u8], qos: u8, packet_id: u16, payload: &[u8]) {
+        let bytes = self.publish_bytes(topic, qos, packet_id, payload);
+        self.send(&bytes);
+    }
+
+    /// The bytes of a PUBLISH.
+    pub fn publish_bytes(&self, topic: &[u8], qos: u8, packet_id: u16, payload: &[u8]) -> Vec<u8> {
+        let mut body = text(topic);
+        if qos > 0 {
+            body.extend(packet_id.to_be_bytes());
+        }
+        if self.version == Version::V5 {
+            body.push(0);
+        }
+        body.extend(payload);
+        packet(0x30 | (qos << 1), &body)
+    }
+
+    /// Sends PUBREL.
+    pub fn release(&mut self, packet_id: u16) {
+        self.send(&packet(0x62, &packet_id.to_be_bytes()));
+    }
+
+    /// Subscribes to one filter and expects to be granted it.
+    pub fn subscribe(&mut self, filter: &str, qos: u8) {
+        let mut body = vec![0, 1];
+        if self.version == Version::V5 {
+            body.push(0);
+        }
+        body.extend(text(filter.as_bytes()));
+        body.push(qos);
+        self.send(&packet(0x82, &body));
+        match self.hear(Duration::from_secs(20)) {
+            Heard::Packet(0x90, body) if body.last() == Some(&qos) => {}
+            other => panic!("SUBSCRIBE {filter} was answered by {other:?}"),
+        }
+    }
+
+    /// The next packet, whole.
+    pub fn hear(&mut self, patience: Duration) -> Heard {
+        self.stream.set_read_timeout(Some(patience)).unwrap();
+        let mut first = [0];
+        match self.stream.read(&mut first) {
+            Ok(0) => return Heard::Closed,
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                return Heard::Silence;
+            }
+            Err(_) => return Heard::Closed,
+        }
+        let (mut length, mut shift) = (0_usize, 0);
+        loop {
+            let mut byte = [0];
+            if self.stream.read_exact(&mut byte).is_err() {
+                return Heard::Closed;
+            }
+            length |= usize::from(byte[0] & 0x7f) << shift;
+            shift += 7;
+            if byte[0] & 0x80 == 0 {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        match self.stream.read_exact(&mut body) {
+            Ok(()) => Heard::Packet(first[0], body),
+            Err(_) => Heard::Closed,
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> Vec<u8> {
+    let mut out = u16::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
+    out.extend(bytes);
+    out
+}
+
+/// A packet with its length in front.
+pub fn packet(first: u8, body: &[u8]) -> Vec<u8> {
+    let mut out = vec![first];
+    let mut rest = body.len();
+    loop {
+        let low = u8::try_from(rest & 0x7f).unwrap();
+        rest >>= 7;
+        out.push(if rest > 0 { low | 0x80 } else { low });
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend(body);
+    out
+}

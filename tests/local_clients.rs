@@ -1,0 +1,148 @@
+//! Local clients that everybody has: mosquitto_sub and mosquitto_pub; and commands that come from the cloud.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::process::Command;
+
+use common::cloud::Mosquitto;
+use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
+use common::peers::Subscriber;
+use common::process::Process;
+use common::raw::{RawClient, Version};
+use common::{PATIENCE, turn, wait_until};
+use rustix::process::Signal;
+
+/// mosquitto_sub, ready: it has heard a message on `probe`, so its subscription is in force.
+fn listening(gateway: &Gateway, version: &str, qos: &str, filter: &str, more: &[&str]) -> Process {
+    let port = gateway.port.to_string();
+    let mut arguments = vec!["-h", "127.0.0.1", "-p", &port, "-V", version, "-q", qos, "-t", filter, "-t", "probe"];
+    arguments.extend(["-F", "%t %q %r %p"]);
+    arguments.extend(more);
+    let listener = Process::start("mosquitto_sub", "mosquitto_sub", &arguments);
+    let mut probe = RawClient::connected(gateway.port, Version::V311, "probe");
+    wait_until(PATIENCE, "mosquitto_sub hears", || {
+        probe.publish(b"probe", 0, 0, b"there?");
+        if listener.stdout().iter().any(|line| line.starts_with("probe ")) { Ok(()) } else { Err("nothing".to_owned()) }
+    });
+    listener
+}
+
+fn heard(listener: &Process) -> Vec<String> {
+    listener.stdout().into_iter().filter(|line| !line.starts_with("probe ")).collect()
+}
+
+#[track_caller]
+fn expect(listener: &Process, expected: &[&str]) {
+    wait_until(PATIENCE, &format!("mosquitto_sub hears {expected:?}"), || {
+        let heard = heard(listener);
+        if heard.len() >= expected.len() { Ok(()) } else { Err(format!("{heard:?}")) }
+    });
+    assert_eq!(heard(listener), expected);
+}
+
+#[track_caller]
+fn publish(gateway: &Gateway, version: &str, arguments: &[&str]) {
+    let output = Command::new("mosquitto_pub")
+        .args(["-h", "127.0.0.1", "-p", &gateway.port.to_string(), "-V", version])
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "mosquitto_pub {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_subscriber_gets_the_lower_of_both_qos_on_both_versions() {
+    let _turn = turn();
+    let folder = folder();
+    let gateway = Gateway::started(folder.path(), "");
+    for version in ["311", "5"] {
+        let listeners = ["0", "1", "2"].map(|qos| listening(&gateway, version, qos, "plant/#", &[]));
+        for qos in ["0", "1", "2"] {
+            publish(&gateway, version, &["-t", "plant/press", "-q", qos, "-m", qos]);
+        }
+        for (granted, listener) in listeners.iter().enumerate() {
+            let expected: Vec<String> = (0..3)
+                .map(|published: usize| format!("plant/press {} 0 {published}", published.min(granted)))
+                .collect();
+            expect(listener, &expected.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn a_retained_message_waits_for_whoever_comes_later_and_an_empty_one_removes_it() {
+    let _turn = turn();
+    let folder = folder();
+    let gateway = Gateway::started(folder.path(), "");
+    publish(&gateway, "311", &["-t", "plant/state", "-q", "1", "-r", "-m", "running"]);
+    publish(&gateway, "311", &["-t", "plant/state/温度", "-q", "1", "-r", "-m", "21 °C"]);
+    for version in ["311", "5"] {
+        let listener = listening(&gateway, version, "1", "plant/state/#", &[]);
+        wait_until(PATIENCE, "both retained messages are heard", || {
+            let mut heard = heard(&listener);
+            heard.sort();
+            let both = ["plant/state 1 1 running", "plant/state/温度 1 1 21 °C"];
+            if heard == both { Ok(()) } else { Err(format!("{heard:?}")) }
+        });
+    }
+    publish(&gateway, "5", &["-t", "plant/state", "-q", "1", "-r", "-n"]);
+    let listener = listening(&gateway, "5", "1", "plant/state/#", &[]);
+    expect(&listener, &["plant/state/温度 1 1 21 °C"]);
+}
+
+#[test]
+fn the_will_of_a_client_that_dies_is_heard_and_that_of_one_that_says_goodbye_is_not() {
+    let _turn = turn();
+    let folder = folder();
+    let gateway = Gateway::started(folder.path(), "");
+    for version in ["311", "5"] {
+        let listener = listening(&gateway, "5", "1", "wills/#", &[]);
+        let with_will = |topic: &str| {
+            listening(
+                &gateway,
+                version,
+                "0",
+                "nothing",
+                &["--will-topic", topic, "--will-qos", "1", "--will-payload", "dead", "-i", topic],
+            )
+        };
+        let mut polite = with_will("wills/polite");
+        // mosquitto_sub disconnects in order on SIGTERM.
+        polite.signal(Signal::TERM);
+        polite.wait(PATIENCE);
+        let mut doomed = with_will("wills/doomed");
+        doomed.kill();
+        expect(&listener, &["wills/doomed 1 0 dead"]);
+    }
+}
+
+#[test]
+fn commands_from_the_cloud_reach_local_subscribers_and_are_not_sent_back() {
+    let _turn = turn();
+    let folder = folder();
+    let cloud = Mosquitto::started(folder.path());
+    let mut application = Subscriber::started(cloud.port, "application", &["#"]);
+    let receive = "[[uplink.cloud.receive]]\nfilter = \"factory7/commands/#\"\ntopic = \"plant/{rest}\"\n";
+    // Everything under plant/ goes up: also what came down, were it not for its origin.
+    let tables = uplink(&format!("mqtt://127.0.0.1:{}", cloud.port), "") + FORWARD_PLANT + receive;
+    let gateway = Gateway::started(folder.path(), &tables);
+    gateway.wait_until_connected();
+    let listener = listening(&gateway, "5", "2", "plant/#", &[]);
+
+    for number in ["1", "2", "3"] {
+        let arguments = ["-t", "factory7/commands/press/set", "-q", "1", "-m", number];
+        let port = cloud.port.to_string();
+        let status = Command::new("mosquitto_pub").args(["-h", "127.0.0.1", "-p", &port]).args(arguments).status();
+        assert!(status.unwrap().success());
+    }
+    expect(&listener, &["plant/press/set 1 0 1", "plant/press/set 1 0 2", "plant/press/set 1 0 3"]);
+    publish(&gateway, "5", &["-t", "plant/last", "-q", "1", "-m", "0"]);
+    application.wait_for_count("factory7/plant/last", 1);
+    assert_eq!(
+        application.received_on("factory7/plant/press/set").len(),
+        0,
+        "a command must not come back as a report"
+    );
+}
