@@ -343,6 +343,8 @@ impl Session {
     async fn end_connection(&mut self, reason: Option<ReasonCode>, with_will: bool) {
         let Some(mut connection) = self.connection.take() else { return };
         self.mark.connection += 1;
+        // First, so that whoever sees in the counter that the client is gone finds its session keeping no QoS 0.
+        self.link.set_away(true);
         self.services.health.sessions().connected.fetch_sub(1, Ordering::Relaxed);
         connection.signs.gone.store(true, Ordering::Relaxed);
         debug!(client = self.client.as_ref(); "A connection has ended");
@@ -365,7 +367,6 @@ impl Session {
             return;
         }
         self.expires = Some(Instant::now() + Duration::from_secs(u64::from(connection.expiry_s)));
-        self.link.set_away(true);
         self.outbound.forget_qos0();
         let limits = &self.services.limits;
         let dropped = self.outbound.shrink_to(limits.away_messages, limits.away_bytes);
