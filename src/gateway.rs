@@ -27,8 +27,8 @@ use crate::uplink::{Uplink, UplinkSettings};
 /// How long field and listeners have to stop taking in.
 const INTAKE_DEADLINE: Duration = Duration::from_secs(4);
 
-/// How long uplinks have to settle what is in flight (2 s) and to say goodbye.
-const UPLINK_DEADLINE: Duration = Duration::from_secs(4);
+/// How long uplinks have to settle what is in flight (2 s), to say goodbye (1 s) and to commit (2 s).
+const UPLINK_DEADLINE: Duration = Duration::from_secs(6);
 
 /// How long the store has to commit, checkpoint and close; an SD card may stall.
 const QUEUE_DEADLINE: Duration = Duration::from_secs(5);

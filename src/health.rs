@@ -268,6 +268,12 @@ pub struct UplinkHealth {
     pub downgraded: AtomicU64,
     /// How often the cloud had forgotten the session.
     pub sessions_lost: AtomicU64,
+    /// Taken in from the cloud since start.
+    pub received: AtomicU64,
+    /// From the cloud, but no receive rule made a local topic of it.
+    pub unmatched: AtomicU64,
+    /// Acknowledgements of nothing that the cloud sent.
+    pub strays: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -306,6 +312,9 @@ impl UplinkHealth {
             resent: self.resent.load(Ordering::Relaxed),
             downgraded: self.downgraded.load(Ordering::Relaxed),
             sessions_lost: self.sessions_lost.load(Ordering::Relaxed),
+            received: self.received.load(Ordering::Relaxed),
+            unmatched: self.unmatched.load(Ordering::Relaxed),
+            strays: self.strays.load(Ordering::Relaxed),
         }
     }
 }
@@ -331,6 +340,12 @@ pub struct UplinkSnapshot {
     pub downgraded: u64,
     /// Sessions that the cloud forgot since start.
     pub sessions_lost: u64,
+    /// From the cloud since start.
+    pub received: u64,
+    /// From the cloud, without a receive rule, since start.
+    pub unmatched: u64,
+    /// Acknowledgements of nothing since start.
+    pub strays: u64,
 }
 
 /// State of a device.

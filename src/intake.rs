@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use log::debug;
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -151,10 +150,13 @@ impl Intake {
         lanes.filter_map(|lane| Some((lane, lane.rules.iter().find(|rule| rule.filter.matches(&message.topic))?)))
     }
 
-    /// Hands a QoS 0 message to the uplinks that want it as it is; true when any does.
+    /// Hands a message to the uplinks that want it at QoS 0, which the queue leaves out; true when any does.
     fn forward_live(&self, message: &Message) -> bool {
         let mut is_wanted = false;
         for (lane, rule) in self.wanting(message) {
+            if rule.qos.unwrap_or(message.qos) != Qos::AtMostOnce {
+                continue;
+            }
             is_wanted = true;
             let topic = match rule.topic.apply(&rule.filter, &message.topic) {
                 Some(Ok(topic)) => topic,
@@ -172,25 +174,19 @@ impl Intake {
         is_wanted
     }
 
-    async fn fan_out(&self, message: Message, appended: Option<&Appended>) -> Result<bool, AcceptError> {
+    async fn fan_out(&self, message: Message) -> Result<bool, AcceptError> {
         let router = &self.shared.router;
         if !router.is_wanted(&message.topic) {
             return Ok(false);
         }
-        let payload = match message.body {
-            Body::Bytes(bytes) => bytes,
-            Body::Reading(mut reading) => match appended {
-                Some(appended) => {
-                    reading.seq = appended.reading_seq;
-                    json::encode(&reading, &appended.id, 0)
-                }
-                // Readings always take their turn through the queue.
-                None => Bytes::new(),
-            },
-        };
         let publisher = match message.origin {
             Origin::Client(client) => Some(client),
             Origin::Field | Origin::Uplink(_) | Origin::Gateway => None,
+        };
+        let payload = match message.body {
+            Body::Bytes(bytes) => bytes,
+            // Readings are encoded before they come here.
+            Body::Reading(_) => return Ok(false),
         };
         let (topic, qos, retain) = (message.topic, message.qos, message.retain);
         let live = Live { topic, qos, retain, payload, properties: message.properties, publisher };
@@ -203,30 +199,38 @@ impl Ticket {
     /// Waits for the commit where there is one, then hands the message to live subscribers. From here on it may be
     /// acknowledged.
     pub async fn outcome(self) -> Result<Accepted, AcceptError> {
-        let Ticket { intake, message, pending } = self;
-        let Some(pending) = pending else {
-            let is_forwarded = intake.forward_live(&message);
-            let is_live = intake.fan_out(message, None).await?;
-            return Ok(Accepted { wanted: is_forwarded || is_live });
-        };
-        let appended = pending.outcome().await.map_err(AcceptError::Queue)?;
-        let is_kept = match appended.fate {
-            // Answered again; who wanted it has it.
-            Fate::Duplicate => return Ok(Accepted { wanted: true }),
-            Fate::Stored { streams, .. } => streams > 0,
-            Fate::Unwanted => false,
-            // A stream wanted it, or there would have been nothing to drop.
-            Fate::Dropped(_) => true,
-        };
-        let is_live = intake.fan_out(message, Some(&appended)).await?;
-        Ok(Accepted { wanted: is_kept || is_live })
+        let Ticket { intake, mut message, pending } = self;
+        let mut is_kept = false;
+        if let Some(pending) = pending {
+            let appended = pending.outcome().await.map_err(AcceptError::Queue)?;
+            is_kept = match appended.fate {
+                // Answered again; who wanted it has it.
+                Fate::Duplicate => return Ok(Accepted { wanted: true }),
+                Fate::Stored { streams, .. } => streams > 0,
+                Fate::Unwanted => false,
+                // A stream wanted it, or there would have been nothing to drop.
+                Fate::Dropped(_) => true,
+            };
+            encode(&mut message, &appended);
+        }
+        let is_forwarded = intake.forward_live(&message);
+        let is_live = intake.fan_out(message).await?;
+        Ok(Accepted { wanted: is_kept || is_forwarded || is_live })
+    }
+}
+
+/// For whoever gets a reading now: as the object that it is at the cloud, with the number and the name it was given.
+fn encode(message: &mut Message, appended: &Appended) {
+    if let Body::Reading(reading) = &mut message.body {
+        reading.seq = appended.reading_seq;
+        message.body = Body::Bytes(json::encode(reading, &appended.id, 0));
     }
 }
 
 /// A QoS 0 message for an uplink.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LiveForward {
-    /// As published locally.
+    /// As published locally; a reading is encoded already.
     pub message: Message,
     /// Its topic at the cloud.
     pub topic: crate::message::Topic,
@@ -242,5 +246,202 @@ fn source_name(origin: &Origin) -> Arc<str> {
         Origin::Uplink(uplink) => uplink.clone(),
         Origin::Field => Arc::from("(field)"),
         Origin::Gateway => Arc::from("(gateway)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+    use std::sync::atomic::Ordering;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::clock::ClockSource;
+    use crate::config::{TopicTemplate, WhenFull};
+    use crate::message::{Filter, Quality, Reading, Topic, Value};
+    use crate::queue::{self, QueueSettings, StreamSpec};
+    use crate::router::{Link, RouterLimits};
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    struct House {
+        intake: Intake,
+        router: Router,
+        health: Health,
+        inlet: Inlet,
+        thread: std::thread::JoinHandle<()>,
+        _dir: tempfile::TempDir,
+    }
+
+    fn rule(filter: &str, qos: Option<Qos>) -> ForwardRule {
+        ForwardRule {
+            filter: Filter::new(filter).unwrap(),
+            topic: TopicTemplate::identity(),
+            qos,
+            when_full: None,
+            strict_order: false,
+        }
+    }
+
+    fn house(rules: Vec<ForwardRule>, when_full: WhenFull) -> House {
+        let dir = tempfile::tempdir().unwrap();
+        let (clock, health) = (Clock::new(ClockSource::Trusted), Health::default());
+        let cloud: Arc<str> = Arc::from("cloud");
+        let opened = queue::open(QueueSettings {
+            dir: dir.path().to_owned(),
+            gateway: Arc::from("test"),
+            bytes_max: NonZeroU64::new(1 << 20).unwrap(),
+            age_max: None,
+            when_full,
+            streams: vec![StreamSpec { name: cloud.clone(), rules: rules.clone(), own_topic: None }],
+            clock: clock.clone(),
+            health: health.clone(),
+        })
+        .unwrap();
+        let worker = opened.worker;
+        let thread = std::thread::spawn(move || worker.run().unwrap());
+        let router = Router::start(RouterLimits::default()).unwrap();
+        let forwards = BTreeMap::from([(cloud, rules)]);
+        let intake = Intake::new(opened.inlet.clone(), router.clone(), forwards, clock, health.clone());
+        House { intake, router, health, inlet: opened.inlet, thread, _dir: dir }
+    }
+
+    impl House {
+        async fn accept(&self, message: Message, once: Option<Once>) -> Accepted {
+            self.intake.submit(message, once).await.unwrap().outcome().await.unwrap()
+        }
+
+        async fn link(&self, filter: &str) -> Link {
+            let mut link = self.router.attach().await.unwrap();
+            link.subscribe(&Filter::new(filter).unwrap()).await.unwrap();
+            link
+        }
+
+        async fn end(self) {
+            self.inlet.stop().await;
+            self.thread.join().unwrap();
+        }
+    }
+
+    async fn next(link: &mut Link) -> Live {
+        timeout(PATIENCE, link.next()).await.expect("nothing came").unwrap().live
+    }
+
+    fn message(topic: &str, qos: Qos, origin: Origin, body: Body) -> Message {
+        let received = Stamp::default();
+        Message { topic: Topic::new(topic).unwrap(), qos, retain: false, properties: None, body, origin, received }
+    }
+
+    fn text(body: &'static str) -> Body {
+        Body::Bytes(Bytes::from_static(body.as_bytes()))
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn live_subscribers_get_a_reading_with_the_number_and_name_that_the_queue_gave() {
+        let house = house(vec![rule("field/#", None)], WhenFull::DropOldest);
+        let mut link = house.link("field/#").await;
+        for (qos, seq) in [(Qos::AtMostOnce, 1), (Qos::AtLeastOnce, 2)] {
+            let reading = Reading {
+                device: Arc::from("chiller"),
+                point: Arc::from("supply"),
+                value: Value::Float(6.5),
+                unit: None,
+                quality: Quality::Good,
+                reason: None,
+                seq: 0,
+                stamp: Stamp::default(),
+            };
+            house.accept(message("field/chiller/supply", qos, Origin::Field, Body::Reading(reading)), None).await;
+            let live = next(&mut link).await;
+            let json: serde_json::Value = serde_json::from_slice(&live.payload).unwrap();
+            assert_eq!((json["seq"].as_u64(), live.publisher), (Some(seq), None));
+            assert!(json["id"].as_str().unwrap().starts_with("test."));
+        }
+        house.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_came_from_an_uplink_never_goes_back_to_it() {
+        let house = house(vec![rule("#", None)], WhenFull::DropOldest);
+        let cloud: Arc<str> = Arc::from("cloud");
+        let mut lane = house.intake.live_lane(&cloud).unwrap();
+        house.health.uplink(&cloud).connected.store(true, Ordering::Relaxed);
+        let from = |origin| message("t", Qos::AtMostOnce, origin, text("x"));
+        assert!(!house.accept(from(Origin::Uplink(cloud.clone())), None).await.wanted);
+        assert!(house.accept(from(Origin::Uplink(Arc::from("other"))), None).await.wanted);
+        let forwarded = timeout(PATIENCE, lane.recv()).await.unwrap().unwrap();
+        assert_eq!(forwarded.message.origin, Origin::Uplink(Arc::from("other")));
+        assert!(lane.try_recv().is_err());
+        house.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_rule_that_lowers_to_qos_0_sends_live_and_one_that_raises_stores() {
+        let rules = vec![rule("low/#", Some(Qos::AtMostOnce)), rule("high/#", Some(Qos::AtLeastOnce))];
+        let house = house(rules, WhenFull::DropOldest);
+        let cloud: Arc<str> = Arc::from("cloud");
+        let mut lane = house.intake.live_lane(&cloud).unwrap();
+        house.health.uplink(&cloud).connected.store(true, Ordering::Relaxed);
+        let client = Origin::Client(Arc::from("c"));
+        house.accept(message("low/a", Qos::AtLeastOnce, client.clone(), text("x")), None).await;
+        house.accept(message("high/a", Qos::AtMostOnce, client.clone(), text("x")), None).await;
+        assert_eq!(lane.recv().await.unwrap().topic.as_str(), "low/a");
+        assert!(lane.try_recv().is_err());
+        assert_eq!(house.health.queue().messages.load(Ordering::Relaxed), 1);
+        drop(lane);
+        house.accept(message("low/a", Qos::AtMostOnce, client, text("x")), None).await;
+        assert_eq!(
+            house.health.snapshot(house.intake.now()).unkept_qos0["c"],
+            1,
+            "a lane without an end keeps nothing"
+        );
+        house.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_repeat_is_answered_and_handed_to_nobody() {
+        let house = house(vec![rule("#", None)], WhenFull::DropOldest);
+        let mut link = house.link("#").await;
+        let session = house.inlet.open_session().await.unwrap();
+        let once = Some(Once { session, packet_id: 7 });
+        let from = |body| message("t", Qos::ExactlyOnce, Origin::Client(Arc::from("c")), text(body));
+        for _ in 0..3 {
+            assert!(house.accept(from("first"), once).await.wanted);
+        }
+        house.accept(from("second"), Some(Once { session, packet_id: 8 })).await;
+        assert_eq!(next(&mut link).await.payload, "first");
+        assert_eq!(next(&mut link).await.payload, "second");
+        house.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_a_full_queue_drops_still_goes_to_live_subscribers_and_what_it_refuses_does_not() {
+        for when_full in [WhenFull::DropNewest, WhenFull::Refuse] {
+            let house = house(vec![rule("#", None)], when_full);
+            let mut link = house.link("t").await;
+            let body = Body::Bytes(Bytes::from(vec![b'x'; 50_000]));
+            let mut refused = 0;
+            for _ in 0..40 {
+                let from = message("t", Qos::AtLeastOnce, Origin::Client(Arc::from("c")), body.clone());
+                match house.intake.submit(from, None).await.unwrap().outcome().await {
+                    Ok(accepted) => {
+                        assert!(accepted.wanted);
+                        next(&mut link).await;
+                    }
+                    Err(error) => {
+                        assert!(error.is_full());
+                        refused += 1;
+                    }
+                }
+            }
+            assert_eq!(refused > 0, when_full == WhenFull::Refuse);
+            let snapshot = house.health.snapshot(house.intake.now());
+            let dropped = snapshot.losses.get("dropped-newest").copied().unwrap_or(0);
+            assert_eq!(dropped > 0, when_full == WhenFull::DropNewest);
+            house.end().await;
+        }
     }
 }

@@ -109,6 +109,7 @@ struct Temper {
     /// Answers a body that starts with this with that reason.
     refuses: Option<(u8, u8)>,
     forgets_sessions: bool,
+    closes_beyond: Option<usize>,
     answers_pings_only: bool,
     is_cut_off: bool,
     has_no_retain: bool,
@@ -131,6 +132,7 @@ struct Cloud {
     closes: bool,
     dups_without_flag: usize,
     subscribed: usize,
+    connects: usize,
 }
 
 impl Cloud {
@@ -141,6 +143,7 @@ impl Cloud {
         let answer = match packet {
             Packet::Connect(connect) => {
                 self.connected = true;
+                self.connects += 1;
                 self.out = 0;
                 if connect.clean_start || self.temper.forgets_sessions {
                     self.has_session = false;
@@ -220,6 +223,10 @@ impl Cloud {
         self.published += 1;
         self.out += 1;
         self.out_max = self.out_max.max(self.out);
+        if self.temper.closes_beyond.is_some_and(|limit| self.out > limit) {
+            self.closes = true;
+            return None;
+        }
         let mut reason =
             if self.temper.says_no_subscribers { ReasonCode::NO_MATCHING_SUBSCRIBERS } else { ReasonCode::SUCCESS };
         if self.temper.quota_each_third && self.published.is_multiple_of(3) {
@@ -791,7 +798,7 @@ fn a_message_longer_than_the_cloud_takes_is_never_sent() {
 fn a_cloud_with_a_lower_qos_gets_what_it_takes_and_the_downgrade_is_counted() {
     for (qos_max, downgraded) in [(Qos::AtLeastOnce, 4), (Qos::AtMostOnce, 8)] {
         let temper = Temper { qos_max: Some(qos_max), has_no_retain: true, ..Temper::default() };
-        let qos = |number: u64| if number % 2 == 0 { Qos::ExactlyOnce } else { Qos::AtLeastOnce };
+        let qos = |number: u64| if number.is_multiple_of(2) { Qos::ExactlyOnce } else { Qos::AtLeastOnce };
         let world = finish(temper, settings(Version::V5, 3), rows_of(8, qos));
         assert_all_delivered(&world);
         assert_eq!(world.machine.counts().downgraded, downgraded);
@@ -823,6 +830,17 @@ fn a_poisonous_message_is_found_alone_and_no_other_is_given_up() {
             }
         }
     }
+}
+
+#[test]
+fn a_broker_that_closes_on_a_wide_window_gets_a_narrow_one_and_nothing_is_given_up() {
+    // Mosquitto with 3.1.1 at QoS 2: it has no way to say its limit.
+    let temper = Temper { version_311: true, closes_beyond: Some(20), ..Temper::default() };
+    let mut world = World::new(settings(Version::V311, 100), temper, rows_of(300, |_| Qos::ExactlyOnce));
+    world.run(&[]);
+    assert!(world.store.settled.values().all(|verdict| *verdict == Verdict::Delivered));
+    assert_eq!(world.cloud.got.len(), 300);
+    assert!(world.cloud.connects <= 8, "{} connections", world.cloud.connects);
 }
 
 #[test]

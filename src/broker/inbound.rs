@@ -29,6 +29,14 @@ pub(super) struct Signs {
     pub gone: AtomicBool,
 }
 
+/// Which connection and which life of the session a piece of work belongs to: a clean start is a new life, whose packet
+/// ids have nothing to do with those before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Mark {
+    pub connection: u64,
+    pub life: u64,
+}
+
 /// A PUBLISH that has passed the checks.
 #[derive(Debug)]
 pub(super) struct Arrival {
@@ -83,9 +91,8 @@ pub(super) enum Settled {
 
 /// The line of one session.
 pub(super) struct Inbound {
-    /// Work by the number of the connection it belongs to.
-    line: VecDeque<(u64, Work)>,
-    head: Option<(u64, Running<Settled>)>,
+    line: VecDeque<(Mark, Work)>,
+    head: Option<(Mark, Running<Settled>)>,
     /// QoS 2 packet ids between PUBLISH and PUBREL.
     received: HashSet<PacketId>,
     /// The session's name in the table of received ids; asked for with the first QoS 2 message.
@@ -105,23 +112,32 @@ impl Inbound {
         self.len() == 0
     }
 
-    pub(super) fn push(&mut self, epoch: u64, work: Work) {
-        self.line.push_back((epoch, work));
+    pub(super) fn push(&mut self, mark: Mark, work: Work) {
+        self.line.push_back((mark, work));
     }
 
     /// Begins the work at the front, if none is begun.
     pub(super) fn start(&mut self, services: &Arc<Services>) {
         if self.head.is_none()
-            && let Some((epoch, work)) = self.line.pop_front()
+            && let Some((mark, work)) = self.line.pop_front()
         {
-            self.head = Some((epoch, Box::pin(settle(work, services.clone()))));
+            self.head = Some((mark, Box::pin(settle(work, services.clone()))));
         }
     }
 
+    /// The next piece of work, if it is done or ends at once.
+    pub(super) fn settled_now(&mut self, services: &Arc<Services>) -> Option<(Mark, Settled)> {
+        self.start(services);
+        let (mark, future) = self.head.as_mut()?;
+        let settled = (*mark, poll_now(future.as_mut())?);
+        self.head = None;
+        Some(settled)
+    }
+
     /// Waits for the work at the front; for ever when there is none. Cancel safe.
-    pub(super) async fn settled(&mut self) -> (u64, Settled) {
-        let Some((epoch, future)) = &mut self.head else { return std::future::pending().await };
-        let settled = (*epoch, future.await);
+    pub(super) async fn settled(&mut self) -> (Mark, Settled) {
+        let Some((mark, future)) = &mut self.head else { return std::future::pending().await };
+        let settled = (*mark, future.await);
         self.head = None;
         settled
     }
@@ -140,11 +156,20 @@ impl Inbound {
     }
 
     /// The session starts anew or ends.
-    pub(super) fn reset(&mut self, epoch: u64) {
+    pub(super) fn reset(&mut self, mark: Mark) {
         self.received.clear();
         if let Some(number) = self.number.take() {
-            self.push(epoch, Work::Forget { number });
+            self.push(mark, Work::Forget { number });
         }
+    }
+}
+
+/// What `future` has to say at once; polled again later it goes on.
+pub(super) fn poll_now<F: Future + ?Sized>(future: Pin<&mut F>) -> Option<F::Output> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match future.poll(&mut context) {
+        std::task::Poll::Ready(output) => Some(output),
+        std::task::Poll::Pending => None,
     }
 }
 

@@ -84,7 +84,7 @@ impl Default for BrokerLimits {
             session_expiry_s: 7 * 24 * 3600,
             full_patience: Duration::from_secs(20),
             full_retry: Duration::from_millis(250),
-            stop_patience: Duration::from_secs(5),
+            stop_patience: Duration::from_secs(2),
         }
     }
 }

@@ -56,8 +56,10 @@ const PARTINGS_MAX: usize = 256;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Between two lines in the journal about clients that break the protocol.
 const WARNING_EVERY: Duration = Duration::from_secs(10);
+/// What sessions get beyond their own patience, when the gateway stops.
+const STOP_MARGIN: Duration = Duration::from_millis(500);
 /// Waiting connections of a listener, in the kernel.
-const BACKLOG: u32 = 128;
+const BACKLOG: u32 = 1024;
 
 /// Why a listener cannot be opened.
 #[derive(Debug, Error)]
@@ -226,7 +228,7 @@ impl Broker {
         stop.cancel();
         drop(sockets);
         accepting.shutdown().await;
-        let until = Instant::now() + limits.stop_patience + limits.farewell;
+        let until = Instant::now() + limits.stop_patience + STOP_MARGIN;
         let settle = async {
             while let Some(ended) = sessions.join_next().await {
                 note_end(ended);
@@ -295,4 +297,33 @@ fn note_end(ended: Result<(), tokio::task::JoinError>) {
 fn is_reserved(topic: &Topic) -> bool {
     let text = topic.as_str();
     topic.is_dollar() || text == "tidegate" || text.starts_with("tidegate/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_in_use_is_named_with_its_listener() {
+        let source = io::Error::from(io::ErrorKind::AddrInUse);
+        let address = "127.0.0.1:1883".parse().unwrap();
+        let error = BindError { name: Arc::from("local"), address, source };
+        assert_eq!(error.to_string(), "cannot listen on 127.0.0.1:1883 for broker.listener.local");
+        assert!(std::error::Error::source(&error).is_some());
+    }
+
+    #[test]
+    fn the_gateways_own_topics_and_servers_topics_are_reserved() {
+        for (text, expected) in [
+            ("tidegate", true),
+            ("tidegate/gw/gap", true),
+            ("$SYS/x", true),
+            ("$", true),
+            ("tidegates", false),
+            ("plant/tidegate/x", false),
+            ("/tidegate", false),
+        ] {
+            assert_eq!(is_reserved(&Topic::new(text).unwrap()), expected, "{text}");
+        }
+    }
 }

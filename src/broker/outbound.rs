@@ -1,5 +1,5 @@
-//! What a session still has to deliver: the messages that wait, and those on the wire that are not acknowledged. Pure
-//! but for the clock that message expiry is counted by.
+//! What a session still has to deliver: the messages that wait, and those on the wire that are not acknowledged. It
+//! computes and never acts; the time is given to it.
 //!
 //! Promises: messages leave in the order they came; a packet id is never used twice at once; what was on the wire and
 //! is not acknowledged comes again with DUP on the next connection; nothing is counted twice, and every message that

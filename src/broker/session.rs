@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::inbound::{Arrival, Begun, Inbound, Running, Settled, Signs, Work, retained, submit};
+use super::inbound::{Arrival, Begun, Inbound, Mark, Running, Settled, Signs, Work, poll_now, retained, submit};
 use super::outbound::{Delivery, Fit, Next, Outbound};
 use super::socket::{Socket, Turn};
 use super::{Services, is_reserved};
@@ -39,6 +39,9 @@ pub(super) struct Attachment {
     /// The id was given by us.
     pub is_assigned: bool,
 }
+
+/// Answers that are written before the socket has its turn again.
+const ANSWERED_AT_ONCE: usize = 64;
 
 /// Options of a subscription.
 #[derive(Debug, Clone, Copy)]
@@ -73,11 +76,11 @@ pub(super) struct Session {
     subscriptions: HashMap<Filter, Options>,
     inbound: Inbound,
     /// Work that must end before the next packet is looked at, and whose connection it belongs to.
-    begun: Option<(u64, Running<Begun>)>,
+    begun: Option<(Mark, Running<Begun>)>,
     outbound: Outbound,
     connection: Option<Connection>,
-    /// Counts connections, so that no answer reaches the wrong one.
-    epoch: u64,
+    /// Counts connections and lives, so that no answer reaches the wrong one.
+    mark: Mark,
     /// There is something to resume.
     is_alive: bool,
     /// When it ends, while there is no socket.
@@ -91,8 +94,8 @@ pub(super) struct Session {
 enum Event {
     Attached(Attachment),
     Stop,
-    Settled(u64, Settled),
-    Begun(u64, Begun),
+    Settled(Mark, Settled),
+    Begun(Mark, Begun),
     Turn(Turn),
     Taken(Result<Taken, RouterError>),
     Slow,
@@ -117,7 +120,7 @@ impl Session {
             begun: None,
             outbound: Outbound::new(),
             connection: None,
-            epoch: 0,
+            mark: Mark::default(),
             is_alive: false,
             expires: None,
             will: None,
@@ -146,8 +149,11 @@ impl Session {
             match self.wait(&stop).await {
                 Event::Attached(attachment) => self.attach(attachment).await,
                 Event::Stop => self.stopping = Some(Instant::now() + self.services.limits.stop_patience),
-                Event::Settled(epoch, settled) => self.answer(epoch, settled).await,
-                Event::Begun(epoch, begun) => self.go_on(epoch, begun).await,
+                Event::Settled(mark, settled) => {
+                    self.answer(mark, settled).await;
+                    self.answer_more().await;
+                }
+                Event::Begun(mark, begun) => self.go_on(mark, begun).await,
                 Event::Turn(Turn::Moved) => {}
                 Event::Turn(Turn::Ended) => self.end_connection(None, true).await,
                 Event::Taken(Ok(taken)) => {
@@ -184,8 +190,8 @@ impl Session {
         tokio::select! {
             Some(attachment) = attachments.recv() => Event::Attached(attachment),
             () = stop.cancelled(), if !is_stopping => Event::Stop,
-            (epoch, settled) = inbound.settled() => Event::Settled(epoch, settled),
-            (epoch, result) = finished(begun) => Event::Begun(epoch, result),
+            (mark, settled) = inbound.settled() => Event::Settled(mark, settled),
+            (mark, result) = finished(begun) => Event::Begun(mark, result),
             turn = turn(connection, may_read) => Event::Turn(turn),
             taken = link.next(), if may_take => Event::Taken(taken),
             () = slowed => Event::Slow,
@@ -336,7 +342,9 @@ impl Session {
 
     async fn end_connection(&mut self, reason: Option<ReasonCode>, with_will: bool) {
         let Some(mut connection) = self.connection.take() else { return };
-        self.epoch += 1;
+        self.mark.connection += 1;
+        // First, so that whoever sees in the counter that the client is gone finds its session keeping no QoS 0.
+        self.link.set_away(true);
         self.services.health.sessions().connected.fetch_sub(1, Ordering::Relaxed);
         connection.signs.gone.store(true, Ordering::Relaxed);
         debug!(client = self.client.as_ref(); "A connection has ended");
@@ -359,7 +367,6 @@ impl Session {
             return;
         }
         self.expires = Some(Instant::now() + Duration::from_secs(u64::from(connection.expiry_s)));
-        self.link.set_away(true);
         self.outbound.forget_qos0();
         let limits = &self.services.limits;
         let dropped = self.outbound.shrink_to(limits.away_messages, limits.away_bytes);
@@ -379,7 +386,8 @@ impl Session {
             }
         }
         self.outbound = Outbound::new();
-        self.inbound.reset(self.epoch);
+        self.inbound.reset(self.mark);
+        self.mark.life += 1;
     }
 
     fn publish_will(&mut self, will: Will) {
@@ -393,7 +401,7 @@ impl Session {
             origin: Origin::Client(self.client.clone()),
             received: self.services.intake.now(),
         };
-        self.inbound.push(self.epoch, Work::Will { message });
+        self.inbound.push(self.mark, Work::Will { message });
     }
 
     async fn send(&mut self, packet: Packet) {
@@ -430,11 +438,10 @@ impl Session {
 
     /// Work that can end at once does, without a turn of the whole loop.
     async fn hurry(&mut self) {
-        if let Some((epoch, future)) = &mut self.begun {
-            let epoch = *epoch;
+        if let Some((mark, future)) = &mut self.begun {
+            let mark = *mark;
             if let Some(begun) = poll_now(future.as_mut()) {
-                self.begun = None;
-                self.go_on(epoch, begun).await;
+                self.go_on(mark, begun).await;
             }
         }
     }
@@ -456,7 +463,7 @@ impl Session {
                 // With the number that the message had: the session may have got one since.
                 let number = self.inbound.number.filter(|_| self.inbound.has_received(ack.packet_id));
                 let once = number.map(|session| crate::queue::Once { session, packet_id: ack.packet_id.get() });
-                self.inbound.push(self.epoch, Work::Release { packet_id: ack.packet_id, once });
+                self.inbound.push(self.mark, Work::Release { packet_id: ack.packet_id, once });
             }
             Packet::Pubcomp(ack) => {
                 let fit = self.outbound.complete(ack.packet_id);
@@ -513,13 +520,13 @@ impl Session {
             return match packet_id {
                 Some(packet_id) if version == Version::V5 => {
                     let reason = ReasonCode::TOPIC_NAME_INVALID;
-                    self.inbound.push(self.epoch, Work::Refuse { qos, packet_id, reason });
+                    self.inbound.push(self.mark, Work::Refuse { qos, packet_id, reason });
                 }
                 _ => self.break_off(ReasonCode::TOPIC_NAME_INVALID, "a topic that clients may not publish to").await,
             };
         }
         if let (true, Some(packet_id)) = (is_repeat, packet_id) {
-            self.inbound.push(self.epoch, Work::Repeat { packet_id });
+            self.inbound.push(self.mark, Work::Repeat { packet_id });
             return;
         }
         if let (Qos::ExactlyOnce, Some(packet_id)) = (qos, packet_id) {
@@ -536,7 +543,7 @@ impl Session {
         };
         let arrival = Box::new(Arrival { message, qos, packet_id, once: None });
         let work = submit(self.services.clone(), self.inbound.number, arrival);
-        self.begun = Some((self.epoch, Box::pin(work)));
+        self.begun = Some((self.mark, Box::pin(work)));
     }
 
     async fn received(&mut self, ack: Ack) {
@@ -594,7 +601,7 @@ impl Session {
         if asking.is_empty() {
             self.send(Packet::Suback(suback)).await;
         } else {
-            self.begun = Some((self.epoch, Box::pin(retained(self.services.clone(), suback, asking))));
+            self.begun = Some((self.mark, Box::pin(retained(self.services.clone(), suback, asking))));
         }
     }
 
@@ -627,29 +634,28 @@ impl Session {
         self.end_connection(None, disconnect.reason != ReasonCode::SUCCESS).await;
     }
 
-    async fn go_on(&mut self, epoch: u64, begun: Begun) {
+    async fn go_on(&mut self, mark: Mark, begun: Begun) {
         self.begun = None;
         match begun {
             Begun::Submitted { number, arrival, ticket } => {
-                // A session that was started anew meanwhile has no use for a number of the old one.
-                if epoch == self.epoch || self.is_alive {
-                    self.inbound.number = number;
-                } else if let Some(number) = number {
-                    self.inbound.push(epoch, Work::Forget { number });
-                }
                 let (version, signs) = match &self.connection {
-                    Some(connection) if epoch == self.epoch => (connection.version, connection.signs.clone()),
+                    Some(connection) if mark == self.mark => (connection.version, connection.signs.clone()),
                     // Nobody waits for the answer.
                     _ => (Version::V5, Arc::default()),
                 };
-                self.inbound.push(epoch, Work::Publish { arrival, ticket, version, signs });
+                self.inbound.push(mark, Work::Publish { arrival, ticket, version, signs });
+                if mark.life == self.mark.life {
+                    self.inbound.number = number;
+                } else if let Some(number) = number {
+                    // The new life must not bear the number under which ids of the old one are known.
+                    self.inbound.push(mark, Work::Forget { number });
+                }
             }
             Begun::Retained { suback, found } => {
-                if epoch != self.epoch {
-                    return;
+                if mark == self.mark {
+                    self.send(Packet::Suback(suback)).await;
+                    self.hand_out_retained(found);
                 }
-                self.send(Packet::Suback(suback)).await;
-                self.hand_out_retained(found);
             }
         }
     }
@@ -686,10 +692,10 @@ impl Session {
 
     // To the client
 
-    async fn answer(&mut self, epoch: u64, settled: Settled) {
-        let is_current = epoch == self.epoch;
+    async fn answer(&mut self, mark: Mark, settled: Settled) {
+        let is_current = mark == self.mark;
         let Some(version) = self.connection.as_ref().map(|connection| connection.version).filter(|_| is_current) else {
-            return self.settle_unanswered(settled);
+            return self.settle_unanswered(mark, settled);
         };
         match settled {
             Settled::Publish { qos, packet_id, result } => match (result, packet_id) {
@@ -731,8 +737,21 @@ impl Session {
         }
     }
 
+    /// What else is done already.
+    async fn answer_more(&mut self) {
+        for _ in 1..ANSWERED_AT_ONCE {
+            match self.inbound.settled_now(&self.services) {
+                Some((mark, settled)) => self.answer(mark, settled).await,
+                None => return,
+            }
+        }
+    }
+
     /// The connection that waited for this is gone; the client will ask again.
-    fn settle_unanswered(&mut self, settled: Settled) {
+    fn settle_unanswered(&mut self, mark: Mark, settled: Settled) {
+        if mark.life != self.mark.life {
+            return;
+        }
         match settled {
             Settled::Publish { packet_id: Some(packet_id), result: Err(_), .. } => {
                 self.inbound.forget(packet_id);
@@ -864,9 +883,9 @@ async fn turn(connection: &mut Option<Connection>, may_read: bool) -> Turn {
     }
 }
 
-async fn finished(begun: &mut Option<(u64, Running<Begun>)>) -> (u64, Begun) {
+async fn finished(begun: &mut Option<(Mark, Running<Begun>)>) -> (Mark, Begun) {
     match begun {
-        Some((epoch, future)) => (*epoch, future.await),
+        Some((mark, future)) => (*mark, future.await),
         None => std::future::pending().await,
     }
 }
@@ -875,14 +894,5 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => time::sleep_until(deadline).await,
         None => std::future::pending().await,
-    }
-}
-
-/// What `future` has to say at once; polled again later it goes on.
-fn poll_now<F: Future + ?Sized>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    match future.poll(&mut context) {
-        std::task::Poll::Ready(output) => Some(output),
-        std::task::Poll::Pending => None,
     }
 }

@@ -19,7 +19,7 @@ use super::places::Place;
 use crate::mqtt::{DecodeError, Decoder, EncodeError, Encoder, Packet, Version};
 
 /// How much is read at once.
-const READ_BYTES: usize = 4096;
+const READ_BYTES: usize = 16 * 1024;
 /// Buffers that grew beyond this for one packet are given back.
 const KEPT_BYTES: usize = 64 * 1024;
 /// What is read of a peer that goes on talking after our last words.

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use crate::config::{self, LoadRequest, Loaded};
 
 mod check;
+mod demo;
 mod example;
 mod run;
 mod simulate;
@@ -49,6 +50,9 @@ enum Command {
     /// Run the gateway in the foreground
     #[command(after_help = "Example: tidegate run --config ./tidegate.toml")]
     Run(ConfigArgument),
+    /// See the promise kept on this machine: three drills with nothing installed
+    #[command(after_help = "Example: tidegate demo --beside mosquitto")]
+    Demo(demo::DemoArguments),
     /// Check the configuration: every problem at its place; exit status 0 or 78
     #[command(after_help = "Example: tidegate check --config ./tidegate.toml --effective")]
     Check(check::CheckArguments),
@@ -83,6 +87,7 @@ pub fn main() -> ExitCode {
     };
     let exit = match arguments.command {
         Command::Run(arguments) => run::main(arguments.config),
+        Command::Demo(arguments) => demo::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
         Command::Status(arguments) => status::main(&arguments),
         Command::Example(arguments) => example::main(&arguments),

@@ -154,11 +154,9 @@ impl Books {
             let mut old = Vec::new();
             self.store.messages(Span::new(span.first, last), |sequence, body| {
                 let Ok((id, message)) = row::decode(body, sequence, &self.starts, &self.words) else { return false };
-                let is_old = self.expired(&id, &message, now).is_some() && !stream.in_flight.contains(&sequence);
-                if is_old {
-                    old.push((sequence, LossReason::Expired));
-                }
-                is_old
+                let reason = self.expired(&id, &message, now).filter(|_| !stream.in_flight.contains(&sequence));
+                old.extend(reason.map(|reason| (sequence, reason)));
+                reason.is_some()
             })?;
             is_more |= old.len() as u64 == JOB_ROWS_MAX;
             self.settle_lost(index, &old)?;

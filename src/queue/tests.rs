@@ -427,7 +427,7 @@ async fn q3_a_flipped_bit_is_noticed_counted_and_not_sent() {
     sql(
         dir.path(),
         &format!(
-            "UPDATE message SET body = substr(body, 1, 50) || x'ff' || substr(body, 52) WHERE sequence = {sequence};
+            "UPDATE message SET body = CAST(substr(body, 1, 50) || x'ff' || substr(body, 52) AS BLOB) WHERE sequence = {sequence};
              DELETE FROM message WHERE sequence = {sequence} + 2"
         ),
     );
@@ -529,7 +529,10 @@ async fn q4_drop_oldest_declares_exactly_what_is_missing() {
     assert_eq!(told["last"].as_u64().unwrap() + 1, rest[0].sequence.0);
     assert_eq!((&told["reason"], &told["stream"]), (&"dropped-oldest".into(), &"cloud".into()));
     assert_eq!(told["id"], gap.id.to_string());
-    assert_eq!(rig.health.snapshot(crate::message::Stamp::default()).losses["dropped-oldest"], 4000 - numbers.len() as u64);
+    assert_eq!(
+        rig.health.snapshot(crate::message::Stamp::default()).losses["dropped-oldest"],
+        4000 - numbers.len() as u64
+    );
     rig.stop().await;
 }
 
@@ -553,7 +556,8 @@ async fn q4_drop_newest_keeps_the_oldest_and_refuse_keeps_all_it_took() {
         let numbers: Vec<u64> = rig.drain("cloud").await.iter().map(|row| number_of(&row.message)).collect();
         assert_eq!(numbers, kept);
         assert!((1000..4000).contains(&kept.len()), "{}", kept.len());
-        let lost = rig.health.snapshot(crate::message::Stamp::default()).losses.get("dropped-newest").copied().unwrap_or(0);
+        let lost =
+            rig.health.snapshot(crate::message::Stamp::default()).losses.get("dropped-newest").copied().unwrap_or(0);
         assert_eq!(lost, if refuses { 0 } else { 4000 - kept.len() as u64 });
         // There is room again.
         assert!(matches!(rig.append(numbered(1, 200)).await.fate, Fate::Stored { .. }));
@@ -568,10 +572,10 @@ async fn q4_a_rule_of_its_own_protects_its_messages_from_those_that_drop_the_old
     let precious = ForwardRule { when_full: Some(WhenFull::Refuse), ..rule("precious", "p") };
     settings.streams = vec![stream("cloud", vec![precious, rule("#", "{topic}")])];
     let mut rig = Rig::start(settings);
-    for round in 0..20 {
+    for _ in 0..20 {
         rig.append(message("precious", b"12345678")).await;
-        rig.append_all((0..150).map(|number| numbered(round * 150 + number, 200))).await;
     }
+    rig.append_all((0..3000).map(|number| numbered(number, 200))).await;
     let rows = rig.drain("cloud").await;
     let precious = rows.iter().filter(|row| row.encoding.topic.as_str() == "p").count();
     assert_eq!(precious, 20);
@@ -632,14 +636,16 @@ async fn q5_an_answer_that_nobody_took_comes_again() {
     rig.append_all((0..20).map(|number| numbered(number, 20))).await;
     let outlet = rig.outlet("cloud");
     for _ in 0..10 {
-        // Asked and given up before the answer can come.
-        let mut asking = Box::pin(outlet.next(5, 1 << 20));
-        tokio::select! {
+        let taken = tokio::select! {
             biased;
-            taken = &mut asking => assert_eq!(number_of(&taken.unwrap()[0].message), 0),
-            () = std::future::ready(()) => continue,
+            taken = outlet.next(5, 1 << 20) => Some(taken.unwrap()),
+            // Asked, and given up before the answer has come.
+            () = std::future::ready(()) => None,
+        };
+        if taken.is_some() {
+            // The worker was quicker than one poll.
+            outlet.restore().await.unwrap();
         }
-        panic!("it was answered before it was polled twice");
     }
     let first = outlet.next(5, 1 << 20).await.unwrap();
     assert_eq!(number_of(&first[0].message), 0);
@@ -870,7 +876,7 @@ async fn new_rules_hold_from_their_commit_on() {
 async fn a_store_that_fails_while_it_runs_is_moved_aside_and_the_queue_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(settings(dir.path()));
-    rig.append_all((0..3000).map(|number| numbered(number, 400))).await;
+    rig.append_all((0..12_000).map(|number| numbered(number, 400))).await;
     // Someone writes over the files of a running gateway. (The page cache of SQLite is 2 MiB; head and tail differ.)
     let length = fs::metadata(dir.path().join("queue.db")).unwrap().len();
     fs::write(dir.path().join("queue.db"), vec![0xa5; usize::try_from(length).unwrap()]).unwrap();
@@ -878,16 +884,16 @@ async fn a_store_that_fails_while_it_runs_is_moved_aside_and_the_queue_goes_on()
     fs::write(dir.path().join("queue.db-wal"), vec![0xa5; usize::try_from(wal).unwrap()]).unwrap();
     let outlet = rig.outlet("cloud");
     let mut failures = 0;
-    for _ in 0..40 {
-        if outlet.next(256, 1 << 20).await.is_err() {
+    for _ in 0..60 {
+        if tokio::time::timeout(DEADLINE, outlet.next(256, 1 << 20)).await.unwrap().is_err() {
             failures += 1;
             break;
         }
     }
     assert_eq!(failures, 1);
-    assert!(stored(&rig.append(numbered(9, 20)).await).0 > 3000);
+    assert!(stored(&rig.append(numbered(9, 20)).await).0 > 12_000);
     assert_eq!(rig.drain("cloud").await.len(), 1);
-    assert_eq!(rig.health.snapshot(crate::message::Stamp::default()).losses["quarantined"], 3000);
+    assert_eq!(rig.health.snapshot(crate::message::Stamp::default()).losses["quarantined"], 12_000);
     rig.stop().await;
 }
 

@@ -350,14 +350,20 @@ fn read(books: &mut Books, job: Job) -> rusqlite::Result<()> {
                 let found = books.next(index, after, count_max, bytes_max);
                 answer(books, found, reply)
             }
-            None => Ok(send(reply, Err(AppendError::Stopped))),
+            None => {
+                send(reply, Err(AppendError::Stopped));
+                Ok(())
+            }
         },
         Job::Restore(stream, reply) => match index(books, &stream) {
             Some(index) => {
                 let found = books.restore(index);
                 answer(books, found, reply)
             }
-            None => Ok(send(reply, Err(AppendError::Stopped))),
+            None => {
+                send(reply, Err(AppendError::Stopped));
+                Ok(())
+            }
         },
         Job::Retained { filter, after, reply } => {
             let found = books.retained_page(&filter, after.as_deref());
@@ -380,7 +386,10 @@ fn answer<T>(books: &mut Books, found: rusqlite::Result<T>, reply: Reply<T>) -> 
         Ok(found)
     });
     match committed {
-        Ok(found) => Ok(send(reply, Ok(found))),
+        Ok(found) => {
+            send(reply, Ok(found));
+            Ok(())
+        }
         Err(error) => {
             send(reply, Err(AppendError::Failed { reason: error.to_string() }));
             Err(error)

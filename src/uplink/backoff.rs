@@ -13,6 +13,9 @@ pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// No pause is shorter: chance may say zero, and a busy loop is no attempt.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 
+/// Nor longer, whatever the configuration says: a gateway that tries less than daily looks dead.
+const PAUSE_MAX: Duration = Duration::from_secs(86_400);
+
 /// Doublings after which the ceiling does not grow further, whatever the configuration says.
 const DOUBLINGS_MAX: u32 = 20;
 
@@ -51,7 +54,7 @@ impl Backoff {
     /// The longest that the next pause can be.
     pub fn ceiling(&self) -> Duration {
         let doubled = self.reconnect.first.saturating_mul(1 << self.failures.min(DOUBLINGS_MAX));
-        doubled.min(self.reconnect.max.max(self.reconnect.first))
+        doubled.min(self.reconnect.max.max(self.reconnect.first)).min(PAUSE_MAX)
     }
 }
 

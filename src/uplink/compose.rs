@@ -189,3 +189,133 @@ fn varint_bytes(value: usize) -> usize {
         _ => 4,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::BytesMut;
+
+    use super::*;
+    use crate::message::{Origin, Quality, Reading, Sequence, Value};
+    use crate::mqtt::{Encoder, Packet, PacketId, ReasonCode};
+
+    fn terms(version: Version) -> Terms {
+        let window = NonZeroU16::new(10).unwrap();
+        Terms::new(version, &Connack::new(ReasonCode::SUCCESS), window, Duration::ZERO)
+    }
+
+    fn row(body: Body, properties: Option<Properties>) -> Queued {
+        let topic = Topic::new("plant/a").unwrap();
+        Queued {
+            sequence: Sequence(1),
+            id: MessageId { gateway: Arc::from("g"), store: 1, start: 1, counter: 9 },
+            message: Message {
+                topic: topic.clone(),
+                qos: Qos::ExactlyOnce,
+                retain: true,
+                properties: properties.map(Box::new),
+                body,
+                origin: Origin::Field,
+                received: Stamp { wall_ms: 2_000_000, mono_ms: 10_000, clock: ClockState::Synced },
+            },
+            qos: Qos::ExactlyOnce,
+            encoding: Encoding { topic, format: Format::Json, clock_offset_ms: 0 },
+            strict_order: false,
+        }
+    }
+
+    fn after(seconds: i64) -> Stamp {
+        Stamp { wall_ms: 2_000_000 + seconds * 1000, mono_ms: 0, clock: ClockState::Synced }
+    }
+
+    #[test]
+    fn the_computed_length_is_that_of_the_wire() {
+        let rich = Properties {
+            is_utf8: true,
+            expiry_s: Some(60),
+            content_type: Some("text/plain".to_owned()),
+            response_topic: Some(Topic::new("answer").unwrap()),
+            correlation_data: Some(Bytes::from_static(b"1234")),
+            user: vec![("a".to_owned(), "b".to_owned()), ("a".to_owned(), String::new())],
+        };
+        for version in [Version::V311, Version::V5] {
+            for length in [0, 1, 90, 100, 127, 128, 300, 16_200, 16_384, 70_000, 2_097_152] {
+                for properties in [None, Some(rich.clone())] {
+                    for qos in [Qos::AtMostOnce, Qos::AtLeastOnce, Qos::ExactlyOnce] {
+                        let row = row(Body::Bytes(Bytes::from(vec![7; length])), properties.clone());
+                        let mut publish = publish(&row, &terms(version), after(0)).unwrap();
+                        publish.qos = qos;
+                        publish.packet_id = PacketId::new(5).filter(|_| qos != Qos::AtMostOnce);
+                        let computed = publish_bytes(&publish, version);
+                        let mut output = BytesMut::new();
+                        // A body that says it is text must be text, or the codec refuses it.
+                        publish.properties.is_utf8 = false;
+                        let flag = if version == Version::V5 && properties.is_some() { 2 } else { 0 };
+                        Encoder::new(version).encode(&Packet::Publish(publish), &mut output).unwrap();
+                        let varint_slack = 2;
+                        let difference = computed - output.len();
+                        assert!((flag..=flag + varint_slack).contains(&difference), "{length} bytes: {difference}");
+                        assert!(properties.is_some() || difference == 0, "{length} bytes: {difference}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_id_is_ours_and_other_properties_pass() {
+        let user = vec![(ID_PROPERTY.to_owned(), "forged".to_owned()), ("k".to_owned(), "v".to_owned())];
+        let row = row(Body::Bytes(Bytes::new()), Some(Properties { user, ..Properties::default() }));
+        let sent = publish(&row, &terms(Version::V5), after(0)).unwrap();
+        let expected = [("k", "v"), (ID_PROPERTY, "g.000000000001.1.9")];
+        let got: Vec<(&str, &str)> = sent.properties.user.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+        assert_eq!(got, expected);
+        assert!(publish(&row, &terms(Version::V311), after(0)).unwrap().properties.is_empty());
+    }
+
+    #[test]
+    fn the_time_that_a_message_waited_is_taken_off_its_expiry() {
+        let properties = Properties { expiry_s: Some(60), ..Properties::default() };
+        let row = row(Body::Bytes(Bytes::new()), Some(properties));
+        let terms = terms(Version::V5);
+        let left = |seconds| publish(&row, &terms, after(seconds)).map(|publish| publish.properties.expiry_s);
+        assert_eq!(left(0), Some(Some(60)));
+        assert_eq!(left(45), Some(Some(15)));
+        assert_eq!(left(-45), Some(Some(60)), "a clock that was set back takes nothing off");
+        assert_eq!(left(60), None);
+    }
+
+    #[test]
+    fn a_reading_is_encoded_with_its_id_and_always_the_same() {
+        let reading = Reading {
+            device: Arc::from("chiller"),
+            point: Arc::from("supply"),
+            value: Value::Float(6.5),
+            unit: None,
+            quality: Quality::Good,
+            reason: None,
+            seq: 7,
+            stamp: after(0),
+        };
+        let row = row(Body::Reading(reading), None);
+        let first = publish(&row, &terms(Version::V311), after(0)).unwrap();
+        let later = publish(&row, &terms(Version::V311), after(500)).unwrap();
+        assert_eq!(first.payload, later.payload);
+        let json: serde_json::Value = serde_json::from_slice(&first.payload).unwrap();
+        assert_eq!(json["id"], "g.000000000001.1.9");
+    }
+
+    #[test]
+    fn the_cloud_decides_over_qos_retain_and_window() {
+        let mut connack = Connack::new(ReasonCode::SUCCESS);
+        connack.qos_max = Some(Qos::AtLeastOnce);
+        connack.retain_available = false;
+        connack.receive_max = NonZeroU16::new(5);
+        connack.server_keep_alive_s = Some(7);
+        let terms = Terms::new(Version::V5, &connack, NonZeroU16::new(10).unwrap(), Duration::from_secs(60));
+        assert_eq!((terms.window, terms.keep_alive), (5, Duration::from_secs(7)));
+        let sent = publish(&row(Body::Bytes(Bytes::new()), None), &terms, after(0)).unwrap();
+        assert_eq!((sent.qos, sent.retain), (Qos::AtLeastOnce, false));
+    }
+}

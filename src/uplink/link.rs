@@ -319,7 +319,7 @@ impl Link {
             // Before the deadline, which depends on whether the pace held something back.
             let may_live = self.machine.wants_live(at) && self.output_bytes() < WRITE_BYTES_MAX;
             let deadline = self.machine.deadline(at.now).map_or_else(far, |at| self.started + at);
-            let deadline = settle_by.map_or(deadline, |by| by.min(deadline).max(Instant::now()));
+            let deadline = settle_by.unwrap_or(deadline);
             let may_open = self.machine.can_open() && !self.is_stopping;
             let may_read = self.machine.wants_packets();
             let event = tokio::select! {
@@ -685,6 +685,9 @@ impl Link {
         health.resent.store(counts.resent, Ordering::Relaxed);
         health.downgraded.store(counts.downgraded, Ordering::Relaxed);
         health.sessions_lost.store(counts.sessions_lost, Ordering::Relaxed);
+        health.received.store(counts.received, Ordering::Relaxed);
+        health.unmatched.store(counts.unmatched, Ordering::Relaxed);
+        health.strays.store(counts.strays, Ordering::Relaxed);
     }
 }
 

@@ -69,6 +69,9 @@ const SHARED_DEATHS_MAX: u32 = 3;
 /// A connection that dies this long after the last PUBLISH died of something else.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
+/// A window that a cloud closed connections over is doubled again after this.
+const WINDOW_GROWS_AFTER: Duration = Duration::from_secs(10 * 60);
+
 /// Filters of one SUBSCRIBE; some clouds take no more.
 const FILTERS_MAX: usize = 8;
 
@@ -421,6 +424,10 @@ pub struct Machine {
     resend: VecDeque<PacketId>,
     unproven: Vec<Attempt>,
     suspect: Option<Suspect>,
+    /// 3.1.1 knows no Receive Maximum: a broker that has one closes the connection (mosquitto at QoS 2 does), and
+    /// would do so for ever if all that is in flight were sent at once again.
+    window_max: usize,
+    window_grows_at: Duration,
     // The connection.
     key_wanted: u64,
     is_clean_start: bool,
@@ -469,6 +476,8 @@ impl Machine {
             resend: VecDeque::new(),
             unproven: Vec::new(),
             suspect: None,
+            window_max: usize::from(settings.window.get()),
+            window_grows_at: Duration::ZERO,
             key_wanted: 0,
             is_clean_start: false,
             expects_session: true,
@@ -636,7 +645,8 @@ impl Machine {
             Phase::Up => {
                 self.watched().into_iter().flatten().for_each(&mut at);
                 self.waiting.next_at(now).into_iter().chain(self.pace_until).for_each(&mut at);
-                self.subscribe_at.into_iter().for_each(&mut at);
+                // A row on trial is alone: what else is due waits, and must not be waited for.
+                self.subscribe_at.filter(|_| !self.is_alone()).into_iter().for_each(&mut at);
             }
             _ => {}
         }
@@ -807,6 +817,10 @@ impl Machine {
         }
         if at.now.saturating_sub(self.published_at) > ANSWER_WITHIN {
             return;
+        }
+        if self.rows_out > 1 {
+            self.window_max = (self.rows_out / 4).max(1);
+            self.window_grows_at = at.now + WINDOW_GROWS_AFTER;
         }
         let first = self.ids.iter().filter_map(|(id, holder)| match holder {
             Holder::Row(slot) if slot.is_out && slot.stage != Stage::Released => {
@@ -1077,7 +1091,11 @@ impl Machine {
     // --- outbound -------------------------------------------------------------------------------------------------
 
     fn fill(&mut self, at: Moment) {
-        let window = if self.is_alone() { 1 } else { self.terms.window };
+        if self.window_max < self.terms.window && at.now >= self.window_grows_at {
+            self.window_max *= 2;
+            self.window_grows_at = at.now + WINDOW_GROWS_AFTER;
+        }
+        let window = if self.is_alone() { 1 } else { self.terms.window.min(self.window_max) };
         // Before the rows, so that a broker that closes on a row has answered these: each is judged on its own.
         if !self.is_alone() {
             self.subscribe(at);

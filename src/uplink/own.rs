@@ -12,6 +12,10 @@ use crate::mqtt::{ReasonCode, Will};
 /// Connections that ended with the own status unanswered, after which it is not sent any more.
 const DEATHS_MAX: u32 = 2;
 
+/// Connections that were closed on CONNECT with the will and accepted without, one after the other, after which the
+/// will is left out. More than two, because a broker that restarts looks the same.
+const WILL_DEATHS_MAX: u32 = 3;
+
 /// The status message and what is known about the cloud's liking of it.
 #[derive(Debug)]
 pub struct OwnTopic {
@@ -74,7 +78,7 @@ impl OwnTopic {
             (Some(ReasonCode::QOS_NOT_SUPPORTED), _) => self.will_qos = Qos::AtMostOnce,
             (Some(ReasonCode::NOT_AUTHORIZED), WillUse::With) => {
                 // An explicit "not authorised" that goes away without the will needs no second proof.
-                self.will_deaths = DEATHS_MAX;
+                self.will_deaths = WILL_DEATHS_MAX;
                 self.will = WillUse::Without;
             }
             (None | Some(ReasonCode::UNSPECIFIED_ERROR | ReasonCode::TOPIC_NAME_INVALID), WillUse::With) => {
@@ -93,7 +97,7 @@ impl OwnTopic {
     /// CONNECT was accepted. True when that shows the will to have been at fault.
     pub fn connect_accepted(&mut self) -> bool {
         match self.will {
-            WillUse::Without if self.will_deaths >= DEATHS_MAX => {
+            WillUse::Without if self.will_deaths >= WILL_DEATHS_MAX => {
                 self.will = WillUse::Off;
                 true
             }
@@ -136,4 +140,53 @@ pub fn offline() -> Bytes {
 pub fn online(since: Stamp) -> Bytes {
     let (since, version) = (rfc3339(since.wall_ms), env!("CARGO_PKG_VERSION"));
     Bytes::from(format!(r#"{{"state":"online","since":"{since}","version":"{version}"}}"#))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_will_that_is_not_authorised_is_left_out_after_one_proof() {
+        let mut own = OwnTopic::new(Some("own/g"));
+        assert_eq!(own.will().unwrap().topic.as_str(), "own/g/status");
+        own.connect_failed(Some(ReasonCode::NOT_AUTHORIZED));
+        assert_eq!(own.will(), None);
+        assert!(own.connect_accepted(), "accepted without it: the will was at fault");
+        assert_eq!(own.will(), None);
+    }
+
+    #[test]
+    fn a_client_that_is_not_authorised_keeps_its_will() {
+        let mut own = OwnTopic::new(Some("own/g"));
+        for _ in 0..10 {
+            own.connect_failed(Some(ReasonCode::NOT_AUTHORIZED));
+        }
+        assert!(own.will().is_some());
+        assert!(!own.connect_accepted());
+    }
+
+    #[test]
+    fn a_broker_that_restarts_is_not_mistaken_for_one_that_refuses_the_will() {
+        let mut own = OwnTopic::new(Some("own/g"));
+        for _ in 0..5 {
+            own.connect_failed(None);
+            assert!(!own.connect_accepted());
+            assert!(!own.connect_accepted());
+        }
+        for proof in 1..=3 {
+            own.connect_failed(None);
+            assert_eq!(own.connect_accepted(), proof == 3);
+        }
+        assert_eq!(own.will(), None);
+    }
+
+    #[test]
+    fn a_cloud_without_retained_messages_gets_a_will_without() {
+        let mut own = OwnTopic::new(Some("own/g"));
+        own.connect_failed(Some(ReasonCode::RETAIN_NOT_SUPPORTED));
+        own.connect_failed(Some(ReasonCode::QOS_NOT_SUPPORTED));
+        let will = own.will().unwrap();
+        assert_eq!((will.retain, will.qos), (false, Qos::AtMostOnce));
+    }
 }

@@ -132,7 +132,7 @@ async fn restore(outlet: &mut Outlet) -> Option<Restored> {
 }
 
 enum Placed {
-    Ticket(Receipt, Ticket),
+    Ticket(Receipt, Box<Ticket>),
     Refused(Receipt, String),
     Release(Receipt, Once),
 }
@@ -149,7 +149,7 @@ pub async fn run_errands(
         while let Some(errand) = errands.recv().await {
             let outcome = match errand {
                 Errand::Submit { receipt, message, once } => match intake.submit(*message, once).await {
-                    Ok(ticket) => Placed::Ticket(receipt, ticket),
+                    Ok(ticket) => Placed::Ticket(receipt, Box::new(ticket)),
                     Err(error) => Placed::Refused(receipt, super::link::chain(&error)),
                 },
                 Errand::Release { receipt, once } => Placed::Release(receipt, once),

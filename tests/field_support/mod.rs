@@ -82,7 +82,12 @@ impl Running {
     }
 
     pub fn device(&self, name: &str) -> DeviceSnapshot {
-        self.health.snapshot(tidegate::message::Stamp::default()).devices.get(name).expect("the device is known").clone()
+        self.health
+            .snapshot(tidegate::message::Stamp::default())
+            .devices
+            .get(name)
+            .expect("the device is known")
+            .clone()
     }
 
     /// Waits until `found` finds something in what was told.

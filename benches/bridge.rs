@@ -1,0 +1,619 @@
+//! The gateway beside Mosquitto's bridge, in turn, in one run: accept while the cloud is absent, then drain.
+//!
+//! ```text
+//! cargo bench --bench bridge                     3 rounds of 100,000 messages at windows 100 and 1000
+//! cargo bench --bench bridge -- --rounds 5       what the README quotes
+//! cargo bench --bench bridge -- --messages 20000 a quick look
+//! ```
+//!
+//! It needs Debian's mosquitto and nothing else, uses loopback only, and stops by itself: every wait has a deadline.
+//! The publisher and the cloud are raw sockets with hand-written packets, so that what is measured is the program
+//! between them: QoS 1, topic of 20 bytes, payload of 200 bytes with a number, a window of unacknowledged messages,
+//! refilled as acknowledgements come. The cloud acknowledges at once and counts numbers.
+//!
+//! The gateway syncs every message to disk before it acknowledges; the bridge keeps them in memory (persistence is
+//! off, which is its fastest). Read ratios, not rates: neighbours in time share the machine's noise.
+#![allow(clippy::disallowed_methods, reason = "a harness of plain threads measures by the system's clock")]
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+const TOPIC: &str = "plant/press-3/counts";
+const PAYLOAD_BYTES: usize = 200;
+const NUMBER_DIGITS: usize = 16;
+const WINDOWS: [usize; 2] = [100, 1000];
+
+/// A start, and a connection of the bridge or gateway to the cloud.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// One phase of one program.
+const PHASE_TIMEOUT: Duration = Duration::from_secs(180);
+/// When nothing has arrived at the cloud for so long, what is missing will not come.
+const QUIET: Duration = Duration::from_secs(10);
+/// Before a look at memory and CPU.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// `USER_HZ`: 100 on every Linux.
+const TICKS_PER_S: f64 = 100.0;
+
+fn main() -> ExitCode {
+    match harness() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bridge: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn harness() -> io::Result<()> {
+    let Options { rounds, messages } = Options::from_arguments()?;
+    let mut systems = vec![System::Gateway];
+    match find_program("mosquitto") {
+        Some(program) => systems.push(System::Bridge(program)),
+        None => println!("mosquitto is not installed: the gateway runs alone, and there are no ratios"),
+    }
+    let example = Place { dir: PathBuf::from("DIRECTORY"), broker: loopback(1), cloud: loopback(2) };
+    for system in &systems {
+        println!("# Configuration of {}\n{}", system.name(), system.configuration(&example));
+    }
+    println!("{messages} messages of {PAYLOAD_BYTES} + {} bytes, {rounds} rounds\n", TOPIC.len());
+
+    if cfg!(debug_assertions) {
+        println!("The gateway was built without optimisation: these figures show that the harness works, no more.\n");
+    }
+    let mut runs = Vec::new();
+    println!("{}", Run::HEADING);
+    for round in 1..=rounds {
+        for window in WINDOWS {
+            // Who goes first changes, so that what one leaves behind in caches and on the disk meets both.
+            let turn: Vec<&System> =
+                if round % 2 == 1 { systems.iter().collect() } else { systems.iter().rev().collect() };
+            for system in turn {
+                let run = measure(system, round, window, messages)?;
+                println!("{run}");
+                runs.push(run);
+            }
+        }
+    }
+    print!("\n{}", summary(&runs, rounds));
+    Ok(())
+}
+
+// ---- what is asked for ---------------------------------------------------------------------------------------------
+
+struct Options {
+    rounds: u32,
+    messages: u64,
+}
+
+impl Options {
+    fn from_arguments() -> io::Result<Options> {
+        let mut options = Options { rounds: 3, messages: 100_000 };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            let mut number = |range: std::ops::RangeInclusive<u64>| {
+                let value = arguments.next().and_then(|text| text.parse().ok()).filter(|value| range.contains(value));
+                value.ok_or_else(|| {
+                    other(format!("{argument} wants a number from {} to {}", range.start(), range.end()))
+                })
+            };
+            match argument.as_str() {
+                "--rounds" => options.rounds = u32::try_from(number(1..=20)?).unwrap_or(3),
+                "--messages" => options.messages = number(1_000..=1_000_000)?,
+                // cargo bench says this to every harness.
+                "--bench" => {}
+                _ => return Err(other(format!("unknown option {argument}; there are --rounds N and --messages N"))),
+            }
+        }
+        Ok(options)
+    }
+}
+
+// ---- the two programs ----------------------------------------------------------------------------------------------
+
+enum System {
+    Gateway,
+    Bridge(PathBuf),
+}
+
+struct Place {
+    dir: PathBuf,
+    broker: SocketAddr,
+    cloud: SocketAddr,
+}
+
+impl System {
+    fn name(&self) -> &'static str {
+        match self {
+            System::Gateway => "tidegate",
+            System::Bridge(_) => "mosquitto",
+        }
+    }
+
+    fn configuration(&self, place: &Place) -> String {
+        let Place { dir, broker, cloud } = place;
+        match self {
+            System::Gateway => format!(
+                "[gateway]\nid = \"bench\"\nstate_dir = \"{}\"\nclock = \"trust\"\n\n\
+                 [broker.listener.local]\nbind = \"{broker}\"\n\n\
+                 [uplink.cloud]\nurl = \"mqtt://{cloud}\"\nwindow = 1000\n\
+                 reconnect = {{ first = \"200ms\", max = \"1s\" }}\nown_topic = \"\"\n\
+                 [[uplink.cloud.forward]]\nfilter = \"plant/#\"\n",
+                dir.display(),
+            ),
+            System::Bridge(_) => format!(
+                "listener {} {}\nallow_anonymous true\npersistence false\n\
+                 max_queued_messages 0\nmax_inflight_messages 1000\n\
+                 connection cloud\naddress {cloud}\nremote_clientid bench\ncleansession false\n\
+                 restart_timeout 1\nnotifications false\ntry_private false\ntopic plant/# out 1\n",
+                broker.port(),
+                broker.ip(),
+            ),
+        }
+    }
+
+    fn start(&self, place: &Place) -> io::Result<Running> {
+        let file = place.dir.join("configuration");
+        fs::write(&file, self.configuration(place))?;
+        let log = File::create(place.dir.join("log"))?;
+        let mut command = match self {
+            System::Gateway => {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+                command.args(["run", "--config"]);
+                command
+            }
+            System::Bridge(program) => {
+                let mut command = Command::new(program);
+                command.arg("-c");
+                command
+            }
+        };
+        let child = command.arg(&file).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
+        let mut running = Running { child };
+        let deadline = Instant::now() + START_TIMEOUT;
+        while TcpStream::connect(place.broker).is_err() {
+            if running.child.try_wait()?.is_some() || Instant::now() > deadline {
+                let log = fs::read_to_string(place.dir.join("log")).unwrap_or_default();
+                return Err(other(format!("{} does not listen; it said:\n{log}", self.name())));
+            }
+            sleep(Duration::from_millis(5));
+        }
+        Ok(running)
+    }
+}
+
+/// A process that is killed with its owner.
+struct Running {
+    child: Child,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Dead already is as good.
+        let _dead = self.child.kill().and_then(|()| self.child.wait());
+    }
+}
+
+/// What the kernel says of a process.
+#[derive(Clone, Copy, Default)]
+struct Use {
+    cpu_s: f64,
+    written_bytes: u64,
+    rss_bytes: u64,
+}
+
+impl Running {
+    fn usage(&self) -> io::Result<Use> {
+        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let stat = fs::read_to_string(process.join("stat"))?;
+        // The name in brackets may contain spaces; utime and stime are fields 14 and 15 of all (proc_pid_stat(5)).
+        let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
+        let ticks: u32 = fields.split_whitespace().skip(11).take(2).filter_map(|text| text.parse::<u32>().ok()).sum();
+        let field = |file: &str, name: &str| -> io::Result<u64> {
+            let text = fs::read_to_string(process.join(file))?;
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+            line.ok_or_else(|| other(format!("/proc/…/{file} has no {name}")))
+        };
+        Ok(Use {
+            cpu_s: f64::from(ticks) / TICKS_PER_S,
+            written_bytes: field("io", "write_bytes:")?,
+            rss_bytes: field("status", "VmRSS:")? * 1024,
+        })
+    }
+}
+
+// ---- one run -------------------------------------------------------------------------------------------------------
+
+struct Run {
+    system: &'static str,
+    round: u32,
+    window: usize,
+    accept_per_s: f64,
+    drain_per_s: f64,
+    /// From the moment the cloud listens to its first message.
+    first_s: f64,
+    accept_cpu: f64,
+    drain_cpu: f64,
+    accept_written: f64,
+    both_written: f64,
+    rss_idle: f64,
+    rss_queued: f64,
+    rss_drained: f64,
+    lost: u64,
+    repeated: u64,
+}
+
+fn measure(system: &System, round: u32, window: usize, messages: u64) -> io::Result<Run> {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bridge-{}", std::process::id()));
+    // What an earlier run left would be drained again.
+    let _absent = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir)?;
+    let place = Place { broker: free_address()?, cloud: free_address()?, dir };
+    let running = system.start(&place)?;
+    sleep(SETTLE);
+    let idle = running.usage()?;
+
+    let accepting = publish(place.broker, window, messages)?;
+    sleep(SETTLE);
+    let queued = running.usage()?;
+
+    let drained = drain(place.cloud, messages)?;
+    sleep(SETTLE);
+    let done = running.usage()?;
+    drop(running);
+    let _gone = fs::remove_dir_all(&place.dir);
+
+    let count = f64::from(u32::try_from(messages).unwrap_or(u32::MAX));
+    let payload = count * 200.0;
+    let written = |from: Use, to: Use| as_f64(to.written_bytes - from.written_bytes) / payload;
+    let mb = |usage: Use| as_f64(usage.rss_bytes) / 1e6;
+    Ok(Run {
+        system: system.name(),
+        round,
+        window,
+        accept_per_s: count / accepting.as_secs_f64(),
+        drain_per_s: as_f64(drained.distinct) / drained.took.as_secs_f64().max(1e-6),
+        first_s: drained.first.as_secs_f64(),
+        accept_cpu: (queued.cpu_s - idle.cpu_s) * 1e5 / count,
+        drain_cpu: (done.cpu_s - queued.cpu_s) * 1e5 / count,
+        accept_written: written(idle, queued),
+        both_written: written(idle, done),
+        rss_idle: mb(idle),
+        rss_queued: mb(queued),
+        rss_drained: mb(done),
+        lost: messages - drained.distinct,
+        repeated: drained.repeated,
+    })
+}
+
+impl Run {
+    const HEADING: &str = "           round window  accept/s   drain/s first s  CPU-s/100k  written/payload         RSS MB        lost rep.\n\
+                           \u{20}                                                   acc. drain   accept   both  idle queued drained";
+}
+
+impl std::fmt::Display for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:10} {:>5} {:>6} {:>9.0} {:>9.0} {:>7.2} {:>5.2} {:>5.2}   {:>6.2} {:>6.2} {:>5.1} {:>6.1} {:>7.1} {:>5} {:>4}",
+            self.system,
+            self.round,
+            self.window,
+            self.accept_per_s,
+            self.drain_per_s,
+            self.first_s,
+            self.accept_cpu,
+            self.drain_cpu,
+            self.accept_written,
+            self.both_written,
+            self.rss_idle,
+            self.rss_queued,
+            self.rss_drained,
+            self.lost,
+            self.repeated,
+        )
+    }
+}
+
+/// The figures that are compared, and whether more is better.
+type Figure = (&'static str, fn(&Run) -> f64);
+
+const FIGURES: [Figure; 6] = [
+    ("accept rate", |run| run.accept_per_s),
+    ("drain rate", |run| run.drain_per_s),
+    ("CPU of accept", |run| run.accept_cpu),
+    ("CPU of drain", |run| run.drain_cpu),
+    ("CPU of both", |run| run.accept_cpu + run.drain_cpu),
+    ("RSS with all queued", |run| run.rss_queued),
+];
+
+fn summary(runs: &[Run], rounds: u32) -> String {
+    let mut text = String::new();
+    let find = |system: &str, window: usize, round: u32| {
+        runs.iter().find(|run| run.system == system && run.window == window && run.round == round)
+    };
+    for window in WINDOWS {
+        for (name, figure) in FIGURES {
+            let pairs = (1..=rounds).filter_map(|round| {
+                let (ours, theirs) = (find("tidegate", window, round)?, find("mosquitto", window, round)?);
+                Some(figure(ours) / figure(theirs))
+            });
+            let ratios: Vec<f64> = pairs.collect();
+            if ratios.is_empty() {
+                continue;
+            }
+            let each: Vec<String> = ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
+            let line = writeln!(
+                text,
+                "window {window:>4}: {name:20} tidegate ÷ mosquitto by round {} → median {:.2}",
+                each.join(", "),
+                median(ratios),
+            );
+            // Writing to a String cannot fail.
+            line.unwrap_or_default();
+        }
+        let ours = || runs.iter().filter(move |run| run.system == "tidegate" && run.window == window);
+        writeln!(
+            text,
+            "window {window:>4}: tidegate alone: written/payload accept {:.2}, both {:.2}; CPU-s/100k {:.2}; RSS idle {:.1} \
+             MB, queued {:.1} MB; first message after {:.2} s (medians)",
+            median(ours().map(|run| run.accept_written).collect()),
+            median(ours().map(|run| run.both_written).collect()),
+            median(ours().map(|run| run.accept_cpu + run.drain_cpu).collect()),
+            median(ours().map(|run| run.rss_idle).collect()),
+            median(ours().map(|run| run.rss_queued).collect()),
+            median(ours().map(|run| run.first_s).collect()),
+        )
+        .unwrap_or_default();
+    }
+    text
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let at = |place: usize| values.get(place).copied().unwrap_or(f64::NAN);
+    if values.len().is_multiple_of(2) && middle > 0 { (at(middle - 1) + at(middle)) / 2.0 } else { at(middle) }
+}
+
+// ---- the publisher -------------------------------------------------------------------------------------------------
+
+/// Publishes all messages with `window` of them unacknowledged; gives back the time to the last acknowledgement.
+fn publish(broker: SocketAddr, window: usize, messages: u64) -> io::Result<Duration> {
+    let mut socket = TcpStream::connect(broker)?;
+    socket.set_nodelay(true)?;
+    socket.set_read_timeout(Some(QUIET))?;
+    // CONNECT 3.1.1, clean session, keep-alive off, client id "pub" (MQTT 3.1.1, 3.1).
+    socket.write_all(b"\x10\x0f\x00\x04MQTT\x04\x02\x00\x00\x00\x03pub")?;
+    let mut connack = [0; 4];
+    socket.read_exact(&mut connack)?;
+    if connack != [0x20, 2, 0, 0] {
+        return Err(other(format!("CONNACK was {connack:?}")));
+    }
+
+    let begin = Instant::now();
+    let (mut sent, mut acknowledged, mut rest) = (0, 0, 0);
+    let mut output = Vec::new();
+    let mut input = vec![0; 64 * 1024];
+    while acknowledged < messages {
+        output.clear();
+        while sent < messages && sent - acknowledged < window as u64 {
+            write_publish(&mut output, sent);
+            sent += 1;
+        }
+        socket.write_all(&output)?;
+        let read = socket.read(&mut input)?;
+        if read == 0 {
+            return Err(other("the program closed the publisher's connection".to_owned()));
+        }
+        // PUBACK of 3.1.1 has four bytes and nothing else comes: counting bytes is counting acknowledgements.
+        let bytes = rest + read;
+        acknowledged += (bytes / 4) as u64;
+        rest = bytes % 4;
+        if begin.elapsed() > PHASE_TIMEOUT {
+            return Err(other(format!("only {acknowledged} messages were accepted in {PHASE_TIMEOUT:?}")));
+        }
+    }
+    Ok(begin.elapsed())
+}
+
+/// PUBLISH, QoS 1 (MQTT 3.1.1, 3.3).
+fn write_publish(output: &mut Vec<u8>, number: u64) {
+    let length = 2 + TOPIC.len() + 2 + PAYLOAD_BYTES;
+    output.push(0x32);
+    // Between 128 and 16,383: two bytes (MQTT 3.1.1, 2.2.3).
+    output.extend([(length % 128) as u8 | 0x80, (length / 128) as u8]);
+    output.extend([0, TOPIC.len() as u8]);
+    output.extend(TOPIC.as_bytes());
+    let packet_id = (number % 65_535) as u16 + 1;
+    output.extend(packet_id.to_be_bytes());
+    output.extend(format!("{number:0NUMBER_DIGITS$x}").as_bytes());
+    // Not compressible, as readings packed by a device would be.
+    let mut state = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    for _ in 0..(PAYLOAD_BYTES - NUMBER_DIGITS) / 8 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        output.extend(state.to_le_bytes());
+    }
+}
+
+// ---- the cloud -----------------------------------------------------------------------------------------------------
+
+struct Drained {
+    distinct: u64,
+    repeated: u64,
+    /// From the first message to the last.
+    took: Duration,
+    /// From the moment the cloud listens to the first message.
+    first: Duration,
+}
+
+/// Listens, acknowledges everything at once, and counts numbers until all have come or nothing comes any more.
+fn drain(address: SocketAddr, messages: u64) -> io::Result<Drained> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    let begin = Instant::now();
+    let mut seen = vec![false; usize::try_from(messages).unwrap_or(0)];
+    let mut drained = Drained { distinct: 0, repeated: 0, took: Duration::ZERO, first: Duration::ZERO };
+    let mut first: Option<Instant> = None;
+    let mut last = begin;
+    while drained.distinct < messages && last.elapsed() < QUIET && begin.elapsed() < PHASE_TIMEOUT {
+        let mut socket = match listener.accept() {
+            Ok((socket, _)) => socket,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                sleep(Duration::from_millis(1));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        socket.set_nonblocking(false)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(QUIET))?;
+        let mut wire = Wire::default();
+        let (mut input, mut output) = (vec![0; 256 * 1024], Vec::new());
+        // A connection that fails is followed by the next one, until nothing comes any more.
+        while let Ok(read @ 1..) = socket.read(&mut input) {
+            wire.pending.extend_from_slice(input.get(..read).unwrap_or_default());
+            output.clear();
+            wire.take(&mut output, |number| {
+                let now = Instant::now();
+                first.get_or_insert(now);
+                last = now;
+                match usize::try_from(number).ok().and_then(|place| seen.get_mut(place)) {
+                    Some(slot @ false) => {
+                        *slot = true;
+                        drained.distinct += 1;
+                    }
+                    _ => drained.repeated += 1,
+                }
+            })?;
+            if socket.write_all(&output).is_err() || drained.distinct >= messages {
+                break;
+            }
+        }
+    }
+    if let Some(first) = first {
+        drained.took = last - first;
+        drained.first = first - begin;
+    }
+    Ok(drained)
+}
+
+/// The cloud's side of one connection: just enough of MQTT 3.1.1 and 5 to be a receiver.
+#[derive(Default)]
+struct Wire {
+    pending: Vec<u8>,
+    is_v5: bool,
+}
+
+impl Wire {
+    /// Takes all whole packets, writes the answers, and gives the number of each message.
+    fn take(&mut self, output: &mut Vec<u8>, mut deliver: impl FnMut(u64)) -> io::Result<()> {
+        let pending = std::mem::take(&mut self.pending);
+        let mut rest = pending.as_slice();
+        while let Some((kind, body, after)) = packet(rest) {
+            rest = after;
+            match kind >> 4 {
+                1 => {
+                    // Level 5 is in byte 6, after the name MQTT (MQTT 5.0, 3.1.2.2).
+                    self.is_v5 = body.get(6) == Some(&5);
+                    output.extend_from_slice(if self.is_v5 { &[0x20, 3, 0, 0, 0] } else { &[0x20, 2, 0, 0] });
+                }
+                3 => {
+                    let (packet_id, payload) =
+                        self.publish(kind, body).ok_or_else(|| other("bad PUBLISH".to_owned()))?;
+                    let digits = payload.get(..NUMBER_DIGITS).and_then(|digits| std::str::from_utf8(digits).ok());
+                    // What bears no number is the program's own, and acknowledged like the rest.
+                    if let Some(number) = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()) {
+                        deliver(number);
+                    }
+                    if let Some([high, low]) = packet_id {
+                        output.extend([0x40, 2, high, low]);
+                    }
+                }
+                8 | 10 => {
+                    let (high, low) = (body.first().copied().unwrap_or(0), body.get(1).copied().unwrap_or(0));
+                    let answer = if kind >> 4 == 8 { 0x90 } else { 0xB0 };
+                    match (self.is_v5, answer) {
+                        (true, _) => output.extend([answer, 4, high, low, 0, 0]),
+                        (false, 0x90) => output.extend([answer, 3, high, low, 1]),
+                        (false, _) => output.extend([answer, 2, high, low]),
+                    }
+                }
+                12 => output.extend([0xD0, 0]),
+                _ => {}
+            }
+        }
+        self.pending = rest.to_vec();
+        Ok(())
+    }
+
+    /// Packet id and payload of a PUBLISH.
+    fn publish<'a>(&self, kind: u8, body: &'a [u8]) -> Option<(Option<[u8; 2]>, &'a [u8])> {
+        let topic = usize::from(u16::from_be_bytes([*body.first()?, *body.get(1)?]));
+        let mut rest = body.get(2 + topic..)?;
+        let mut packet_id = None;
+        if kind & 0b110 != 0 {
+            packet_id = Some([*rest.first()?, *rest.get(1)?]);
+            rest = rest.get(2..)?;
+        }
+        if self.is_v5 {
+            let (length, after) = variable(rest)?;
+            rest = after.get(length..)?;
+        }
+        Some((packet_id, rest))
+    }
+}
+
+/// First byte, body, and what comes after; `None` when the packet is not whole yet.
+fn packet(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (kind, rest) = bytes.split_first()?;
+    let (length, rest) = variable(rest)?;
+    let (body, after) = rest.split_at_checked(length)?;
+    Some((*kind, body, after))
+}
+
+/// A variable byte integer (MQTT 5.0, 1.5.5).
+fn variable(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    let mut value = 0;
+    for (place, byte) in bytes.iter().take(4).enumerate() {
+        value |= usize::from(byte & 0x7F) << (7 * place);
+        if byte & 0x80 == 0 {
+            return Some((value, bytes.get(place + 1..)?));
+        }
+    }
+    None
+}
+
+// ---- small things --------------------------------------------------------------------------------------------------
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// An address that nothing listens on at the moment.
+fn free_address() -> io::Result<SocketAddr> {
+    TcpListener::bind(loopback(0))?.local_addr()
+}
+
+fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(system).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+fn other(text: String) -> io::Error {
+    io::Error::other(text)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures of a few digits are printed")]
+fn as_f64(number: u64) -> f64 {
+    number as f64
+}
