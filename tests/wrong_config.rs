@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 
 use common::gateway::{Gateway, PROGRAM, folder};
 use common::turn;
+use tidegate::config::{LoadRequest, load};
 
 /// Eight faults of different kinds, each marked by what must be named and the place of the mark in its line.
 const WRONG: &str = r#"[gateway]
@@ -113,4 +114,19 @@ fn status_without_a_running_gateway_says_so() {
     }
     gateway.stop();
     assert!(gateway.status().is_err());
+}
+
+#[test]
+fn the_default_window_at_3_1_1_is_one_that_a_broker_without_a_word_for_its_limit_takes() {
+    let folder = folder();
+    let path = folder.path().join("window.toml");
+    let window = |table: &str| {
+        let text = format!("[gateway]\nid = \"hall-3\"\n[uplink.cloud]\nurl = \"mqtt://127.0.0.1\"\n{table}");
+        std::fs::write(&path, text).unwrap();
+        let loaded = load(&LoadRequest::standard(Some(path.clone()))).unwrap();
+        loaded.config.uplinks["cloud"].window.get()
+    };
+    assert_eq!(window(""), 100);
+    assert_eq!(window("protocol = \"3.1.1\"\n"), 20);
+    assert_eq!(window("protocol = \"3.1.1\"\nwindow = 500\n"), 500);
 }

@@ -13,6 +13,10 @@ use super::super::{
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
 use crate::message::{Filter, Topic};
 
+/// The default window at 3.1.1, where a broker has no word for its limit: Mosquitto in its own defaults closes the
+/// connection on the 21st message that waits for its PUBREL.
+const WINDOW_V311: i64 = 20;
+
 /// More addresses than this are a mistake: each costs its timeout before the next is tried.
 const ENDPOINTS_MAX: usize = 16;
 
@@ -39,6 +43,11 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let keep_alive = seconds(walk, &reader, "keep_alive", 65_535);
     let session_expiry = seconds(walk, &reader, "session_expiry", 3650 * 86_400);
     let window = reader.integer(walk, "window", 1, 65_535);
+    let is_v311 = protocol.as_ref().is_some_and(|protocol| protocol.value == Protocol::V311);
+    let window = match reader.has("window") {
+        false if is_v311 => window.map(|at| At { value: WINDOW_V311, ..at }),
+        _ => window,
+    };
     let reconnect = reconnect(walk, &reader);
     let drain = reader.choice(walk, "drain", &[("oldest-first", ())], &["live-first"]);
     let pace = pace(walk, &reader);
