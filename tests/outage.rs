@@ -48,9 +48,14 @@ fn publish_during_an_outage(uplink_protocol: &str) {
 
     cloud.start();
     gateway.wait_until_drained();
+    for (_, _, topic) in PUBLISHERS {
+        application.wait_for_count(&format!("factory7/{topic}"), usize::try_from(COUNT).unwrap());
+    }
     // Whatever is sent twice comes before this one.
     let mut last = raw::RawClient::connected(gateway.port, raw::Version::V311, "last");
-    last.publish(b"plant/last", 1, 1, b"0");
+    last.publish(b"plant/last", 2, 1, b"0");
+    assert!(matches!(last.hear(PATIENCE), raw::Heard::Packet(0x50, _)));
+    last.release(1);
     application.wait_for_count("factory7/plant/last", 1);
     for (version, qos, topic) in PUBLISHERS {
         let what = format!("published by MQTT {version} at QoS {qos}");
