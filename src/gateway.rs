@@ -16,12 +16,12 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{Control, ControlError};
 use crate::field::{Field, FieldError};
-use crate::health::Health;
+use crate::health::{Health, chain};
 use crate::intake::Intake;
 use crate::queue::{self, OpenError, Opened, QueueSettings, StreamSpec, WorkerError};
 use crate::router::{Router, RouterError, RouterLimits};
 use crate::service;
-use crate::supervise::{StageError, Stages, chain};
+use crate::supervise::{StageError, Stages};
 use crate::uplink::{Uplink, UplinkSettings};
 
 /// How long field and listeners have to stop taking in.

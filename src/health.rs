@@ -3,6 +3,7 @@
 //! Writing to it never waits for anything and never fails; reading it takes a snapshot.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +16,18 @@ const NAMED_CLIENTS_MAX: usize = 256;
 
 /// Over how long the filling of the store is measured, in milliseconds.
 const TREND_MS: u64 = 60_000;
+
+/// An error with all its causes, for the log: "act: cause: cause of that".
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
 
 /// Why a message was given up. Each is a counter, a gap and a line in the journal, never silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

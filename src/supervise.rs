@@ -121,21 +121,10 @@ impl Stages {
     }
 }
 
-/// An error with all its causes, for the log: "act: cause: cause of that".
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::chain;
 
     #[derive(Debug, Error)]
     #[error("the disk is gone")]

@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Exit, block_on};
 use crate::config::Loaded;
 use crate::gateway;
+use crate::health::chain;
 use crate::service;
-use crate::supervise::chain;
 
 pub(super) fn main(config: Option<PathBuf>) -> Exit {
     if let Err(error) = service::install_log(log::LevelFilter::Info) {

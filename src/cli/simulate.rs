@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Exit, block_on};
 use crate::config::{self, PortConfig, SerialMode};
 use crate::field::simulate::{Place, SimulateError, modbus, serial};
-use crate::supervise::chain;
+use crate::health::chain;
 
 /// `tidegate simulate`
 #[derive(Debug, clap::Args)]

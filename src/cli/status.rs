@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Exit, block_on};
 use crate::control::{self, Request};
-use crate::supervise::chain;
+use crate::health::chain;
 
 /// How often `--watch` and `--wait` ask again.
 const ASK_EVERY: Duration = Duration::from_secs(1);

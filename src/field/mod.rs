@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config::{Config, ModbusConfig, Report, SerialConfig};
-use crate::health::Health;
+use crate::health::{Health, chain};
 use crate::intake::{AcceptError, Intake};
 use crate::message::{Message, TopicError};
 use crate::queue::AppendError;
@@ -336,18 +336,6 @@ impl Tended for Line {
             Line::Serial(port) => serial::run(*port, desk).await,
         }
     }
-}
-
-/// An error with its causes, for people.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -94,6 +94,30 @@ pub struct Connect {
     pub auth_data: Option<Bytes>,
 }
 
+impl Connect {
+    /// A CONNECT with a clean start, no keep-alive, and nothing that a client need not say.
+    pub fn new(version: Version, client_id: impl Into<String>) -> Connect {
+        Connect {
+            version,
+            clean_start: true,
+            keep_alive_s: 0,
+            client_id: client_id.into(),
+            will: None,
+            username: None,
+            password: None,
+            session_expiry_s: None,
+            receive_max: None,
+            packet_bytes_max: None,
+            topic_alias_max: 0,
+            request_response_information: false,
+            request_problem_information: true,
+            user: Vec::new(),
+            auth_method: None,
+            auth_data: None,
+        }
+    }
+}
+
 /// The will of a CONNECT (MQTT 5.0, 3.1.3.2).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Will {

@@ -63,22 +63,12 @@ fn own_connect(connect: v3::Connect, body: &[u8]) -> Result<Connect, Fault> {
         }),
     };
     Ok(Connect {
-        version: Version::V311,
         clean_start: connect.clean_session,
         keep_alive_s: connect.keep_alive,
-        client_id: guard::text(&connect.client_id)?,
         will,
         username: connect.username.as_deref().map(guard::text).transpose()?,
         password: connect.password,
-        session_expiry_s: None,
-        receive_max: None,
-        packet_bytes_max: None,
-        topic_alias_max: 0,
-        request_response_information: false,
-        request_problem_information: true,
-        user: Vec::new(),
-        auth_method: None,
-        auth_data: None,
+        ..Connect::new(Version::V311, guard::text(&connect.client_id)?)
     })
 }
 

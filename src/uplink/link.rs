@@ -4,8 +4,6 @@
 //! leave in one write; buffers are bounded by the window and by the longest packet; one outage is one line in the
 //! journal, however many attempts it takes.
 
-use std::error::Error;
-use std::fmt::Write as _;
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
@@ -28,7 +26,7 @@ use super::machine::{Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Mom
 use super::tasks::{Errand, Order, Report, keep_store, run_errands};
 use crate::clock::Clock;
 use crate::config::{Endpoint, UplinkConfig};
-use crate::health::{Health, UplinkHealth, UplinkState};
+use crate::health::{Health, UplinkHealth, UplinkState, chain};
 use crate::intake::{Intake, LiveForward};
 use crate::message::Stamp;
 use crate::mqtt::{Decoder, Encoder, Packet, ReasonCode};
@@ -160,18 +158,6 @@ impl Uplink {
         while let Ok(Some(_ended)) = timeout(SETTLE_WITHIN, tasks.join_next()).await {}
         result
     }
-}
-
-/// An error and its causes in one line.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        // Writing to a String cannot fail.
-        let _ok = write!(text, ": {source}");
-        cause = source.source();
-    }
-    text
 }
 
 type Connecting = Pin<Box<dyn Future<Output = Result<(Stream, Option<Bytes>), AttemptError>> + Send>>;

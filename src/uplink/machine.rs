@@ -518,22 +518,15 @@ impl Machine {
         let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
         let is_v5 = self.settings.version == Version::V5;
         Packet::Connect(Box::new(Connect {
-            version: self.settings.version,
             clean_start: self.is_clean_start,
             keep_alive_s: u16::try_from(self.settings.keep_alive.as_secs()).unwrap_or(u16::MAX),
-            client_id: self.settings.client_id.clone(),
             will: self.own.will(),
             username: self.settings.username.clone(),
             password,
             session_expiry_s: is_v5.then(|| seconds(self.settings.session_expiry)),
             receive_max: NonZeroU16::new(UNANSWERED_MAX).filter(|_| is_v5),
             packet_bytes_max: is_v5.then_some(INBOUND_BYTES_MAX),
-            topic_alias_max: 0,
-            request_response_information: false,
-            request_problem_information: true,
-            user: Vec::new(),
-            auth_method: None,
-            auth_data: None,
+            ..Connect::new(self.settings.version, self.settings.client_id.clone())
         }))
     }
 

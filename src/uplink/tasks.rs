@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::inbound::Receipt;
+use crate::health::chain;
 use crate::intake::{Intake, Ticket};
 use crate::message::Message;
 use crate::queue::{AppendError, Change, Inlet, Once, Outlet, Queued, Restored};
@@ -150,7 +151,7 @@ pub async fn run_errands(
             let outcome = match errand {
                 Errand::Submit { receipt, message, once } => match intake.submit(*message, once).await {
                     Ok(ticket) => Placed::Ticket(receipt, Box::new(ticket)),
-                    Err(error) => Placed::Refused(receipt, super::link::chain(&error)),
+                    Err(error) => Placed::Refused(receipt, chain(&error)),
                 },
                 Errand::Release { receipt, once } => Placed::Release(receipt, once),
             };
@@ -164,12 +165,12 @@ pub async fn run_errands(
             let report = match placed {
                 Placed::Ticket(receipt, ticket) => {
                     let outcome = ticket.outcome().await.map(|_accepted| ());
-                    Report::Submitted(receipt, outcome.map_err(|error| super::link::chain(&error)))
+                    Report::Submitted(receipt, outcome.map_err(|error| chain(&error)))
                 }
                 Placed::Refused(receipt, reason) => Report::Submitted(receipt, Err(reason)),
                 Placed::Release(receipt, once) => {
                     let outcome = inlet.release(once).await;
-                    Report::Released(receipt, outcome.map_err(|error| super::link::chain(&error)))
+                    Report::Released(receipt, outcome.map_err(|error| chain(&error)))
                 }
             };
             if reports.send(report).await.is_err() {

@@ -16,7 +16,7 @@ use self::process::{ProcessError, TemporaryDirectory};
 use self::screen::{Screen, print};
 use self::stand::{Report, Stand, StandError, Subject};
 use super::{Exit, block_on};
-use crate::supervise::chain;
+use crate::health::chain;
 
 mod tally;
 

@@ -151,7 +151,9 @@ impl Publisher {
         let mut encoder = Encoder::new(Version::V5);
         let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
 
-        encoder.encode(&Packet::Connect(Box::new(connect())), &mut output).map_err(ConnectionError::Encode)?;
+        encoder
+            .encode(&Packet::Connect(Box::new(Connect::new(Version::V5, "demo-press"))), &mut output)
+            .map_err(ConnectionError::Encode)?;
         stream.write_all_buf(&mut output).await.map_err(ConnectionError::Socket)?;
         let answer = async {
             loop {
@@ -336,27 +338,6 @@ impl Flight {
             entry.sends += 1;
         }
         Some((id, number))
-    }
-}
-
-fn connect() -> Connect {
-    Connect {
-        version: Version::V5,
-        clean_start: true,
-        keep_alive_s: 0,
-        client_id: "demo-press".to_owned(),
-        will: None,
-        username: None,
-        password: None,
-        session_expiry_s: None,
-        receive_max: None,
-        packet_bytes_max: None,
-        topic_alias_max: 0,
-        request_response_information: false,
-        request_problem_information: true,
-        user: Vec::new(),
-        auth_method: None,
-        auth_data: None,
     }
 }
 

@@ -12,10 +12,9 @@ use log::{info, warn};
 use tokio::time::{Instant, sleep};
 
 use crate::config::{LineConfig, ModbusPoint};
-use crate::health::DeviceState;
+use crate::health::{DeviceState, chain};
 use crate::message::{Stamp, Value};
 
-use super::chain;
 use super::device::{Desk, Device, DeviceSpec, Seen};
 use super::pause::Pauses;
 use super::poll::{Block, DEAD_AFTER, Outcome, Plan, PlanPoint, Turn};

@@ -14,10 +14,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_serial::SerialStream;
 
 use crate::config::{Ask, Parse, SerialConfig};
-use crate::health::DeviceState;
+use crate::health::{DeviceState, chain};
 use crate::message::Quality;
 
-use super::chain;
 use super::device::{Desk, Device, DeviceSpec, Seen};
 use super::pause::Pauses;
 use super::port;
