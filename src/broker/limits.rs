@@ -32,6 +32,9 @@ pub struct BrokerLimits {
     pub output_bytes: usize,
     /// Messages of a client that are not acknowledged yet; announced as Receive Maximum in version 5.
     pub inbound: u16,
+    /// What a client gets away with: paho sends its whole backlog when it is back, whatever Receive Maximum says, and
+    /// would do so for ever if it were thrown out for it. Version 3.1.1 knows no such bound but its packet ids.
+    pub inbound_tolerated: u16,
     /// Topic aliases that a client may set.
     pub topic_aliases: u16,
     /// Messages to a client that it has not acknowledged, if it does not ask for fewer.
@@ -85,6 +88,7 @@ impl Default for BrokerLimits {
             farewell: Duration::from_secs(1),
             output_bytes: 64 * 1024,
             inbound: 128,
+            inbound_tolerated: 16_384,
             topic_aliases: 16,
             outbound: 100,
             waiting_messages: 1000,

@@ -514,7 +514,7 @@ impl Session {
         let is_repeat =
             qos == Qos::ExactlyOnce && packet_id.is_some_and(|packet_id| self.inbound.has_received(packet_id));
         if qos != Qos::AtMostOnce && !is_repeat {
-            if version == Version::V5 && connection.unanswered >= limits.inbound {
+            if version == Version::V5 && connection.unanswered >= limits.inbound_tolerated.max(limits.inbound) {
                 let what = "more messages unanswered than Receive Maximum";
                 return self.break_off(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED, what).await;
             }
