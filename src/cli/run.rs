@@ -1,14 +1,19 @@
 //! `tidegate run`: the gateway, in the foreground.
 
+use std::io;
 use std::path::PathBuf;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{Exit, block_on};
+use crate::broker::BindError;
+use crate::clock::Clock;
 use crate::config::Loaded;
-use crate::gateway;
+use crate::gateway::{self, GatewayError};
 use crate::health::chain;
+use crate::message::ClockState;
+use crate::queue::OpenError;
 use crate::service;
 
 pub(super) fn main(config: Option<PathBuf>) -> Exit {
@@ -21,6 +26,9 @@ pub(super) fn main(config: Option<PathBuf>) -> Exit {
         Err(exit) => return exit,
     };
     keep_id(&loaded);
+    if Clock::new(loaded.config.gateway.clock).state() == ClockState::Unset {
+        log::warn!("The time of day is not confirmed by a time service; readings say clock \"unset\"");
+    }
     block_on(async {
         let stop = CancellationToken::new();
         tokio::select! {
@@ -28,6 +36,9 @@ pub(super) fn main(config: Option<PathBuf>) -> Exit {
                 Ok(()) => Exit::Done,
                 Err(error) => {
                     log::error!(error:% = chain(&error); "The gateway ended with a failure");
+                    if let Some(help) = help(&error) {
+                        eprintln!("help: {help}");
+                    }
                     if error.is_transient() { Exit::TryAgain } else { Exit::Failed }
                 }
             },
@@ -37,6 +48,32 @@ pub(super) fn main(config: Option<PathBuf>) -> Exit {
             }
         }
     })
+}
+
+/// What a person can do about a gateway that does not start.
+fn help(error: &GatewayError) -> Option<String> {
+    match error {
+        GatewayError::Listener(BindError { name, source, .. }) => match source.kind() {
+            io::ErrorKind::AddrInUse => Some(format!(
+                "another program listens there, often mosquitto: stop it, or write another bind under \
+                 [broker.listener.{name}]"
+            )),
+            io::ErrorKind::PermissionDenied => {
+                Some(format!("ports below 1024 are for root: write another bind under [broker.listener.{name}]"))
+            }
+            _ => None,
+        },
+        GatewayError::Queue(OpenError::InUse { dir }) => {
+            Some(format!("another tidegate runs: tidegate status --state-dir {}", dir.display()))
+        }
+        GatewayError::Queue(OpenError::Directory { source, .. })
+            if matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
+        {
+            let help = "run as root or as the user tidegate, or set [gateway] state_dir to a directory of yours";
+            Some(help.to_owned())
+        }
+        _ => None,
+    }
 }
 
 /// Writes the id that was found on the board to the state directory, so that the gateway keeps its name when its card

@@ -35,3 +35,18 @@ pub fn meaning(reason: ReasonCode) -> &'static str {
         _ => "unspecified error",
     }
 }
+
+/// What the server added in its own words, ready to follow; nothing where it added nothing.
+pub fn quoted(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(": {text:?}") }
+}
+
+/// What a person can look at when CONNECT was refused with `reason`.
+pub fn remedy(reason: ReasonCode) -> &'static str {
+    match reason {
+        ReasonCode::BAD_USER_NAME_OR_PASSWORD | ReasonCode::NOT_AUTHORIZED => {
+            "; check username, password_file, client_id"
+        }
+        _ => "",
+    }
+}
