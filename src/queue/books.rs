@@ -84,6 +84,11 @@ pub(super) struct Identity {
     pub sequence_next: u64,
     /// No place above this one may be given without reserving more.
     pub reserved: u64,
+    /// The next session number. Clients hold theirs over a quarantine: one that was given twice would make a message
+    /// of the one a repeat of the other's.
+    pub session_next: u64,
+    /// Sessions of the streams, as their uplinks hold them: a store that begins anew gives them no others.
+    pub sessions: BTreeMap<Arc<str>, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -115,7 +120,6 @@ pub(super) struct Books {
     pub removable: Ranges,
     /// After a crash: what has still to be looked through for rows that nobody wants.
     pub sweep: Option<Span>,
-    pub session_next: u64,
     pub session_reserved: u64,
     pub retained: (u64, u64),
     pub dead_letters: (u64, u64),
@@ -777,13 +781,13 @@ impl Books {
 
     /// A session number that was never given before.
     pub fn take_session(&mut self) -> rusqlite::Result<u64> {
-        if self.session_next >= self.session_reserved {
-            self.session_reserved = self.session_next + SESSION_BLOCK;
+        if self.identity.session_next >= self.session_reserved {
+            self.session_reserved = self.identity.session_next + SESSION_BLOCK;
             self.store.write()?;
             self.store.set_meta("session", self.session_reserved)?;
         }
-        self.session_next += 1;
-        Ok(self.session_next - 1)
+        self.identity.session_next += 1;
+        Ok(self.identity.session_next - 1)
     }
 }
 
