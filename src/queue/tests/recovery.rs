@@ -53,3 +53,23 @@ async fn q1_two_clients_never_share_a_session_number_over_a_quarantine() {
     assert!(rig.inlet.open_session().await.unwrap() > early, "also when the power fails before one is given");
     rig.stop().await;
 }
+
+#[tokio::test]
+async fn there_is_no_shared_memory_file_neither_at_first_nor_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    for start in 0..3 {
+        let rig = Rig::start(settings(dir.path()));
+        rig.append(numbered(1, 20)).await;
+        assert!(!dir.path().join("queue.db-shm").exists(), "start {start}");
+        // As a crash leaves it: the log is there when the next start opens the file.
+        let cut = copy_dir(dir.path());
+        rig.stop().await;
+        let rig = Rig::start(settings(cut.path()));
+        rig.append(numbered(2, 20)).await;
+        assert!(!cut.path().join("queue.db-shm").exists(), "after a crash in start {start}");
+        rig.stop().await;
+    }
+    let connection = rusqlite::Connection::open(dir.path().join("queue.db")).unwrap();
+    let page_size: u64 = connection.query_row("PRAGMA page_size", (), |row| row.get(0)).unwrap();
+    assert_eq!(page_size, store::PAGE_BYTES);
+}
