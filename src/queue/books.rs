@@ -330,7 +330,12 @@ impl Books {
         let total = self.retained.1.saturating_sub(before.unwrap_or(0)) + bytes;
         // Retained messages are not drained by anybody: they must not fill the store that others wait for.
         let is_over = total > self.ceilings.soft_pages * PAGE_BYTES / 4;
-        if is_over && bytes > before.unwrap_or(0) {
+        let pages = |bytes: u64| retention::row_bytes(usize::try_from(bytes).unwrap_or(usize::MAX), PAGE_BYTES);
+        let needed = pages(bytes).saturating_sub(before.map_or(0, pages));
+        // Nor may they eat the reserve: without it every transaction fails, not only theirs.
+        if bytes > before.unwrap_or(0)
+            && (is_over || self.find_room(needed, &[(0, self.settings.when_full)])?.is_some())
+        {
             self.turn_losses.push((LossReason::DroppedNewest, 1));
             return Ok(());
         }
@@ -342,7 +347,8 @@ impl Books {
 
     // The ceiling
 
-    /// Sees to it that `bytes` of pages may be filled, or says how the message is not taken.
+    /// Sees to it that `bytes` of pages may be filled, or says how the message is not taken. Of `wanted` only the rules
+    /// are looked at.
     fn find_room(&mut self, bytes: u64, wanted: &[(usize, WhenFull)]) -> rusqlite::Result<Option<Refusal>> {
         if let Some(room) = self.room
             && room >= bytes

@@ -70,6 +70,6 @@ async fn there_is_no_shared_memory_file_neither_at_first_nor_after_a_restart() {
         rig.stop().await;
     }
     let connection = rusqlite::Connection::open(dir.path().join("queue.db")).unwrap();
-    let page_size: u64 = connection.query_row("PRAGMA page_size", (), |row| row.get(0)).unwrap();
-    assert_eq!(page_size, store::PAGE_BYTES);
+    let page_size: i64 = connection.query_row("PRAGMA page_size", (), |row| row.get(0)).unwrap();
+    assert_eq!(page_size.cast_unsigned(), store::PAGE_BYTES);
 }
