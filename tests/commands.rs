@@ -100,6 +100,27 @@ fn tls_files_that_can_never_work_end_check_and_run_with_78() {
 }
 
 #[test]
+fn a_machine_without_root_certificates_is_told_before_the_gateway_starts() {
+    let folder = folder();
+    let file = config(folder.path(), &folder.path().join("state"), common::port::free());
+    let rest = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{rest}[uplink.cloud]\nurl = \"mqtts://localhost\"\n")).unwrap();
+    let none = folder.path().join("no-roots.pem");
+    fs::write(&none, "").unwrap();
+    let empty = folder.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let environment = [("SSL_CERT_FILE", text(&none)), ("SSL_CERT_DIR", text(&empty))];
+    let mut check = Process::start_with("check", PROGRAM, &["check", "--config", &file], &environment);
+    assert_eq!(check.wait(PATIENCE).code(), Some(78));
+    let said = check.stderr().join("\n");
+    for part in
+        ["second.toml:7:", "no root certificates on this machine", "help: apt-get install ca-certificates, or set"]
+    {
+        assert!(said.contains(part), "{part:?} is missing in:\n{said}");
+    }
+}
+
+#[test]
 fn a_gateway_that_trusts_nobody_about_the_time_says_so_once() {
     let _turn = turn();
     if Path::new("/run/systemd/timesync/synchronized").exists() {
