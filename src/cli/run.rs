@@ -108,3 +108,32 @@ async fn insisted(stop: &CancellationToken) {
         stop.cancel();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+
+    fn bind(kind: io::ErrorKind) -> GatewayError {
+        let address = SocketAddr::from(([127, 0, 0, 1], 883));
+        GatewayError::Listener(BindError { name: Arc::from("shop"), address, source: kind.into() })
+    }
+
+    fn directory(kind: io::ErrorKind) -> GatewayError {
+        GatewayError::Queue(OpenError::Directory { dir: PathBuf::from("/var/lib/tidegate"), source: kind.into() })
+    }
+
+    #[test]
+    fn what_a_person_can_mend_has_a_help_and_the_rest_has_none() {
+        let port = help(&bind(io::ErrorKind::AddrInUse)).unwrap();
+        assert!(port.contains("often mosquitto") && port.ends_with("[broker.listener.shop]"), "{port}");
+        assert!(help(&bind(io::ErrorKind::PermissionDenied)).unwrap().contains("below 1024"));
+        assert!(help(&bind(io::ErrorKind::OutOfMemory)).is_none());
+        let denied = help(&directory(io::ErrorKind::PermissionDenied)).unwrap();
+        assert!(denied.contains("the user tidegate") && denied.contains("state_dir"), "{denied}");
+        assert!(help(&directory(io::ErrorKind::StorageFull)).is_none());
+        let in_use = GatewayError::Queue(OpenError::InUse { dir: PathBuf::from("/srv/t") });
+        assert_eq!(help(&in_use).unwrap(), "another tidegate runs: tidegate status --state-dir /srv/t");
+    }
+}

@@ -377,7 +377,10 @@ fn unforwarded(walk: &mut Walk, draft: &Draft) {
             shown.as_str()
         );
         let level = shown.as_str().split('/').next().unwrap_or_default();
-        let help = format!("write [[uplink.{}.forward]] with filter = \"{level}/#\"", first.name);
+        let mut help = format!("write [[uplink.{}.forward]] with filter = \"{level}/#\"", first.name);
+        if first.forward.is_empty() {
+            help.push_str("; \"field/#\" then needs its own: it is there only where no rule is written");
+        }
         walk.findings.warning(if template.is_default { spot } else { template.spot }, what, Some(help));
     }
 }
