@@ -37,3 +37,40 @@ async fn q4_retained_messages_never_fail_a_full_store() {
         rig.stop().await;
     }
 }
+
+#[tokio::test]
+async fn q4_a_full_store_of_messages_that_the_cloud_refuses_drains_without_a_failure() {
+    for is_wanted_twice in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = middling(dir.path(), WhenFull::Refuse);
+        if is_wanted_twice {
+            // Then the originals stay while the dead letters come.
+            settings.streams.push(stream("other", vec![rule("plant/#", "{topic}")]));
+        }
+        let mut rig = Rig::start(settings);
+        let outcomes = rig.append_all((0..60).map(|number| numbered(number, 200_000))).await;
+        let stored = outcomes.iter().filter(|outcome| outcome.is_ok()).count() as u64;
+        assert!((30..60).contains(&stored), "{stored}");
+        let outlet = rig.outlet("cloud");
+        let mut sequences = Vec::new();
+        while sequences.len() as u64 != stored {
+            let rows = tokio::time::timeout(DEADLINE, outlet.next(100, 1 << 20)).await.unwrap().unwrap();
+            sequences.extend(rows.iter().map(|row| row.sequence));
+        }
+        // Many in one transaction, as a window of refusals comes.
+        for window in sequences.chunks(20) {
+            let refuse = |sequence: &Sequence| Change::Settle {
+                sequence: *sequence,
+                verdict: Verdict::Rejected { reason: "0x95 packet too large".to_owned() },
+            };
+            outlet.commit(window.iter().map(refuse).collect()).await.unwrap();
+        }
+        let stats = rig.inlet.stats().await.unwrap();
+        let losses = rig.health.snapshot(Stamp::default()).losses;
+        let dropped = losses.get("dead-letter-dropped").copied().unwrap_or(0);
+        assert_eq!((losses["rejected"], stats.dead_letters + dropped), (stored, stored));
+        assert_eq!(stats.streams["cloud"].waiting, 0);
+        assert!(stats.dead_letters >= 2, "{stats:?}");
+        rig.stop().await;
+    }
+}
