@@ -26,8 +26,8 @@ pub(super) const JOB_ROWS_MAX: u64 = 256;
 const WORDS_MAX: usize = 1024;
 /// Session numbers that are reserved at a time.
 const SESSION_BLOCK: u64 = 1024;
-/// Rows that one message may look at to find some that may be evicted.
-const EVICT_LOOK_MAX: u64 = 4096;
+/// Rows that one transaction may look at in vain to find some that may be evicted.
+pub(super) const EVICT_LOOK_MAX: u64 = 512;
 /// Each reason is logged at most so often.
 const ALARM_PAUSE_MS: u64 = 60_000;
 
@@ -127,7 +127,12 @@ pub(super) struct Books {
     pub devices: HashMap<Arc<str>, Device>,
     /// Bytes of pages that intake may still fill, as far as known in this transaction.
     pub room: Option<u64>,
+    /// Where the search for what may be evicted goes on.
     pub evict_from: u64,
+    /// In a pass that does not spare what was handed out.
+    pub evict_taken: bool,
+    /// Looked at in vain in this transaction.
+    pub evict_looked: u64,
     /// Lost in the open transaction.
     pub turn_losses: Vec<(LossReason, u64)>,
     pub alarms: BTreeMap<LossReason, Alarm>,
@@ -388,54 +393,60 @@ impl Books {
         Ok(self.ceilings.soft_pages.saturating_sub(used) * PAGE_BYTES)
     }
 
-    /// Drops the oldest messages that may go until `needed` bytes are really free; tries to free `target`.
+    /// Drops the oldest messages that may go until `needed` bytes are really free; tries to free `target`. Spares what
+    /// was handed out until nothing else is found. What a transaction looks at in vain is bounded; the next one goes on
+    /// from there, so that a store full of what may not go neither holds up the thread nor hides what lies behind.
     fn evict(&mut self, target: u64, needed: u64) -> rusqlite::Result<bool> {
         self.store.write()?;
-        for spare_taken in [true, false] {
-            let mut looked = 0;
-            loop {
-                let found = self.store.lengths_from(self.evict_from, 64)?;
-                let Some((last, _)) = found.last().copied() else {
-                    self.evict_from = 0;
-                    break;
-                };
-                let mut victims = Vec::new();
-                let mut freed = 0;
-                let mut next = last + 1;
-                for (sequence, bytes) in found {
-                    looked += 1;
-                    if self.may_go(sequence, spare_taken)? {
-                        victims.push(sequence);
-                        freed += retention::row_bytes(usize::try_from(bytes).unwrap_or(usize::MAX), PAGE_BYTES);
-                    }
-                    if freed >= target {
-                        next = sequence + 1;
-                        break;
-                    }
-                }
-                self.evict_from = next;
-                for run in spans::runs(&victims) {
-                    for index in 0..self.streams.len() {
-                        for gone in self.remove_span(index, run)? {
-                            self.lose(index, LossReason::DroppedOldest, gone, gone.count());
-                        }
-                    }
-                    self.rows = self.rows.saturating_sub(self.store.delete_messages(run)?);
-                }
-                let room = self.measure()?;
-                if room >= target || (room >= needed && looked >= EVICT_LOOK_MAX) {
+        // The rest of this pass, the other pass, the beginning of this one: then all was looked at.
+        let mut ends = 0;
+        while ends < 3 && self.evict_looked < EVICT_LOOK_MAX {
+            let from = if self.evict_taken { 0 } else { self.taken_by_all() + 1 };
+            let found = self.store.lengths_from(self.evict_from.max(from), 64)?;
+            let Some((last, _)) = found.last().copied() else {
+                self.evict_from = 0;
+                self.evict_taken = !self.evict_taken;
+                ends += 1;
+                if self.measure()? >= needed {
                     return Ok(true);
                 }
-                if looked >= EVICT_LOOK_MAX {
+                continue;
+            };
+            let mut victims = Vec::new();
+            let mut freed = 0;
+            let mut next = last + 1;
+            for (sequence, bytes) in found {
+                if self.may_go(sequence, !self.evict_taken)? {
+                    victims.push(sequence);
+                    freed += retention::row_bytes(usize::try_from(bytes).unwrap_or(usize::MAX), PAGE_BYTES);
+                } else {
+                    self.evict_looked += 1;
+                }
+                if freed >= target {
+                    next = sequence + 1;
                     break;
                 }
             }
-            if self.measure()? >= needed {
+            self.evict_from = next;
+            for run in spans::runs(&victims) {
+                for index in 0..self.streams.len() {
+                    for gone in self.remove_span(index, run)? {
+                        self.lose(index, LossReason::DroppedOldest, gone, gone.count());
+                    }
+                }
+                self.rows = self.rows.saturating_sub(self.store.delete_messages(run)?);
+            }
+            if self.measure()? >= target {
                 return Ok(true);
             }
-            self.evict_from = 0;
         }
-        Ok(false)
+        Ok(self.measure()? >= needed)
+    }
+
+    /// Up to here every message was handed out to whoever still wants it.
+    fn taken_by_all(&self) -> u64 {
+        let waiting = self.streams.iter().filter(|stream| stream.waiting > 0);
+        waiting.map(|stream| stream.taken_to).min().unwrap_or(0)
     }
 
     /// Whether every stream that wants a message lets its oldest go, and none has it under way.
@@ -636,6 +647,7 @@ impl Books {
     /// Makes all of this transaction durable. After an error the books are to be thrown away.
     pub fn commit(&mut self) -> rusqlite::Result<()> {
         self.room = None;
+        self.evict_looked = 0;
         for (reason, count) in &self.turn_losses {
             let total = self.losses.entry(*reason).or_default();
             *total += count;

@@ -177,6 +177,8 @@ fn attach(
         devices: HashMap::new(),
         room: None,
         evict_from: 0,
+        evict_taken: false,
+        evict_looked: 0,
         turn_losses: Vec::new(),
         alarms: BTreeMap::new(),
         oldest: None,

@@ -74,3 +74,53 @@ async fn q4_a_full_store_of_messages_that_the_cloud_refuses_drains_without_a_fai
         rig.stop().await;
     }
 }
+
+/// Books full to the soft ceiling: `kept` messages that may not go, and behind them those that may.
+fn protected(dir: &Path, kept: u64) -> books::Books {
+    let mut settings = small(dir, WhenFull::DropOldest);
+    let keep = ForwardRule { when_full: Some(WhenFull::DropNewest), ..rule("keep", "{topic}") };
+    settings.streams = vec![stream("cloud", vec![keep, rule("#", "{topic}")])];
+    let mut books = opening::open_books(&settings, &mut None, None, None).unwrap();
+    for _ in 0..kept {
+        books.append(submission(message("keep", &[0; 150]))).unwrap().unwrap();
+    }
+    while books.losses.is_empty() && books.turn_losses.is_empty() {
+        books.append(submission(message("go", &[0; 150]))).unwrap().unwrap();
+    }
+    books.commit().unwrap();
+    books
+}
+
+#[test]
+fn q4_the_search_for_what_may_go_is_bounded_for_each_transaction() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut books = protected(dir.path(), 1900);
+    // All that may go goes; then there is only what may not.
+    for _ in 0..50 {
+        for _ in 0..100 {
+            books.append(submission(message("go", &[0; 150]))).unwrap().unwrap();
+            assert!(books.evict_looked <= books::EVICT_LOOK_MAX + 64, "{}", books.evict_looked);
+        }
+        books.commit().unwrap();
+    }
+    assert!(books.streams[0].waiting >= 1900);
+}
+
+#[test]
+fn q4_what_may_go_is_found_behind_much_that_may_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut books = protected(dir.path(), 1600);
+    // After a restart, say: the search begins at the front.
+    (books.evict_from, books.evict_taken) = (0, false);
+    let mut attempts = 0;
+    loop {
+        let appended = books.append(submission(message("go", &[0; 20_000]))).unwrap().unwrap();
+        books.commit().unwrap();
+        attempts += 1;
+        if matches!(appended.fate, Fate::Stored { .. }) {
+            break;
+        }
+        assert!(attempts < 10, "{:?}", appended.fate);
+    }
+    assert!(books.losses[&LossReason::DroppedOldest] > 50);
+}
