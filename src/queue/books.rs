@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use log::error;
+use log::{error, warn};
 
 use super::identity::{Kept, SEQUENCE_BLOCK, StartFile};
 use super::retention::{self, Ceilings, Refusal, Way};
 use super::row::{self, Start, Starts, Words};
 use super::rules::{self, RuleList};
 use super::spans::{self, OPEN, Ranges, Span};
-use super::store::{GapRow, PAGE_BYTES, Store};
+use super::store::{GapRow, PAGE_BYTES, Store, is_damage};
 use super::{AppendError, Appended, Fate, Once, QueueSettings, SessionNumber, Stats, StreamStats, Submission};
 use crate::config::WhenFull;
 use crate::health::LossReason;
@@ -139,6 +139,10 @@ pub(super) struct Books {
     /// The oldest waiting message and when it entered, as milliseconds since this boot.
     pub oldest: Option<(u64, u64)>,
     pub scratch: Vec<u8>,
+    /// Damage that was seen after a commit: the worker's next turn begins with it.
+    pub fault: Option<rusqlite::Error>,
+    /// The gauges could not be read, which was said.
+    pub is_stale: bool,
 }
 
 impl Books {
@@ -677,7 +681,18 @@ impl Books {
             self.settings.health.add_losses(reason, count);
             self.alarm(reason, count);
         }
-        self.show()
+        self.settings.health.queue().failures_in_a_row.store(0, Ordering::Relaxed);
+        // What is on disk is answered and fanned out: a gauge that cannot be read does not make a failure of it.
+        match self.show() {
+            Ok(()) => self.is_stale = false,
+            Err(error) if is_damage(&error) => self.fault = Some(error),
+            Err(error) if !self.is_stale => {
+                warn!(error:%; "The gauges of the queue could not be read");
+                self.is_stale = true;
+            }
+            Err(_) => {}
+        }
+        Ok(())
     }
 
     fn alarm(&mut self, reason: LossReason, count: u64) {
@@ -699,7 +714,6 @@ impl Books {
         queue.bytes.store(self.store.pages_used()? * PAGE_BYTES, Ordering::Relaxed);
         queue.bytes_max.store(self.ceilings.soft_pages * PAGE_BYTES, Ordering::Relaxed);
         queue.oldest_mono_ms.store(self.oldest.map_or(0, |(_, mono_ms)| mono_ms.max(1)), Ordering::Relaxed);
-        queue.failures_in_a_row.store(0, Ordering::Relaxed);
         for stream in self.streams.iter().filter(|stream| stream.is_active) {
             health.uplink(&stream.name).waiting.store(stream.waiting, Ordering::Relaxed);
         }

@@ -183,6 +183,8 @@ fn attach(
         alarms: BTreeMap::new(),
         oldest: None,
         scratch: Vec::new(),
+        fault: None,
+        is_stale: false,
     };
     match books.load(last, is_first, damage).map_err(opening) {
         Ok(()) => Ok(books),

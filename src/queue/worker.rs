@@ -159,6 +159,9 @@ impl Thread {
     /// One transaction of what waits, then the reads that came with it. An error has been told to those it concerns;
     /// the books are void.
     fn turn(&mut self, books: &mut Books) -> rusqlite::Result<()> {
+        if let Some(error) = books.fault.take() {
+            return Err(error);
+        }
         while let Some(job) = self.reads.pop_front() {
             read(books, job)?;
         }
