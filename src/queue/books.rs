@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use log::{error, warn};
 
-use super::identity::{Kept, SEQUENCE_BLOCK, StartFile};
+use super::identity::{Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::retention::{self, Ceilings, Refusal, Way};
 use super::row::{self, Start, Starts, Words};
 use super::rules::{self, RuleList};
@@ -42,7 +42,8 @@ pub(super) struct Open {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Gap {
     pub span: Span,
-    pub count: u64,
+    /// `None`: nobody knows. It stays so, whatever is added.
+    pub count: Option<u64>,
     pub from_ms: i64,
     pub to_ms: i64,
     pub is_dirty: bool,
@@ -60,6 +61,8 @@ pub(super) struct Stream {
     pub own: Option<Arc<RuleList>>,
     pub open: Option<Open>,
     pub waiting: u64,
+    /// As it was after the last commit.
+    pub committed: u64,
     /// At QoS 2: neither sent twice nor evicted.
     pub in_flight: HashSet<u64>,
     /// What was handed out may be under way to the cloud: evicted last.
@@ -114,6 +117,8 @@ pub(super) struct Books {
     pub lists: HashMap<i64, Arc<RuleList>>,
     pub streams: Vec<Stream>,
     pub ceilings: Ceilings,
+    /// The ceiling is lower than it should be, because the disk has too little room.
+    pub is_clamped: bool,
     /// Rows that some stream may still want.
     pub rows: u64,
     /// Settled by somebody; their rows go when nobody else wants them.
@@ -232,7 +237,7 @@ impl Books {
                 Refusal::Refuse => Ok(Err(AppendError::Full)),
                 Refusal::Drop => {
                     for (index, _) in wanted {
-                        self.lose(*index, LossReason::DroppedNewest, Span::new(sequence, sequence), 1);
+                        self.lose(*index, LossReason::DroppedNewest, Span::new(sequence, sequence), Some(1));
                     }
                     Ok(Ok(Fate::Dropped(LossReason::DroppedNewest)))
                 }
@@ -290,8 +295,8 @@ impl Books {
         let next = self.identity.sequence_next;
         if next > self.identity.reserved {
             self.identity.reserved = next + SEQUENCE_BLOCK;
-            let kept = Kept { start: self.identity.start.number, sequence: self.identity.reserved };
-            if let Err(error) = self.identity.file.write(kept) {
+            let kept = Kept { start: self.identity.start.number, sequence: self.identity.reserved, waiting: None };
+            if let Err(error) = self.identity.file.write(&kept) {
                 // The database keeps it as well; only a quarantine before the next start would miss it.
                 error!(error:%; "The start file cannot be written");
             }
@@ -391,10 +396,11 @@ impl Books {
         Ok(None)
     }
 
-    /// Bytes of pages below the soft ceiling.
+    /// Bytes of pages below the soft ceiling that rows may take. One page in 64 is for those above the leaves of the
+    /// tree, and two are for a split of it and for the first row of a gap.
     fn measure(&mut self) -> rusqlite::Result<u64> {
-        let used = self.store.pages_used()?;
-        Ok(self.ceilings.soft_pages.saturating_sub(used) * PAGE_BYTES)
+        let free = self.ceilings.soft_pages.saturating_sub(self.store.pages_used()?);
+        Ok(free.saturating_sub(free / 64 + 2) * PAGE_BYTES)
     }
 
     /// Drops the oldest messages that may go until `needed` bytes are really free; tries to free `target`. Spares what
@@ -435,7 +441,7 @@ impl Books {
             for run in spans::runs(&victims) {
                 for index in 0..self.streams.len() {
                     for gone in self.remove_span(index, run)? {
-                        self.lose(index, LossReason::DroppedOldest, gone, gone.count());
+                        self.lose(index, LossReason::DroppedOldest, gone, Some(gone.count()));
                     }
                 }
                 self.rows = self.rows.saturating_sub(self.store.delete_messages(run)?);
@@ -553,7 +559,7 @@ impl Books {
         for gone in self.remove_span(index, hole)? {
             self.removable.insert(gone);
             if let Some(reason) = lost {
-                self.lose(index, reason, gone, gone.count());
+                self.lose(index, reason, gone, Some(gone.count()));
             }
         }
         Ok(())
@@ -632,18 +638,18 @@ impl Books {
         Ok(())
     }
 
-    /// Counts a loss and opens or widens its gap.
-    pub fn lose(&mut self, index: usize, reason: LossReason, span: Span, count: u64) {
+    /// Counts a loss, as far as its number is known, and opens or widens its gap.
+    pub fn lose(&mut self, index: usize, reason: LossReason, span: Span, count: Option<u64>) {
         let now = self.settings.clock.now();
         let Some(stream) = self.streams.get_mut(index) else { return };
-        let fresh = Gap { span, count: 0, from_ms: now.wall_ms, to_ms: now.wall_ms, is_dirty: true };
+        let fresh = Gap { span, count: Some(0), from_ms: now.wall_ms, to_ms: now.wall_ms, is_dirty: true };
         let gap = stream.gaps.entry(reason).or_insert(fresh);
         gap.span = Span::new(gap.span.first.min(span.first), gap.span.last.max(span.last));
-        gap.count += count;
+        gap.count = gap.count.zip(count).map(|(before, more)| before.saturating_add(more));
         gap.to_ms = now.wall_ms;
         gap.is_dirty = true;
         stream.is_stirred |= stream.own.is_some();
-        self.turn_losses.push((reason, count));
+        self.turn_losses.extend(count.map(|count| (reason, count)));
     }
 
     // The end of a transaction
@@ -662,7 +668,8 @@ impl Books {
             for (reason, gap) in stream.gaps.iter_mut().filter(|(_, gap)| gap.is_dirty) {
                 gap.is_dirty = false;
                 let Gap { span, count, from_ms, to_ms, .. } = *gap;
-                let row = GapRow { stream: stream.id, reason: reason.name().to_owned(), span, count, from_ms, to_ms };
+                let (reason, count) = (reason.name().to_owned(), count.unwrap_or(0));
+                let row = GapRow { stream: stream.id, reason, span, count, from_ms, to_ms };
                 self.store.write()?;
                 self.store.set_gap(&row)?;
             }
@@ -676,10 +683,15 @@ impl Books {
             self.store.commit()?;
             self.settings.health.queue().commits.fetch_add(1, Ordering::Relaxed);
         }
+        for stream in &mut self.streams {
+            stream.committed = stream.waiting;
+        }
         let losses = std::mem::take(&mut self.turn_losses);
         for (reason, count) in losses {
             self.settings.health.add_losses(reason, count);
-            self.alarm(reason, count);
+            if count > 0 {
+                self.alarm(reason, count);
+            }
         }
         self.settings.health.queue().failures_in_a_row.store(0, Ordering::Relaxed);
         // What is on disk is answered and fanned out: a gauge that cannot be read does not make a failure of it.
@@ -724,6 +736,11 @@ impl Books {
     fn messages(&self) -> u64 {
         let waiting = self.streams.iter().map(|stream| stream.waiting).fold(0, u64::saturating_add);
         self.rows.min(waiting)
+    }
+
+    /// What waits in each stream, as it is on the disk.
+    pub fn waiting(&self) -> Waiting {
+        self.streams.iter().map(|stream| (stream.name.clone(), stream.committed)).collect()
     }
 
     fn find_oldest(&mut self) -> rusqlite::Result<()> {

@@ -82,7 +82,7 @@ fn protected(dir: &Path, kept: u64, topic: &str) -> books::Books {
     let mut settings = small(dir, WhenFull::DropOldest);
     let keep = ForwardRule { when_full: Some(WhenFull::DropNewest), ..rule("keep", "{topic}") };
     settings.streams = vec![stream("cloud", vec![keep, rule("#", "{topic}")])];
-    let mut books = opening::open_books(&settings, &mut None, None, None).unwrap();
+    let mut books = opening::open_books(&settings, &mut opening::Past::default()).unwrap();
     for _ in 0..kept {
         books.append(submission(message("keep", &[0; 150]))).unwrap().unwrap();
     }
