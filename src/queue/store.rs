@@ -47,6 +47,13 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
+/// Whether the disk could not read a page that is there. Once, that is trouble of the disk; again and again, while the
+/// rest can be read, the page is gone.
+pub(super) fn is_unreadable(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    matches!(code, Some(rusqlite::ffi::SQLITE_IOERR_READ | rusqlite::ffi::SQLITE_IOERR_SHORT_READ))
+}
+
 /// As `is_damage`, while a store is opened: then a missing table or a text where a number belongs says it as well.
 pub(super) fn opening(error: rusqlite::Error) -> StoreError {
     let is_ours = match &error {

@@ -34,7 +34,7 @@ fn stream(name: &str, rules: Vec<ForwardRule>) -> StreamSpec {
     StreamSpec { name: Arc::from(name), rules, own_topic: None }
 }
 
-fn settings(dir: &Path) -> QueueSettings {
+pub(super) fn settings(dir: &Path) -> QueueSettings {
     QueueSettings {
         dir: dir.to_owned(),
         gateway: Arc::from("g7"),

@@ -16,10 +16,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::books::Books;
 use super::opening::{self, Past};
 use super::outward::Fetched;
-use super::store::is_damage;
+use super::store::{is_damage, is_unreadable};
 use super::{
-    AppendError, Appended, Change, Once, QueueSettings, Restored, SessionNumber, Stats, StreamSpec, Submission,
-    WorkerError,
+    AppendError, Appended, Change, Once, OpenError, QueueSettings, Restored, SessionNumber, Stats, StreamSpec,
+    Submission, WorkerError,
 };
 use crate::health::chain;
 use crate::message::{Body, Filter, Message};
@@ -40,6 +40,9 @@ const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(2);
 const AWAY_LOOK: Duration = Duration::from_millis(10);
 /// While the store is away or fails again and again, so often it is said.
 const AWAY_LOG_MS: u64 = 60_000;
+/// A store whose pages cannot be read so many times, over so long, is damaged. Less may be a bus that comes back.
+const UNREADABLE_MAX: u32 = 5;
+const UNREADABLE_MS: u64 = 30_000;
 
 /// An answer's way back.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
@@ -140,6 +143,15 @@ struct Trouble {
     logged_ms: Option<u64>,
     /// Before the next attempt.
     pause: Duration,
+    unreadable: Option<Unreadable>,
+}
+
+/// Reads that failed, without a minute's pause between two of them.
+#[derive(Debug, Clone, Copy)]
+struct Unreadable {
+    first_ms: u64,
+    last_ms: u64,
+    count: u32,
 }
 
 impl Trouble {
@@ -155,6 +167,21 @@ impl Trouble {
             self.logged_ms = Some(now_ms);
         }
         is_due
+    }
+
+    /// Notes an error that may be an unreadable page; says whether it has to be given up. Opening the store again does
+    /// not read that page, so nothing else would ever end it: the same row fails the same read for ever.
+    fn is_lost(&mut self, error: &rusqlite::Error, now_ms: u64) -> bool {
+        if !is_unreadable(error) {
+            return false;
+        }
+        let known = self.unreadable.filter(|known| now_ms.saturating_sub(known.last_ms) < AWAY_LOG_MS);
+        let Unreadable { first_ms, count, .. } =
+            known.unwrap_or(Unreadable { first_ms: now_ms, last_ms: now_ms, count: 0 });
+        let noted = Unreadable { first_ms, last_ms: now_ms, count: count.saturating_add(1) };
+        let is_lost = noted.count >= UNREADABLE_MAX && now_ms.saturating_sub(first_ms) >= UNREADABLE_MS;
+        self.unreadable = (!is_lost).then_some(noted);
+        is_lost
     }
 
     /// The pause before the next attempt; the one after it is longer.
@@ -174,7 +201,7 @@ impl Worker {
         lock: File,
     ) -> Worker {
         let reads = VecDeque::new();
-        let trouble = Trouble { failed_ms: None, logged_ms: None, pause: Duration::ZERO };
+        let trouble = Trouble { failed_ms: None, logged_ms: None, pause: Duration::ZERO, unreadable: None };
         let thread =
             Thread { jobs, settings, wakers, lock, reads, stopping: None, turns: 0, expired_ms: None, trouble };
         Worker { books, thread }
@@ -314,7 +341,8 @@ impl Thread {
     fn recover(&mut self, books: Books, error: &rusqlite::Error) -> Option<Books> {
         let waiting = Some(books.waiting());
         let taken = books.streams.iter().map(|stream| (stream.name.clone(), stream.taken_to)).collect();
-        let damage = is_damage(error).then(|| error.to_string());
+        let is_lost = self.trouble.is_lost(error, self.settings.clock.now().mono_ms);
+        let damage = (is_lost || is_damage(error)).then(|| error.to_string());
         let Books { mut identity, store, settings, streams, .. } = books;
         identity.sessions = streams.into_iter().map(|stream| (stream.name, stream.session)).collect();
         drop(store);
@@ -355,7 +383,15 @@ impl Thread {
                     }
                     return Some(books);
                 }
-                Err(error) => reason = chain(&error),
+                Err(error) => {
+                    reason = chain(&error);
+                    if let OpenError::Store { source, .. } = &error
+                        && let Some(source) = source.downcast_ref()
+                        && self.trouble.is_lost(source, self.settings.clock.now().mono_ms)
+                    {
+                        past.damage = Some(reason.clone());
+                    }
+                }
             }
         }
         None
@@ -527,4 +563,48 @@ fn answer<T>(books: &mut Books, found: rusqlite::Result<T>, reply: Reply<T>) -> 
 
 fn index(books: &Books, name: &Arc<str>) -> Option<usize> {
     books.streams.iter().position(|stream| stream.name == *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::tests::settings;
+
+    fn unreadable() -> rusqlite::Error {
+        rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_READ), None)
+    }
+
+    fn trouble() -> Trouble {
+        Trouble { failed_ms: None, logged_ms: None, pause: Duration::ZERO, unreadable: None }
+    }
+
+    #[test]
+    fn a_page_that_is_never_read_is_given_up_and_a_passing_fault_is_not() {
+        let mut trouble = trouble();
+        let full = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL), None);
+        assert!((0..100).all(|second| !trouble.is_lost(&full, second * 1000)), "a full disk is mended");
+        assert!((0..100).all(|_| !trouble.is_lost(&unreadable(), 7)), "many at once may be one fault");
+        assert!((1..9).all(|minute| !trouble.is_lost(&unreadable(), minute * 100_000)), "few and far between");
+        let lost = (1000..1100).find(|second| trouble.is_lost(&unreadable(), second * 1000));
+        assert_eq!(lost, Some(1000 + UNREADABLE_MS / 1000));
+    }
+
+    #[test]
+    fn a_store_with_an_unreadable_page_is_moved_aside_at_last() {
+        let dir = tempfile::tempdir().unwrap();
+        // The inlet is kept: without it the worker would stop.
+        let crate::queue::Opened { inlet: _inlet, worker, .. } = crate::queue::open(settings(dir.path())).unwrap();
+        let Worker { books, mut thread } = worker;
+        let mut books = books.unwrap();
+        for _ in 1..UNREADABLE_MAX {
+            books = thread.recover(books, &unreadable()).unwrap();
+            assert!(!dir.path().join("quarantine").exists());
+        }
+        // As if it had gone on for long.
+        if let Some(unreadable) = &mut thread.trouble.unreadable {
+            unreadable.first_ms = unreadable.first_ms.saturating_sub(UNREADABLE_MS);
+        }
+        thread.recover(books, &unreadable()).unwrap();
+        assert!(dir.path().join("quarantine").exists());
+    }
 }
