@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use log::error;
+use log::{error, warn};
 
-use super::identity::{Kept, SEQUENCE_BLOCK, StartFile};
+use super::identity::{Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::retention::{self, Ceilings, Refusal, Way};
 use super::row::{self, Start, Starts, Words};
 use super::rules::{self, RuleList};
 use super::spans::{self, OPEN, Ranges, Span};
-use super::store::{GapRow, PAGE_BYTES, Store};
+use super::store::{GapRow, PAGE_BYTES, Store, is_damage};
 use super::{AppendError, Appended, Fate, Once, QueueSettings, SessionNumber, Stats, StreamStats, Submission};
 use crate::config::WhenFull;
 use crate::health::LossReason;
@@ -26,8 +26,8 @@ pub(super) const JOB_ROWS_MAX: u64 = 256;
 const WORDS_MAX: usize = 1024;
 /// Session numbers that are reserved at a time.
 const SESSION_BLOCK: u64 = 1024;
-/// Rows that one message may look at to find some that may be evicted.
-const EVICT_LOOK_MAX: u64 = 4096;
+/// Rows that one transaction may look at in vain to find some that may be evicted.
+pub(super) const EVICT_LOOK_MAX: u64 = 512;
 /// Each reason is logged at most so often.
 const ALARM_PAUSE_MS: u64 = 60_000;
 
@@ -42,7 +42,8 @@ pub(super) struct Open {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Gap {
     pub span: Span,
-    pub count: u64,
+    /// `None`: nobody knows. It stays so, whatever is added.
+    pub count: Option<u64>,
     pub from_ms: i64,
     pub to_ms: i64,
     pub is_dirty: bool,
@@ -60,6 +61,8 @@ pub(super) struct Stream {
     pub own: Option<Arc<RuleList>>,
     pub open: Option<Open>,
     pub waiting: u64,
+    /// As it was after the last commit.
+    pub committed: u64,
     /// At QoS 2: neither sent twice nor evicted.
     pub in_flight: HashSet<u64>,
     /// What was handed out may be under way to the cloud: evicted last.
@@ -114,6 +117,8 @@ pub(super) struct Books {
     pub lists: HashMap<i64, Arc<RuleList>>,
     pub streams: Vec<Stream>,
     pub ceilings: Ceilings,
+    /// The ceiling is lower than it should be, because the disk has too little room.
+    pub is_clamped: bool,
     /// Rows that some stream may still want.
     pub rows: u64,
     /// Settled by somebody; their rows go when nobody else wants them.
@@ -127,13 +132,22 @@ pub(super) struct Books {
     pub devices: HashMap<Arc<str>, Device>,
     /// Bytes of pages that intake may still fill, as far as known in this transaction.
     pub room: Option<u64>,
+    /// Where the search for what may be evicted goes on.
     pub evict_from: u64,
+    /// In a pass that does not spare what was handed out.
+    pub evict_taken: bool,
+    /// Looked at in vain in this transaction.
+    pub evict_looked: u64,
     /// Lost in the open transaction.
     pub turn_losses: Vec<(LossReason, u64)>,
     pub alarms: BTreeMap<LossReason, Alarm>,
     /// The oldest waiting message and when it entered, as milliseconds since this boot.
     pub oldest: Option<(u64, u64)>,
     pub scratch: Vec<u8>,
+    /// Damage that was seen after a commit: the worker's next turn begins with it.
+    pub fault: Option<rusqlite::Error>,
+    /// The gauges could not be read, which was said.
+    pub is_stale: bool,
 }
 
 impl Books {
@@ -223,7 +237,7 @@ impl Books {
                 Refusal::Refuse => Ok(Err(AppendError::Full)),
                 Refusal::Drop => {
                     for (index, _) in wanted {
-                        self.lose(*index, LossReason::DroppedNewest, Span::new(sequence, sequence), 1);
+                        self.lose(*index, LossReason::DroppedNewest, Span::new(sequence, sequence), Some(1));
                     }
                     Ok(Ok(Fate::Dropped(LossReason::DroppedNewest)))
                 }
@@ -281,8 +295,8 @@ impl Books {
         let next = self.identity.sequence_next;
         if next > self.identity.reserved {
             self.identity.reserved = next + SEQUENCE_BLOCK;
-            let kept = Kept { start: self.identity.start.number, sequence: self.identity.reserved };
-            if let Err(error) = self.identity.file.write(kept) {
+            let kept = Kept { start: self.identity.start.number, sequence: self.identity.reserved, waiting: None };
+            if let Err(error) = self.identity.file.write(&kept) {
                 // The database keeps it as well; only a quarantine before the next start would miss it.
                 error!(error:%; "The start file cannot be written");
             }
@@ -382,60 +396,67 @@ impl Books {
         Ok(None)
     }
 
-    /// Bytes of pages below the soft ceiling.
+    /// Bytes of pages below the soft ceiling that rows may take. One page in 64 is for those above the leaves of the
+    /// tree, and two are for a split of it and for the first row of a gap.
     fn measure(&mut self) -> rusqlite::Result<u64> {
-        let used = self.store.pages_used()?;
-        Ok(self.ceilings.soft_pages.saturating_sub(used) * PAGE_BYTES)
+        let free = self.ceilings.soft_pages.saturating_sub(self.store.pages_used()?);
+        Ok(free.saturating_sub(free / 64 + 2) * PAGE_BYTES)
     }
 
-    /// Drops the oldest messages that may go until `needed` bytes are really free; tries to free `target`.
+    /// Drops the oldest messages that may go until `needed` bytes are really free; tries to free `target`. Spares what
+    /// was handed out until nothing else is found. What a transaction looks at in vain is bounded; the next one goes on
+    /// from there, so that a store full of what may not go neither holds up the thread nor hides what lies behind.
     fn evict(&mut self, target: u64, needed: u64) -> rusqlite::Result<bool> {
         self.store.write()?;
-        for spare_taken in [true, false] {
-            let mut looked = 0;
-            loop {
-                let found = self.store.lengths_from(self.evict_from, 64)?;
-                let Some((last, _)) = found.last().copied() else {
-                    self.evict_from = 0;
-                    break;
-                };
-                let mut victims = Vec::new();
-                let mut freed = 0;
-                let mut next = last + 1;
-                for (sequence, bytes) in found {
-                    looked += 1;
-                    if self.may_go(sequence, spare_taken)? {
-                        victims.push(sequence);
-                        freed += retention::row_bytes(usize::try_from(bytes).unwrap_or(usize::MAX), PAGE_BYTES);
-                    }
-                    if freed >= target {
-                        next = sequence + 1;
-                        break;
-                    }
-                }
-                self.evict_from = next;
-                for run in spans::runs(&victims) {
-                    for index in 0..self.streams.len() {
-                        for gone in self.remove_span(index, run)? {
-                            self.lose(index, LossReason::DroppedOldest, gone, gone.count());
-                        }
-                    }
-                    self.rows = self.rows.saturating_sub(self.store.delete_messages(run)?);
-                }
-                let room = self.measure()?;
-                if room >= target || (room >= needed && looked >= EVICT_LOOK_MAX) {
+        // The rest of this pass, the other pass, the beginning of this one: then all was looked at.
+        let mut ends = 0;
+        while ends < 3 && self.evict_looked < EVICT_LOOK_MAX {
+            let from = if self.evict_taken { 0 } else { self.taken_by_all() + 1 };
+            let found = self.store.lengths_from(self.evict_from.max(from), 64)?;
+            let Some((last, _)) = found.last().copied() else {
+                self.evict_from = 0;
+                self.evict_taken = !self.evict_taken;
+                ends += 1;
+                if self.measure()? >= needed {
                     return Ok(true);
                 }
-                if looked >= EVICT_LOOK_MAX {
+                continue;
+            };
+            let mut victims = Vec::new();
+            let mut freed = 0;
+            let mut next = last + 1;
+            for (sequence, bytes) in found {
+                if self.may_go(sequence, !self.evict_taken)? {
+                    victims.push(sequence);
+                    freed += retention::row_bytes(usize::try_from(bytes).unwrap_or(usize::MAX), PAGE_BYTES);
+                } else {
+                    self.evict_looked += 1;
+                }
+                if freed >= target {
+                    next = sequence + 1;
                     break;
                 }
             }
-            if self.measure()? >= needed {
+            self.evict_from = next;
+            for run in spans::runs(&victims) {
+                for index in 0..self.streams.len() {
+                    for gone in self.remove_span(index, run)? {
+                        self.lose(index, LossReason::DroppedOldest, gone, Some(gone.count()));
+                    }
+                }
+                self.rows = self.rows.saturating_sub(self.store.delete_messages(run)?);
+            }
+            if self.measure()? >= target {
                 return Ok(true);
             }
-            self.evict_from = 0;
         }
-        Ok(false)
+        Ok(self.measure()? >= needed)
+    }
+
+    /// Up to here every message was handed out to whoever still wants it.
+    fn taken_by_all(&self) -> u64 {
+        let waiting = self.streams.iter().filter(|stream| stream.waiting > 0);
+        waiting.map(|stream| stream.taken_to).min().unwrap_or(0)
     }
 
     /// Whether every stream that wants a message lets its oldest go, and none has it under way.
@@ -538,7 +559,7 @@ impl Books {
         for gone in self.remove_span(index, hole)? {
             self.removable.insert(gone);
             if let Some(reason) = lost {
-                self.lose(index, reason, gone, gone.count());
+                self.lose(index, reason, gone, Some(gone.count()));
             }
         }
         Ok(())
@@ -617,18 +638,18 @@ impl Books {
         Ok(())
     }
 
-    /// Counts a loss and opens or widens its gap.
-    pub fn lose(&mut self, index: usize, reason: LossReason, span: Span, count: u64) {
+    /// Counts a loss, as far as its number is known, and opens or widens its gap.
+    pub fn lose(&mut self, index: usize, reason: LossReason, span: Span, count: Option<u64>) {
         let now = self.settings.clock.now();
         let Some(stream) = self.streams.get_mut(index) else { return };
-        let fresh = Gap { span, count: 0, from_ms: now.wall_ms, to_ms: now.wall_ms, is_dirty: true };
+        let fresh = Gap { span, count: Some(0), from_ms: now.wall_ms, to_ms: now.wall_ms, is_dirty: true };
         let gap = stream.gaps.entry(reason).or_insert(fresh);
         gap.span = Span::new(gap.span.first.min(span.first), gap.span.last.max(span.last));
-        gap.count += count;
+        gap.count = gap.count.zip(count).map(|(before, more)| before.saturating_add(more));
         gap.to_ms = now.wall_ms;
         gap.is_dirty = true;
         stream.is_stirred |= stream.own.is_some();
-        self.turn_losses.push((reason, count));
+        self.turn_losses.extend(count.map(|count| (reason, count)));
     }
 
     // The end of a transaction
@@ -636,6 +657,7 @@ impl Books {
     /// Makes all of this transaction durable. After an error the books are to be thrown away.
     pub fn commit(&mut self) -> rusqlite::Result<()> {
         self.room = None;
+        self.evict_looked = 0;
         for (reason, count) in &self.turn_losses {
             let total = self.losses.entry(*reason).or_default();
             *total += count;
@@ -646,7 +668,8 @@ impl Books {
             for (reason, gap) in stream.gaps.iter_mut().filter(|(_, gap)| gap.is_dirty) {
                 gap.is_dirty = false;
                 let Gap { span, count, from_ms, to_ms, .. } = *gap;
-                let row = GapRow { stream: stream.id, reason: reason.name().to_owned(), span, count, from_ms, to_ms };
+                let (reason, count) = (reason.name().to_owned(), count.unwrap_or(0));
+                let row = GapRow { stream: stream.id, reason, span, count, from_ms, to_ms };
                 self.store.write()?;
                 self.store.set_gap(&row)?;
             }
@@ -660,12 +683,28 @@ impl Books {
             self.store.commit()?;
             self.settings.health.queue().commits.fetch_add(1, Ordering::Relaxed);
         }
+        for stream in &mut self.streams {
+            stream.committed = stream.waiting;
+        }
         let losses = std::mem::take(&mut self.turn_losses);
         for (reason, count) in losses {
             self.settings.health.add_losses(reason, count);
-            self.alarm(reason, count);
+            if count > 0 {
+                self.alarm(reason, count);
+            }
         }
-        self.show()
+        self.settings.health.queue().failures_in_a_row.store(0, Ordering::Relaxed);
+        // What is on disk is answered and fanned out: a gauge that cannot be read does not make a failure of it.
+        match self.show() {
+            Ok(()) => self.is_stale = false,
+            Err(error) if is_damage(&error) => self.fault = Some(error),
+            Err(error) if !self.is_stale => {
+                warn!(error:%; "The gauges of the queue could not be read");
+                self.is_stale = true;
+            }
+            Err(_) => {}
+        }
+        Ok(())
     }
 
     fn alarm(&mut self, reason: LossReason, count: u64) {
@@ -687,7 +726,6 @@ impl Books {
         queue.bytes.store(self.store.pages_used()? * PAGE_BYTES, Ordering::Relaxed);
         queue.bytes_max.store(self.ceilings.soft_pages * PAGE_BYTES, Ordering::Relaxed);
         queue.oldest_mono_ms.store(self.oldest.map_or(0, |(_, mono_ms)| mono_ms.max(1)), Ordering::Relaxed);
-        queue.failures_in_a_row.store(0, Ordering::Relaxed);
         for stream in self.streams.iter().filter(|stream| stream.is_active) {
             health.uplink(&stream.name).waiting.store(stream.waiting, Ordering::Relaxed);
         }
@@ -698,6 +736,11 @@ impl Books {
     fn messages(&self) -> u64 {
         let waiting = self.streams.iter().map(|stream| stream.waiting).fold(0, u64::saturating_add);
         self.rows.min(waiting)
+    }
+
+    /// What waits in each stream, as it is on the disk.
+    pub fn waiting(&self) -> Waiting {
+        self.streams.iter().map(|stream| (stream.name.clone(), stream.committed)).collect()
     }
 
     fn find_oldest(&mut self) -> rusqlite::Result<()> {

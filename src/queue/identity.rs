@@ -1,36 +1,43 @@
-//! What must not repeat, whatever becomes of the database: the number of the start, and the high-water of sequences.
+//! What must outlive the database: the number of the start, the high-water of sequences, and how much waited.
 //!
-//! Both are kept twice, in the database and in the file `start` beside it (written, synced, renamed, directory
-//! synced), and the greater of the two holds. So a quarantined database does not set them back.
+//! The first two must not repeat. They are kept twice, in the database and in the file `start` beside it (written,
+//! synced, renamed, directory synced), and the greater of the two holds. So a quarantined database does not set them
+//! back.
+//!
+//! How much waited in each stream is written at an orderly stop, and taken out again by the next start before anything
+//! changes: the file says the exact number or none, never one of yesterday. A store that is found damaged after a
+//! crash took an unknown number with it, and that is what is said of it.
 //!
 //! The 48 random bits of a `MessageId` are drawn anew at each start. A card that is cloned has the same database *and*
 //! the same file as its twin: nothing in them can tell the two apart, and both would count on from the same start.
 //! Bits that were drawn once would then repeat ids; bits drawn at each start do not. `start` still says how often.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use log::warn;
 
 /// How many sequences are reserved at a time: as many may be skipped by a crash, and so often the file is written.
 pub(super) const SEQUENCE_BLOCK: u64 = 1 << 18;
 
 /// Longer files were not written by us.
-const FILE_BYTES_MAX: u64 = 4096;
+const FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// Messages that wait, by the name of their stream. One that is not there has none.
+pub(super) type Waiting = BTreeMap<Arc<str>, u64>;
 
 /// What the file keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Kept {
     /// The number of the last start.
     pub start: u32,
     /// No sequence above this one was used.
     pub sequence: u64,
-}
-
-impl Kept {
-    /// The greater of each.
-    pub fn max(self, other: Kept) -> Kept {
-        Kept { start: self.start.max(other.start), sequence: self.sequence.max(other.sequence) }
-    }
+    /// What waited at the last stop; `None` while the store is open and after a crash.
+    pub waiting: Option<Waiting>,
 }
 
 /// The file `start` in the state directory.
@@ -53,6 +60,15 @@ impl StartFile {
         fs::symlink_metadata(self.path()).is_ok()
     }
 
+    /// As `read`, and says so where there is one that says nothing.
+    pub fn read_or_warn(&self) -> Option<Kept> {
+        let kept = self.read();
+        if kept.is_none() && self.exists() {
+            warn!(path:% = self.path().display(); "The start file is damaged; what the store says is taken");
+        }
+        kept
+    }
+
     /// What it says; `None` when it is not there or damaged.
     pub fn read(&self) -> Option<Kept> {
         let metadata = fs::metadata(self.path()).ok()?;
@@ -63,7 +79,7 @@ impl StartFile {
     }
 
     /// Replaces it: after this returned, a power cut leaves the new one; before, the old or the new one, whole.
-    pub fn write(&self, kept: Kept) -> io::Result<()> {
+    pub fn write(&self, kept: &Kept) -> io::Result<()> {
         let path = self.path();
         if path.is_dir() {
             // A rename over a directory fails for ever; what lies there is not ours.
@@ -83,19 +99,39 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn print(kept: Kept) -> String {
-    let body = format!("tidegate start 1\nstart {}\nsequence {}\n", kept.start, kept.sequence);
+fn print(kept: &Kept) -> String {
+    let mut body = format!("tidegate start 1\nstart {}\nsequence {}\n", kept.start, kept.sequence);
+    if let Some(waiting) = &kept.waiting {
+        body.push_str(&format!("streams {}\n", waiting.len()));
+        for (name, count) in waiting {
+            // A name as JSON: it has no line end, whatever is in it.
+            body.push_str(&format!("waiting {count} {}\n", serde_json::Value::from(&**name)));
+        }
+    }
     format!("{body}sum {:08x}\n", crc32c::crc32c(body.as_bytes()))
 }
 
 fn parse(text: &str) -> Option<Kept> {
-    let mut lines = text.lines();
-    let mut next = |prefix: &str| lines.next()?.strip_prefix(prefix);
+    let mut lines = text.lines().peekable();
+    let mut next = |prefix: &str| lines.next_if(|line| line.starts_with(prefix))?.strip_prefix(prefix);
     next("tidegate start 1")?;
-    let kept = Kept { start: next("start ")?.parse().ok()?, sequence: next("sequence ")?.parse().ok()? };
+    let (start, sequence) = (next("start ")?.parse().ok()?, next("sequence ")?.parse().ok()?);
+    let waiting = match next("streams ") {
+        None => None,
+        Some(_) => {
+            let mut waiting = Waiting::new();
+            while let Some(line) = next("waiting ") {
+                let (count, name) = line.split_once(' ')?;
+                let name: String = serde_json::from_str(name).ok()?;
+                waiting.insert(Arc::from(name), count.parse().ok()?);
+            }
+            Some(waiting)
+        }
+    };
     next("sum ")?;
+    let kept = Kept { start, sequence, waiting };
     // Printing is the only way to write one, so reading is printing and comparing.
-    (print(kept) == text).then_some(kept)
+    (print(&kept) == text).then_some(kept)
 }
 
 /// 48 bits that nobody else has drawn.
@@ -114,9 +150,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = StartFile::new(dir.path());
         assert_eq!((file.exists(), file.read()), (false, None));
-        let kept = Kept { start: 7, sequence: 262_144 };
-        file.write(kept).unwrap();
-        assert_eq!(file.read(), Some(kept));
+        let waiting = Waiting::from([(Arc::from("cloud"), 12), (Arc::from("a \"name\"\nof two lines"), 0)]);
+        for waiting in [None, Some(Waiting::new()), Some(waiting)] {
+            let kept = Kept { start: 7, sequence: 262_144, waiting };
+            file.write(&kept).unwrap();
+            assert_eq!(file.read(), Some(kept));
+        }
         let good = fs::read(file.path()).unwrap();
         for cut in 0..good.len() {
             fs::write(file.path(), &good[..cut]).unwrap();
@@ -136,7 +175,8 @@ mod tests {
         let file = StartFile::new(dir.path());
         fs::create_dir(file.path()).unwrap();
         assert_eq!((file.exists(), file.read()), (true, None));
-        file.write(Kept { start: 1, sequence: 1 }).unwrap();
-        assert_eq!(file.read(), Some(Kept { start: 1, sequence: 1 }));
+        let kept = Kept { start: 1, sequence: 1, waiting: None };
+        file.write(&kept).unwrap();
+        assert_eq!(file.read(), Some(kept));
     }
 }

@@ -17,6 +17,14 @@
 //!                                   └──────────────────────────┘
 //! ```
 //!
+//! A store that is damaged is moved aside. The gap record of that says how many messages waited in it where that is
+//! known: while the store was open, or after an orderly stop (`start` keeps it, identity.rs). Where it is not known,
+//! after a crash, the record has `"count": null` and the counter `quarantined` is there but counts nothing: a number
+//! that nobody has counted is not told.
+//!
+//! A store that fails because of its disk is closed and opened again for as long as that takes; meanwhile whoever asks
+//! hears at once that it failed. Nothing is acknowledged then, and nothing that was acknowledged is touched.
+//!
 //! What a stream wants is kept as *spans* of sequences, not as a row for each message: a span is extended in place
 //! while messages arrive and trimmed at its front while they are settled, so that a backlog of a million messages
 //! costs one row in `delivery`. Settling is by (stream, sequence) all the same: out of order, a span is split.
@@ -32,10 +40,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::config::{ForwardRule, WhenFull};
-use crate::health::{Health, LossReason};
+use crate::health::{self, Health, LossReason};
 use crate::message::{Filter, Message, MessageId, Qos, Sequence, Topic};
 
-use worker::{JOBS_MAX, Job, Reply};
+use opening::Past;
+use worker::{Away, JOBS_MAX, Job, Reply};
 
 pub use worker::Worker;
 
@@ -495,18 +504,21 @@ pub struct Opened {
     pub worker: Worker,
 }
 
-/// Why the worker ended before it was told to.
+/// Why the worker ended before it was told to: there is no such reason. A store that fails is opened again for as long
+/// as that takes.
 #[derive(Debug, Error)]
-pub enum WorkerError {
-    /// The store cannot be opened again after a failure.
-    #[error("the queue's store is lost")]
-    Lost(#[source] OpenError),
-}
+pub enum WorkerError {}
 
-/// Takes the state directory, opens the store in it or makes one; a damaged one is moved aside and said loudly.
+/// Takes the state directory, opens the store in it or makes one; a damaged one is moved aside and said loudly. Where
+/// the directory can be had and the disk fails (full, read-only, I/O error), the queue opens all the same: the worker
+/// goes on trying, and whoever asks meanwhile hears `AppendError::Failed`.
 pub fn open(settings: QueueSettings) -> Result<Opened, OpenError> {
     let lock = opening::take_dir(&settings.dir)?;
-    let books = opening::open_books(&settings, &mut None, None, None)?;
+    let mut past = Past::default();
+    let books = opening::open_books(&settings, &mut past).map_err(|error| {
+        let reason = health::chain(&error);
+        Away { past, taken: BTreeMap::new(), reason }
+    });
     let (to, jobs) = mpsc::channel(JOBS_MAX);
     let mut outlets = BTreeMap::new();
     let mut wakers = BTreeMap::new();

@@ -11,7 +11,7 @@ use log::{error, info, warn};
 use rustix::fs::FlockOperation;
 
 use super::books::{Books, Gap, Identity, Stream, gap_topic};
-use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile};
+use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::retention::{self, Ceilings};
 use super::row::Start;
 use super::rules::{self, RuleList};
@@ -31,7 +31,15 @@ const QUARANTINES_MAX: usize = 3;
 pub(super) fn take_dir(dir: &Path) -> Result<File, OpenError> {
     let failed = |source| OpenError::Directory { dir: dir.to_owned(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-    let lock = File::options().create(true).write(true).truncate(false).open(dir.join("lock")).map_err(failed)?;
+    let path = dir.join("lock");
+    let lock = match File::options().create(true).write(true).truncate(false).open(&path) {
+        // A disk that is full or read-only may be mended while we run: one that is there can be locked all the same.
+        Err(error) if matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull) => {
+            File::open(&path)
+        }
+        opened => opened,
+    };
+    let lock = lock.map_err(failed)?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::InUse { dir: dir.to_owned() }),
@@ -39,40 +47,69 @@ pub(super) fn take_dir(dir: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Opens the store in the state directory, which this process has taken. `identity` is that of this process if the
-/// store was open before; `waiting` says how much waited then, should it have to be moved aside; `damage` says that it
-/// has to be.
-pub(super) fn open_books(
-    settings: &QueueSettings,
-    identity: &mut Option<Identity>,
-    mut waiting: Option<u64>,
-    damage: Option<String>,
-) -> Result<Books, OpenError> {
-    let path = settings.dir.join(DATABASE);
-    let reason = match damage {
-        Some(reason) => reason,
-        None => match attach(settings, identity, &mut waiting, None) {
+/// What an opening goes on from, and what it leaves to the next one when it fails.
+#[derive(Debug, Default)]
+pub(super) struct Past {
+    /// That of this process, once it has one.
+    pub identity: Option<Identity>,
+    /// The store was open in this process before.
+    pub was_open: bool,
+    /// How much waited in it; `None` = not known.
+    pub waiting: Option<Waiting>,
+    /// Why it has to be moved aside.
+    pub damage: Option<String>,
+    /// It was moved aside, and nobody was told yet.
+    pub moved: Option<Damage>,
+    /// What the file `start` said before this start.
+    pub kept: Option<Kept>,
+}
+
+#[derive(Debug)]
+pub(super) struct Damage {
+    reason: String,
+    /// `None` = nobody knows.
+    waiting: Option<Waiting>,
+    place: PathBuf,
+}
+
+/// Opens the store in the state directory, which this process has taken.
+pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Books, OpenError> {
+    if past.identity.is_none() && past.kept.is_none() {
+        // Before anything is written: a start takes the numbers of what waited out of it.
+        let kept = StartFile::new(&settings.dir).read_or_warn().unwrap_or_default();
+        past.waiting.clone_from(&kept.waiting);
+        past.kept = Some(kept);
+    }
+    if past.damage.is_none() {
+        match attach(settings, past) {
             Ok(books) => return Ok(books),
-            Err(StoreError::Unusable(source)) => return Err(OpenError::Store { path, source: Box::new(source) }),
-            Err(StoreError::Damaged(reason)) => reason,
-        },
-    };
+            Err(StoreError::Unusable(source)) => return Err(failure(settings, source)),
+            Err(StoreError::Damaged(reason)) => past.damage = Some(reason),
+        }
+    }
     let place = move_aside(settings).map_err(|source| OpenError::Directory { dir: settings.dir.clone(), source })?;
+    let reason = past.damage.take().unwrap_or_default();
+    let total = past.waiting.as_ref().map(|waiting| waiting.values().copied().fold(0, u64::saturating_add));
+    let told = total.map_or_else(|| "unknown".to_owned(), |total| total.to_string());
     error!(
-        reason = reason.as_str(), quarantine:% = place.display(), waiting:? = waiting;
-        "The store is damaged and was moved aside; the queue starts empty"
+        reason = reason.as_str(), quarantine:% = place.display(), waiting = told.as_str();
+        "The store is damaged and was moved aside; the queue starts empty. Keep the quarantine: the messages are in it"
     );
-    let damage = Damage { reason, waiting, place };
-    attach(settings, identity, &mut waiting, Some(&damage)).map_err(|error| match error {
-        StoreError::Unusable(source) => OpenError::Store { path, source: Box::new(source) },
-        damaged @ StoreError::Damaged(_) => OpenError::Store { path, source: Box::new(damaged) },
+    let waiting = past.waiting.take();
+    // One that was never told of before is the one with the messages in it.
+    past.moved.get_or_insert(Damage { reason, waiting, place });
+    attach(settings, past).map_err(|error| match error {
+        StoreError::Unusable(source) => failure(settings, source),
+        StoreError::Damaged(reason) => {
+            let source = Box::new(StoreError::Damaged(reason.clone()));
+            past.damage = Some(reason);
+            OpenError::Store { path: settings.dir.join(DATABASE), source }
+        }
     })
 }
 
-struct Damage {
-    reason: String,
-    waiting: Option<u64>,
-    place: PathBuf,
+fn failure(settings: &QueueSettings, source: rusqlite::Error) -> OpenError {
+    OpenError::Store { path: settings.dir.join(DATABASE), source: Box::new(source) }
 }
 
 /// Moves all files of the database into a directory of their own: a WAL without its database is worth nothing.
@@ -110,7 +147,7 @@ fn move_aside(settings: &QueueSettings) -> io::Result<PathBuf> {
 
 /// What the directory says of itself before SQLite looks: an empty file is a fine database to it, and a WAL without its
 /// database would be deleted.
-fn look(dir: &Path, file: &StartFile) -> Result<bool, StoreError> {
+fn look(dir: &Path, file: &StartFile, is_moved_aside: bool) -> Result<bool, StoreError> {
     let damaged = |reason: &str| Err(StoreError::Damaged(reason.to_owned()));
     match fs::symlink_metadata(dir.join(DATABASE)) {
         Ok(metadata) if metadata.is_dir() => damaged("there is a directory in its place"),
@@ -120,7 +157,7 @@ fn look(dir: &Path, file: &StartFile) -> Result<bool, StoreError> {
             damaged("there is a write-ahead log without its database")
         }
         Err(_) => {
-            if file.exists() {
+            if file.exists() && !is_moved_aside {
                 warn!("The store is gone; the queue starts empty");
             }
             Ok(true)
@@ -128,15 +165,9 @@ fn look(dir: &Path, file: &StartFile) -> Result<bool, StoreError> {
     }
 }
 
-fn attach(
-    settings: &QueueSettings,
-    identity: &mut Option<Identity>,
-    waiting: &mut Option<u64>,
-    damage: Option<&Damage>,
-) -> Result<Books, StoreError> {
-    let is_first = identity.is_none();
+fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError> {
     let file = StartFile::new(&settings.dir);
-    let is_new = look(&settings.dir, &file)?;
+    let is_new = look(&settings.dir, &file, past.moved.is_some())?;
     let store = Store::open(&settings.dir.join(DATABASE))?;
     if is_new {
         identity::sync_dir(&settings.dir).map_err(|error| io_error(&error))?;
@@ -145,18 +176,19 @@ fn attach(
     let words = store.words().map_err(opening)?;
     let last = store.last_sequence().map_err(opening)?;
     let was_stopped = store.meta("stopped").map_err(opening)?.unwrap_or(0) == 1;
-    let in_store = Kept {
-        start: starts.last_key_value().map_or(0, |(number, _)| *number),
-        sequence: store.meta("sequence").map_err(opening)?.unwrap_or(0).max(last).min(OPEN / 2),
-    };
-    let ceilings = ceilings(settings, &store).map_err(opening)?;
+    let start = starts.last_key_value().map_or(0, |(number, _)| *number);
+    let sequence = store.meta("sequence").map_err(opening)?.unwrap_or(0).max(last).min(OPEN / 2);
+    let (ceilings, is_clamped) = ceilings(settings, &store).map_err(opening)?;
     store.limit_pages(ceilings.hard_pages).map_err(opening)?;
-    let known = match identity.take() {
+    let known = match past.identity.take() {
         Some(known) => {
             let sequence_next = known.sequence_next.max(last + 1);
-            Identity { sequence_next, reserved: known.reserved.max(in_store.sequence), ..known }
+            Identity { sequence_next, reserved: known.reserved.max(sequence), ..known }
         }
-        None => begin(settings, file, in_store)?,
+        None => {
+            let kept = past.kept.as_ref().map_or((0, 0), |kept| (kept.start, kept.sequence));
+            begin(settings, file, start.max(kept.0), sequence.max(kept.1))?
+        }
     };
     let mut books = Books {
         settings: settings.clone(),
@@ -167,6 +199,7 @@ fn attach(
         lists: HashMap::new(),
         streams: Vec::new(),
         ceilings,
+        is_clamped,
         rows: 0,
         removable: Ranges::default(),
         sweep: (!was_stopped && last > 0).then(|| Span::new(1, last)),
@@ -177,17 +210,24 @@ fn attach(
         devices: HashMap::new(),
         room: None,
         evict_from: 0,
+        evict_taken: false,
+        evict_looked: 0,
         turn_losses: Vec::new(),
         alarms: BTreeMap::new(),
         oldest: None,
         scratch: Vec::new(),
+        fault: None,
+        is_stale: false,
     };
-    match books.load(last, is_first, damage).map_err(opening) {
-        Ok(()) => Ok(books),
+    match books.load(last, past).map_err(opening) {
+        Ok(()) => {
+            past.moved = None;
+            Ok(books)
+        }
         Err(error) => {
             // The next attempt goes on with the same start: its number is used up and its file is written.
-            *waiting = waiting.or_else(|| books.store.deliveries());
-            *identity = Some(books.identity);
+            past.waiting = past.waiting.take().or_else(|| books.store.deliveries());
+            past.identity = Some(books.identity);
             Err(error)
         }
     }
@@ -198,12 +238,11 @@ fn io_error(error: &io::Error) -> StoreError {
 }
 
 /// A new start: its number and its first block of sequences are on disk before anything bears them.
-fn begin(settings: &QueueSettings, file: StartFile, in_store: Kept) -> Result<Identity, StoreError> {
-    let kept = file.read().unwrap_or_default().max(in_store);
-    let number = kept.start.saturating_add(1);
-    let sequence_next = kept.sequence.min(OPEN / 2) + 1;
+fn begin(settings: &QueueSettings, file: StartFile, start: u32, sequence: u64) -> Result<Identity, StoreError> {
+    let number = start.saturating_add(1);
+    let sequence_next = sequence.min(OPEN / 2) + 1;
     let reserved = sequence_next + SEQUENCE_BLOCK;
-    if let Err(error) = file.write(Kept { start: number, sequence: reserved }) {
+    if let Err(error) = file.write(&Kept { start: number, sequence: reserved, waiting: None }) {
         error!(error:%; "The start file cannot be written");
     }
     let start = Start {
@@ -217,7 +256,7 @@ fn begin(settings: &QueueSettings, file: StartFile, in_store: Kept) -> Result<Id
     Ok(Identity { file, start, counter: 0, sequence_next, reserved, session_next: 1, sessions })
 }
 
-fn ceilings(settings: &QueueSettings, store: &Store) -> rusqlite::Result<Ceilings> {
+fn ceilings(settings: &QueueSettings, store: &Store) -> rusqlite::Result<(Ceilings, bool)> {
     let bytes_max = settings.bytes_max.get();
     let used = store.pages_used()? * PAGE_BYTES;
     let available = match rustix::fs::statvfs(&settings.dir) {
@@ -232,11 +271,33 @@ fn ceilings(settings: &QueueSettings, store: &Store) -> rusqlite::Result<Ceiling
         let bytes = ceilings.soft_pages * PAGE_BYTES;
         warn!(bytes_max, bytes, available; "The disk has too little room for the queue; its ceiling is lower");
     }
-    Ok(ceilings)
+    Ok((ceilings, is_clamped))
 }
 
 impl Books {
-    fn load(&mut self, last: u64, is_first: bool, damage: Option<&Damage>) -> rusqlite::Result<()> {
+    /// Lifts the ceiling where the disk has room again that it had not when the store was opened. It is never lowered
+    /// while the store is open: what is in it would have to go.
+    pub fn lift_ceiling(&mut self) -> rusqlite::Result<()> {
+        if !self.is_clamped {
+            return Ok(());
+        }
+        let Ok(disk) = rustix::fs::statvfs(&self.settings.dir) else { return Ok(()) };
+        let available = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let used = self.store.pages_used()? * PAGE_BYTES;
+        let bytes_max = self.settings.bytes_max.get();
+        let (ceilings, is_clamped) = retention::ceilings(bytes_max, available, used, WAL_BYTES_MAX, PAGE_BYTES);
+        if ceilings.soft_pages <= self.ceilings.soft_pages {
+            return Ok(());
+        }
+        self.store.limit_pages(ceilings.hard_pages)?;
+        (self.ceilings, self.is_clamped) = (ceilings, is_clamped);
+        if !is_clamped {
+            info!(bytes_max; "The disk has room for the whole queue again");
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, last: u64, past: &Past) -> rusqlite::Result<()> {
         self.store.write()?;
         self.store.set_meta("stopped", 0)?;
         self.store.set_meta("sequence", self.identity.reserved)?;
@@ -245,7 +306,7 @@ impl Books {
         self.store.set_meta("session", session)?;
         (self.identity.session_next, self.session_reserved) = (session, session);
         self.load_streams(last)?;
-        if is_first {
+        if !past.was_open {
             self.store.delete_passing_sessions()?;
         }
         for (name, count) in self.store.losses()? {
@@ -256,10 +317,10 @@ impl Books {
         }
         self.retained = self.store.retained_total()?;
         self.dead_letters = self.store.dead_letter_total()?;
-        if let Some(Damage { reason, waiting, place }) = damage {
+        if let Some(Damage { reason, waiting, place }) = &past.moved {
             let wall_ms = self.settings.clock.now().wall_ms;
             self.store.insert_problem(wall_ms, &format!("moved aside to {}: {reason}", place.display()))?;
-            self.declare_quarantine(*waiting);
+            self.declare_quarantine(waiting.as_ref());
         }
         self.commit()
     }
@@ -294,6 +355,7 @@ impl Books {
                 own: None,
                 open: None,
                 waiting: 0,
+                committed: 0,
                 in_flight,
                 taken_to: 0,
                 session_key: found.session_key,
@@ -307,7 +369,8 @@ impl Books {
         for gap in self.store.gaps()? {
             let stream = self.streams.iter_mut().find(|stream| stream.id == gap.stream);
             if let (Some(stream), Some(reason)) = (stream, LossReason::from_name(&gap.reason)) {
-                let (span, count, from_ms, to_ms) = (gap.span, gap.count, gap.from_ms, gap.to_ms);
+                let (span, from_ms, to_ms) = (gap.span, gap.from_ms, gap.to_ms);
+                let count = (gap.count > 0).then_some(gap.count);
                 stream.gaps.insert(reason, Gap { span, count, from_ms, to_ms, is_dirty: false });
             }
         }
@@ -391,6 +454,7 @@ impl Books {
             own,
             open: None,
             waiting: 0,
+            committed: 0,
             in_flight: HashSet::new(),
             taken_to: 0,
             session_key: None,
@@ -402,17 +466,23 @@ impl Books {
         Ok(())
     }
 
-    /// Says to every stream that its messages are in the quarantine. Where nobody knows how many: one event.
-    fn declare_quarantine(&mut self, waiting: Option<u64>) {
+    /// Says to every stream how much of it is in the quarantine, or that nobody knows. Only what is known is counted;
+    /// the counter is there all the same, so that whoever looks sees that something was lost.
+    fn declare_quarantine(&mut self, waiting: Option<&Waiting>) {
         let last = self.identity.sequence_next.saturating_sub(1);
-        for index in 0..self.streams.len() {
-            // How the number divides among the streams is not known; it is said to each and counted once.
-            let before = self.turn_losses.len();
-            self.lose(index, LossReason::Quarantined, Span::new(0, last), waiting.unwrap_or(1));
-            self.turn_losses.truncate(before);
-        }
-        if waiting != Some(0) {
-            self.turn_losses.push((LossReason::Quarantined, waiting.unwrap_or(1)));
+        let Some(waiting) = waiting else {
+            for index in 0..self.streams.len() {
+                self.lose(index, LossReason::Quarantined, Span::new(0, last), None);
+            }
+            self.turn_losses.push((LossReason::Quarantined, 0));
+            return;
+        };
+        for (name, count) in waiting.iter().filter(|(_, count)| **count > 0) {
+            match self.streams.iter().position(|stream| stream.name == *name) {
+                Some(index) => self.lose(index, LossReason::Quarantined, Span::new(0, last), Some(*count)),
+                // It was kept for a stream that is not configured any more: nobody is left to be told.
+                None => self.turn_losses.push((LossReason::Quarantined, *count)),
+            }
         }
     }
 
@@ -429,7 +499,8 @@ impl Books {
         self.store.set_meta("stopped", u64::from(is_swept))?;
         self.commit()?;
         // The file last: until then it says more than was used, which is safe.
-        if let Err(error) = self.identity.file.write(Kept { start: self.identity.start.number, sequence }) {
+        let kept = Kept { start: self.identity.start.number, sequence, waiting: Some(self.waiting()) };
+        if let Err(error) = self.identity.file.write(&kept) {
             warn!(error:%; "The start file cannot be written");
         }
         self.store.close()

@@ -9,10 +9,11 @@ use bytes::Bytes;
 use log::warn;
 
 use super::books::{Books, JOB_ROWS_MAX, gap_topic};
+use super::retention;
 use super::row;
 use super::rules::{self, RuleList};
 use super::spans::{self, Span};
-use super::store::InFlightRow;
+use super::store::{InFlightRow, PAGE_BYTES};
 use super::{Change, Encoding, Format, InFlight, Queued, Restored, SessionNumber, Verdict};
 use crate::clock::rfc3339;
 use crate::health::LossReason;
@@ -330,18 +331,30 @@ impl Books {
             return Ok(());
         }
         let stream_id = self.streams.get(index).map_or(0, |stream| stream.id);
-        if let Some((id, message)) = self.read(sequence)? {
+        let found = self.read(sequence)?;
+        self.settle(index, Span::new(sequence, sequence), Some(LossReason::Rejected))?;
+        if let Some((id, message)) = found {
             let mut body = Vec::new();
             row::encode_absolute(&mut body, sequence, &id, &message);
             let bytes = body.len() as u64;
-            let bytes_max = DEAD_LETTER_BYTES_MAX.min(self.ceilings.soft_pages * super::store::PAGE_BYTES / 8);
+            let bytes_max = DEAD_LETTER_BYTES_MAX.min(self.ceilings.soft_pages * PAGE_BYTES / 8);
+            // The other half of the reserve is for what the session must write. The originals go before dead letters do:
+            // both together may be more than the reserve holds, and then nothing drains any more.
+            let reserve = self.ceilings.hard_pages.saturating_sub(self.ceilings.soft_pages);
+            let pages = retention::row_bytes(body.len(), PAGE_BYTES).div_ceil(PAGE_BYTES);
+            let pages_max = (self.ceilings.hard_pages - reserve / 2).saturating_sub(pages);
+            while self.store.pages_used()? > pages_max && self.removable.count() > 0 {
+                self.remove_bodies()?;
+            }
             let (mut count, mut total) = self.dead_letters;
-            while count > 0 && (count >= DEAD_LETTERS_MAX || total + bytes > bytes_max) {
+            while count > 0
+                && (count >= DEAD_LETTERS_MAX || total + bytes > bytes_max || self.store.pages_used()? > pages_max)
+            {
                 let Some(dropped) = self.store.delete_dead_letter()? else { break };
                 (count, total) = (count - 1, total.saturating_sub(dropped));
                 self.turn_losses.push((LossReason::DeadLetterDropped, 1));
             }
-            if total + bytes <= bytes_max {
+            if total + bytes <= bytes_max && self.store.pages_used()? <= pages_max {
                 let wall_ms = self.settings.clock.now().wall_ms;
                 self.store.insert_dead_letter(stream_id, sequence, reason, wall_ms, &body)?;
                 (count, total) = (count + 1, total + bytes);
@@ -352,7 +365,7 @@ impl Books {
             let stream = self.streams.get(index).map_or("", |stream| &*stream.name);
             warn!(uplink = stream, topic = message.topic.as_str(), sequence, reason; "A message was refused for good");
         }
-        self.settle(index, Span::new(sequence, sequence), Some(LossReason::Rejected))
+        Ok(())
     }
 
     // Retained messages

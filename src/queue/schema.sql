@@ -56,7 +56,7 @@ CREATE TABLE dead_letter(
   id INTEGER PRIMARY KEY, stream INTEGER NOT NULL, sequence INTEGER NOT NULL, reason TEXT NOT NULL,
   wall_ms INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
 
--- Losses that were not told yet: one open row for each stream and reason, updated in place.
+-- Losses that were not told yet: one open row for each stream and reason, updated in place. count 0: not known.
 CREATE TABLE gap(
   stream INTEGER NOT NULL, reason TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
   count INTEGER NOT NULL, from_ms INTEGER NOT NULL, to_ms INTEGER NOT NULL,

@@ -3,12 +3,14 @@
 //! Promises: what `commit` returned from is synced (WAL with `synchronous=FULL`; NORMAL lost acknowledged rows in 88 of
 //! 100 power cuts); no other process opens the files meanwhile (EXCLUSIVE, which also spares the -shm file).
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Params, Row, params};
 use thiserror::Error;
 
+use super::identity::Waiting;
 use super::row::{Start, Starts, Words};
 use super::spans::{OPEN, Span};
 use crate::message::{ClockState, Stamp};
@@ -45,6 +47,13 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
+/// Whether the disk could not read a page that is there. Once, that is trouble of the disk; again and again, while the
+/// rest can be read, the page is gone.
+pub(super) fn is_unreadable(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    matches!(code, Some(rusqlite::ffi::SQLITE_IOERR_READ | rusqlite::ffi::SQLITE_IOERR_SHORT_READ))
+}
+
 /// As `is_damage`, while a store is opened: then a missing table or a text where a number belongs says it as well.
 pub(super) fn opening(error: rusqlite::Error) -> StoreError {
     let is_ours = match &error {
@@ -73,6 +82,7 @@ pub(super) struct GapRow {
     pub stream: i64,
     pub reason: String,
     pub span: Span,
+    /// 0 = nobody knows: no other gap has it.
     pub count: u64,
     pub from_ms: i64,
     pub to_ms: i64,
@@ -633,13 +643,21 @@ impl Store {
         self.run("INSERT OR REPLACE INTO device VALUES (?, ?)", params![name, seq.cast_signed()]).map(drop)
     }
 
-    /// How many deliveries wait in all, as far as a damaged store still says.
-    pub fn deliveries(&self) -> Option<u64> {
+    /// How much waits in each stream, as far as a damaged store still says.
+    pub fn deliveries(&self) -> Option<Waiting> {
         let last = self.last_sequence().ok()?;
-        let mut count = 0_u64;
-        let see = |_, span: Span, _| count = count.saturating_add(Span::new(span.first, span.last.min(last)).count());
-        self.spans(see).ok()?;
-        Some(count)
+        let names: HashMap<i64, Arc<str>> = self.streams().ok()?.into_iter().map(|row| (row.id, row.name)).collect();
+        let mut waiting = Waiting::new();
+        let mut is_whole = true;
+        self.spans(|stream, span, _| match names.get(&stream) {
+            Some(name) => {
+                let count = waiting.entry(name.clone()).or_default();
+                *count = count.saturating_add(Span::new(span.first, span.last.min(last)).count());
+            }
+            None => is_whole = false,
+        })
+        .ok()?;
+        is_whole.then_some(waiting)
     }
 }
 

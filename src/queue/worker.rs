@@ -5,7 +5,6 @@
 //! ran: no timer makes anybody wait. Reads take their turn after each commit, and none is longer than one job.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::error::Error as _;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,13 +14,14 @@ use log::{error, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::books::Books;
-use super::opening;
+use super::opening::{self, Past};
 use super::outward::Fetched;
-use super::store::is_damage;
+use super::store::{is_damage, is_unreadable};
 use super::{
     AppendError, Appended, Change, Once, OpenError, QueueSettings, Restored, SessionNumber, Stats, StreamSpec,
     Submission, WorkerError,
 };
+use crate::health::chain;
 use crate::message::{Body, Filter, Message};
 
 /// Jobs that wait at most; then senders wait.
@@ -33,9 +33,16 @@ const GROUP_BYTES_MAX: usize = 256 * 1024;
 const CHORES_EVERY: u64 = 8;
 /// What is too old is looked for at most so often.
 const EXPIRE_EVERY_MS: u64 = 1000;
-/// How often the store is opened again after a failure, with pauses that grow to the longest.
-const REOPEN_ATTEMPTS: u32 = 20;
+/// The store is opened again after a failure with pauses that grow from the one to the other.
+const REOPEN_PAUSE_MIN: Duration = Duration::from_millis(50);
 const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// While the store is away, so often somebody who asks is told.
+const AWAY_LOOK: Duration = Duration::from_millis(10);
+/// While the store is away or fails again and again, so often it is said.
+const AWAY_LOG_MS: u64 = 60_000;
+/// A store whose pages cannot be read so many times, over so long, is damaged. Less may be a bus that comes back.
+const UNREADABLE_MAX: u32 = 5;
+const UNREADABLE_MS: u64 = 30_000;
 
 /// An answer's way back.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
@@ -98,8 +105,19 @@ impl Answer {
 /// Owns the connection and the state directory's lock.
 #[derive(Debug)]
 pub struct Worker {
-    books: Books,
+    /// `Err`: the disk failed, so that the store is still to be opened.
+    books: Result<Books, Away>,
     thread: Thread,
+}
+
+/// A store that cannot be had at the moment.
+#[derive(Debug)]
+pub(super) struct Away {
+    pub past: Past,
+    /// What was handed out, by stream: it may be under way.
+    pub taken: BTreeMap<Arc<str>, u64>,
+    /// Why.
+    pub reason: String,
 }
 
 /// What outlives a store that is opened again.
@@ -115,33 +133,103 @@ struct Thread {
     stopping: Option<Option<oneshot::Sender<()>>>,
     turns: u64,
     expired_ms: Option<u64>,
+    trouble: Trouble,
+}
+
+/// How it is with the failures of late. A disk that is full fails each commit and lets the store be opened in between.
+#[derive(Debug)]
+struct Trouble {
+    failed_ms: Option<u64>,
+    logged_ms: Option<u64>,
+    /// Before the next attempt.
+    pause: Duration,
+    unreadable: Option<Unreadable>,
+}
+
+/// Reads that failed, without a minute's pause between two of them.
+#[derive(Debug, Clone, Copy)]
+struct Unreadable {
+    first_ms: u64,
+    last_ms: u64,
+    count: u32,
+}
+
+impl Trouble {
+    /// Notes a failure; says whether it is to be logged.
+    fn note(&mut self, now_ms: u64) -> bool {
+        let is_old = |since: Option<u64>| since.is_none_or(|since| now_ms.saturating_sub(since) >= AWAY_LOG_MS);
+        if is_old(self.failed_ms) {
+            self.pause = Duration::ZERO;
+        }
+        self.failed_ms = Some(now_ms);
+        let is_due = is_old(self.logged_ms);
+        if is_due {
+            self.logged_ms = Some(now_ms);
+        }
+        is_due
+    }
+
+    /// Notes an error that may be an unreadable page; says whether it has to be given up. Opening the store again does
+    /// not read that page, so nothing else would ever end it: the same row fails the same read for ever.
+    fn is_lost(&mut self, error: &rusqlite::Error, now_ms: u64) -> bool {
+        if !is_unreadable(error) {
+            return false;
+        }
+        let known = self.unreadable.filter(|known| now_ms.saturating_sub(known.last_ms) < AWAY_LOG_MS);
+        let Unreadable { first_ms, count, .. } =
+            known.unwrap_or(Unreadable { first_ms: now_ms, last_ms: now_ms, count: 0 });
+        let noted = Unreadable { first_ms, last_ms: now_ms, count: count.saturating_add(1) };
+        let is_lost = noted.count >= UNREADABLE_MAX && now_ms.saturating_sub(first_ms) >= UNREADABLE_MS;
+        self.unreadable = (!is_lost).then_some(noted);
+        is_lost
+    }
+
+    /// The pause before the next attempt; the one after it is longer.
+    fn next_pause(&mut self) -> Duration {
+        let pause = self.pause;
+        self.pause = (pause * 2).clamp(REOPEN_PAUSE_MIN, REOPEN_PAUSE_MAX);
+        pause
+    }
 }
 
 impl Worker {
     pub(super) fn new(
         jobs: mpsc::Receiver<Job>,
         settings: QueueSettings,
-        books: Books,
+        books: Result<Books, Away>,
         wakers: BTreeMap<Arc<str>, watch::Sender<u64>>,
         lock: File,
     ) -> Worker {
         let reads = VecDeque::new();
-        let thread = Thread { jobs, settings, wakers, lock, reads, stopping: None, turns: 0, expired_ms: None };
+        let trouble = Trouble { failed_ms: None, logged_ms: None, pause: Duration::ZERO, unreadable: None };
+        let thread =
+            Thread { jobs, settings, wakers, lock, reads, stopping: None, turns: 0, expired_ms: None, trouble };
         Worker { books, thread }
     }
 
-    /// Works until `Inlet::stop`, or until all ends are dropped. Blocks: it has a thread of its own.
+    /// Works until `Inlet::stop`, or until all ends are dropped, whatever the disk does meanwhile. Blocks: it has a
+    /// thread of its own.
     pub fn run(self) -> Result<(), WorkerError> {
-        let Worker { mut books, mut thread } = self;
-        while thread.stopping.is_none() || !thread.reads.is_empty() {
-            if let Err(error) = thread.turn(&mut books) {
-                books = thread.recover(books, &error)?;
+        let Worker { books, mut thread } = self;
+        let mut books = match books {
+            Ok(books) => Some(books),
+            Err(away) => thread.reopen(away),
+        };
+        while let Some(mut open) = books.take() {
+            if thread.stopping.is_some() && thread.reads.is_empty() {
+                if let Err(error) = open.close() {
+                    // All that was acknowledged is in the WAL: the next start finds it.
+                    warn!(error:%; "The store was not closed cleanly");
+                }
+                break;
             }
-            thread.wake(&mut books);
-        }
-        if let Err(error) = books.close() {
-            // All that was acknowledged is in the WAL: the next start finds it.
-            warn!(error:%; "The store was not closed cleanly");
+            books = match thread.turn(&mut open) {
+                Ok(()) => Some(open),
+                Err(error) => thread.recover(open, &error),
+            };
+            if let Some(open) = &mut books {
+                thread.wake(open);
+            }
         }
         let Thread { lock, jobs, stopping, .. } = thread;
         drop(lock);
@@ -159,6 +247,9 @@ impl Thread {
     /// One transaction of what waits, then the reads that came with it. An error has been told to those it concerns;
     /// the books are void.
     fn turn(&mut self, books: &mut Books) -> rusqlite::Result<()> {
+        if let Some(error) = books.fault.take() {
+            return Err(error);
+        }
         while let Some(job) = self.reads.pop_front() {
             read(books, job)?;
         }
@@ -219,6 +310,9 @@ impl Thread {
             return Ok(false);
         }
         books.sweep_step()?;
+        if is_expiry_due {
+            books.lift_ceiling()?;
+        }
         let is_more = is_expiry_due && books.expire()?;
         if is_more || books.is_removal_due() {
             books.remove_bodies()?;
@@ -243,35 +337,104 @@ impl Thread {
     }
 
     /// After a failed transaction nothing in memory is believed: a failed sync may have dropped pages that SQLite
-    /// thinks are written. The store is closed and read again; a damaged one is moved aside.
-    fn recover(&mut self, books: Books, error: &rusqlite::Error) -> Result<Books, WorkerError> {
-        self.settings.health.queue().failures_in_a_row.fetch_add(1, Ordering::Relaxed);
-        error!(error:%; "A transaction failed; the store is opened again");
-        let waiting = books.streams.iter().map(|stream| stream.waiting).fold(0, u64::saturating_add);
-        let taken: BTreeMap<Arc<str>, u64> =
-            books.streams.iter().map(|stream| (stream.name.clone(), stream.taken_to)).collect();
-        let mut damage = is_damage(error).then(|| error.to_string());
-        let Books { mut identity, store, streams, .. } = books;
+    /// thinks are written. The store is closed and read again; a damaged one is moved aside. `None`: stopped meanwhile.
+    fn recover(&mut self, books: Books, error: &rusqlite::Error) -> Option<Books> {
+        let waiting = Some(books.waiting());
+        let taken = books.streams.iter().map(|stream| (stream.name.clone(), stream.taken_to)).collect();
+        let is_lost = self.trouble.is_lost(error, self.settings.clock.now().mono_ms);
+        let damage = (is_lost || is_damage(error)).then(|| error.to_string());
+        let Books { mut identity, store, settings, streams, .. } = books;
         identity.sessions = streams.into_iter().map(|stream| (stream.name, stream.session)).collect();
         drop(store);
-        let mut identity = Some(identity);
-        let mut pause = Duration::from_millis(50);
-        for attempt in 1.. {
-            match opening::open_books(&self.settings, &mut identity, Some(waiting), damage.take()) {
+        // Rules may have come since the start.
+        self.settings.streams = settings.streams;
+        let past = Past { identity: Some(identity), was_open: true, waiting, damage, ..Past::default() };
+        self.reopen(Away { past, taken, reason: error.to_string() })
+    }
+
+    /// Opens the store again, for as long as it takes: a disk that is full or read-only may be mended while we run, and
+    /// ending would only make the supervisor start us again on the same disk. Whoever asks meanwhile is told at once
+    /// that it failed, so that nothing is acknowledged. `None`: stopped meanwhile.
+    fn reopen(&mut self, away: Away) -> Option<Books> {
+        let Away { mut past, taken, mut reason } = away;
+        let mut is_told = false;
+        for attempt in 1_u64.. {
+            self.settings.health.queue().failures_in_a_row.fetch_add(1, Ordering::Relaxed);
+            if self.trouble.note(self.settings.clock.now().mono_ms) {
+                is_told = true;
+                error!(
+                    error = reason.as_str(), attempt;
+                    "The store fails; nothing is acknowledged until it is open again"
+                );
+            }
+            let pause = self.trouble.next_pause();
+            // At first it is tried at once: who has asked already may still get a better answer.
+            if !pause.is_zero() && !self.refuse_for(pause, &reason) {
+                warn!(error = reason.as_str(); "The queue was stopped while its store failed");
+                return None;
+            }
+            match opening::open_books(&self.settings, &mut past) {
                 Ok(mut books) => {
                     for stream in &mut books.streams {
                         stream.taken_to = taken.get(&stream.name).copied().unwrap_or(0);
                     }
-                    info!(attempt; "The store is open again");
-                    return Ok(books);
+                    if is_told {
+                        info!(attempt; "The store is open again");
+                    }
+                    return Some(books);
                 }
-                Err(error) if attempt >= REOPEN_ATTEMPTS => return Err(WorkerError::Lost(error)),
-                Err(error) => warn!(attempt, error:% = error, cause:? = error.source(); "The store does not open"),
+                Err(error) => {
+                    reason = chain(&error);
+                    if let OpenError::Store { source, .. } = &error
+                        && let Some(source) = source.downcast_ref()
+                        && self.trouble.is_lost(source, self.settings.clock.now().mono_ms)
+                    {
+                        past.damage = Some(reason.clone());
+                    }
+                }
             }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(REOPEN_PAUSE_MAX);
         }
-        Err(WorkerError::Lost(OpenError::InUse { dir: self.settings.dir.clone() }))
+        None
+    }
+
+    /// Answers whoever asks that the store has failed, for so long. Says whether to go on.
+    fn refuse_for(&mut self, pause: Duration, reason: &str) -> bool {
+        let failure = AppendError::Failed { reason: reason.to_owned() };
+        let mut left = pause;
+        loop {
+            self.reads.drain(..).for_each(|job| refuse(job, &failure));
+            loop {
+                match self.jobs.try_recv() {
+                    Ok(Job::Stop(reply)) => {
+                        self.stopping = Some(Some(reply));
+                        return false;
+                    }
+                    Ok(job) => refuse(job, &failure),
+                    Err(mpsc::error::TryRecvError::Empty) => break,
+                    Err(mpsc::error::TryRecvError::Disconnected) => {
+                        self.stopping = Some(None);
+                        return false;
+                    }
+                }
+            }
+            if left.is_zero() {
+                return self.stopping.is_none();
+            }
+            let step = left.min(AWAY_LOOK);
+            std::thread::sleep(step);
+            left -= step;
+        }
+    }
+}
+
+/// The answer of a store that is not there.
+fn refuse(job: Job, failure: &AppendError) {
+    match job {
+        Job::Next { reply, .. } => send(reply, Err(failure.clone())),
+        Job::Restore(_, reply) => send(reply, Err(failure.clone())),
+        Job::Retained { reply, .. } => send(reply, Err(failure.clone())),
+        Job::Stats(reply) => send(reply, Err(failure.clone())),
+        job => unapplied(job).into_iter().for_each(|answer| answer.give(Some(failure))),
     }
 }
 
@@ -400,4 +563,48 @@ fn answer<T>(books: &mut Books, found: rusqlite::Result<T>, reply: Reply<T>) -> 
 
 fn index(books: &Books, name: &Arc<str>) -> Option<usize> {
     books.streams.iter().position(|stream| stream.name == *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::tests::settings;
+
+    fn unreadable() -> rusqlite::Error {
+        rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_READ), None)
+    }
+
+    fn trouble() -> Trouble {
+        Trouble { failed_ms: None, logged_ms: None, pause: Duration::ZERO, unreadable: None }
+    }
+
+    #[test]
+    fn a_page_that_is_never_read_is_given_up_and_a_passing_fault_is_not() {
+        let mut trouble = trouble();
+        let full = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL), None);
+        assert!((0..100).all(|second| !trouble.is_lost(&full, second * 1000)), "a full disk is mended");
+        assert!((0..100).all(|_| !trouble.is_lost(&unreadable(), 7)), "many at once may be one fault");
+        assert!((1..9).all(|minute| !trouble.is_lost(&unreadable(), minute * 100_000)), "few and far between");
+        let lost = (1000..1100).find(|second| trouble.is_lost(&unreadable(), second * 1000));
+        assert_eq!(lost, Some(1000 + UNREADABLE_MS / 1000));
+    }
+
+    #[test]
+    fn a_store_with_an_unreadable_page_is_moved_aside_at_last() {
+        let dir = tempfile::tempdir().unwrap();
+        // The inlet is kept: without it the worker would stop.
+        let crate::queue::Opened { inlet: _inlet, worker, .. } = crate::queue::open(settings(dir.path())).unwrap();
+        let Worker { books, mut thread } = worker;
+        let mut books = books.unwrap();
+        for _ in 1..UNREADABLE_MAX {
+            books = thread.recover(books, &unreadable()).unwrap();
+            assert!(!dir.path().join("quarantine").exists());
+        }
+        // As if it had gone on for long.
+        if let Some(unreadable) = &mut thread.trouble.unreadable {
+            unreadable.first_ms = unreadable.first_ms.saturating_sub(UNREADABLE_MS);
+        }
+        thread.recover(books, &unreadable()).unwrap();
+        assert!(dir.path().join("quarantine").exists());
+    }
 }

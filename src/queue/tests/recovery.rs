@@ -73,3 +73,21 @@ async fn there_is_no_shared_memory_file_neither_at_first_nor_after_a_restart() {
     let page_size: i64 = connection.query_row("PRAGMA page_size", (), |row| row.get(0)).unwrap();
     assert_eq!(page_size.cast_unsigned(), store::PAGE_BYTES);
 }
+
+#[tokio::test]
+async fn q1_what_is_committed_is_answered_even_if_the_gauges_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(settings(dir.path()));
+    let outcomes = rig.append_all((0..60).map(|number| numbered(number, 100_000))).await;
+    let place = |index: usize| delivered(stored(outcomes[index].as_ref().unwrap()));
+    // What settling needs is in the page cache then.
+    rig.outlet("cloud").commit(vec![place(0)]).await.unwrap();
+    write_over(dir.path());
+    // The age of the message that is the oldest now is on a spoilt page.
+    rig.outlet("cloud").commit(vec![place(1)]).await.unwrap();
+    // The damage was seen all the same: the next message is not put into a store that is lost.
+    rig.append(numbered(99, 20)).await;
+    assert_eq!(rig.drain("cloud").await.len(), 1);
+    assert!(dir.path().join("quarantine").exists());
+    rig.stop().await;
+}
