@@ -295,6 +295,7 @@ struct World {
     committed: bool,
     restored: Option<Restored>,
     fetch: Option<usize>,
+    round: u64,
     opened: bool,
     now: Duration,
     steps: usize,
@@ -364,6 +365,7 @@ impl World {
             committed: false,
             restored: None,
             fetch: None,
+            round: 0,
             opened: false,
             now: Duration::ZERO,
             steps: 0,
@@ -429,6 +431,7 @@ impl World {
                 self.committed = false;
                 self.restored = None;
                 self.fetch = None;
+                self.round = 0;
                 self.opened = false;
                 self.answers.clear();
                 self.machine = Machine::new(self.settings.clone());
@@ -450,7 +453,13 @@ impl World {
                 self.restored = Some(self.store.restore());
                 self.fetch = None;
             }
-            Action::Fetch { count, .. } => self.fetch = Some(count),
+            Action::Fetch { round, count, .. } => {
+                if round != self.round {
+                    self.store.cursor = Sequence(0);
+                }
+                self.round = round;
+                self.fetch = Some(count);
+            }
             Action::Submit { receipt, message, once } => {
                 // A repeat is accepted and thrown away, as the queue does it.
                 if once.is_none_or(|once| self.received.insert((once.session.0, once.packet_id))) {
@@ -536,7 +545,7 @@ impl World {
                         let rows = self.store.next(count);
                         if !rows.is_empty() {
                             self.fetch = None;
-                            self.event(Event::Rows(rows));
+                            self.event(Event::Rows { round: self.round, rows });
                             return true;
                         }
                     }
@@ -759,6 +768,43 @@ fn a_held_topic_does_not_hold_up_others() {
     world.run(&[]);
     assert_all_delivered(&world);
     assert_eq!(world.notes.iter().filter(|note| matches!(note, Note::Held { .. })).count(), 1);
+}
+
+#[test]
+fn a_large_backlog_of_refused_messages_stops_no_other_topic_and_arrives_in_order_when_it_may() {
+    let number = |count: u64| format!("x{count}").into_bytes();
+    for (code, length, refused, qos) in [
+        (0x87, 0, 1500, Qos::AtLeastOnce),
+        (0x87, 0, 1500, Qos::ExactlyOnce),
+        (0x87, 240_000, 30, Qos::AtLeastOnce),
+        (0x83, 0, 1500, Qos::AtLeastOnce),
+        (0x80, 240_000, 30, Qos::ExactlyOnce),
+    ] {
+        for is_strict in [false, true] {
+            let temper = Temper { refuses: Some((b'x', code)), ..Temper::default() };
+            let mut rows: Vec<Queued> = (1..=refused)
+                .map(|count| {
+                    let mut body = number(count);
+                    body.resize(body.len().max(length), b' ');
+                    Queued { strict_order: is_strict, ..row(count, qos, "secret", &body) }
+                })
+                .collect();
+            rows.extend((refused + 1..=refused + 100).map(|count| row(count, Qos::AtLeastOnce, "t/9", b"good")));
+            let mut world = World::new(settings(Version::V5, 10), temper, rows);
+            while world.step() {}
+            assert_eq!(world.store.settled.len(), 100, "{code:x}, {length} bytes, {qos:?}, strict: {is_strict}");
+            // The cloud allows it: everything comes, and what was never refused comes in order.
+            world.cloud.temper.refuses = None;
+            world.run(&[]);
+            assert_all_delivered(&world);
+            if code == 0x87 || is_strict {
+                let got: Vec<&Publish> = world.cloud.got.iter().filter(|publish| publish.payload[0] == b'x').collect();
+                let texts = got.iter().map(|publish| std::str::from_utf8(&publish.payload[1..]).unwrap().trim());
+                let numbers: Vec<u64> = texts.map(|text| text.parse().unwrap()).skip(20).collect();
+                assert!(numbers.is_sorted(), "{code:x}, {length} bytes, {qos:?}, strict: {is_strict}");
+            }
+        }
+    }
 }
 
 #[test]

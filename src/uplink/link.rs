@@ -417,7 +417,7 @@ impl Link {
             }
             Action::Commit(changes) => self.order(at, Order::Commit(changes)),
             Action::Restore => self.order(at, Order::Restore),
-            Action::Fetch { count, bytes } => self.order(at, Order::Fetch { count, bytes }),
+            Action::Fetch { round, count, bytes } => self.order(at, Order::Fetch { round, count, bytes }),
             Action::Submit { receipt, message, once } => {
                 let errand = Errand::Submit { receipt, message, once };
                 if self.errands.try_send(errand).is_err() {
@@ -453,7 +453,7 @@ impl Link {
                 Event::CommitFailed
             }
             Report::Restored(restored) => Event::Restored(restored),
-            Report::Rows(rows) => Event::Rows(rows),
+            Report::Rows(round, rows) => Event::Rows { round, rows },
             Report::Submitted(receipt, Ok(())) => Event::Accepted(receipt),
             Report::Released(receipt, Ok(was_known)) => Event::Released { receipt, was_known },
             Report::Submitted(receipt, Err(reason)) | Report::Released(receipt, Err(reason)) => {

@@ -55,9 +55,10 @@ const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// Bytes in flight beyond which no further message is sent, however wide the window.
 const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
 
-/// Rows waiting in memory: bytes, and those that are stuck behind a refusal.
-const WAITING_BYTES_MAX: usize = 4 << 20;
-const STUCK_ROWS_MAX: usize = 1000;
+/// Rows read ahead: their bytes. And those that are stuck, above what `Waiting` lets go of by itself: what remains are
+/// rows of strict topics, one of each.
+const AHEAD_BYTES_MAX: usize = 4 << 20;
+const STUCK_ROWS_MAX: usize = 10_000;
 
 /// One fetch asks for at most this.
 const FETCH_ROWS_MAX: usize = 2048;
@@ -144,7 +145,12 @@ pub enum Event {
     /// A packet came from the cloud.
     Packet(Packet),
     /// What `Fetch` asked for.
-    Rows(Vec<Queued>),
+    Rows {
+        /// Of the `Fetch`.
+        round: u64,
+        /// In order.
+        rows: Vec<Queued>,
+    },
     /// The commit under way is on disk.
     Committed,
     /// The commit under way failed; what is on disk is not known.
@@ -194,6 +200,8 @@ pub enum Action {
     Restore,
     /// Get more rows; answered by `Rows` when there are any.
     Fetch {
+        /// Another one than before: from the oldest row again, not from where the last answer ended.
+        round: u64,
         /// At most so many.
         count: usize,
         /// At most so many bytes.
@@ -378,6 +386,8 @@ enum Holder {
 struct Gathering {
     changes: Vec<Change>,
     after: Vec<Packet>,
+    /// Rows that it settles. Until it is on disk the queue may hand them out again.
+    ended: Vec<Sequence>,
     /// It admits rows: later messages must not overtake them.
     admits: bool,
     /// It begins a new session: the store must be read back, whatever becomes of the connection meanwhile.
@@ -412,6 +422,9 @@ pub struct Machine {
     gathering: Gathering,
     committing: Option<Gathering>,
     is_fetching: bool,
+    /// The fetch under way began at the oldest row.
+    is_rewinding: bool,
+    round: u64,
     // Rows.
     ids: HashMap<PacketId, Holder>,
     next_id: u16,
@@ -466,6 +479,8 @@ impl Machine {
             gathering: Gathering::default(),
             committing: None,
             is_fetching: false,
+            is_rewinding: false,
+            round: 0,
             ids: HashMap::new(),
             next_id: 0,
             next_order: 0,
@@ -535,8 +550,11 @@ impl Machine {
         match event {
             Event::Restored(restored) => self.restored(at, restored),
             Event::Packet(packet) => self.packet(at, packet),
-            Event::Rows(rows) => {
+            // What was read before a rewind comes again, in order.
+            Event::Rows { round, .. } if round != self.round => {}
+            Event::Rows { rows, .. } => {
                 self.is_fetching = false;
+                self.is_rewinding = false;
                 for row in rows {
                     if self.owned.insert(row.sequence) {
                         self.waiting.push(row);
@@ -593,7 +611,7 @@ impl Machine {
         self.commit(at);
         self.prove(at);
         self.stop(at);
-        self.fetch();
+        self.fetch(at);
     }
 
     /// What is to be done, in order.
@@ -875,6 +893,7 @@ impl Machine {
         self.is_restored = true;
         self.is_restoring = false;
         self.is_fetching = false;
+        self.is_rewinding = false;
         self.session_key = restored.session_key;
         self.session = restored.session;
         self.waiting = Waiting::default();
@@ -1027,6 +1046,11 @@ impl Machine {
 
     fn committed(&mut self, at: Moment) {
         let Some(mut committed) = self.committing.take() else { return };
+        for sequence in &committed.ended {
+            self.owned.remove(sequence);
+        }
+        // Rows whose packet ids it forgot were passed over by a reading that came before it.
+        self.is_rewinding = false;
         self.send_after(at, std::mem::take(&mut committed.after));
         if !self.gathering.admits {
             // Messages that only had to follow this commit: were they to wait for the next one too, later messages,
@@ -1064,16 +1088,26 @@ impl Machine {
         }
     }
 
-    fn fetch(&mut self) {
+    fn fetch(&mut self, at: Moment) {
+        let may_ask = self.phase == Phase::Up && !self.is_restoring && !self.must_restore && self.stop_by.is_none();
+        // A rewind follows all changes so far to the store: it would pass over rows whose packet id is to be forgotten.
+        let may_rewind = may_ask && !self.is_rewinding && self.gathering.changes.is_empty();
+        let rewinds = may_rewind && self.waiting.take_rewind(at.now);
+        for sequence in self.waiting.take_let_go() {
+            self.owned.remove(&sequence);
+        }
+        if rewinds {
+            self.is_rewinding = true;
+            self.round += 1;
+        }
         let window = usize::from(self.settings.window.get());
-        let stuck = self.waiting.stuck();
-        let ahead = self.waiting.count().saturating_sub(stuck);
-        let has_room = ahead < window && stuck < STUCK_ROWS_MAX && self.waiting.bytes() < WAITING_BYTES_MAX;
-        let may_ask = self.phase == Phase::Up && !self.is_fetching && !self.is_restoring && !self.must_restore;
-        if may_ask && has_room && self.stop_by.is_none() {
+        let has_room = self.waiting.ahead() < window
+            && self.waiting.ahead_bytes() < AHEAD_BYTES_MAX
+            && self.waiting.stuck() < STUCK_ROWS_MAX.max(2 * window);
+        if may_ask && (rewinds || (has_room && !self.is_fetching)) {
             self.is_fetching = true;
             let count = (2 * window).clamp(16, FETCH_ROWS_MAX);
-            self.actions.push(Action::Fetch { count, bytes: FETCH_BYTES_MAX });
+            self.actions.push(Action::Fetch { round: self.round, count, bytes: FETCH_BYTES_MAX });
         }
     }
 
@@ -1328,7 +1362,7 @@ impl Machine {
 
     fn settled(&mut self, attempt: Attempt) {
         self.counts.delivered += 1;
-        self.owned.remove(&attempt.row.sequence);
+        self.gathering.ended.push(attempt.row.sequence);
         self.gathering.changes.push(Change::Settle { sequence: attempt.row.sequence, verdict: Verdict::Delivered });
         self.waiting.ended(&attempt.row, true);
     }
@@ -1385,7 +1419,7 @@ impl Machine {
     }
 
     fn give_up(&mut self, attempt: &Attempt, verdict: Verdict) {
-        self.owned.remove(&attempt.row.sequence);
+        self.gathering.ended.push(attempt.row.sequence);
         self.gathering.changes.push(Change::Settle { sequence: attempt.row.sequence, verdict });
         self.waiting.ended(&attempt.row, false);
     }

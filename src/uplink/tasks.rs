@@ -28,6 +28,8 @@ pub enum Order {
     Restore,
     /// Get rows.
     Fetch {
+        /// Another one than before: from the oldest row again.
+        round: u64,
         /// At most so many.
         count: usize,
         /// At most so many bytes.
@@ -63,8 +65,8 @@ pub enum Report {
     Committed(Result<(), AppendError>),
     /// The durable state.
     Restored(Restored),
-    /// Rows, at least one.
-    Rows(Vec<Queued>),
+    /// Rows, at least one, of this round.
+    Rows(u64, Vec<Queued>),
     /// The intake has the command, or not.
     Submitted(Receipt, Result<(), String>),
     /// The id is forgotten; whether it was known.
@@ -76,6 +78,7 @@ pub enum Report {
 /// Carries out orders until there are no more to come.
 pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, reports: mpsc::Sender<Report>) {
     let mut wanted: Option<(usize, usize)> = None;
+    let mut reading = 0;
     loop {
         let report = tokio::select! {
             // Commits first: they free the window, and rows are fetched ahead.
@@ -90,7 +93,10 @@ pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, r
                         None => Report::QueueStopped,
                     }
                 }
-                Some(Order::Fetch { count, bytes }) => {
+                Some(Order::Fetch { round, count, bytes }) => {
+                    if std::mem::replace(&mut reading, round) != round {
+                        outlet.rewind();
+                    }
                     wanted = Some((count, bytes));
                     continue;
                 }
@@ -98,7 +104,7 @@ pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, r
             rows = next(&mut outlet, wanted) => match rows {
                 Ok(rows) => {
                     wanted = None;
-                    Report::Rows(rows)
+                    Report::Rows(reading, rows)
                 }
                 Err(AppendError::Stopped) => Report::QueueStopped,
                 Err(_failed) => {
