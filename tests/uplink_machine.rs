@@ -106,6 +106,10 @@ struct Temper {
     sends_strays: bool,
     /// Closes without a word on a body that starts with this.
     closes_on: Option<u8>,
+    /// Closes without a word on every PUBLISH: a balancer before a dead broker.
+    closes_on_all: bool,
+    /// Closes on this topic, as a cloud does in 3.1.1 whose policy lacks it.
+    closes_on_topic: Option<&'static str>,
     /// Answers a body that starts with this with that reason.
     refuses: Option<(u8, u8)>,
     forgets_sessions: bool,
@@ -212,6 +216,12 @@ impl Cloud {
         assert!(publish.qos <= self.temper.qos_max.unwrap_or(Qos::ExactlyOnce), "a QoS that the cloud does not have");
         assert!(!(publish.retain && self.temper.has_no_retain), "retained, though the cloud has none");
         let first = publish.payload.first().copied();
+        let topic = publish.topic.as_ref().map(Topic::as_str);
+        if self.temper.closes_on_all || (self.temper.closes_on_topic.is_some() && topic == self.temper.closes_on_topic)
+        {
+            self.closes = true;
+            return None;
+        }
         if self.temper.closes_on.is_some() && first == self.temper.closes_on {
             self.closes = true;
             return None;
@@ -891,6 +901,75 @@ fn a_poisonous_message_is_found_alone_and_no_other_is_given_up() {
 }
 
 #[test]
+fn a_cloud_that_closes_on_every_message_for_hours_makes_no_dead_letter() {
+    for version in [Version::V311, Version::V5] {
+        for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
+            for forgets_sessions in [false, true] {
+                let temper = Temper { version_311: version == Version::V311, forgets_sessions, ..Temper::default() };
+                let mut world = World::new(settings(version, 10), temper, rows_of(100, |_| qos));
+                while world.cloud.got.len() < 3 {
+                    assert!(world.step());
+                }
+                // Twice, and it takes a few in between: that is no proof against those it does not take.
+                for _ in 0..2 {
+                    world.cloud.temper.closes_on_all = true;
+                    world.run_for(Duration::from_secs(3600));
+                    world.cloud.temper.closes_on_all = false;
+                    let got = world.cloud.got.len();
+                    while world.cloud.got.len() < got + 3 {
+                        assert!(
+                            world.step() || {
+                                world.run_for(Duration::from_millis(1));
+                                true
+                            }
+                        );
+                    }
+                }
+                world.run(&[]);
+                for (sequence, verdict) in &world.store.settled {
+                    assert_eq!(*verdict, Verdict::Delivered, "row {sequence}");
+                }
+                assert_eq!(world.store.settled.len(), 100);
+                assert!(world.notes.iter().any(|note| matches!(note, Note::Accused { .. })), "no alarm");
+                if qos == Qos::ExactlyOnce && !forgets_sessions && version == Version::V5 {
+                    assert_all_delivered(&world);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_topic_that_a_cloud_closes_on_is_held_and_its_messages_are_no_dead_letters() {
+    for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
+        let temper = Temper { version_311: true, closes_on_topic: Some("t/1"), ..Temper::default() };
+        let mut world = World::new(settings(Version::V311, 10), temper, rows_of(200, |_| qos));
+        world.run_for(Duration::from_secs(3 * 3600));
+        assert_eq!(world.store.settled.len(), 100, "all of the other topic");
+        assert!(world.notes.iter().any(|note| matches!(note, Note::Held { .. })));
+        assert!(world.cloud.connects < 300, "{} connections in three hours", world.cloud.connects);
+        world.cloud.temper.closes_on_topic = None;
+        world.run(&[]);
+        assert_eq!(world.cloud.got.len(), 200);
+        assert!(world.store.settled.values().all(|verdict| *verdict == Verdict::Delivered));
+    }
+}
+
+#[test]
+fn a_poisonous_message_that_is_alone_in_the_queue_does_not_keep_the_connection_down() {
+    let temper = Temper { closes_on: Some(b'x'), ..Temper::default() };
+    let rows = vec![row(1, Qos::AtLeastOnce, "t/1", b"x")];
+    let mut world = World::new(settings(Version::V5, 4), temper, rows);
+    world.run_for(Duration::from_secs(3600));
+    assert!(world.store.settled.is_empty());
+    assert!(world.cloud.connects < 50, "{} connections in an hour", world.cloud.connects);
+    // Others of its topic prove it.
+    world.store.rows.extend((2..6).map(|number| (Sequence(number), row(number, Qos::AtLeastOnce, "t/1", b"1"))));
+    world.run(&[]);
+    assert!(matches!(world.store.settled[&Sequence(1)], Verdict::Rejected { .. }));
+}
+
+#[test]
 fn a_broker_that_closes_on_a_wide_window_gets_a_narrow_one_and_nothing_is_given_up() {
     // Mosquitto with 3.1.1 at QoS 2: it has no way to say its limit.
     let temper = Temper { version_311: true, closes_beyond: Some(20), ..Temper::default() };
@@ -1017,6 +1096,21 @@ fn commands_are_rewritten_and_acknowledged_in_order_only_when_accepted() {
 }
 
 impl World {
+    fn run_for(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while self.now < end {
+            if !self.step() {
+                let next = self.machine.deadline(self.now).unwrap_or(end);
+                self.now = next.max(self.now + Duration::from_nanos(1)).min(end);
+                self.end_turn();
+            }
+            // A pause before each connection, as the link makes it.
+            if !self.opened {
+                self.now += Duration::from_millis(200);
+            }
+        }
+    }
+
     fn hear(&mut self, packet: Packet) {
         self.event(Event::Packet(packet));
         while self.step() {}

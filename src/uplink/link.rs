@@ -648,6 +648,9 @@ impl Link {
                     error!(uplink, sequence:%, topic:%, reason, count; "A message was refused for good; it is a dead letter");
                 }
             }
+            Note::Accused { sequence, topic } => {
+                error!(uplink, sequence:%, topic:%; "The cloud closes the connection on a message; it waits until others have been taken");
+            }
             Note::OwnTopicOff => {
                 error!(uplink; "The cloud does not allow the own topic; status messages are off until the next start");
             }

@@ -11,7 +11,7 @@
 //!
 //! It never touches a socket, a clock or the store, and never decides how long to wait before the next attempt.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +66,16 @@ const FETCH_BYTES_MAX: usize = 1 << 20;
 
 /// Connections that died with the same row first in flight, after which it is sent alone.
 const SHARED_DEATHS_MAX: u32 = 3;
+
+/// Connections that died of one row alone, each after others had been acknowledged, after which it is convicted.
+const TRIALS_MAX: u32 = 3;
+
+/// Rows that are accused at the same time; a cloud that closes on each of so many is itself at fault.
+const ACCUSED_MAX: usize = 64;
+
+/// First and longest pause of an accused row that no other has given an alibi.
+const TRIAL_FIRST: Duration = Duration::from_secs(10);
+const TRIAL_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// A connection that dies this long after the last PUBLISH died of something else.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -307,6 +317,13 @@ pub enum Note {
         /// Why.
         reason: String,
     },
+    /// The cloud closes the connection over messages, and it is not known yet whether they are at fault.
+    Accused {
+        /// The first of them.
+        sequence: Sequence,
+        /// Its topic at the cloud.
+        topic: Topic,
+    },
     /// The cloud does not allow the own topic; it is off until the next start.
     OwnTopicOff,
     /// The cloud does not allow a subscription.
@@ -407,6 +424,20 @@ struct Suspect {
     deaths: u32,
 }
 
+/// A row that was alone in flight when the cloud closed the connection. A balancer before a dead broker does that to
+/// every row, so that only rows which the cloud takes meanwhile can prove this one to be at fault.
+#[derive(Debug)]
+struct Accused {
+    topic: Topic,
+    /// Deaths after another row was acknowledged.
+    trials: u32,
+    has_alibi: bool,
+    /// And one of the same topic: else the cloud may not allow the topic, which is no fault of the message.
+    has_topic_alibi: bool,
+    pause: Duration,
+    trial_at: Duration,
+}
+
 /// The machine of one uplink.
 #[derive(Debug)]
 pub struct Machine {
@@ -437,6 +468,14 @@ pub struct Machine {
     resend: VecDeque<PacketId>,
     unproven: Vec<Attempt>,
     suspect: Option<Suspect>,
+    accused: BTreeMap<Sequence, Accused>,
+    /// Accused rows that wait for their trial: with a packet id, and without.
+    dock: VecDeque<PacketId>,
+    bench: VecDeque<Attempt>,
+    /// The accused row that is in flight, alone.
+    trial: Option<Sequence>,
+    /// The cloud has acknowledged a row on this connection.
+    has_acked: bool,
     /// 3.1.1 knows no Receive Maximum: a broker that has one closes the connection (mosquitto at QoS 2 does), and
     /// would do so for ever if all that is in flight were sent at once again.
     window_max: usize,
@@ -491,6 +530,11 @@ impl Machine {
             resend: VecDeque::new(),
             unproven: Vec::new(),
             suspect: None,
+            accused: BTreeMap::new(),
+            dock: VecDeque::new(),
+            bench: VecDeque::new(),
+            trial: None,
+            has_acked: false,
             window_max: usize::from(settings.window.get()),
             window_grows_at: Duration::ZERO,
             key_wanted: 0,
@@ -658,6 +702,7 @@ impl Machine {
                 self.waiting.next_at(now).into_iter().chain(self.pace_until).for_each(&mut at);
                 // A row on trial is alone: what else is due waits, and must not be waited for.
                 self.subscribe_at.filter(|_| !self.is_alone()).into_iter().for_each(&mut at);
+                self.trial_at().filter(|when| *when > now).into_iter().for_each(&mut at);
             }
             _ => {}
         }
@@ -677,7 +722,7 @@ impl Machine {
 
     /// Messages that the cloud has not acknowledged.
     pub fn in_flight(&self) -> usize {
-        if self.phase == Phase::Up && self.resend.is_empty() {
+        if self.phase == Phase::Up && self.resend.is_empty() && self.dock.is_empty() {
             return self.rows_out;
         }
         let rows = self.ids.values().filter(|holder| matches!(holder, Holder::Row(_))).count();
@@ -802,12 +847,17 @@ impl Machine {
         }
         self.rows_out = 0;
         self.resend.clear();
+        self.dock.clear();
+        self.bench.drain(..).for_each(|attempt| self.waiting.put_back(attempt));
+        self.trial = None;
+        self.has_acked = false;
         self.own_next = None;
         self.pace_until = None;
     }
 
     /// The cloud closed the connection, as a broker does that has no other way to refuse what it was sent. Whatever
-    /// was first and unanswered is suspected: the same one three times is sent alone, and then it is known.
+    /// was first and unanswered is suspected: the same one three times is sent alone. If that ends the connection too, it
+    /// is accused: it waits until the cloud has taken others, and is tried again, alone.
     fn died(&mut self, at: Moment, reason: Option<ReasonCode>) {
         if self.ids.values().any(|holder| matches!(holder, Holder::OwnStatus)) {
             if self.own.died() {
@@ -840,25 +890,113 @@ impl Machine {
             _ => None,
         });
         let Some((_, id, sequence)) = first.min() else { return };
-        let before = self.suspect.filter(|suspect| suspect.sequence == sequence).map_or(0, |suspect| suspect.deaths);
-        let was_alone = before >= SHARED_DEATHS_MAX && self.rows_out == 1;
-        if !was_alone {
-            self.suspect = Some(Suspect { sequence, deaths: before + 1 });
+        let deaths = self.suspect.filter(|suspect| suspect.sequence == sequence).map_or(0, |suspect| suspect.deaths);
+        let is_found = deaths >= SHARED_DEATHS_MAX || self.trial == Some(sequence) || self.is_exploring();
+        if !is_found || self.rows_out > 1 {
+            self.suspect = Some(Suspect { sequence, deaths: deaths + 1 });
             return;
         }
         self.suspect = None;
+        self.accuse(at, id, sequence, reason);
+    }
+
+    /// A connection has died with this row alone in flight.
+    fn accuse(&mut self, at: Moment, id: PacketId, sequence: Sequence, reason: Option<ReasonCode>) {
+        let Some(Holder::Row(slot)) = self.ids.get(&id) else { return };
+        let Some(row) = slot.attempt.as_ref().map(|attempt| &attempt.row) else { return };
+        // A cloud that dies of one row and then of another may well die of none of them.
+        for other in self.accused.iter_mut().filter(|(other, _)| **other != sequence).map(|(_, accused)| accused) {
+            (other.trials, other.has_alibi, other.has_topic_alibi) = (0, false, false);
+        }
+        if self.accused.is_empty() {
+            let topic = row.encoding.topic.clone();
+            self.actions.push(Action::Note(Note::Accused { sequence, topic }));
+        }
+        let accused = self.accused.entry(sequence).or_insert_with(|| Accused {
+            topic: row.encoding.topic.clone(),
+            trials: 0,
+            has_alibi: false,
+            has_topic_alibi: false,
+            pause: Duration::ZERO,
+            trial_at: at.now,
+        });
+        accused.trials += u32::from(accused.has_alibi);
+        accused.pause = (accused.pause * 2).clamp(TRIAL_FIRST, TRIAL_MAX);
+        accused.trial_at = at.now + accused.pause;
+        let (is_convicted, has_topic_alibi) = (accused.trials >= TRIALS_MAX, accused.has_topic_alibi);
+        // A code that speaks of the message needs no further proof.
+        let is_named = reason.is_some_and(|reason| {
+            [ReasonCode::TOPIC_NAME_INVALID, ReasonCode::PACKET_TOO_LARGE, ReasonCode::PAYLOAD_FORMAT_INVALID]
+                .contains(&reason)
+        });
         if reason == Some(ReasonCode::NOT_AUTHORIZED) {
             self.refused(at, id, ReasonCode::NOT_AUTHORIZED, "");
-        } else {
+        } else if is_named || (is_convicted && has_topic_alibi) {
             let code = reason.map_or_else(String::new, |reason| format!(" with {reason}"));
-            let text = format!("the cloud closed {} connections{code} when it was sent", before + 1);
+            let text = format!("the cloud closed the connection{code} whenever it was sent, and took others");
             self.reject_slot(id, text);
+        } else if (is_convicted || self.waiting.is_held(&row.encoding.topic)) && self.waiting.hold_topic(at.now, row) {
+            self.actions.push(Action::Note(Note::Held { topic: row.encoding.topic.clone() }));
+        }
+        if self.accused.len() > ACCUSED_MAX
+            && let Some(oldest) = self.accused.keys().find(|other| **other != sequence).copied()
+        {
+            self.accused.remove(&oldest);
+        }
+    }
+
+    /// The cloud has answered this row, or it is gone.
+    fn acquit(&mut self, sequence: Sequence) {
+        self.accused.remove(&sequence);
+        if self.trial == Some(sequence) {
+            self.trial = None;
+        }
+    }
+
+    /// Rows are accused and the cloud has taken none on this connection: the next ones go one by one.
+    fn is_exploring(&self) -> bool {
+        !self.accused.is_empty() && !self.has_acked
+    }
+
+    /// The accused row whose turn it is.
+    fn defendant(&self) -> Option<Sequence> {
+        let docked = self.dock.front().and_then(|id| match self.ids.get(id) {
+            Some(Holder::Row(slot)) => slot.attempt.as_ref().map(|attempt| attempt.row.sequence),
+            _ => None,
+        });
+        docked.or_else(|| self.bench.front().map(|attempt| attempt.row.sequence))
+    }
+
+    /// When the next trial is due, whether or not others can give an alibi.
+    fn trial_at(&self) -> Option<Duration> {
+        let sequence = self.defendant()?;
+        Some(self.accused.get(&sequence).map_or(Duration::ZERO, |accused| accused.trial_at))
+    }
+
+    /// Whether the next trial would prove something now.
+    fn has_evidence(&self) -> bool {
+        self.has_acked
+            && self.defendant().is_some_and(|sequence| {
+                let accused = self.accused.get(&sequence);
+                accused.is_none_or(|accused| accused.trials < TRIALS_MAX || accused.has_topic_alibi)
+            })
+    }
+
+    fn try_accused(&mut self, at: Moment) {
+        self.trial = self.defendant();
+        if let Some(id) = self.dock.pop_front() {
+            self.resend_row(at, id);
+        } else if let Some(attempt) = self.bench.pop_front() {
+            self.send_row(at, attempt);
+        }
+        if self.rows_out == 0 {
+            self.trial = None;
         }
     }
 
     /// Whether a single row is on trial.
     fn is_alone(&self) -> bool {
-        self.suspect.is_some_and(|suspect| suspect.deaths >= SHARED_DEATHS_MAX)
+        self.trial.is_some() || self.suspect.is_some_and(|suspect| suspect.deaths >= SHARED_DEATHS_MAX)
     }
 
     fn take_up(&mut self, at: Moment, session_present: bool) {
@@ -900,6 +1038,9 @@ impl Machine {
         self.owned.clear();
         self.ids.retain(|_, holder| !matches!(holder, Holder::Row(_)));
         self.resend.clear();
+        self.dock.clear();
+        self.bench.clear();
+        self.trial = None;
         self.unproven.clear();
         if let Some(ping) = &mut self.ping {
             ping.proves.clear();
@@ -952,7 +1093,13 @@ impl Machine {
             })
             .collect();
         order.sort_unstable();
-        self.resend = order.into_iter().map(|(_, id)| id).collect();
+        let (dock, resend) = order.into_iter().map(|(_, id)| id).partition(|id| match self.ids.get(id) {
+            Some(Holder::Row(slot)) if slot.stage != Stage::Released => {
+                slot.attempt.as_ref().is_some_and(|attempt| self.accused.contains_key(&attempt.row.sequence))
+            }
+            _ => false,
+        });
+        (self.dock, self.resend) = (dock, resend);
         self.actions.push(Action::Note(Note::Connected { session_present }));
     }
 
@@ -1123,12 +1270,26 @@ impl Machine {
             self.window_max *= 2;
             self.window_grows_at = at.now + WINDOW_GROWS_AFTER;
         }
-        let window = if self.is_alone() { 1 } else { self.terms.window.min(self.window_max) };
+        let is_single = self.is_alone() || self.is_exploring();
+        let window = if is_single { 1 } else { self.terms.window.min(self.window_max) };
         // Before the rows, so that a broker that closes on a row has answered these: each is judged on its own.
         if !self.is_alone() {
             self.subscribe(at);
             self.send_own_status(at, window);
         }
+        if self.trial.is_some() {
+            return;
+        }
+        if !self.has_evidence() {
+            self.fill_rows(at, window);
+        }
+        let is_due = self.has_evidence() || self.trial_at().is_some_and(|when| when <= at.now);
+        if is_due && self.rows_out == 0 && self.stop_by.is_none() {
+            self.try_accused(at);
+        }
+    }
+
+    fn fill_rows(&mut self, at: Moment, window: usize) {
         while self.rows_out < window
             && let Some(id) = self.resend.pop_front()
         {
@@ -1149,7 +1310,11 @@ impl Machine {
                 return;
             }
             let Some(attempt) = self.waiting.take(at.now) else { return };
-            self.send_row(at, attempt);
+            if self.accused.contains_key(&attempt.row.sequence) {
+                self.bench.push_back(attempt);
+            } else {
+                self.send_row(at, attempt);
+            }
         }
     }
 
@@ -1281,9 +1446,11 @@ impl Machine {
         }
         if let Some(attempt) = &slot.attempt {
             self.bytes_out = self.bytes_out.saturating_sub(compose::weight(&attempt.row));
-            if self.suspect.is_some_and(|suspect| suspect.sequence == attempt.row.sequence) {
+            let sequence = attempt.row.sequence;
+            if self.suspect.is_some_and(|suspect| suspect.sequence == sequence) {
                 self.suspect = None;
             }
+            self.acquit(sequence);
         }
         slot.attempt
     }
@@ -1362,6 +1529,12 @@ impl Machine {
 
     fn settled(&mut self, attempt: Attempt) {
         self.counts.delivered += 1;
+        self.acquit(attempt.row.sequence);
+        self.has_acked = true;
+        for accused in self.accused.values_mut() {
+            accused.has_alibi = true;
+            accused.has_topic_alibi |= accused.topic == attempt.row.encoding.topic;
+        }
         self.gathering.ended.push(attempt.row.sequence);
         self.gathering.changes.push(Change::Settle { sequence: attempt.row.sequence, verdict: Verdict::Delivered });
         self.waiting.ended(&attempt.row, true);
@@ -1419,6 +1592,7 @@ impl Machine {
     }
 
     fn give_up(&mut self, attempt: &Attempt, verdict: Verdict) {
+        self.acquit(attempt.row.sequence);
         self.gathering.ended.push(attempt.row.sequence);
         self.gathering.changes.push(Change::Settle { sequence: attempt.row.sequence, verdict });
         self.waiting.ended(&attempt.row, false);

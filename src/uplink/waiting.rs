@@ -98,6 +98,16 @@ impl Hold {
         }
     }
 
+    /// Of a window full of refusals only the probe's own lengthens the pause.
+    fn pause_probe(&mut self, now: Duration, sequence: Sequence) {
+        if self.probe == Some(sequence) {
+            self.probe = None;
+            self.is_asked = false;
+            self.pause = (self.pause * 2).min(HOLD_MAX);
+            self.probe_at = now + self.pause;
+        }
+    }
+
     fn can_probe(&self) -> bool {
         self.probe.is_none() && (!self.rows.is_empty() || (self.gone_from.is_some() && !self.is_asked))
     }
@@ -223,15 +233,22 @@ impl Waiting {
         let is_new = self.held.is_empty();
         let topic = attempt.row.encoding.topic.clone();
         let hold = self.held.entry(topic).or_insert_with(|| Hold::new(now));
-        // Of a window full of refusals only the probe's own lengthens the pause.
-        if hold.probe == Some(attempt.row.sequence) {
-            hold.probe = None;
-            hold.is_asked = false;
-            hold.pause = (hold.pause * 2).min(HOLD_MAX);
-            hold.probe_at = now + hold.pause;
-        }
+        hold.pause_probe(now, attempt.row.sequence);
         self.keep_held(attempt);
         is_new
+    }
+
+    /// The topic is held over a row that stays in flight and is no probe any more. True as for `hold`.
+    pub fn hold_topic(&mut self, now: Duration, row: &Queued) -> bool {
+        let is_new = self.held.is_empty();
+        let hold = self.held.entry(row.encoding.topic.clone()).or_insert_with(|| Hold::new(now));
+        hold.pause_probe(now, row.sequence);
+        is_new
+    }
+
+    /// Whether messages of the topic wait because the cloud does not allow them.
+    pub fn is_held(&self, topic: &Topic) -> bool {
+        self.held.contains_key(topic)
     }
 
     /// The next row that may leave at `now`.
