@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 use tidegate::config::{Pace, ReceiveRule, TopicTemplate};
+use tidegate::intake::LiveForward;
 use tidegate::message::{Body, Filter, Message, MessageId, Origin, Properties, Qos, Sequence, Stamp, Topic};
 use tidegate::mqtt::{Ack, Connack, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Version};
 use tidegate::queue::{Change, Encoding, Format, InFlight, Queued, Restored, SessionNumber, Verdict};
@@ -1166,9 +1167,105 @@ fn a_command_that_is_not_accepted_is_not_acknowledged_and_the_connection_ends() 
         _ => None,
     });
     world.actions.clear();
-    world.event(Event::Refused { receipt: receipt.unwrap(), reason: "full".to_owned() });
+    world.event(Event::Refused { receipt: receipt.unwrap(), reason: "gone".to_owned(), is_full: false });
     assert!(matches!(world.actions.back(), Some(Action::Close(CloseReason::NotAccepted { .. }))));
     assert!(!world.actions.iter().any(|action| matches!(action, Action::Send(Packet::Puback(_)))));
+}
+
+impl World {
+    /// Takes the receipts of what was handed in, unanswered.
+    fn receipts(&mut self) -> Vec<(u64, String)> {
+        let mut receipts = Vec::new();
+        self.actions.retain(|action| match action {
+            Action::Submit { receipt, message, .. } => {
+                receipts.push((*receipt, message.topic.to_string()));
+                false
+            }
+            _ => true,
+        });
+        receipts
+    }
+
+    fn refuse(&mut self, receipt: u64) {
+        self.event(Event::Refused { receipt, reason: "the queue is full".to_owned(), is_full: true });
+    }
+}
+
+#[test]
+fn a_command_without_room_in_the_store_is_refused_in_version_5_and_the_connection_stays() {
+    let mut world = up(Temper::default());
+    for (qos, id) in [(Qos::AtLeastOnce, 1), (Qos::ExactlyOnce, 2), (Qos::AtMostOnce, 0)] {
+        world.event(Event::Packet(command("cmd/a", qos, id)));
+        let receipts = world.receipts();
+        world.refuse(receipts[0].0);
+        while world.step() {}
+    }
+    let refusals = world.cloud.strays.iter().filter(|packet| {
+        matches!(packet, Packet::Puback(ack) | Packet::Pubrec(ack) if ack.reason == ReasonCode::QUOTA_EXCEEDED)
+    });
+    assert_eq!(refusals.count(), 2);
+    assert!(world.closed.is_empty() && world.machine.is_up());
+    assert_eq!(world.machine.counts().refused, 3);
+}
+
+#[test]
+fn a_command_without_room_in_the_store_waits_in_3_1_1_and_keeps_its_place() {
+    let temper = Temper { version_311: true, ..Temper::default() };
+    let mut world = World::new(settings(Version::V311, 3), temper, Vec::new());
+    while world.step() {}
+    world.closed.clear();
+    world.event(Event::Packet(command("cmd/a", Qos::ExactlyOnce, 1)));
+    let first = world.receipts()[0].0;
+    for _ in 0..20 {
+        world.refuse(first);
+        while world.step() {}
+        world.now += Duration::from_millis(250);
+        world.end_turn();
+        assert_eq!(world.receipts(), [(first, "plant/a".to_owned())], "handed in again");
+    }
+    world.refuse(first);
+    // One of the same topic stays behind it, others pass.
+    world.event(Event::Packet(command("cmd/a", Qos::AtLeastOnce, 2)));
+    world.event(Event::Packet(command("cmd/b", Qos::AtLeastOnce, 3)));
+    let other = world.receipts();
+    assert_eq!(other.len(), 1);
+    assert_eq!(other[0].1, "plant/b");
+    world.now += Duration::from_millis(250);
+    world.end_turn();
+    assert_eq!(world.receipts()[0].0, first);
+    world.event(Event::Accepted(first));
+    while world.step() {}
+    world.event(Event::Accepted(other[0].0));
+    while world.step() {}
+    assert_eq!(world.submitted.len(), 1, "the second of the topic follows at once");
+    assert_eq!(world.cloud.strays.len(), 3, "all are answered");
+    assert!(world.closed.is_empty() && world.machine.is_up());
+}
+
+#[test]
+fn live_messages_that_the_cloud_cannot_take_are_counted() {
+    let temper = Temper { packet_bytes_max: Some(100), ..Temper::default() };
+    let mut world = up(temper);
+    for length in [10, 200] {
+        let message = row(1, Qos::AtMostOnce, "t/1", &vec![b'1'; length]).message;
+        let topic = message.topic.clone();
+        world.event(Event::Live(LiveForward { message: Message { properties: None, ..message }, topic }));
+    }
+    while world.step() {}
+    assert_eq!((world.cloud.got.len(), world.machine.counts().live_dropped), (1, 1));
+}
+
+#[test]
+fn a_release_that_the_cloud_does_not_know_is_counted_and_said() {
+    let mut world = World::new(settings(Version::V5, 3), Temper::default(), rows_of(1, |_| Qos::ExactlyOnce));
+    while world.store.in_flight.values().all(|(_, _, is_released)| !is_released) {
+        assert!(world.step());
+    }
+    world.lose_link(false);
+    world.cloud.taken.clear();
+    world.run(&[]);
+    assert_eq!(world.machine.counts().uncertain, 1);
+    assert!(world.notes.iter().any(|note| matches!(note, Note::Uncertain { .. })));
 }
 
 #[test]

@@ -73,6 +73,9 @@ const TRIALS_MAX: u32 = 3;
 /// Rows that are accused at the same time; a cloud that closes on each of so many is itself at fault.
 const ACCUSED_MAX: usize = 64;
 
+/// Rows of a held topic that may wait for their trials before no further one is tried.
+const PROBES_MAX: usize = 8;
+
 /// First and longest pause of an accused row that no other has given an alibi.
 const TRIAL_FIRST: Duration = Duration::from_secs(10);
 const TRIAL_MAX: Duration = Duration::from_secs(5 * 60);
@@ -82,6 +85,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// A window that a cloud closed connections over is doubled again after this.
 const WINDOW_GROWS_AFTER: Duration = Duration::from_secs(10 * 60);
+
+/// In 3.1.1 a command that the store has no room for is handed in again after this: it cannot be refused there.
+const SUBMIT_AGAIN: Duration = Duration::from_millis(250);
 
 /// Filters of one SUBSCRIBE; some clouds take no more.
 const FILTERS_MAX: usize = 8;
@@ -173,6 +179,8 @@ pub enum Event {
         receipt: Receipt,
         /// Why, for a person.
         reason: String,
+        /// Only for want of room: it may be handed in again.
+        is_full: bool,
     },
     /// `Release` is on disk.
     Released {
@@ -324,6 +332,15 @@ pub enum Note {
         /// Its topic at the cloud.
         topic: Topic,
     },
+    /// The store has no room for what the cloud sends.
+    NoRoom,
+    /// The cloud has forgotten a message that it had taken, before its release was answered.
+    Uncertain {
+        /// Its place.
+        sequence: Sequence,
+        /// Its topic at the cloud.
+        topic: Topic,
+    },
     /// The cloud does not allow the own topic; it is off until the next start.
     OwnTopicOff,
     /// The cloud does not allow a subscription.
@@ -350,6 +367,12 @@ pub struct Counts {
     pub unmatched: u64,
     /// Acknowledgements of nothing.
     pub strays: u64,
+    /// Times that a message from the cloud found no room in the store.
+    pub refused: u64,
+    /// QoS 0 messages that were too long for the cloud, or too old.
+    pub live_dropped: u64,
+    /// Released at the cloud, which did not know them any more: whether it had handed them on is not known.
+    pub uncertain: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -438,6 +461,12 @@ struct Accused {
     trial_at: Duration,
 }
 
+impl Accused {
+    fn new(topic: Topic, trials: u32, trial_at: Duration) -> Accused {
+        Accused { topic, trials, has_alibi: false, has_topic_alibi: false, pause: Duration::ZERO, trial_at }
+    }
+}
+
 /// The machine of one uplink.
 #[derive(Debug)]
 pub struct Machine {
@@ -497,6 +526,7 @@ pub struct Machine {
     subscribe_at: Option<Duration>,
     subscribe_deaths: u32,
     inbound: Inbound,
+    submit_at: Option<Duration>,
     stop_by: Option<Duration>,
     counts: Counts,
     actions: Vec<Action>,
@@ -553,6 +583,7 @@ impl Machine {
             subscribe_at: None,
             subscribe_deaths: 0,
             inbound: Inbound::default(),
+            submit_at: None,
             stop_by: None,
             counts: Counts::default(),
             actions: Vec::new(),
@@ -607,12 +638,13 @@ impl Machine {
             }
             Event::Committed => self.committed(at),
             Event::CommitFailed => self.commit_failed(),
-            Event::Accepted(receipt) => self.inbound.ready(receipt),
-            Event::Refused { receipt, reason } => {
-                if self.inbound.knows(receipt) {
-                    self.close(CloseReason::NotAccepted { reason });
-                }
+            Event::Accepted(receipt) => {
+                self.inbound.ready(receipt);
+                self.submit_again();
             }
+            Event::Refused { receipt, .. } if !self.inbound.knows(receipt) => {}
+            Event::Refused { receipt, is_full: true, .. } => self.no_room(at, receipt),
+            Event::Refused { reason, .. } => self.close(CloseReason::NotAccepted { reason }),
             Event::Released { receipt, was_known } => self.pubcomp_for(receipt, was_known),
             Event::Live(live) => self.live(at, &live),
             Event::Unsendable { packet_id, reason } => self.unsendable(packet_id, reason),
@@ -643,6 +675,10 @@ impl Machine {
             && self.is_at_rest()
         {
             self.take_up(at, session_present);
+        }
+        if self.submit_at.is_some_and(|when| when <= at.now) {
+            self.submit_at = None;
+            self.submit_again();
         }
         if self.phase == Phase::Up {
             self.fill(at);
@@ -706,7 +742,7 @@ impl Machine {
             }
             _ => {}
         }
-        self.stop_by.into_iter().for_each(&mut at);
+        self.stop_by.into_iter().chain(self.submit_at).for_each(&mut at);
         earliest
     }
 
@@ -827,6 +863,7 @@ impl Machine {
         }
         self.phase = Phase::Down;
         self.inbound.clear();
+        self.submit_at = None;
         self.gathering.after.clear();
         if let Some(committing) = &mut self.committing {
             committing.after.clear();
@@ -905,21 +942,22 @@ impl Machine {
         let Some(Holder::Row(slot)) = self.ids.get(&id) else { return };
         let Some(row) = slot.attempt.as_ref().map(|attempt| &attempt.row) else { return };
         // A cloud that dies of one row and then of another may well die of none of them.
+        // Rows of one topic are no such proof: it may be the topic.
+        let mut of_topic = 0;
         for other in self.accused.iter_mut().filter(|(other, _)| **other != sequence).map(|(_, accused)| accused) {
-            (other.trials, other.has_alibi, other.has_topic_alibi) = (0, false, false);
+            other.has_topic_alibi = false;
+            if other.topic == row.encoding.topic {
+                of_topic += 1;
+            } else {
+                (other.trials, other.has_alibi) = (0, false);
+            }
         }
         if self.accused.is_empty() {
             let topic = row.encoding.topic.clone();
             self.actions.push(Action::Note(Note::Accused { sequence, topic }));
         }
-        let accused = self.accused.entry(sequence).or_insert_with(|| Accused {
-            topic: row.encoding.topic.clone(),
-            trials: 0,
-            has_alibi: false,
-            has_topic_alibi: false,
-            pause: Duration::ZERO,
-            trial_at: at.now,
-        });
+        let accused =
+            self.accused.entry(sequence).or_insert_with(|| Accused::new(row.encoding.topic.clone(), 0, at.now));
         accused.trials += u32::from(accused.has_alibi);
         accused.pause = (accused.pause * 2).clamp(TRIAL_FIRST, TRIAL_MAX);
         accused.trial_at = at.now + accused.pause;
@@ -935,6 +973,8 @@ impl Machine {
             let code = reason.map_or_else(String::new, |reason| format!(" with {reason}"));
             let text = format!("the cloud closed the connection{code} whenever it was sent, and took others");
             self.reject_slot(id, text);
+        } else if of_topic >= PROBES_MAX {
+            // Enough of the topic wait for their trials; no further one is sent to find out.
         } else if (is_convicted || self.waiting.is_held(&row.encoding.topic)) && self.waiting.hold_topic(at.now, row) {
             self.actions.push(Action::Note(Note::Held { topic: row.encoding.topic.clone() }));
         }
@@ -1093,6 +1133,17 @@ impl Machine {
             })
             .collect();
         order.sort_unstable();
+        // Those of a topic that is held wait with the row that it is held over, or each would have to be found alone.
+        for (_, id) in &order {
+            if let Some(Holder::Row(slot)) = self.ids.get(id)
+                && let Some(row) = slot.attempt.as_ref().map(|attempt| &attempt.row)
+                && self.accused.values().any(|accused| accused.topic == row.encoding.topic)
+                && self.waiting.is_held(&row.encoding.topic)
+            {
+                let accused = Accused::new(row.encoding.topic.clone(), TRIALS_MAX, at.now + TRIAL_MAX);
+                self.accused.entry(row.sequence).or_insert(accused);
+            }
+        }
         let (dock, resend) = order.into_iter().map(|(_, id)| id).partition(|id| match self.ids.get(id) {
             Some(Holder::Row(slot)) if slot.stage != Stage::Released => {
                 slot.attempt.as_ref().is_some_and(|attempt| self.accused.contains_key(&attempt.row.sequence))
@@ -1520,9 +1571,15 @@ impl Machine {
             self.counts.strays += 1;
             return;
         }
-        // 0x92 too: the cloud has ended the exchange before (it had answered PUBREC, so it has the message).
         self.progress_at = at.now;
         if let Some(attempt) = self.remove_row(id) {
+            // 0x92: the cloud has ended the exchange before, and its PUBCOMP was lost. Or it has lost its session in
+            // between, and who knows when; sending it again could double it. It had answered PUBREC, so it had it.
+            if ack.reason == ReasonCode::PACKET_IDENTIFIER_NOT_FOUND {
+                self.counts.uncertain += 1;
+                let (sequence, topic) = (attempt.row.sequence, attempt.row.encoding.topic.clone());
+                self.actions.push(Action::Note(Note::Uncertain { sequence, topic }));
+            }
             self.settled(attempt);
         }
     }
@@ -1602,13 +1659,14 @@ impl Machine {
         if self.phase != Phase::Up {
             return;
         }
-        if let Some(publish) = compose::live(&live.message, &live.topic, &self.terms, at.stamp) {
-            let bytes = compose::publish_bytes(&publish, self.terms.version);
-            if bytes <= self.terms.packet_bytes_max {
-                self.pacing.spend(at.now, bytes);
-                self.send(at, Packet::Publish(publish));
-            }
-        }
+        let publish = compose::live(&live.message, &live.topic, &self.terms, at.stamp);
+        let publish = publish.map(|publish| (compose::publish_bytes(&publish, self.terms.version), publish));
+        let Some((bytes, publish)) = publish.filter(|(bytes, _)| *bytes <= self.terms.packet_bytes_max) else {
+            self.counts.live_dropped += 1;
+            return;
+        };
+        self.pacing.spend(at.now, bytes);
+        self.send(at, Packet::Publish(publish));
     }
 
     fn send_own_status(&mut self, at: Moment, window: usize) {
@@ -1736,8 +1794,40 @@ impl Machine {
             origin: Origin::Uplink(self.settings.name.clone()),
             received: at.stamp,
         };
+        let message = Box::new(message);
         let receipt = self.inbound.open(answer);
-        self.actions.push(Action::Submit { receipt, message: Box::new(message), once });
+        if self.settings.version == Version::V311 && message.qos != Qos::AtMostOnce {
+            let is_behind = self.inbound.has_refused_on(&message.topic);
+            self.inbound.keep(receipt, message.clone(), once);
+            // Behind an earlier one of its topic that there was no room for.
+            if is_behind {
+                return self.inbound.refuse(receipt);
+            }
+        }
+        self.actions.push(Action::Submit { receipt, message, once });
+    }
+
+    /// The store has no room for a command. Closing would only make the cloud send it again at once.
+    fn no_room(&mut self, at: Moment, receipt: Receipt) {
+        self.counts.refused += 1;
+        self.actions.push(Action::Note(Note::NoRoom));
+        match (self.settings.version, self.inbound.answer_id(receipt)) {
+            (Version::V5, Some(_)) => self.inbound.fail(receipt, ReasonCode::QUOTA_EXCEEDED),
+            (Version::V311, Some(_)) => {
+                self.inbound.refuse(receipt);
+                self.submit_at = Some(at.now + SUBMIT_AGAIN);
+            }
+            (_, None) => self.inbound.ready(receipt),
+        }
+    }
+
+    /// One at a time: what has room for the first may have none for the second, and they keep their order.
+    fn submit_again(&mut self) {
+        if self.submit_at.is_none()
+            && let Some((receipt, message, once)) = self.inbound.take_refused()
+        {
+            self.actions.push(Action::Submit { receipt, message, once });
+        }
     }
 
     fn pubrel_in(&mut self, ack: &Ack) {

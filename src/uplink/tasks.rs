@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::inbound::Receipt;
 use crate::health::chain;
-use crate::intake::{Intake, Ticket};
+use crate::intake::{AcceptError, Intake, Ticket};
 use crate::message::Message;
 use crate::queue::{AppendError, Change, Inlet, Once, Outlet, Queued, Restored};
 
@@ -58,6 +58,21 @@ pub enum Errand {
     },
 }
 
+/// Why an errand failed.
+#[derive(Debug)]
+pub struct Unaccepted {
+    /// For a person.
+    pub reason: String,
+    /// Only for want of room.
+    pub is_full: bool,
+}
+
+impl From<AcceptError> for Unaccepted {
+    fn from(error: AcceptError) -> Unaccepted {
+        Unaccepted { reason: chain(&error), is_full: error.is_full() }
+    }
+}
+
 /// What became of it.
 #[derive(Debug)]
 pub enum Report {
@@ -68,9 +83,9 @@ pub enum Report {
     /// Rows, at least one, of this round.
     Rows(u64, Vec<Queued>),
     /// The intake has the command, or not.
-    Submitted(Receipt, Result<(), String>),
+    Submitted(Receipt, Result<(), Unaccepted>),
     /// The id is forgotten; whether it was known.
-    Released(Receipt, Result<bool, String>),
+    Released(Receipt, Result<bool, Unaccepted>),
     /// The queue has stopped for good.
     QueueStopped,
 }
@@ -140,7 +155,7 @@ async fn restore(outlet: &mut Outlet) -> Option<Restored> {
 
 enum Placed {
     Ticket(Receipt, Box<Ticket>),
-    Refused(Receipt, String),
+    Refused(Receipt, Unaccepted),
     Release(Receipt, Once),
 }
 
@@ -157,7 +172,7 @@ pub async fn run_errands(
             let outcome = match errand {
                 Errand::Submit { receipt, message, once } => match intake.submit(*message, once).await {
                     Ok(ticket) => Placed::Ticket(receipt, Box::new(ticket)),
-                    Err(error) => Placed::Refused(receipt, chain(&error)),
+                    Err(error) => Placed::Refused(receipt, error.into()),
                 },
                 Errand::Release { receipt, once } => Placed::Release(receipt, once),
             };
@@ -171,12 +186,12 @@ pub async fn run_errands(
             let report = match placed {
                 Placed::Ticket(receipt, ticket) => {
                     let outcome = ticket.outcome().await.map(|_accepted| ());
-                    Report::Submitted(receipt, outcome.map_err(|error| chain(&error)))
+                    Report::Submitted(receipt, outcome.map_err(Unaccepted::from))
                 }
-                Placed::Refused(receipt, reason) => Report::Submitted(receipt, Err(reason)),
+                Placed::Refused(receipt, refusal) => Report::Submitted(receipt, Err(refusal)),
                 Placed::Release(receipt, once) => {
                     let outcome = inlet.release(once).await;
-                    Report::Released(receipt, outcome.map_err(|error| chain(&error)))
+                    Report::Released(receipt, outcome.map_err(|error| AcceptError::Queue(error).into()))
                 }
             };
             if reports.send(report).await.is_err() {
