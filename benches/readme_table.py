@@ -311,11 +311,49 @@ def misspelt(kind, binary, folder):
     return f"exit status {status}, {named} of 2 misspelt keys named"
 
 
+def meter(kind, binary, folder):
+    if kind is not Tidegate:
+        return "reads no meters"
+    cloud = Cloud(folder / "cloud")
+    cloud.start()
+    gateway = kind(binary, folder / "gateway", cloud.port)
+    units = free_port()
+    simulator = Process(
+        [binary, "simulate", "modbus", "--listen", f"127.0.0.1:{units}", "--units", "1", "--dead", "2"], folder / "units"
+    )
+    wait_until("the meters answer", lambda: accepts(units))
+    devices = "".join(
+        f'[modbus.{name}]\nline = "tcp://127.0.0.1:{units}"\nunit_id = {unit}\npoll = "500ms"\ntimeout = "300ms"\n'
+        f'topic = "plant/{{device}}/{{point}}"\n[modbus.{name}.point]\nx = {{ address = "holding:0", type = "u16" }}\n'
+        for name, unit in (("living", 1), ("dead", 2))
+    )
+    gateway.config.write_text(gateway.config.read_text() + devices)
+    readings = {"living": [], "dead": []}
+
+    def on_message(_client, _userdata, message):
+        body = json.loads(message.payload) if message.payload.startswith(b"{") else {}
+        if body.get("device") in readings:
+            readings[body["device"]].append((time.monotonic(), body["quality"], body.get("reason")))
+
+    client = cloud.subscriber(on_message)
+    gateway.start()
+    wait_until("40 readings of the living meter came", lambda: len(readings["living"]) >= 40)
+    client.loop_stop()
+    gateway.end()
+    simulator.end()
+    cloud.stop()
+    times = [at for at, quality, _ in readings["living"] if quality == "good"]
+    interval = (times[-1] - times[4]) / (len(times) - 5)
+    reasons = {f"{quality}: {reason}" for _, quality, reason in readings["dead"]}
+    return f"its readings are {' / '.join(sorted(reasons))!r}; its neighbour on the line, asked every 0.50 s, came every {interval:.2f} s"
+
+
 ROWS = [
     ("the plug is pulled (kill -9) with the cloud away", plug),
     ("the cloud vanishes and comes back", vanished),
     ("the disk is full", full),
     ("the database is damaged", damaged),
+    ("a meter dies", meter),
     ("two keys are misspelt", misspelt),
 ]
 

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use crate::broker::{BindError, Broker, BrokerLimits};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::control::{Control, ControlError};
+use crate::control::Control;
 use crate::field::{Field, FieldError};
 use crate::health::{Health, chain};
 use crate::intake::Intake;
@@ -48,9 +48,6 @@ pub enum GatewayError {
     /// The field stage.
     #[error("the gateway cannot start")]
     Field(#[source] FieldError),
-    /// The control socket.
-    #[error("the gateway cannot start")]
-    Control(#[source] ControlError),
     /// The queue's thread.
     #[error("the gateway cannot start its queue")]
     Thread(#[source] std::io::Error),
@@ -114,8 +111,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
     let broker = Broker::bind(&config.broker, limits, intake.clone(), inlet.clone(), router.clone(), health.clone())
         .await
         .map_err(GatewayError::Listener)?;
-    let control = Control::bind(&config.gateway.state_dir, &gateway, clock.clone(), health.clone())
-        .map_err(GatewayError::Control)?;
+    let control = Control::bind(&config.gateway.state_dir, &gateway, clock.clone(), health.clone());
 
     let mut taking_in = Stages::new();
     let field = Field::new(&config, intake.clone(), clock.clone(), &health).map_err(GatewayError::Field)?;
@@ -139,7 +135,11 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
     }
 
     let mut house = Stages::new();
-    house.start("control", |stop| control.run(stop));
+    match control {
+        Ok(control) => house.start("control", |stop| control.run(stop)),
+        // On a full or read-only disk the plant goes on without it.
+        Err(error) => log::error!(error:% = chain(&error); "The gateway runs, but `tidegate status` cannot ask it"),
+    }
     let watched = router.clone();
     house.start("router", |stop| async move { watched.watch(stop).await });
 

@@ -131,15 +131,17 @@ async fn mosquitto_clients_get_retained_messages_wills_and_properties() {
 async fn a_persistent_session_of_mosquitto_sub_gets_what_came_while_it_was_away() {
     let gateway = Gateway::start().await;
     for protocol in PROTOCOLS {
-        let session = ["-V", protocol, "-c", "-x", "3600", "-i", protocol, "-q", "1", "-t", "kept"];
+        // A topic each: the session of the one before is still there and would be taken for this one's subscription.
+        let topic = format!("kept/{protocol}");
+        let session = ["-V", protocol, "-c", "-x", "3600", "-i", protocol, "-q", "1", "-t", &topic];
         let session = if protocol == "mqttv5" { session.to_vec() } else { [&session[..3], &session[5..]].concat() };
         let first = Reader::start(&gateway, &session);
-        subscribed(&gateway, "kept").await;
+        subscribed(&gateway, &topic).await;
         until("it is not there", || gateway.session_counter("connected") == 1).await;
         first.end().await;
         until("it is still there", || gateway.session_counter("connected") == 0).await;
         for number in ["1", "2", "3"] {
-            publish_by_mosquitto(&gateway, &["-V", protocol, "-q", "1", "-t", "kept", "-m", number]).await;
+            publish_by_mosquitto(&gateway, &["-V", protocol, "-q", "1", "-t", &topic, "-m", number]).await;
         }
         let mut second = Reader::start(&gateway, &session);
         for number in ["1", "2", "3"] {

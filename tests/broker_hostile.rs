@@ -324,3 +324,21 @@ async fn a_burst_at_qos_0_is_paced_for_a_reading_subscriber_and_nothing_is_lost(
     assert_eq!(gateway.session_counter("dropped"), 0);
     gateway.ended().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_never_releases_is_disconnected_before_it_fills_the_store() {
+    let _others = MEMORY.read().await;
+    let gateway = Gateway::start().await;
+    let mut neighbours = Neighbours::new(&gateway).await;
+    let mut hoarder = Client::new(&gateway, Version::V311, "hoarder").await;
+    for packet_id in 1..=1025 {
+        hoarder.send(Packet::Publish(publish("hoard/x", Qos::ExactlyOnce, packet_id, "x"))).await;
+        if packet_id <= 1024 {
+            let is_received = |packet: &Packet| matches!(packet, Packet::Pubrec(_)).then_some(());
+            hoarder.wait_for(is_received).await;
+        }
+    }
+    hoarder.closed().await;
+    neighbours.exchange().await;
+    gateway.ended().await;
+}

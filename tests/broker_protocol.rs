@@ -749,7 +749,7 @@ async fn topic_aliases_stand_for_topics_of_this_connection_within_the_announced_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_messages_than_receive_maximum_are_refused() {
-    let limits = BrokerLimits { inbound: 3, ..BrokerLimits::default() };
+    let limits = BrokerLimits { inbound: 3, inbound_tolerated: 3, ..BrokerLimits::default() };
     let gateway = Gateway::start_with(Options { limits, ..Options::default() }).await;
     let (mut client, connack) = Client::with(&gateway, connect(Version::V5, "c")).await;
     assert_eq!(connack.receive_max, NonZeroU16::new(3));

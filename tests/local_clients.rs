@@ -8,7 +8,7 @@ use std::process::Command;
 
 use common::cloud::Mosquitto;
 use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
-use common::peers::Subscriber;
+use common::peers::{Publisher, Subscriber};
 use common::process::Process;
 use common::raw::{RawClient, Version};
 use common::{PATIENCE, turn, wait_until};
@@ -138,4 +138,26 @@ fn commands_from_the_cloud_reach_local_subscribers_and_are_not_sent_back() {
         0,
         "a command must not come back as a report"
     );
+}
+
+#[test]
+fn a_paho_client_with_a_long_backlog_comes_through_when_the_gateway_is_back() {
+    let _turn = turn();
+    let folder = folder();
+    let mut gateway = Gateway::started(folder.path(), "");
+    // paho keeps its own window until it has to connect again; then it sends everything at once, far beyond the
+    // Receive Maximum of version 5.
+    for (version, qos) in [("5", "2"), ("5", "1"), ("3.1.1", "2")] {
+        let client_id = format!("client-{version}-{qos}");
+        let more = ["--version", version, "--qos", qos];
+        let mut publisher = Publisher::started(gateway.port, &client_id, "plant/backlog", 2000, &more);
+        publisher.wait_for_acknowledged(50);
+        gateway.kill();
+        assert!(publisher.acknowledged().len() < 1500, "there is no backlog to speak of");
+        gateway.start();
+        publisher.wait_until_done();
+        assert_eq!(publisher.refused(), Vec::<String>::new());
+        let connections = publisher.connections();
+        assert!(connections <= 3, "{client_id} had to connect {connections} times");
+    }
 }

@@ -146,6 +146,11 @@ impl Inbound {
         self.received.contains(&packet_id)
     }
 
+    /// How many messages wait for their PUBREL.
+    pub(super) fn received(&self) -> usize {
+        self.received.len()
+    }
+
     pub(super) fn receive(&mut self, packet_id: PacketId) {
         self.received.insert(packet_id);
     }

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// What a session may keep for its client in any case, in bytes.
+const AWAY_BYTES_MIN: usize = 32 * 1024;
+
 /// Bounds of the broker. The defaults suit a board with 256 MiB of memory.
 #[derive(Debug, Clone)]
 pub struct BrokerLimits {
@@ -29,6 +32,9 @@ pub struct BrokerLimits {
     pub output_bytes: usize,
     /// Messages of a client that are not acknowledged yet; announced as Receive Maximum in version 5.
     pub inbound: u16,
+    /// What a client gets away with: paho sends its whole backlog when it is back, whatever Receive Maximum says, and
+    /// would do so for ever if it were thrown out for it. Version 3.1.1 knows no such bound but its packet ids.
+    pub inbound_tolerated: u16,
     /// Topic aliases that a client may set.
     pub topic_aliases: u16,
     /// Messages to a client that it has not acknowledged, if it does not ask for fewer.
@@ -41,6 +47,9 @@ pub struct BrokerLimits {
     pub away_messages: usize,
     /// Their bytes.
     pub away_bytes: usize,
+    /// The bytes of all sessions without a client, as long as each has less than its share of them: with many
+    /// sessions a session may keep no more than that.
+    pub away_bytes_total: usize,
     /// Filters of one session.
     pub subscriptions: usize,
     /// Retained messages that one subscription brings.
@@ -55,6 +64,13 @@ pub struct BrokerLimits {
     pub full_retry: Duration,
     /// For sessions to finish what they have begun, when the gateway stops.
     pub stop_patience: Duration,
+}
+
+impl BrokerLimits {
+    /// What one of `sessions` may keep for a client that is away, in bytes.
+    pub(super) fn away_share(&self, sessions: usize) -> usize {
+        self.away_bytes.min((self.away_bytes_total / sessions.max(1)).max(AWAY_BYTES_MIN))
+    }
 }
 
 impl Default for BrokerLimits {
@@ -72,12 +88,14 @@ impl Default for BrokerLimits {
             farewell: Duration::from_secs(1),
             output_bytes: 64 * 1024,
             inbound: 128,
+            inbound_tolerated: 16_384,
             topic_aliases: 16,
             outbound: 100,
             waiting_messages: 1000,
             waiting_bytes: 1024 * 1024,
             away_messages: 10_000,
             away_bytes: 4 * 1024 * 1024,
+            away_bytes_total: 32 * 1024 * 1024,
             subscriptions: 256,
             retained_messages: 1000,
             retained_bytes: 4 * 1024 * 1024,
@@ -86,5 +104,19 @@ impl Default for BrokerLimits {
             full_retry: Duration::from_millis(250),
             stop_patience: Duration::from_secs(2),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_sessions_share_what_may_wait_for_clients_that_are_away() {
+        let limits = BrokerLimits::default();
+        assert_eq!(limits.away_share(1), limits.away_bytes);
+        assert_eq!(limits.away_share(16), limits.away_bytes_total / 16);
+        assert_eq!(limits.away_share(limits.sessions), limits.away_bytes_total / limits.sessions);
+        assert_eq!(limits.away_share(usize::MAX), AWAY_BYTES_MIN);
     }
 }

@@ -135,8 +135,8 @@ impl Services {
         let mut warned_at = self.warned_at.lock().unwrap_or_else(PoisonError::into_inner);
         if warned_at.is_none_or(|at| at.elapsed() >= WARNING_EVERY) {
             *warned_at = Some(Instant::now());
-            // Escaped: a client id may hold anything.
-            warn!(client:? = client, reason:% = reason, what = what; "A client broke the protocol and is disconnected");
+            // A client id may hold anything: the journal takes it as it is, and the log for people escapes it.
+            warn!(client = client, reason:% = reason, what = what; "A client broke the protocol and is disconnected");
         }
     }
 }

@@ -31,6 +31,9 @@ use crate::router::{Link, RouterError, Taken};
 /// Live messages that are taken before the socket has its turn again.
 const TAKEN_AT_ONCE: usize = 64;
 
+/// QoS 2 messages of a 3.1.1 client, which cannot be told a Receive Maximum, that wait for their PUBREL at most.
+const RECEIVED_MAX: usize = 1024;
+
 /// A connection whose CONNECT is good, on its way to its session.
 #[derive(Debug)]
 pub(super) struct Attachment {
@@ -369,7 +372,8 @@ impl Session {
         self.expires = Some(Instant::now() + Duration::from_secs(u64::from(connection.expiry_s)));
         self.outbound.forget_qos0();
         let limits = &self.services.limits;
-        let dropped = self.outbound.shrink_to(limits.away_messages, limits.away_bytes);
+        let share = limits.away_share(self.services.register.len());
+        let dropped = self.outbound.shrink_to(limits.away_messages, share);
         self.services.count_dropped(dropped);
     }
 
@@ -510,9 +514,13 @@ impl Session {
         let is_repeat =
             qos == Qos::ExactlyOnce && packet_id.is_some_and(|packet_id| self.inbound.has_received(packet_id));
         if qos != Qos::AtMostOnce && !is_repeat {
-            if version == Version::V5 && connection.unanswered >= limits.inbound {
+            if version == Version::V5 && connection.unanswered >= limits.inbound_tolerated.max(limits.inbound) {
                 let what = "more messages unanswered than Receive Maximum";
                 return self.break_off(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED, what).await;
+            }
+            if version == Version::V311 && self.inbound.received() >= RECEIVED_MAX {
+                // Each of them is a row in the store until its PUBREL: a client that never sends one must not fill it.
+                return self.break_off(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED, "too many messages without PUBREL").await;
             }
             connection.unanswered = connection.unanswered.saturating_add(1);
         }
@@ -822,7 +830,8 @@ impl Session {
         });
         if self.connection.is_none() {
             let limits = &self.services.limits;
-            let dropped = self.outbound.shrink_to(limits.away_messages, limits.away_bytes);
+            let share = limits.away_share(self.services.register.len());
+            let dropped = self.outbound.shrink_to(limits.away_messages, share);
             self.services.count_dropped(dropped);
         }
     }

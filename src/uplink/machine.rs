@@ -23,7 +23,7 @@ use super::compose::{self, Terms};
 use super::inbound::{Inbound, Receipt, UNANSWERED_MAX};
 use super::own::{self, OwnTopic};
 use super::pacing::Pacing;
-use super::reason::meaning;
+use super::reason::{meaning, quoted, remedy};
 use super::waiting::{Attempt, Waiting};
 use crate::config::{Pace, Protocol, ReceiveRule, UplinkConfig};
 use crate::health::LossReason;
@@ -254,7 +254,7 @@ pub enum CloseReason {
     #[error("the cloud did not answer CONNECT")]
     NoConnack,
     /// CONNACK said no.
-    #[error("the cloud refused the connection: {} ({reason}) {text}", meaning(*.reason))]
+    #[error("the cloud refused the connection: {} ({reason}){}{}", meaning(*.reason), quoted(text), remedy(*.reason))]
     Refused {
         /// The code.
         reason: ReasonCode,
@@ -262,7 +262,7 @@ pub enum CloseReason {
         text: String,
     },
     /// DISCONNECT came.
-    #[error("the cloud ended the connection: {} ({reason}) {text}", meaning(*.reason))]
+    #[error("the cloud ended the connection: {} ({reason}){}", meaning(*.reason), quoted(text))]
     Disconnected {
         /// The code.
         reason: ReasonCode,

@@ -165,6 +165,11 @@ impl Publisher {
         self.process.stdout().into_iter().filter(|line| line.starts_with("refused ")).collect()
     }
 
+    /// How often it has connected.
+    pub fn connections(&self) -> usize {
+        self.process.stdout().iter().filter(|line| *line == "connected").count()
+    }
+
     /// Waits until `count` numbers were acknowledged.
     #[track_caller]
     pub fn wait_for_acknowledged(&mut self, count: usize) {
