@@ -287,6 +287,12 @@ pub struct UplinkHealth {
     pub unmatched: AtomicU64,
     /// Acknowledgements of nothing that the cloud sent.
     pub strays: AtomicU64,
+    /// Times that a message from the cloud found no room in the store.
+    pub refused: AtomicU64,
+    /// QoS 0 messages that were too long for the cloud, or too old.
+    pub live_dropped: AtomicU64,
+    /// Counted as delivered, though the cloud did not know them any more when they were released.
+    pub uncertain: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -328,6 +334,9 @@ impl UplinkHealth {
             received: self.received.load(Ordering::Relaxed),
             unmatched: self.unmatched.load(Ordering::Relaxed),
             strays: self.strays.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+            live_dropped: self.live_dropped.load(Ordering::Relaxed),
+            uncertain: self.uncertain.load(Ordering::Relaxed),
         }
     }
 }
@@ -359,6 +368,12 @@ pub struct UplinkSnapshot {
     pub unmatched: u64,
     /// Acknowledgements of nothing since start.
     pub strays: u64,
+    /// Times that a message from the cloud found no room in the store, since start.
+    pub refused: u64,
+    /// QoS 0 messages that were too long for the cloud, or too old, since start.
+    pub live_dropped: u64,
+    /// Counted as delivered, though the cloud did not know them any more when they were released, since start.
+    pub uncertain: u64,
 }
 
 /// State of a device.

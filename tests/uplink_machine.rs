@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 use tidegate::config::{Pace, ReceiveRule, TopicTemplate};
+use tidegate::intake::LiveForward;
 use tidegate::message::{Body, Filter, Message, MessageId, Origin, Properties, Qos, Sequence, Stamp, Topic};
 use tidegate::mqtt::{Ack, Connack, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Version};
 use tidegate::queue::{Change, Encoding, Format, InFlight, Queued, Restored, SessionNumber, Verdict};
@@ -106,6 +107,10 @@ struct Temper {
     sends_strays: bool,
     /// Closes without a word on a body that starts with this.
     closes_on: Option<u8>,
+    /// Closes without a word on every PUBLISH: a balancer before a dead broker.
+    closes_on_all: bool,
+    /// Closes on this topic, as a cloud does in 3.1.1 whose policy lacks it.
+    closes_on_topic: Option<&'static str>,
     /// Answers a body that starts with this with that reason.
     refuses: Option<(u8, u8)>,
     forgets_sessions: bool,
@@ -212,6 +217,12 @@ impl Cloud {
         assert!(publish.qos <= self.temper.qos_max.unwrap_or(Qos::ExactlyOnce), "a QoS that the cloud does not have");
         assert!(!(publish.retain && self.temper.has_no_retain), "retained, though the cloud has none");
         let first = publish.payload.first().copied();
+        let topic = publish.topic.as_ref().map(Topic::as_str);
+        if self.temper.closes_on_all || (self.temper.closes_on_topic.is_some() && topic == self.temper.closes_on_topic)
+        {
+            self.closes = true;
+            return None;
+        }
         if self.temper.closes_on.is_some() && first == self.temper.closes_on {
             self.closes = true;
             return None;
@@ -295,6 +306,7 @@ struct World {
     committed: bool,
     restored: Option<Restored>,
     fetch: Option<usize>,
+    round: u64,
     opened: bool,
     now: Duration,
     steps: usize,
@@ -364,6 +376,7 @@ impl World {
             committed: false,
             restored: None,
             fetch: None,
+            round: 0,
             opened: false,
             now: Duration::ZERO,
             steps: 0,
@@ -429,6 +442,7 @@ impl World {
                 self.committed = false;
                 self.restored = None;
                 self.fetch = None;
+                self.round = 0;
                 self.opened = false;
                 self.answers.clear();
                 self.machine = Machine::new(self.settings.clone());
@@ -450,7 +464,13 @@ impl World {
                 self.restored = Some(self.store.restore());
                 self.fetch = None;
             }
-            Action::Fetch { count, .. } => self.fetch = Some(count),
+            Action::Fetch { round, count, .. } => {
+                if round != self.round {
+                    self.store.cursor = Sequence(0);
+                }
+                self.round = round;
+                self.fetch = Some(count);
+            }
             Action::Submit { receipt, message, once } => {
                 // A repeat is accepted and thrown away, as the queue does it.
                 if once.is_none_or(|once| self.received.insert((once.session.0, once.packet_id))) {
@@ -536,7 +556,7 @@ impl World {
                         let rows = self.store.next(count);
                         if !rows.is_empty() {
                             self.fetch = None;
-                            self.event(Event::Rows(rows));
+                            self.event(Event::Rows { round: self.round, rows });
                             return true;
                         }
                     }
@@ -762,6 +782,43 @@ fn a_held_topic_does_not_hold_up_others() {
 }
 
 #[test]
+fn a_large_backlog_of_refused_messages_stops_no_other_topic_and_arrives_in_order_when_it_may() {
+    let number = |count: u64| format!("x{count}").into_bytes();
+    for (code, length, refused, qos) in [
+        (0x87, 0, 1500, Qos::AtLeastOnce),
+        (0x87, 0, 1500, Qos::ExactlyOnce),
+        (0x87, 240_000, 30, Qos::AtLeastOnce),
+        (0x83, 0, 1500, Qos::AtLeastOnce),
+        (0x80, 240_000, 30, Qos::ExactlyOnce),
+    ] {
+        for is_strict in [false, true] {
+            let temper = Temper { refuses: Some((b'x', code)), ..Temper::default() };
+            let mut rows: Vec<Queued> = (1..=refused)
+                .map(|count| {
+                    let mut body = number(count);
+                    body.resize(body.len().max(length), b' ');
+                    Queued { strict_order: is_strict, ..row(count, qos, "secret", &body) }
+                })
+                .collect();
+            rows.extend((refused + 1..=refused + 100).map(|count| row(count, Qos::AtLeastOnce, "t/9", b"good")));
+            let mut world = World::new(settings(Version::V5, 10), temper, rows);
+            while world.step() {}
+            assert_eq!(world.store.settled.len(), 100, "{code:x}, {length} bytes, {qos:?}, strict: {is_strict}");
+            // The cloud allows it: everything comes, and what was never refused comes in order.
+            world.cloud.temper.refuses = None;
+            world.run(&[]);
+            assert_all_delivered(&world);
+            if code == 0x87 || is_strict {
+                let got: Vec<&Publish> = world.cloud.got.iter().filter(|publish| publish.payload[0] == b'x').collect();
+                let texts = got.iter().map(|publish| std::str::from_utf8(&publish.payload[1..]).unwrap().trim());
+                let numbers: Vec<u64> = texts.map(|text| text.parse().unwrap()).skip(20).collect();
+                assert!(numbers.is_sorted(), "{code:x}, {length} bytes, {qos:?}, strict: {is_strict}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_message_that_the_cloud_refuses_for_good_is_a_dead_letter_and_the_rest_goes_on() {
     for code in [0x90, 0x99, 0x95] {
         for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
@@ -842,6 +899,75 @@ fn a_poisonous_message_is_found_alone_and_no_other_is_given_up() {
             }
         }
     }
+}
+
+#[test]
+fn a_cloud_that_closes_on_every_message_for_a_while_makes_no_dead_letter() {
+    for version in [Version::V311, Version::V5] {
+        for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
+            for forgets_sessions in [false, true] {
+                let temper = Temper { version_311: version == Version::V311, forgets_sessions, ..Temper::default() };
+                let mut world = World::new(settings(version, 10), temper, rows_of(100, |_| qos));
+                while world.cloud.got.len() < 3 {
+                    assert!(world.step());
+                }
+                // Twice, and it takes a few in between: that is no proof against those it does not take.
+                for _ in 0..2 {
+                    world.cloud.temper.closes_on_all = true;
+                    world.run_for(Duration::from_secs(900));
+                    world.cloud.temper.closes_on_all = false;
+                    let got = world.cloud.got.len();
+                    while world.cloud.got.len() < got + 3 {
+                        assert!(
+                            world.step() || {
+                                world.run_for(Duration::from_millis(1));
+                                true
+                            }
+                        );
+                    }
+                }
+                world.run(&[]);
+                for (sequence, verdict) in &world.store.settled {
+                    assert_eq!(*verdict, Verdict::Delivered, "row {sequence}");
+                }
+                assert_eq!(world.store.settled.len(), 100);
+                assert!(world.notes.iter().any(|note| matches!(note, Note::Accused { .. })), "no alarm");
+                if qos == Qos::ExactlyOnce && !forgets_sessions && version == Version::V5 {
+                    assert_all_delivered(&world);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_topic_that_a_cloud_closes_on_is_held_and_its_messages_are_no_dead_letters() {
+    for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
+        let temper = Temper { version_311: true, closes_on_topic: Some("t/1"), ..Temper::default() };
+        let mut world = World::new(settings(Version::V311, 10), temper, rows_of(200, |_| qos));
+        world.run_for(Duration::from_secs(3 * 3600));
+        assert_eq!(world.store.settled.len(), 100, "all of the other topic");
+        assert!(world.notes.iter().any(|note| matches!(note, Note::Held { .. })));
+        assert!(world.cloud.connects < 300, "{} connections in three hours", world.cloud.connects);
+        world.cloud.temper.closes_on_topic = None;
+        world.run(&[]);
+        assert_eq!(world.cloud.got.len(), 200);
+        assert!(world.store.settled.values().all(|verdict| *verdict == Verdict::Delivered));
+    }
+}
+
+#[test]
+fn a_poisonous_message_that_is_alone_in_the_queue_does_not_keep_the_connection_down() {
+    let temper = Temper { closes_on: Some(b'x'), ..Temper::default() };
+    let rows = vec![row(1, Qos::AtLeastOnce, "t/1", b"x")];
+    let mut world = World::new(settings(Version::V5, 4), temper, rows);
+    world.run_for(Duration::from_secs(3600));
+    assert!(world.store.settled.is_empty());
+    assert!(world.cloud.connects < 50, "{} connections in an hour", world.cloud.connects);
+    // Others of its topic prove it.
+    world.store.rows.extend((2..6).map(|number| (Sequence(number), row(number, Qos::AtLeastOnce, "t/1", b"1"))));
+    world.run(&[]);
+    assert!(matches!(world.store.settled[&Sequence(1)], Verdict::Rejected { .. }));
 }
 
 #[test]
@@ -971,6 +1097,21 @@ fn commands_are_rewritten_and_acknowledged_in_order_only_when_accepted() {
 }
 
 impl World {
+    fn run_for(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while self.now < end {
+            if !self.step() {
+                let next = self.machine.deadline(self.now).unwrap_or(end);
+                self.now = next.max(self.now + Duration::from_nanos(1)).min(end);
+                self.end_turn();
+            }
+            // A pause before each connection, as the link makes it.
+            if !self.opened {
+                self.now += Duration::from_millis(200);
+            }
+        }
+    }
+
     fn hear(&mut self, packet: Packet) {
         self.event(Event::Packet(packet));
         while self.step() {}
@@ -1026,9 +1167,105 @@ fn a_command_that_is_not_accepted_is_not_acknowledged_and_the_connection_ends() 
         _ => None,
     });
     world.actions.clear();
-    world.event(Event::Refused { receipt: receipt.unwrap(), reason: "full".to_owned() });
+    world.event(Event::Refused { receipt: receipt.unwrap(), reason: "gone".to_owned(), is_full: false });
     assert!(matches!(world.actions.back(), Some(Action::Close(CloseReason::NotAccepted { .. }))));
     assert!(!world.actions.iter().any(|action| matches!(action, Action::Send(Packet::Puback(_)))));
+}
+
+impl World {
+    /// Takes the receipts of what was handed in, unanswered.
+    fn receipts(&mut self) -> Vec<(u64, String)> {
+        let mut receipts = Vec::new();
+        self.actions.retain(|action| match action {
+            Action::Submit { receipt, message, .. } => {
+                receipts.push((*receipt, message.topic.to_string()));
+                false
+            }
+            _ => true,
+        });
+        receipts
+    }
+
+    fn refuse(&mut self, receipt: u64) {
+        self.event(Event::Refused { receipt, reason: "the queue is full".to_owned(), is_full: true });
+    }
+}
+
+#[test]
+fn a_command_without_room_in_the_store_is_refused_in_version_5_and_the_connection_stays() {
+    let mut world = up(Temper::default());
+    for (qos, id) in [(Qos::AtLeastOnce, 1), (Qos::ExactlyOnce, 2), (Qos::AtMostOnce, 0)] {
+        world.event(Event::Packet(command("cmd/a", qos, id)));
+        let receipts = world.receipts();
+        world.refuse(receipts[0].0);
+        while world.step() {}
+    }
+    let refusals = world.cloud.strays.iter().filter(|packet| {
+        matches!(packet, Packet::Puback(ack) | Packet::Pubrec(ack) if ack.reason == ReasonCode::QUOTA_EXCEEDED)
+    });
+    assert_eq!(refusals.count(), 2);
+    assert!(world.closed.is_empty() && world.machine.is_up());
+    assert_eq!(world.machine.counts().refused, 3);
+}
+
+#[test]
+fn a_command_without_room_in_the_store_waits_in_3_1_1_and_keeps_its_place() {
+    let temper = Temper { version_311: true, ..Temper::default() };
+    let mut world = World::new(settings(Version::V311, 3), temper, Vec::new());
+    while world.step() {}
+    world.closed.clear();
+    world.event(Event::Packet(command("cmd/a", Qos::ExactlyOnce, 1)));
+    let first = world.receipts()[0].0;
+    for _ in 0..20 {
+        world.refuse(first);
+        while world.step() {}
+        world.now += Duration::from_millis(250);
+        world.end_turn();
+        assert_eq!(world.receipts(), [(first, "plant/a".to_owned())], "handed in again");
+    }
+    world.refuse(first);
+    // One of the same topic stays behind it, others pass.
+    world.event(Event::Packet(command("cmd/a", Qos::AtLeastOnce, 2)));
+    world.event(Event::Packet(command("cmd/b", Qos::AtLeastOnce, 3)));
+    let other = world.receipts();
+    assert_eq!(other.len(), 1);
+    assert_eq!(other[0].1, "plant/b");
+    world.now += Duration::from_millis(250);
+    world.end_turn();
+    assert_eq!(world.receipts()[0].0, first);
+    world.event(Event::Accepted(first));
+    while world.step() {}
+    world.event(Event::Accepted(other[0].0));
+    while world.step() {}
+    assert_eq!(world.submitted.len(), 1, "the second of the topic follows at once");
+    assert_eq!(world.cloud.strays.len(), 3, "all are answered");
+    assert!(world.closed.is_empty() && world.machine.is_up());
+}
+
+#[test]
+fn live_messages_that_the_cloud_cannot_take_are_counted() {
+    let temper = Temper { packet_bytes_max: Some(100), ..Temper::default() };
+    let mut world = up(temper);
+    for length in [10, 200] {
+        let message = row(1, Qos::AtMostOnce, "t/1", &vec![b'1'; length]).message;
+        let topic = message.topic.clone();
+        world.event(Event::Live(LiveForward { message: Message { properties: None, ..message }, topic }));
+    }
+    while world.step() {}
+    assert_eq!((world.cloud.got.len(), world.machine.counts().live_dropped), (1, 1));
+}
+
+#[test]
+fn a_release_that_the_cloud_does_not_know_is_counted_and_said() {
+    let mut world = World::new(settings(Version::V5, 3), Temper::default(), rows_of(1, |_| Qos::ExactlyOnce));
+    while world.store.in_flight.values().all(|(_, _, is_released)| !is_released) {
+        assert!(world.step());
+    }
+    world.lose_link(false);
+    world.cloud.taken.clear();
+    world.run(&[]);
+    assert_eq!(world.machine.counts().uncertain, 1);
+    assert!(world.notes.iter().any(|note| matches!(note, Note::Uncertain { .. })));
 }
 
 #[test]

@@ -461,6 +461,11 @@ impl Outlet {
         ask(&self.jobs, |reply| Job::Restore(self.name.clone(), reply)).await
     }
 
+    /// Puts the outlet's place back to the oldest row: what was taken by `next` and is not settled comes again.
+    pub fn rewind(&mut self) {
+        self.place = 0;
+    }
+
     /// The next messages in order, at least one: waits until there is one. Open gap records of the stream become
     /// messages of it here. Cancel safe: what was not returned comes with the next call.
     pub async fn next(&mut self, count_max: usize, bytes_max: usize) -> Result<Vec<Queued>, AppendError> {

@@ -5,7 +5,9 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use crate::mqtt::{Packet, PacketId};
+use crate::message::{Message, Topic};
+use crate::mqtt::{Packet, PacketId, ReasonCode};
+use crate::queue::Once;
 
 /// Unanswered packets after which nothing more is read; also the Receive Maximum that CONNECT grants.
 pub const UNANSWERED_MAX: u16 = 256;
@@ -19,6 +21,10 @@ struct Entry {
     /// What leaves once the place is ready; nothing for QoS 0.
     answer: Option<Packet>,
     is_ready: bool,
+    /// What was handed in, while it may have to be handed in again.
+    command: Option<(Box<Message>, Option<Once>)>,
+    /// There was no room for it.
+    is_refused: bool,
 }
 
 /// The FIFO of answers of one connection.
@@ -39,7 +45,13 @@ impl Inbound {
     /// A place in the order; `answer` leaves when it is its turn and `ready` was said.
     pub fn open(&mut self, answer: Option<Packet>) -> Receipt {
         self.next_receipt += 1;
-        self.entries.push_back(Entry { receipt: self.next_receipt, answer, is_ready: false });
+        self.entries.push_back(Entry {
+            receipt: self.next_receipt,
+            answer,
+            is_ready: false,
+            command: None,
+            is_refused: false,
+        });
         self.next_receipt
     }
 
@@ -51,9 +63,48 @@ impl Inbound {
 
     /// What `receipt` stands for is done. Nothing happens when it belongs to a former connection.
     pub fn ready(&mut self, receipt: Receipt) {
-        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.receipt == receipt) {
+        if let Some(entry) = self.entry(receipt) {
             entry.is_ready = true;
+            entry.command = None;
         }
+    }
+
+    /// Like `ready`, with a failure in the answer.
+    pub fn fail(&mut self, receipt: Receipt, reason: ReasonCode) {
+        if let Some(Packet::Puback(ack) | Packet::Pubrec(ack)) =
+            self.entry(receipt).and_then(|entry| entry.answer.as_mut())
+        {
+            ack.reason = reason;
+        }
+        self.ready(receipt);
+    }
+
+    /// Remembers what was handed in for `receipt`, until it is ready.
+    pub fn keep(&mut self, receipt: Receipt, message: Box<Message>, once: Option<Once>) {
+        if let Some(entry) = self.entry(receipt) {
+            entry.command = Some((message, once));
+        }
+    }
+
+    /// There was no room for what was handed in for `receipt`.
+    pub fn refuse(&mut self, receipt: Receipt) {
+        if let Some(entry) = self.entry(receipt) {
+            entry.is_refused = true;
+        }
+    }
+
+    /// Whether a message of `topic` waits for room.
+    pub fn has_refused_on(&self, topic: &Topic) -> bool {
+        let is_on = |(message, _): &(Box<Message>, Option<Once>)| message.topic == *topic;
+        self.entries.iter().any(|entry| entry.is_refused && entry.command.as_ref().is_some_and(is_on))
+    }
+
+    /// The first that waits for room, to be handed in again.
+    pub fn take_refused(&mut self) -> Option<(Receipt, Box<Message>, Option<Once>)> {
+        let entry = self.entries.iter_mut().find(|entry| entry.is_refused)?;
+        entry.is_refused = false;
+        let (message, once) = entry.command.clone()?;
+        Some((entry.receipt, message, once))
     }
 
     /// Like `ready`, with another answer.
@@ -106,5 +157,9 @@ impl Inbound {
     /// The connection is gone: its answers are void. Receipts go on, so that a late one finds nothing.
     pub fn clear(&mut self) {
         self.entries.clear();
+    }
+
+    fn entry(&mut self, receipt: Receipt) -> Option<&mut Entry> {
+        self.entries.iter_mut().find(|entry| entry.receipt == receipt)
     }
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::machine::{Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
-use super::tasks::{Errand, Order, Report, keep_store, run_errands};
+use super::tasks::{Errand, Order, Report, Unaccepted, keep_store, run_errands};
 use crate::clock::Clock;
 use crate::config::{Endpoint, UplinkConfig};
 use crate::health::{Health, UplinkHealth, UplinkState, chain};
@@ -137,6 +137,7 @@ impl Uplink {
             stamp_at: started,
             rejected_at: None,
             rejected: 0,
+            no_room_at: None,
             endpoint: 0,
             tried: 0,
             was_up: false,
@@ -278,6 +279,7 @@ struct Link {
     is_stopped: bool,
     rejected_at: Option<Instant>,
     rejected: u64,
+    no_room_at: Option<Instant>,
 }
 
 impl Link {
@@ -417,18 +419,18 @@ impl Link {
             }
             Action::Commit(changes) => self.order(at, Order::Commit(changes)),
             Action::Restore => self.order(at, Order::Restore),
-            Action::Fetch { count, bytes } => self.order(at, Order::Fetch { count, bytes }),
+            Action::Fetch { round, count, bytes } => self.order(at, Order::Fetch { round, count, bytes }),
             Action::Submit { receipt, message, once } => {
                 let errand = Errand::Submit { receipt, message, once };
                 if self.errands.try_send(errand).is_err() {
                     let reason = "the intake is behind".to_owned();
-                    self.machine.handle(at, Event::Refused { receipt, reason });
+                    self.machine.handle(at, Event::Refused { receipt, reason, is_full: false });
                 }
             }
             Action::Release { receipt, once } => {
                 if self.errands.try_send(Errand::Release { receipt, once }).is_err() {
                     let reason = "the queue is behind".to_owned();
-                    self.machine.handle(at, Event::Refused { receipt, reason });
+                    self.machine.handle(at, Event::Refused { receipt, reason, is_full: false });
                 }
             }
             Action::Close(reason) => self.close(reason).await,
@@ -453,11 +455,14 @@ impl Link {
                 Event::CommitFailed
             }
             Report::Restored(restored) => Event::Restored(restored),
-            Report::Rows(rows) => Event::Rows(rows),
+            Report::Rows(round, rows) => Event::Rows { round, rows },
             Report::Submitted(receipt, Ok(())) => Event::Accepted(receipt),
             Report::Released(receipt, Ok(was_known)) => Event::Released { receipt, was_known },
-            Report::Submitted(receipt, Err(reason)) | Report::Released(receipt, Err(reason)) => {
-                Event::Refused { receipt, reason }
+            Report::Submitted(receipt, Err(Unaccepted { reason, is_full })) => {
+                Event::Refused { receipt, reason, is_full }
+            }
+            Report::Released(receipt, Err(Unaccepted { reason, .. })) => {
+                Event::Refused { receipt, reason, is_full: false }
             }
             Report::QueueStopped => return Err(UplinkError::QueueStopped { name: self.name.clone() }),
         };
@@ -648,6 +653,20 @@ impl Link {
                     error!(uplink, sequence:%, topic:%, reason, count; "A message was refused for good; it is a dead letter");
                 }
             }
+            Note::Accused { sequence, topic } => {
+                error!(uplink, sequence:%, topic:%; "The cloud closes the connection on a message; it waits until others have been taken");
+            }
+            Note::NoRoom => {
+                let now = Instant::now();
+                if self.no_room_at.is_none_or(|last| now - last >= REJECTED_EVERY) {
+                    self.no_room_at = Some(now);
+                    let count = self.machine.counts().refused;
+                    error!(uplink, count; "The store has no room for what the cloud sends");
+                }
+            }
+            Note::Uncertain { sequence, topic } => {
+                warn!(uplink, sequence:%, topic:%; "The cloud did not know a message it had taken; it counts as delivered");
+            }
             Note::OwnTopicOff => {
                 error!(uplink; "The cloud does not allow the own topic; status messages are off until the next start");
             }
@@ -674,6 +693,9 @@ impl Link {
         health.received.store(counts.received, Ordering::Relaxed);
         health.unmatched.store(counts.unmatched, Ordering::Relaxed);
         health.strays.store(counts.strays, Ordering::Relaxed);
+        health.refused.store(counts.refused, Ordering::Relaxed);
+        health.live_dropped.store(counts.live_dropped, Ordering::Relaxed);
+        health.uncertain.store(counts.uncertain, Ordering::Relaxed);
     }
 }
 

@@ -11,7 +11,7 @@
 //!
 //! It never touches a socket, a clock or the store, and never decides how long to wait before the next attempt.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,9 +55,10 @@ const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// Bytes in flight beyond which no further message is sent, however wide the window.
 const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
 
-/// Rows waiting in memory: bytes, and those that are stuck behind a refusal.
-const WAITING_BYTES_MAX: usize = 4 << 20;
-const STUCK_ROWS_MAX: usize = 1000;
+/// Rows read ahead: their bytes. And those that are stuck, above what `Waiting` lets go of by itself: what remains are
+/// rows of strict topics, one of each.
+const AHEAD_BYTES_MAX: usize = 4 << 20;
+const STUCK_ROWS_MAX: usize = 10_000;
 
 /// One fetch asks for at most this.
 const FETCH_ROWS_MAX: usize = 2048;
@@ -66,11 +67,27 @@ const FETCH_BYTES_MAX: usize = 1 << 20;
 /// Connections that died with the same row first in flight, after which it is sent alone.
 const SHARED_DEATHS_MAX: u32 = 3;
 
+/// Connections that died of one row alone, each after others had been acknowledged, after which it is convicted.
+const TRIALS_MAX: u32 = 3;
+
+/// Rows that are accused at the same time; a cloud that closes on each of so many is itself at fault.
+const ACCUSED_MAX: usize = 64;
+
+/// Rows of a held topic that may wait for their trials before no further one is tried.
+const PROBES_MAX: usize = 8;
+
+/// First and longest pause of an accused row that no other has given an alibi.
+const TRIAL_FIRST: Duration = Duration::from_secs(10);
+const TRIAL_MAX: Duration = Duration::from_secs(5 * 60);
+
 /// A connection that dies this long after the last PUBLISH died of something else.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// A window that a cloud closed connections over is doubled again after this.
 const WINDOW_GROWS_AFTER: Duration = Duration::from_secs(10 * 60);
+
+/// In 3.1.1 a command that the store has no room for is handed in again after this: it cannot be refused there.
+const SUBMIT_AGAIN: Duration = Duration::from_millis(250);
 
 /// Filters of one SUBSCRIBE; some clouds take no more.
 const FILTERS_MAX: usize = 8;
@@ -144,7 +161,12 @@ pub enum Event {
     /// A packet came from the cloud.
     Packet(Packet),
     /// What `Fetch` asked for.
-    Rows(Vec<Queued>),
+    Rows {
+        /// Of the `Fetch`.
+        round: u64,
+        /// In order.
+        rows: Vec<Queued>,
+    },
     /// The commit under way is on disk.
     Committed,
     /// The commit under way failed; what is on disk is not known.
@@ -157,6 +179,8 @@ pub enum Event {
         receipt: Receipt,
         /// Why, for a person.
         reason: String,
+        /// Only for want of room: it may be handed in again.
+        is_full: bool,
     },
     /// `Release` is on disk.
     Released {
@@ -194,6 +218,8 @@ pub enum Action {
     Restore,
     /// Get more rows; answered by `Rows` when there are any.
     Fetch {
+        /// Another one than before: from the oldest row again, not from where the last answer ended.
+        round: u64,
         /// At most so many.
         count: usize,
         /// At most so many bytes.
@@ -299,6 +325,22 @@ pub enum Note {
         /// Why.
         reason: String,
     },
+    /// The cloud closes the connection over messages, and it is not known yet whether they are at fault.
+    Accused {
+        /// The first of them.
+        sequence: Sequence,
+        /// Its topic at the cloud.
+        topic: Topic,
+    },
+    /// The store has no room for what the cloud sends.
+    NoRoom,
+    /// The cloud has forgotten a message that it had taken, before its release was answered.
+    Uncertain {
+        /// Its place.
+        sequence: Sequence,
+        /// Its topic at the cloud.
+        topic: Topic,
+    },
     /// The cloud does not allow the own topic; it is off until the next start.
     OwnTopicOff,
     /// The cloud does not allow a subscription.
@@ -325,6 +367,12 @@ pub struct Counts {
     pub unmatched: u64,
     /// Acknowledgements of nothing.
     pub strays: u64,
+    /// Times that a message from the cloud found no room in the store.
+    pub refused: u64,
+    /// QoS 0 messages that were too long for the cloud, or too old.
+    pub live_dropped: u64,
+    /// Released at the cloud, which did not know them any more: whether it had handed them on is not known.
+    pub uncertain: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -378,6 +426,8 @@ enum Holder {
 struct Gathering {
     changes: Vec<Change>,
     after: Vec<Packet>,
+    /// Rows that it settles. Until it is on disk the queue may hand them out again.
+    ended: Vec<Sequence>,
     /// It admits rows: later messages must not overtake them.
     admits: bool,
     /// It begins a new session: the store must be read back, whatever becomes of the connection meanwhile.
@@ -397,6 +447,26 @@ struct Suspect {
     deaths: u32,
 }
 
+/// A row that was alone in flight when the cloud closed the connection. A balancer before a dead broker does that to
+/// every row, so that only rows which the cloud takes meanwhile can prove this one to be at fault.
+#[derive(Debug)]
+struct Accused {
+    topic: Topic,
+    /// Deaths after another row was acknowledged.
+    trials: u32,
+    has_alibi: bool,
+    /// And one of the same topic: else the cloud may not allow the topic, which is no fault of the message.
+    has_topic_alibi: bool,
+    pause: Duration,
+    trial_at: Duration,
+}
+
+impl Accused {
+    fn new(topic: Topic, trials: u32, trial_at: Duration) -> Accused {
+        Accused { topic, trials, has_alibi: false, has_topic_alibi: false, pause: Duration::ZERO, trial_at }
+    }
+}
+
 /// The machine of one uplink.
 #[derive(Debug)]
 pub struct Machine {
@@ -412,6 +482,9 @@ pub struct Machine {
     gathering: Gathering,
     committing: Option<Gathering>,
     is_fetching: bool,
+    /// The fetch under way began at the oldest row.
+    is_rewinding: bool,
+    round: u64,
     // Rows.
     ids: HashMap<PacketId, Holder>,
     next_id: u16,
@@ -424,6 +497,14 @@ pub struct Machine {
     resend: VecDeque<PacketId>,
     unproven: Vec<Attempt>,
     suspect: Option<Suspect>,
+    accused: BTreeMap<Sequence, Accused>,
+    /// Accused rows that wait for their trial: with a packet id, and without.
+    dock: VecDeque<PacketId>,
+    bench: VecDeque<Attempt>,
+    /// The accused row that is in flight, alone.
+    trial: Option<Sequence>,
+    /// The cloud has acknowledged a row on this connection.
+    has_acked: bool,
     /// 3.1.1 knows no Receive Maximum: a broker that has one closes the connection (mosquitto at QoS 2 does), and
     /// would do so for ever if all that is in flight were sent at once again.
     window_max: usize,
@@ -445,6 +526,7 @@ pub struct Machine {
     subscribe_at: Option<Duration>,
     subscribe_deaths: u32,
     inbound: Inbound,
+    submit_at: Option<Duration>,
     stop_by: Option<Duration>,
     counts: Counts,
     actions: Vec<Action>,
@@ -466,6 +548,8 @@ impl Machine {
             gathering: Gathering::default(),
             committing: None,
             is_fetching: false,
+            is_rewinding: false,
+            round: 0,
             ids: HashMap::new(),
             next_id: 0,
             next_order: 0,
@@ -476,6 +560,11 @@ impl Machine {
             resend: VecDeque::new(),
             unproven: Vec::new(),
             suspect: None,
+            accused: BTreeMap::new(),
+            dock: VecDeque::new(),
+            bench: VecDeque::new(),
+            trial: None,
+            has_acked: false,
             window_max: usize::from(settings.window.get()),
             window_grows_at: Duration::ZERO,
             key_wanted: 0,
@@ -494,6 +583,7 @@ impl Machine {
             subscribe_at: None,
             subscribe_deaths: 0,
             inbound: Inbound::default(),
+            submit_at: None,
             stop_by: None,
             counts: Counts::default(),
             actions: Vec::new(),
@@ -535,8 +625,11 @@ impl Machine {
         match event {
             Event::Restored(restored) => self.restored(at, restored),
             Event::Packet(packet) => self.packet(at, packet),
-            Event::Rows(rows) => {
+            // What was read before a rewind comes again, in order.
+            Event::Rows { round, .. } if round != self.round => {}
+            Event::Rows { rows, .. } => {
                 self.is_fetching = false;
+                self.is_rewinding = false;
                 for row in rows {
                     if self.owned.insert(row.sequence) {
                         self.waiting.push(row);
@@ -545,12 +638,13 @@ impl Machine {
             }
             Event::Committed => self.committed(at),
             Event::CommitFailed => self.commit_failed(),
-            Event::Accepted(receipt) => self.inbound.ready(receipt),
-            Event::Refused { receipt, reason } => {
-                if self.inbound.knows(receipt) {
-                    self.close(CloseReason::NotAccepted { reason });
-                }
+            Event::Accepted(receipt) => {
+                self.inbound.ready(receipt);
+                self.submit_again();
             }
+            Event::Refused { receipt, .. } if !self.inbound.knows(receipt) => {}
+            Event::Refused { receipt, is_full: true, .. } => self.no_room(at, receipt),
+            Event::Refused { reason, .. } => self.close(CloseReason::NotAccepted { reason }),
             Event::Released { receipt, was_known } => self.pubcomp_for(receipt, was_known),
             Event::Live(live) => self.live(at, &live),
             Event::Unsendable { packet_id, reason } => self.unsendable(packet_id, reason),
@@ -582,6 +676,10 @@ impl Machine {
         {
             self.take_up(at, session_present);
         }
+        if self.submit_at.is_some_and(|when| when <= at.now) {
+            self.submit_at = None;
+            self.submit_again();
+        }
         if self.phase == Phase::Up {
             self.fill(at);
         }
@@ -593,7 +691,7 @@ impl Machine {
         self.commit(at);
         self.prove(at);
         self.stop(at);
-        self.fetch();
+        self.fetch(at);
     }
 
     /// What is to be done, in order.
@@ -640,10 +738,11 @@ impl Machine {
                 self.waiting.next_at(now).into_iter().chain(self.pace_until).for_each(&mut at);
                 // A row on trial is alone: what else is due waits, and must not be waited for.
                 self.subscribe_at.filter(|_| !self.is_alone()).into_iter().for_each(&mut at);
+                self.trial_at().filter(|when| *when > now).into_iter().for_each(&mut at);
             }
             _ => {}
         }
-        self.stop_by.into_iter().for_each(&mut at);
+        self.stop_by.into_iter().chain(self.submit_at).for_each(&mut at);
         earliest
     }
 
@@ -659,7 +758,7 @@ impl Machine {
 
     /// Messages that the cloud has not acknowledged.
     pub fn in_flight(&self) -> usize {
-        if self.phase == Phase::Up && self.resend.is_empty() {
+        if self.phase == Phase::Up && self.resend.is_empty() && self.dock.is_empty() {
             return self.rows_out;
         }
         let rows = self.ids.values().filter(|holder| matches!(holder, Holder::Row(_))).count();
@@ -764,6 +863,7 @@ impl Machine {
         }
         self.phase = Phase::Down;
         self.inbound.clear();
+        self.submit_at = None;
         self.gathering.after.clear();
         if let Some(committing) = &mut self.committing {
             committing.after.clear();
@@ -784,12 +884,17 @@ impl Machine {
         }
         self.rows_out = 0;
         self.resend.clear();
+        self.dock.clear();
+        self.bench.drain(..).for_each(|attempt| self.waiting.put_back(attempt));
+        self.trial = None;
+        self.has_acked = false;
         self.own_next = None;
         self.pace_until = None;
     }
 
     /// The cloud closed the connection, as a broker does that has no other way to refuse what it was sent. Whatever
-    /// was first and unanswered is suspected: the same one three times is sent alone, and then it is known.
+    /// was first and unanswered is suspected: the same one three times is sent alone. If that ends the connection too, it
+    /// is accused: it waits until the cloud has taken others, and is tried again, alone.
     fn died(&mut self, at: Moment, reason: Option<ReasonCode>) {
         if self.ids.values().any(|holder| matches!(holder, Holder::OwnStatus)) {
             if self.own.died() {
@@ -822,25 +927,116 @@ impl Machine {
             _ => None,
         });
         let Some((_, id, sequence)) = first.min() else { return };
-        let before = self.suspect.filter(|suspect| suspect.sequence == sequence).map_or(0, |suspect| suspect.deaths);
-        let was_alone = before >= SHARED_DEATHS_MAX && self.rows_out == 1;
-        if !was_alone {
-            self.suspect = Some(Suspect { sequence, deaths: before + 1 });
+        let deaths = self.suspect.filter(|suspect| suspect.sequence == sequence).map_or(0, |suspect| suspect.deaths);
+        let is_found = deaths >= SHARED_DEATHS_MAX || self.trial == Some(sequence) || self.is_exploring();
+        if !is_found || self.rows_out > 1 {
+            self.suspect = Some(Suspect { sequence, deaths: deaths + 1 });
             return;
         }
         self.suspect = None;
+        self.accuse(at, id, sequence, reason);
+    }
+
+    /// A connection has died with this row alone in flight.
+    fn accuse(&mut self, at: Moment, id: PacketId, sequence: Sequence, reason: Option<ReasonCode>) {
+        let Some(Holder::Row(slot)) = self.ids.get(&id) else { return };
+        let Some(row) = slot.attempt.as_ref().map(|attempt| &attempt.row) else { return };
+        // A cloud that dies of one row and then of another may well die of none of them.
+        // Rows of one topic are no such proof: it may be the topic.
+        let mut of_topic = 0;
+        for other in self.accused.iter_mut().filter(|(other, _)| **other != sequence).map(|(_, accused)| accused) {
+            other.has_topic_alibi = false;
+            if other.topic == row.encoding.topic {
+                of_topic += 1;
+            } else {
+                (other.trials, other.has_alibi) = (0, false);
+            }
+        }
+        if self.accused.is_empty() {
+            let topic = row.encoding.topic.clone();
+            self.actions.push(Action::Note(Note::Accused { sequence, topic }));
+        }
+        let accused =
+            self.accused.entry(sequence).or_insert_with(|| Accused::new(row.encoding.topic.clone(), 0, at.now));
+        accused.trials += u32::from(accused.has_alibi);
+        accused.pause = (accused.pause * 2).clamp(TRIAL_FIRST, TRIAL_MAX);
+        accused.trial_at = at.now + accused.pause;
+        let (is_convicted, has_topic_alibi) = (accused.trials >= TRIALS_MAX, accused.has_topic_alibi);
+        // A code that speaks of the message needs no further proof.
+        let is_named = reason.is_some_and(|reason| {
+            [ReasonCode::TOPIC_NAME_INVALID, ReasonCode::PACKET_TOO_LARGE, ReasonCode::PAYLOAD_FORMAT_INVALID]
+                .contains(&reason)
+        });
         if reason == Some(ReasonCode::NOT_AUTHORIZED) {
             self.refused(at, id, ReasonCode::NOT_AUTHORIZED, "");
-        } else {
+        } else if is_named || (is_convicted && has_topic_alibi) {
             let code = reason.map_or_else(String::new, |reason| format!(" with {reason}"));
-            let text = format!("the cloud closed {} connections{code} when it was sent", before + 1);
+            let text = format!("the cloud closed the connection{code} whenever it was sent, and took others");
             self.reject_slot(id, text);
+        } else if of_topic >= PROBES_MAX {
+            // Enough of the topic wait for their trials; no further one is sent to find out.
+        } else if (is_convicted || self.waiting.is_held(&row.encoding.topic)) && self.waiting.hold_topic(at.now, row) {
+            self.actions.push(Action::Note(Note::Held { topic: row.encoding.topic.clone() }));
+        }
+        if self.accused.len() > ACCUSED_MAX
+            && let Some(oldest) = self.accused.keys().find(|other| **other != sequence).copied()
+        {
+            self.accused.remove(&oldest);
+        }
+    }
+
+    /// The cloud has answered this row, or it is gone.
+    fn acquit(&mut self, sequence: Sequence) {
+        self.accused.remove(&sequence);
+        if self.trial == Some(sequence) {
+            self.trial = None;
+        }
+    }
+
+    /// Rows are accused and the cloud has taken none on this connection: the next ones go one by one.
+    fn is_exploring(&self) -> bool {
+        !self.accused.is_empty() && !self.has_acked
+    }
+
+    /// The accused row whose turn it is.
+    fn defendant(&self) -> Option<Sequence> {
+        let docked = self.dock.front().and_then(|id| match self.ids.get(id) {
+            Some(Holder::Row(slot)) => slot.attempt.as_ref().map(|attempt| attempt.row.sequence),
+            _ => None,
+        });
+        docked.or_else(|| self.bench.front().map(|attempt| attempt.row.sequence))
+    }
+
+    /// When the next trial is due, whether or not others can give an alibi.
+    fn trial_at(&self) -> Option<Duration> {
+        let sequence = self.defendant()?;
+        Some(self.accused.get(&sequence).map_or(Duration::ZERO, |accused| accused.trial_at))
+    }
+
+    /// Whether the next trial would prove something now.
+    fn has_evidence(&self) -> bool {
+        self.has_acked
+            && self.defendant().is_some_and(|sequence| {
+                let accused = self.accused.get(&sequence);
+                accused.is_none_or(|accused| accused.trials < TRIALS_MAX || accused.has_topic_alibi)
+            })
+    }
+
+    fn try_accused(&mut self, at: Moment) {
+        self.trial = self.defendant();
+        if let Some(id) = self.dock.pop_front() {
+            self.resend_row(at, id);
+        } else if let Some(attempt) = self.bench.pop_front() {
+            self.send_row(at, attempt);
+        }
+        if self.rows_out == 0 {
+            self.trial = None;
         }
     }
 
     /// Whether a single row is on trial.
     fn is_alone(&self) -> bool {
-        self.suspect.is_some_and(|suspect| suspect.deaths >= SHARED_DEATHS_MAX)
+        self.trial.is_some() || self.suspect.is_some_and(|suspect| suspect.deaths >= SHARED_DEATHS_MAX)
     }
 
     fn take_up(&mut self, at: Moment, session_present: bool) {
@@ -875,12 +1071,16 @@ impl Machine {
         self.is_restored = true;
         self.is_restoring = false;
         self.is_fetching = false;
+        self.is_rewinding = false;
         self.session_key = restored.session_key;
         self.session = restored.session;
         self.waiting = Waiting::default();
         self.owned.clear();
         self.ids.retain(|_, holder| !matches!(holder, Holder::Row(_)));
         self.resend.clear();
+        self.dock.clear();
+        self.bench.clear();
+        self.trial = None;
         self.unproven.clear();
         if let Some(ping) = &mut self.ping {
             ping.proves.clear();
@@ -933,7 +1133,24 @@ impl Machine {
             })
             .collect();
         order.sort_unstable();
-        self.resend = order.into_iter().map(|(_, id)| id).collect();
+        // Those of a topic that is held wait with the row that it is held over, or each would have to be found alone.
+        for (_, id) in &order {
+            if let Some(Holder::Row(slot)) = self.ids.get(id)
+                && let Some(row) = slot.attempt.as_ref().map(|attempt| &attempt.row)
+                && self.accused.values().any(|accused| accused.topic == row.encoding.topic)
+                && self.waiting.is_held(&row.encoding.topic)
+            {
+                let accused = Accused::new(row.encoding.topic.clone(), TRIALS_MAX, at.now + TRIAL_MAX);
+                self.accused.entry(row.sequence).or_insert(accused);
+            }
+        }
+        let (dock, resend) = order.into_iter().map(|(_, id)| id).partition(|id| match self.ids.get(id) {
+            Some(Holder::Row(slot)) if slot.stage != Stage::Released => {
+                slot.attempt.as_ref().is_some_and(|attempt| self.accused.contains_key(&attempt.row.sequence))
+            }
+            _ => false,
+        });
+        (self.dock, self.resend) = (dock, resend);
         self.actions.push(Action::Note(Note::Connected { session_present }));
     }
 
@@ -1027,6 +1244,11 @@ impl Machine {
 
     fn committed(&mut self, at: Moment) {
         let Some(mut committed) = self.committing.take() else { return };
+        for sequence in &committed.ended {
+            self.owned.remove(sequence);
+        }
+        // Rows whose packet ids it forgot were passed over by a reading that came before it.
+        self.is_rewinding = false;
         self.send_after(at, std::mem::take(&mut committed.after));
         if !self.gathering.admits {
             // Messages that only had to follow this commit: were they to wait for the next one too, later messages,
@@ -1064,16 +1286,26 @@ impl Machine {
         }
     }
 
-    fn fetch(&mut self) {
+    fn fetch(&mut self, at: Moment) {
+        let may_ask = self.phase == Phase::Up && !self.is_restoring && !self.must_restore && self.stop_by.is_none();
+        // A rewind follows all changes so far to the store: it would pass over rows whose packet id is to be forgotten.
+        let may_rewind = may_ask && !self.is_rewinding && self.gathering.changes.is_empty();
+        let rewinds = may_rewind && self.waiting.take_rewind(at.now);
+        for sequence in self.waiting.take_let_go() {
+            self.owned.remove(&sequence);
+        }
+        if rewinds {
+            self.is_rewinding = true;
+            self.round += 1;
+        }
         let window = usize::from(self.settings.window.get());
-        let stuck = self.waiting.stuck();
-        let ahead = self.waiting.count().saturating_sub(stuck);
-        let has_room = ahead < window && stuck < STUCK_ROWS_MAX && self.waiting.bytes() < WAITING_BYTES_MAX;
-        let may_ask = self.phase == Phase::Up && !self.is_fetching && !self.is_restoring && !self.must_restore;
-        if may_ask && has_room && self.stop_by.is_none() {
+        let has_room = self.waiting.ahead() < window
+            && self.waiting.ahead_bytes() < AHEAD_BYTES_MAX
+            && self.waiting.stuck() < STUCK_ROWS_MAX.max(2 * window);
+        if may_ask && (rewinds || (has_room && !self.is_fetching)) {
             self.is_fetching = true;
             let count = (2 * window).clamp(16, FETCH_ROWS_MAX);
-            self.actions.push(Action::Fetch { count, bytes: FETCH_BYTES_MAX });
+            self.actions.push(Action::Fetch { round: self.round, count, bytes: FETCH_BYTES_MAX });
         }
     }
 
@@ -1089,12 +1321,26 @@ impl Machine {
             self.window_max *= 2;
             self.window_grows_at = at.now + WINDOW_GROWS_AFTER;
         }
-        let window = if self.is_alone() { 1 } else { self.terms.window.min(self.window_max) };
+        let is_single = self.is_alone() || self.is_exploring();
+        let window = if is_single { 1 } else { self.terms.window.min(self.window_max) };
         // Before the rows, so that a broker that closes on a row has answered these: each is judged on its own.
         if !self.is_alone() {
             self.subscribe(at);
             self.send_own_status(at, window);
         }
+        if self.trial.is_some() {
+            return;
+        }
+        if !self.has_evidence() {
+            self.fill_rows(at, window);
+        }
+        let is_due = self.has_evidence() || self.trial_at().is_some_and(|when| when <= at.now);
+        if is_due && self.rows_out == 0 && self.stop_by.is_none() {
+            self.try_accused(at);
+        }
+    }
+
+    fn fill_rows(&mut self, at: Moment, window: usize) {
         while self.rows_out < window
             && let Some(id) = self.resend.pop_front()
         {
@@ -1115,7 +1361,11 @@ impl Machine {
                 return;
             }
             let Some(attempt) = self.waiting.take(at.now) else { return };
-            self.send_row(at, attempt);
+            if self.accused.contains_key(&attempt.row.sequence) {
+                self.bench.push_back(attempt);
+            } else {
+                self.send_row(at, attempt);
+            }
         }
     }
 
@@ -1247,9 +1497,11 @@ impl Machine {
         }
         if let Some(attempt) = &slot.attempt {
             self.bytes_out = self.bytes_out.saturating_sub(compose::weight(&attempt.row));
-            if self.suspect.is_some_and(|suspect| suspect.sequence == attempt.row.sequence) {
+            let sequence = attempt.row.sequence;
+            if self.suspect.is_some_and(|suspect| suspect.sequence == sequence) {
                 self.suspect = None;
             }
+            self.acquit(sequence);
         }
         slot.attempt
     }
@@ -1319,16 +1571,28 @@ impl Machine {
             self.counts.strays += 1;
             return;
         }
-        // 0x92 too: the cloud has ended the exchange before (it had answered PUBREC, so it has the message).
         self.progress_at = at.now;
         if let Some(attempt) = self.remove_row(id) {
+            // 0x92: the cloud has ended the exchange before, and its PUBCOMP was lost. Or it has lost its session in
+            // between, and who knows when; sending it again could double it. It had answered PUBREC, so it had it.
+            if ack.reason == ReasonCode::PACKET_IDENTIFIER_NOT_FOUND {
+                self.counts.uncertain += 1;
+                let (sequence, topic) = (attempt.row.sequence, attempt.row.encoding.topic.clone());
+                self.actions.push(Action::Note(Note::Uncertain { sequence, topic }));
+            }
             self.settled(attempt);
         }
     }
 
     fn settled(&mut self, attempt: Attempt) {
         self.counts.delivered += 1;
-        self.owned.remove(&attempt.row.sequence);
+        self.acquit(attempt.row.sequence);
+        self.has_acked = true;
+        for accused in self.accused.values_mut() {
+            accused.has_alibi = true;
+            accused.has_topic_alibi |= accused.topic == attempt.row.encoding.topic;
+        }
+        self.gathering.ended.push(attempt.row.sequence);
         self.gathering.changes.push(Change::Settle { sequence: attempt.row.sequence, verdict: Verdict::Delivered });
         self.waiting.ended(&attempt.row, true);
     }
@@ -1385,7 +1649,8 @@ impl Machine {
     }
 
     fn give_up(&mut self, attempt: &Attempt, verdict: Verdict) {
-        self.owned.remove(&attempt.row.sequence);
+        self.acquit(attempt.row.sequence);
+        self.gathering.ended.push(attempt.row.sequence);
         self.gathering.changes.push(Change::Settle { sequence: attempt.row.sequence, verdict });
         self.waiting.ended(&attempt.row, false);
     }
@@ -1394,13 +1659,14 @@ impl Machine {
         if self.phase != Phase::Up {
             return;
         }
-        if let Some(publish) = compose::live(&live.message, &live.topic, &self.terms, at.stamp) {
-            let bytes = compose::publish_bytes(&publish, self.terms.version);
-            if bytes <= self.terms.packet_bytes_max {
-                self.pacing.spend(at.now, bytes);
-                self.send(at, Packet::Publish(publish));
-            }
-        }
+        let publish = compose::live(&live.message, &live.topic, &self.terms, at.stamp);
+        let publish = publish.map(|publish| (compose::publish_bytes(&publish, self.terms.version), publish));
+        let Some((bytes, publish)) = publish.filter(|(bytes, _)| *bytes <= self.terms.packet_bytes_max) else {
+            self.counts.live_dropped += 1;
+            return;
+        };
+        self.pacing.spend(at.now, bytes);
+        self.send(at, Packet::Publish(publish));
     }
 
     fn send_own_status(&mut self, at: Moment, window: usize) {
@@ -1528,8 +1794,40 @@ impl Machine {
             origin: Origin::Uplink(self.settings.name.clone()),
             received: at.stamp,
         };
+        let message = Box::new(message);
         let receipt = self.inbound.open(answer);
-        self.actions.push(Action::Submit { receipt, message: Box::new(message), once });
+        if self.settings.version == Version::V311 && message.qos != Qos::AtMostOnce {
+            let is_behind = self.inbound.has_refused_on(&message.topic);
+            self.inbound.keep(receipt, message.clone(), once);
+            // Behind an earlier one of its topic that there was no room for.
+            if is_behind {
+                return self.inbound.refuse(receipt);
+            }
+        }
+        self.actions.push(Action::Submit { receipt, message, once });
+    }
+
+    /// The store has no room for a command. Closing would only make the cloud send it again at once.
+    fn no_room(&mut self, at: Moment, receipt: Receipt) {
+        self.counts.refused += 1;
+        self.actions.push(Action::Note(Note::NoRoom));
+        match (self.settings.version, self.inbound.answer_id(receipt)) {
+            (Version::V5, Some(_)) => self.inbound.fail(receipt, ReasonCode::QUOTA_EXCEEDED),
+            (Version::V311, Some(_)) => {
+                self.inbound.refuse(receipt);
+                self.submit_at = Some(at.now + SUBMIT_AGAIN);
+            }
+            (_, None) => self.inbound.ready(receipt),
+        }
+    }
+
+    /// One at a time: what has room for the first may have none for the second, and they keep their order.
+    fn submit_again(&mut self) {
+        if self.submit_at.is_none()
+            && let Some((receipt, message, once)) = self.inbound.take_refused()
+        {
+            self.actions.push(Action::Submit { receipt, message, once });
+        }
     }
 
     fn pubrel_in(&mut self, ack: &Ack) {

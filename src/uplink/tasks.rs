@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::inbound::Receipt;
 use crate::health::chain;
-use crate::intake::{Intake, Ticket};
+use crate::intake::{AcceptError, Intake, Ticket};
 use crate::message::Message;
 use crate::queue::{AppendError, Change, Inlet, Once, Outlet, Queued, Restored};
 
@@ -28,6 +28,8 @@ pub enum Order {
     Restore,
     /// Get rows.
     Fetch {
+        /// Another one than before: from the oldest row again.
+        round: u64,
         /// At most so many.
         count: usize,
         /// At most so many bytes.
@@ -56,6 +58,21 @@ pub enum Errand {
     },
 }
 
+/// Why an errand failed.
+#[derive(Debug)]
+pub struct Unaccepted {
+    /// For a person.
+    pub reason: String,
+    /// Only for want of room.
+    pub is_full: bool,
+}
+
+impl From<AcceptError> for Unaccepted {
+    fn from(error: AcceptError) -> Unaccepted {
+        Unaccepted { reason: chain(&error), is_full: error.is_full() }
+    }
+}
+
 /// What became of it.
 #[derive(Debug)]
 pub enum Report {
@@ -63,12 +80,12 @@ pub enum Report {
     Committed(Result<(), AppendError>),
     /// The durable state.
     Restored(Restored),
-    /// Rows, at least one.
-    Rows(Vec<Queued>),
+    /// Rows, at least one, of this round.
+    Rows(u64, Vec<Queued>),
     /// The intake has the command, or not.
-    Submitted(Receipt, Result<(), String>),
+    Submitted(Receipt, Result<(), Unaccepted>),
     /// The id is forgotten; whether it was known.
-    Released(Receipt, Result<bool, String>),
+    Released(Receipt, Result<bool, Unaccepted>),
     /// The queue has stopped for good.
     QueueStopped,
 }
@@ -76,6 +93,7 @@ pub enum Report {
 /// Carries out orders until there are no more to come.
 pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, reports: mpsc::Sender<Report>) {
     let mut wanted: Option<(usize, usize)> = None;
+    let mut reading = 0;
     loop {
         let report = tokio::select! {
             // Commits first: they free the window, and rows are fetched ahead.
@@ -90,7 +108,10 @@ pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, r
                         None => Report::QueueStopped,
                     }
                 }
-                Some(Order::Fetch { count, bytes }) => {
+                Some(Order::Fetch { round, count, bytes }) => {
+                    if std::mem::replace(&mut reading, round) != round {
+                        outlet.rewind();
+                    }
                     wanted = Some((count, bytes));
                     continue;
                 }
@@ -98,7 +119,7 @@ pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, r
             rows = next(&mut outlet, wanted) => match rows {
                 Ok(rows) => {
                     wanted = None;
-                    Report::Rows(rows)
+                    Report::Rows(reading, rows)
                 }
                 Err(AppendError::Stopped) => Report::QueueStopped,
                 Err(_failed) => {
@@ -134,7 +155,7 @@ async fn restore(outlet: &mut Outlet) -> Option<Restored> {
 
 enum Placed {
     Ticket(Receipt, Box<Ticket>),
-    Refused(Receipt, String),
+    Refused(Receipt, Unaccepted),
     Release(Receipt, Once),
 }
 
@@ -151,7 +172,7 @@ pub async fn run_errands(
             let outcome = match errand {
                 Errand::Submit { receipt, message, once } => match intake.submit(*message, once).await {
                     Ok(ticket) => Placed::Ticket(receipt, Box::new(ticket)),
-                    Err(error) => Placed::Refused(receipt, chain(&error)),
+                    Err(error) => Placed::Refused(receipt, error.into()),
                 },
                 Errand::Release { receipt, once } => Placed::Release(receipt, once),
             };
@@ -165,12 +186,12 @@ pub async fn run_errands(
             let report = match placed {
                 Placed::Ticket(receipt, ticket) => {
                     let outcome = ticket.outcome().await.map(|_accepted| ());
-                    Report::Submitted(receipt, outcome.map_err(|error| chain(&error)))
+                    Report::Submitted(receipt, outcome.map_err(Unaccepted::from))
                 }
-                Placed::Refused(receipt, reason) => Report::Submitted(receipt, Err(reason)),
+                Placed::Refused(receipt, refusal) => Report::Submitted(receipt, Err(refusal)),
                 Placed::Release(receipt, once) => {
                     let outcome = inlet.release(once).await;
-                    Report::Released(receipt, outcome.map_err(|error| chain(&error)))
+                    Report::Released(receipt, outcome.map_err(|error| AcceptError::Queue(error).into()))
                 }
             };
             if reports.send(report).await.is_err() {

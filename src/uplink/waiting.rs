@@ -2,7 +2,8 @@
 //!
 //! Promises: first attempts leave in the order of the queue; a refused row waits without holding up others, except
 //! where `order = "strict"` asks for just that; a route that the cloud does not allow is probed with one message and
-//! growing pauses, and its messages are never given up.
+//! growing pauses, and its messages are never given up. What is stuck is kept here by the handful only: the rest is let
+//! go of, stays in the queue, and is asked for again when it may leave, so that no backlog of one topic stops another.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -23,6 +24,16 @@ const QUOTA_MAX: Duration = Duration::from_secs(30);
 const HOLD_FIRST: Duration = Duration::from_secs(10);
 const HOLD_MAX: Duration = Duration::from_secs(5 * 60);
 
+/// Rows that are stuck for one reason, over all topics: as many and as large ones stay in memory.
+const STUCK: Load = Load { count: 256, bytes: 512 * 1024 };
+
+/// Of one held topic, and behind one row of a strict topic.
+const HELD_EACH_MAX: usize = 8;
+const BEHIND_EACH_MAX: usize = 64;
+
+/// First pause after which refused rows that were let go of are asked for again.
+const REWIND_FIRST: Duration = Duration::from_secs(30);
+
 /// A row on its way: the row, and how often the cloud refused it for the moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attempt {
@@ -39,13 +50,75 @@ impl Attempt {
     }
 }
 
+/// How many rows, and roughly the memory they hold.
+#[derive(Debug, Clone, Copy, Default)]
+struct Load {
+    count: usize,
+    bytes: usize,
+}
+
+impl Load {
+    fn add(&mut self, row: &Queued) {
+        self.count += 1;
+        self.bytes += weight(row);
+    }
+
+    fn subtract(&mut self, row: &Queued) {
+        self.count = self.count.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(weight(row));
+    }
+
+    fn is_beyond(self, other: Load) -> bool {
+        self.count > other.count || self.bytes > other.bytes
+    }
+}
+
 #[derive(Debug)]
 struct Hold {
     rows: BTreeMap<Sequence, Attempt>,
+    /// From this place on its rows were let go of.
+    gone_from: Option<Sequence>,
+    /// They were asked for again, because a probe is due and none is here.
+    is_asked: bool,
     pause: Duration,
     probe_at: Duration,
     /// The row that is trying.
     probe: Option<Sequence>,
+}
+
+impl Hold {
+    fn new(now: Duration) -> Hold {
+        Hold {
+            rows: BTreeMap::new(),
+            gone_from: None,
+            is_asked: false,
+            pause: HOLD_FIRST,
+            probe_at: now + HOLD_FIRST,
+            probe: None,
+        }
+    }
+
+    /// Of a window full of refusals only the probe's own lengthens the pause.
+    fn pause_probe(&mut self, now: Duration, sequence: Sequence) {
+        if self.probe == Some(sequence) {
+            self.probe = None;
+            self.is_asked = false;
+            self.pause = (self.pause * 2).min(HOLD_MAX);
+            self.probe_at = now + self.pause;
+        }
+    }
+
+    fn can_probe(&self) -> bool {
+        self.probe.is_none() && (!self.rows.is_empty() || (self.gone_from.is_some() && !self.is_asked))
+    }
+}
+
+/// The rows behind the one row of a strict topic that is under way.
+#[derive(Debug, Default)]
+struct Behind {
+    rows: VecDeque<Attempt>,
+    /// All that came after these was let go of.
+    is_cut: bool,
 }
 
 /// The rows of one uplink that wait in memory.
@@ -55,40 +128,72 @@ pub struct Waiting {
     /// By when they may go, then by place.
     again: BTreeMap<(Duration, Sequence), Attempt>,
     held: HashMap<Topic, Hold>,
-    /// Topics of strict rules with a row under way, and the rows behind it.
-    strict: HashMap<Topic, VecDeque<Attempt>>,
+    /// Topics of strict rules with a row under way.
+    strict: HashMap<Topic, Behind>,
+    ready_load: Load,
+    again_load: Load,
+    held_load: Load,
+    behind_load: Load,
+    /// Rows that are not here any more and are still in the queue.
+    let_go: Vec<Sequence>,
+    /// Some of them may leave now.
+    must_rewind: bool,
+    rewind_at: Option<Duration>,
+    rewind_pause: Duration,
     paused_until: Duration,
     quota_pause: Duration,
-    count: usize,
-    bytes: usize,
 }
 
 impl Waiting {
-    /// How many rows wait here.
-    pub fn count(&self) -> usize {
-        self.count
+    /// How many rows wait for nothing but room in the window.
+    pub fn ahead(&self) -> usize {
+        self.ready.len()
     }
 
-    /// The memory they hold, roughly.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// The memory that these hold, roughly.
+    pub fn ahead_bytes(&self) -> usize {
+        self.ready_load.bytes
     }
 
-    /// Rows that wait for something else than room in the window.
+    /// Rows that wait for something else.
     pub fn stuck(&self) -> usize {
-        self.count.saturating_sub(self.ready.len())
+        self.again_load.count + self.held_load.count + self.behind_load.count
+    }
+
+    /// Rows that were let go of since the last call: they are in the queue only.
+    pub fn take_let_go(&mut self) -> Vec<Sequence> {
+        std::mem::take(&mut self.let_go)
+    }
+
+    /// Whether rows that were let go of may leave at `now`: the queue has to be read from its oldest row again.
+    /// Forgets it. What was read ahead is let go of too, or it would leave before older rows of its topic.
+    pub fn take_rewind(&mut self, now: Duration) -> bool {
+        if self.rewind_at.is_some_and(|at| at <= now) {
+            self.rewind_at = None;
+            self.must_rewind = true;
+        }
+        for hold in self.held.values_mut().filter(|hold| hold.rows.is_empty() && hold.can_probe()) {
+            if hold.probe_at <= now {
+                hold.is_asked = true;
+                self.must_rewind = true;
+            }
+        }
+        if self.must_rewind {
+            self.let_go.extend(self.ready.drain(..).map(|attempt| attempt.row.sequence));
+            self.ready_load = Load::default();
+        }
+        std::mem::take(&mut self.must_rewind)
     }
 
     /// A row from the queue, behind all that came before.
     pub fn push(&mut self, row: Queued) {
-        self.add(&row);
+        self.ready_load.add(&row);
         self.ready.push_back(Attempt::first(row));
     }
 
     /// A row that was taken and did not leave after all, or must go again without its being at fault.
     pub fn put_back(&mut self, attempt: Attempt) {
-        self.add(&attempt.row);
-        self.again.insert((Duration::ZERO, attempt.row.sequence), attempt);
+        self.insert_again(Duration::ZERO, attempt);
     }
 
     /// A row of a strict topic is in flight already: others of the topic stay behind it.
@@ -110,29 +215,40 @@ impl Waiting {
     pub fn refuse_now(&mut self, now: Duration, mut attempt: Attempt) {
         let pause = AGAIN_FIRST.saturating_mul(1 << attempt.refusals.min(16)).min(AGAIN_MAX);
         attempt.refusals = attempt.refusals.saturating_add(1);
-        self.add(&attempt.row);
-        self.again.insert((now + pause, attempt.row.sequence), attempt);
+        let mut load = self.again_load;
+        load.add(&attempt.row);
+        // The row of a strict topic stays: those behind it wait for its end.
+        if load.is_beyond(STUCK) && !attempt.row.strict_order {
+            if self.rewind_at.is_none() {
+                self.rewind_pause = (self.rewind_pause * 2).clamp(REWIND_FIRST, AGAIN_MAX);
+                self.rewind_at = Some(now + self.rewind_pause);
+            }
+            return self.let_go.push(attempt.row.sequence);
+        }
+        self.insert_again(now + pause, attempt);
     }
 
     /// Not allowed: the topic is held. True when nothing was held before, so that the alarm is raised once.
     pub fn hold(&mut self, now: Duration, attempt: Attempt) -> bool {
         let is_new = self.held.is_empty();
-        self.add(&attempt.row);
         let topic = attempt.row.encoding.topic.clone();
-        let hold = self.held.entry(topic).or_insert_with(|| Hold {
-            rows: BTreeMap::new(),
-            pause: HOLD_FIRST,
-            probe_at: now + HOLD_FIRST,
-            probe: None,
-        });
-        // Of a window full of refusals only the probe's own lengthens the pause.
-        if hold.probe == Some(attempt.row.sequence) {
-            hold.probe = None;
-            hold.pause = (hold.pause * 2).min(HOLD_MAX);
-            hold.probe_at = now + hold.pause;
-        }
-        hold.rows.insert(attempt.row.sequence, attempt);
+        let hold = self.held.entry(topic).or_insert_with(|| Hold::new(now));
+        hold.pause_probe(now, attempt.row.sequence);
+        self.keep_held(attempt);
         is_new
+    }
+
+    /// The topic is held over a row that stays in flight and is no probe any more. True as for `hold`.
+    pub fn hold_topic(&mut self, now: Duration, row: &Queued) -> bool {
+        let is_new = self.held.is_empty();
+        let hold = self.held.entry(row.encoding.topic.clone()).or_insert_with(|| Hold::new(now));
+        hold.pause_probe(now, row.sequence);
+        is_new
+    }
+
+    /// Whether messages of the topic wait because the cloud does not allow them.
+    pub fn is_held(&self, topic: &Topic) -> bool {
+        self.held.contains_key(topic)
     }
 
     /// The next row that may leave at `now`.
@@ -140,17 +256,18 @@ impl Waiting {
         if now < self.paused_until {
             return None;
         }
-        let attempt = loop {
+        loop {
             let attempt = self.take_again(now).or_else(|| self.take_probe(now)).or_else(|| self.take_ready())?;
-            match self.held.get_mut(&attempt.row.encoding.topic) {
-                Some(hold) if hold.probe != Some(attempt.row.sequence) => {
-                    hold.rows.insert(attempt.row.sequence, attempt);
-                }
-                _ => break attempt,
+            let Some(hold) = self.held.get_mut(&attempt.row.encoding.topic) else { return Some(attempt) };
+            // The oldest one that was asked for is as good a probe as one that was kept.
+            if hold.probe.is_none() && hold.probe_at <= now && hold.rows.is_empty() {
+                hold.probe = Some(attempt.row.sequence);
             }
-        };
-        self.subtract(&attempt.row);
-        Some(attempt)
+            if hold.probe == Some(attempt.row.sequence) {
+                return Some(attempt);
+            }
+            self.keep_held(attempt);
+        }
     }
 
     /// A row of `topic` has ended: the cloud has it, or it was given up.
@@ -159,26 +276,30 @@ impl Waiting {
         if is_delivered {
             self.quota_pause = Duration::ZERO;
             if let Some(hold) = self.held.remove(topic) {
-                self.again.extend(hold.rows.into_iter().map(|(place, attempt)| ((Duration::ZERO, place), attempt)));
+                self.must_rewind |= hold.gone_from.is_some();
+                for attempt in hold.rows.into_values() {
+                    self.held_load.subtract(&attempt.row);
+                    self.insert_again(Duration::ZERO, attempt);
+                }
             }
         } else if let Some(hold) = self.held.get_mut(topic).filter(|hold| hold.probe == Some(row.sequence)) {
             // The probe itself was given up (expired, too large): another one has to find out.
             hold.probe = None;
-            if hold.rows.is_empty() {
+            hold.is_asked = false;
+            if hold.rows.is_empty() && hold.gone_from.is_none() {
                 self.held.remove(topic);
             }
         }
-        if row.strict_order
-            && let Some(behind) = self.strict.get_mut(topic)
-        {
-            match behind.pop_front() {
-                Some(next) => {
-                    self.again.insert((Duration::ZERO, next.row.sequence), next);
-                }
-                None => {
-                    self.strict.remove(topic);
-                }
-            }
+        if !row.strict_order {
+            return;
+        }
+        let Some(behind) = self.strict.get_mut(topic) else { return };
+        if let Some(next) = behind.rows.pop_front() {
+            self.behind_load.subtract(&next.row);
+            self.insert_again(Duration::ZERO, next);
+        } else {
+            self.must_rewind |= behind.is_cut;
+            self.strict.remove(topic);
         }
     }
 
@@ -188,46 +309,78 @@ impl Waiting {
             return Some(self.paused_until);
         }
         let again = self.again.keys().next().map(|(at, _)| *at);
-        let probe = self.held.values().filter(|hold| hold.probe.is_none()).map(|hold| hold.probe_at).min();
-        again.into_iter().chain(probe).min().filter(|at| *at > now)
+        let probe = self.held.values().filter(|hold| hold.can_probe()).map(|hold| hold.probe_at).min();
+        again.into_iter().chain(probe).chain(self.rewind_at).filter(|at| *at > now).min()
+    }
+
+    fn insert_again(&mut self, at: Duration, attempt: Attempt) {
+        self.again_load.add(&attempt.row);
+        self.again.insert((at, attempt.row.sequence), attempt);
+    }
+
+    /// Keeps a row of a held topic, or lets go of the newest ones.
+    fn keep_held(&mut self, attempt: Attempt) {
+        let (sequence, is_strict) = (attempt.row.sequence, attempt.row.strict_order);
+        let Some(hold) = self.held.get_mut(&attempt.row.encoding.topic) else { return self.put_back(attempt) };
+        if !is_strict && hold.gone_from.is_some_and(|from| sequence >= from) {
+            return self.let_go.push(sequence);
+        }
+        self.held_load.add(&attempt.row);
+        hold.rows.insert(sequence, attempt);
+        while (hold.rows.len() > HELD_EACH_MAX || self.held_load.is_beyond(STUCK))
+            && let Some(last) = hold.rows.last_entry().filter(|last| !last.get().row.strict_order)
+        {
+            let (sequence, attempt) = last.remove_entry();
+            self.held_load.subtract(&attempt.row);
+            self.let_go.push(sequence);
+            hold.gone_from = Some(sequence);
+        }
     }
 
     fn take_again(&mut self, now: Duration) -> Option<Attempt> {
-        let entry = self.again.first_entry()?;
-        (entry.key().0 <= now).then(|| entry.remove())
+        let entry = self.again.first_entry().filter(|entry| entry.key().0 <= now)?;
+        let attempt = entry.remove();
+        self.again_load.subtract(&attempt.row);
+        if self.again.is_empty() && self.rewind_at.is_none() {
+            self.rewind_pause = Duration::ZERO;
+        }
+        Some(attempt)
     }
 
     fn take_probe(&mut self, now: Duration) -> Option<Attempt> {
-        let due = self.held.values_mut().find(|hold| hold.probe.is_none() && hold.probe_at <= now)?;
-        let (_place, attempt) = due.rows.pop_first()?;
-        due.probe = Some(attempt.row.sequence);
+        let is_due = |hold: &&mut Hold| hold.probe.is_none() && hold.probe_at <= now && !hold.rows.is_empty();
+        let due = self.held.values_mut().find(is_due)?;
+        let (place, attempt) = due.rows.pop_first()?;
+        self.held_load.subtract(&attempt.row);
+        due.probe = Some(place);
         Some(attempt)
     }
 
     /// The next fresh row that no strict topic holds up.
     fn take_ready(&mut self) -> Option<Attempt> {
+        // Older rows of the same topics are on their way.
+        if self.must_rewind {
+            return None;
+        }
         loop {
             let attempt = self.ready.pop_front()?;
+            self.ready_load.subtract(&attempt.row);
             if !attempt.row.strict_order {
                 return Some(attempt);
             }
-            match self.strict.get_mut(&attempt.row.encoding.topic) {
-                Some(behind) => behind.push_back(attempt),
-                None => {
-                    self.strict.insert(attempt.row.encoding.topic.clone(), VecDeque::new());
-                    return Some(attempt);
-                }
+            let Some(behind) = self.strict.get_mut(&attempt.row.encoding.topic) else {
+                self.strict.insert(attempt.row.encoding.topic.clone(), Behind::default());
+                return Some(attempt);
+            };
+            let mut load = self.behind_load;
+            load.add(&attempt.row);
+            if behind.is_cut || behind.rows.len() >= BEHIND_EACH_MAX || load.is_beyond(STUCK) {
+                behind.is_cut = true;
+                self.let_go.push(attempt.row.sequence);
+            } else {
+                self.behind_load = load;
+                behind.rows.push_back(attempt);
             }
         }
-    }
-
-    fn add(&mut self, row: &Queued) {
-        self.count += 1;
-        self.bytes += weight(row);
-    }
-
-    fn subtract(&mut self, row: &Queued) {
-        self.count = self.count.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(weight(row));
     }
 }
