@@ -99,7 +99,7 @@ impl Stages {
         };
         if tokio::time::timeout(deadline, all).await.is_err() {
             for (_, stage) in &self.names {
-                log::warn!(stage = *stage; "A stage may not have stopped in time and is given up");
+                log::warn!(stage = *stage; "A stage did not stop in time");
             }
             self.running.abort_all();
         }

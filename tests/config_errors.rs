@@ -303,6 +303,8 @@ point.p = { address = "coil:3" }
 line = "tcp://10.0.0.1:502"
 unit_id = 1
 point.p = { address = "coil:3" }
+[uplink.cloud]
+url = "mqtt://h"
 "#,
     );
     write(

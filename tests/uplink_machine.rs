@@ -302,6 +302,9 @@ struct World {
     notes: Vec<Note>,
     closed: Vec<CloseReason>,
     submitted: Vec<(Message, Option<u16>)>,
+    /// Received ids that the store knows, and what was asked to be released.
+    received: BTreeSet<(u64, u16)>,
+    released: Vec<u16>,
     answers: VecDeque<Event>,
     key: u64,
 }
@@ -368,6 +371,8 @@ impl World {
             notes: Vec::new(),
             closed: Vec::new(),
             submitted: Vec::new(),
+            received: BTreeSet::new(),
+            released: Vec::new(),
             answers: VecDeque::new(),
             key: 7,
         };
@@ -447,10 +452,17 @@ impl World {
             }
             Action::Fetch { count, .. } => self.fetch = Some(count),
             Action::Submit { receipt, message, once } => {
-                self.submitted.push((*message, once.map(|once| once.packet_id)));
+                // A repeat is accepted and thrown away, as the queue does it.
+                if once.is_none_or(|once| self.received.insert((once.session.0, once.packet_id))) {
+                    self.submitted.push((*message, once.map(|once| once.packet_id)));
+                }
                 self.answers.push_back(Event::Accepted(receipt));
             }
-            Action::Release { receipt, .. } => self.answers.push_back(Event::Released { receipt, was_known: false }),
+            Action::Release { receipt, once } => {
+                self.released.push(once.packet_id);
+                let was_known = self.received.remove(&(once.session.0, once.packet_id));
+                self.answers.push_back(Event::Released { receipt, was_known });
+            }
             Action::Close(reason) => {
                 while let Some(packet) = self.to_cloud.pop_front() {
                     self.cloud.handle(packet);
@@ -956,6 +968,51 @@ fn commands_are_rewritten_and_acknowledged_in_order_only_when_accepted() {
     assert_eq!(world.submitted[1].1, Some(3));
     assert_eq!(world.submitted[0].0.origin, Origin::Uplink(Arc::from("cloud")));
     assert_eq!(world.machine.counts().unmatched, 2);
+}
+
+impl World {
+    fn hear(&mut self, packet: Packet) {
+        self.event(Event::Packet(packet));
+        while self.step() {}
+    }
+}
+
+fn pubrel(id: u16) -> Packet {
+    Packet::Pubrel(Ack::new(PacketId::new(id).unwrap(), ReasonCode::SUCCESS))
+}
+
+#[test]
+fn an_ignored_id_of_a_lost_session_swallows_no_command_of_the_next() {
+    let mut world = up(Temper::default());
+    world.hear(command("other/a", Qos::ExactlyOnce, 7));
+    // The session is lost before PUBREL; in the new one the id names other messages.
+    world.cloud.temper.forgets_sessions = true;
+    world.lose_link(false);
+    while world.step() {}
+    assert!(world.machine.is_up());
+    for count in 1..=3 {
+        world.hear(command("cmd/a", Qos::ExactlyOnce, 7));
+        world.hear(pubrel(7));
+        assert_eq!(world.submitted.len(), count, "command {count} was thrown away");
+    }
+    assert!(world.received.is_empty());
+}
+
+#[test]
+fn a_stored_command_that_no_rule_matches_after_a_restart_is_released_all_the_same() {
+    let mut world = up(Temper::default());
+    world.hear(command("cmd/a", Qos::ExactlyOnce, 7));
+    let rules = std::mem::take(&mut world.settings.receive);
+    world.die(Death::Process);
+    while world.step() {}
+    world.hear(command("cmd/a", Qos::ExactlyOnce, 7));
+    world.hear(pubrel(7));
+    assert_eq!(world.released, [7]);
+    world.settings.receive = rules;
+    world.die(Death::Process);
+    while world.step() {}
+    world.hear(command("cmd/a", Qos::ExactlyOnce, 7));
+    assert_eq!(world.submitted.len(), 2, "the next message of this id is no repeat");
 }
 
 #[test]

@@ -16,6 +16,8 @@ mod run;
 mod simulate;
 mod status;
 
+mod tls;
+
 /// How the program ends (DESIGN.md 5); systemd's unit relies on 78.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -118,6 +120,14 @@ const ID_FILE: &str = "gateway-id";
 
 /// Loads the configuration as `run` and `check` both read it; problems and warnings are printed.
 fn load(config: Option<PathBuf>) -> Result<Loaded, Exit> {
+    let loaded = read(config)?;
+    let problems = tls::problems(&loaded);
+    eprint!("{}", config::render(&problems, &loaded.warnings));
+    if problems.is_empty() { Ok(loaded) } else { Err(Exit::Config) }
+}
+
+/// Loads the configuration and prints its problems, but no warnings.
+fn read(config: Option<PathBuf>) -> Result<Loaded, Exit> {
     let request = LoadRequest {
         kept_id: Some(Box::new(|state_dir| {
             let id = std::fs::read_to_string(state_dir.join(ID_FILE)).ok()?;
@@ -125,16 +135,10 @@ fn load(config: Option<PathBuf>) -> Result<Loaded, Exit> {
         })),
         ..LoadRequest::standard(config)
     };
-    match config::load(&request) {
-        Ok(loaded) => {
-            eprint!("{}", config::render(&[], &loaded.warnings));
-            Ok(loaded)
-        }
-        Err(problems) => {
-            eprint!("{}", config::render(&problems, &[]));
-            Err(Exit::Config)
-        }
-    }
+    config::load(&request).map_err(|problems| {
+        eprint!("{}", config::render(&problems, &[]));
+        Exit::Config
+    })
 }
 
 /// A duration of the command line, written as in the configuration.

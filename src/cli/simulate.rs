@@ -1,12 +1,15 @@
 //! `tidegate simulate`: a field device to test against, until interrupted.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{Exit, block_on};
@@ -27,7 +30,7 @@ enum Device {
     #[command(after_help = "Example: tidegate simulate modbus --listen 127.0.0.1:1502 --units 1-3 --dead 4")]
     Modbus(ModbusArguments),
     /// A scale on a serial line
-    #[command(after_help = "Example: tidegate simulate serial --pty --every 1s --decimal ,")]
+    #[command(after_help = "Example: tidegate simulate serial --pty --link /tmp/scale --every 1s --decimal ,")]
     Serial(SerialArguments),
 }
 
@@ -40,6 +43,9 @@ struct ModbusArguments {
     /// Serve RTU on a pty and print its path
     #[arg(long, conflicts_with = "port")]
     pty: bool,
+    /// Name the pty by a link, so that a configuration can name it; removed at the end
+    #[arg(long, value_name = "PATH", requires = "pty")]
+    link: Option<PathBuf>,
     /// Serve RTU on this serial port
     #[arg(long, value_name = "DEVICE")]
     port: Option<PathBuf>,
@@ -62,6 +68,9 @@ struct SerialArguments {
     /// On a pty whose path is printed; the default
     #[arg(long, conflicts_with = "port")]
     pty: bool,
+    /// Name the pty by a link, so that a configuration can name it; removed at the end
+    #[arg(long, value_name = "PATH", conflicts_with = "port")]
+    link: Option<PathBuf>,
     /// On this serial port
     #[arg(long, value_name = "DEVICE")]
     port: Option<PathBuf>,
@@ -73,6 +82,51 @@ struct SerialArguments {
     /// Decimal sign
     #[arg(long, value_name = "SIGN", default_value_t = '.', value_parser = parse_decimal)]
     decimal: char,
+}
+
+/// Why a simulated device ended.
+#[derive(Debug, Error)]
+enum ServeError {
+    /// The device itself.
+    #[error(transparent)]
+    Device(SimulateError),
+    /// The link to its pty.
+    #[error("cannot make the link {}", path.display())]
+    Link {
+        /// The link.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A link to a pty. A pty has another name each time; a configuration wants one that stays.
+#[derive(Debug)]
+struct Link {
+    path: PathBuf,
+    target: PathBuf,
+}
+
+impl Link {
+    /// Makes it, in place of one that a killed simulation left; never in place of anything but a link.
+    fn lay(path: PathBuf, target: PathBuf) -> Result<Link, ServeError> {
+        let is_link = std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_symlink());
+        let removed = if is_link { std::fs::remove_file(&path) } else { Ok(()) };
+        match removed.and_then(|()| std::os::unix::fs::symlink(&target, &path)) {
+            Ok(()) => Ok(Link { path, target }),
+            Err(source) => Err(ServeError::Link { path, source }),
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // Another simulation may have taken the name over: its link stays.
+        if std::fs::read_link(&self.path).is_ok_and(|target| target == self.target) {
+            let _gone = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// Settings of a serial port.
@@ -127,7 +181,7 @@ pub(super) fn main(arguments: SimulateArguments) -> Exit {
         tokio::pin!(serve);
         let ended = tokio::select! {
             ended = &mut serve => ended,
-            _ = tokio::signal::ctrl_c() => {
+            () = told_to_stop() => {
                 stop.cancel();
                 serve.await
             }
@@ -142,7 +196,19 @@ pub(super) fn main(arguments: SimulateArguments) -> Exit {
     })
 }
 
-async fn serve_modbus(arguments: ModbusArguments, stop: CancellationToken) -> Result<(), SimulateError> {
+/// Comes back at SIGINT or SIGTERM.
+async fn told_to_stop() {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        let _interrupted = tokio::signal::ctrl_c().await;
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+async fn serve_modbus(arguments: ModbusArguments, stop: CancellationToken) -> Result<(), ServeError> {
     let place = match (arguments.port, arguments.pty) {
         (Some(port), _) => arguments.settings.at(port),
         (None, true) => Place::Pty,
@@ -152,18 +218,31 @@ async fn serve_modbus(arguments: ModbusArguments, stop: CancellationToken) -> Re
     settings.units = arguments.units.0;
     settings.dead = arguments.dead.map(|dead| dead.0).unwrap_or_default();
     settings.registers = arguments.registers;
-    let server = modbus::Server::bind(settings).await?;
-    println!("Modbus units are served at {}; Ctrl-C ends it", server.bound());
-    server.run(stop).await
+    let server = modbus::Server::bind(settings).await.map_err(ServeError::Device)?;
+    let link = match (arguments.link, server.path()) {
+        (Some(link), Some(pty)) => Some(Link::lay(link, pty)?),
+        _ => None,
+    };
+    println!("Modbus units are served at {}{}; Ctrl-C ends it", server.bound(), also(link.as_ref()));
+    server.run(stop).await.map_err(ServeError::Device)
 }
 
-async fn serve_serial(arguments: SerialArguments, stop: CancellationToken) -> Result<(), SimulateError> {
+/// How the printed place goes on where there is a link to it.
+fn also(link: Option<&Link>) -> String {
+    link.map(|link| format!(", linked from {}", link.path.display())).unwrap_or_default()
+}
+
+async fn serve_serial(arguments: SerialArguments, stop: CancellationToken) -> Result<(), ServeError> {
     let mut settings = serial::Settings::at(arguments.port.map_or(Place::Pty, |port| arguments.settings.at(port)));
     settings.every = arguments.every;
     settings.decimal = arguments.decimal;
-    let server = serial::Server::bind(settings).await?;
-    println!("A scale is on {}; Ctrl-C ends it", server.path().display());
-    server.run(stop).await
+    let server = serial::Server::bind(settings).await.map_err(ServeError::Device)?;
+    let link = match arguments.link {
+        Some(link) => Some(Link::lay(link, server.path())?),
+        None => None,
+    };
+    println!("A scale is on {}{}; Ctrl-C ends it", server.path().display(), also(link.as_ref()));
+    server.run(stop).await.map_err(ServeError::Device)
 }
 
 #[cfg(test)]

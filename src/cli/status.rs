@@ -9,8 +9,9 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{Exit, block_on};
+use crate::clock::{Clock, ClockSource};
 use crate::control::{self, Request};
-use crate::health::chain;
+use crate::health::{LossReason, chain};
 
 /// How often `--watch` and `--wait` ask again.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -34,14 +35,15 @@ pub(super) struct StatusArguments {
     #[arg(long, value_name = "STATE", value_parser = ["healthy"])]
     wait: Option<String>,
     /// How long to wait
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = super::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", requires = "wait", value_parser = super::parse_duration)]
     timeout: Duration,
 }
 
 pub(super) fn main(arguments: &StatusArguments) -> Exit {
     let state_dir = match &arguments.state_dir {
         Some(state_dir) => state_dir.clone(),
-        None => match super::load(arguments.config.clone()) {
+        // Only the state directory is wanted: whatever is warned of was said at the start.
+        None => match super::read(arguments.config.clone()) {
             Ok(loaded) => loaded.config.gateway.state_dir,
             Err(exit) => return exit,
         },
@@ -56,6 +58,9 @@ pub(super) fn main(arguments: &StatusArguments) -> Exit {
                 Err(error) => {
                     eprintln!("tidegate: {}", chain(&error));
                     eprintln!("help: is the gateway running, and are you root or its user?");
+                    if arguments.config.is_none() && arguments.state_dir.is_none() {
+                        eprintln!("help: started with --config FILE? then: tidegate status --config FILE");
+                    }
                     return Exit::TryAgain;
                 }
             };
@@ -66,7 +71,7 @@ pub(super) fn main(arguments: &StatusArguments) -> Exit {
                 print_out(&answer);
             } else {
                 let status: Value = serde_json::from_str(&answer).unwrap_or_default();
-                print_out(&readable(&status));
+                print_out(&readable(&status, Clock::new(ClockSource::Trusted).now().wall_ms));
             }
             if !arguments.watch {
                 return Exit::Done;
@@ -125,18 +130,18 @@ fn number(value: &Value, key: &str) -> u64 {
     value.get(key).and_then(Value::as_u64).unwrap_or(0)
 }
 
-fn readable(status: &Value) -> String {
+fn readable(status: &Value, wall_ms: i64) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail; the results are folded into one that is looked at once.
-    let written = write_readable(&mut out, status);
+    let written = write_readable(&mut out, status, wall_ms);
     debug_assert!(written.is_ok());
     out
 }
 
-fn write_readable(out: &mut String, status: &Value) -> std::fmt::Result {
+fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::Result {
     let uptime = Duration::from_secs(number(status, "uptime_s"));
     let (gateway, version) = (text(status, "gateway"), text(status, "version"));
-    writeln!(out, "gateway {gateway}, version {version}, up {}, clock {}", span(uptime), text(status, "clock"))?;
+    writeln!(out, "gateway {gateway}, version {version}, up {}, clock {}", span(uptime), clock(status))?;
     let queue = status.get("queue").cloned().unwrap_or_default();
     let (bytes, bytes_max) = (number(&queue, "bytes"), number(&queue, "max_bytes").max(1));
     write!(out, "queue   {} waiting, {} of {}", number(&queue, "messages"), size(bytes), size(bytes_max))?;
@@ -157,14 +162,7 @@ fn write_readable(out: &mut String, status: &Value) -> std::fmt::Result {
         writeln!(out)?;
     }
     for (name, device) in entries(status, "devices") {
-        write!(out, "device  {name}: {}", text(device, "state"))?;
-        if let Some(interval) = device.get("interval_s").and_then(Value::as_f64) {
-            write!(out, ", every {interval:.1} s")?;
-        }
-        if let Some(reason) = device.get("reason").and_then(Value::as_str) {
-            write!(out, ", {reason}")?;
-        }
-        writeln!(out)?;
+        writeln!(out, "device  {name}: {}", device_words(device, wall_ms))?;
     }
     let sessions = status.get("sessions").cloned().unwrap_or_default();
     writeln!(out, "clients {} connected", number(&sessions, "connected"))?;
@@ -177,9 +175,80 @@ fn write_readable(out: &mut String, status: &Value) -> std::fmt::Result {
         writeln!(out, "losses  none")?;
     }
     for (reason, count) in losses {
-        writeln!(out, "losses  {count} {reason}")?;
+        writeln!(out, "losses  {count} {}", loss_words(reason))?;
     }
     Ok(())
+}
+
+/// The state of the clock, with what it means where it is not obvious.
+fn clock(status: &Value) -> &str {
+    match text(status, "clock") {
+        "unset" => "unset (no time service; [gateway] clock = \"trust\" believes it)",
+        state => state,
+    }
+}
+
+/// A device in one line: a dead one has no interval, and its last good answer says how long ago it was well.
+fn device_words(device: &Value, wall_ms: i64) -> String {
+    let state = text(device, "state");
+    let reason = device.get("reason").and_then(Value::as_str);
+    let last_good = device.get("last_good").and_then(Value::as_str);
+    let mut words = match (state, last_good) {
+        ("dead", None) => "never answered".to_owned(),
+        ("dead", Some(time)) => match wall_ms_of(time).map(|good| wall_ms.saturating_sub(good)) {
+            Some(ago @ 0..) => {
+                format!("dead, last good {time} ({} ago)", span(Duration::from_millis(ago.unsigned_abs())))
+            }
+            // The clock was set in between: how long ago cannot be told.
+            _ => format!("dead, last good {time}"),
+        },
+        _ => state.to_owned(),
+    };
+    if matches!(state, "good" | "degraded")
+        && let Some(interval) = device.get("interval_s").and_then(Value::as_f64)
+    {
+        words.push_str(&format!(", every {interval:.1} s"));
+    }
+    if let Some(reason) = reason {
+        words.push_str(": ");
+        words.push_str(reason);
+    }
+    words
+}
+
+/// Why messages were given up, for a person.
+fn loss_words(reason: &str) -> &str {
+    match LossReason::from_name(reason) {
+        Some(LossReason::DroppedOldest) => "dropped: the store was full, and the oldest gave way",
+        Some(LossReason::DroppedNewest) => "dropped: the store was full, and the newest was not taken",
+        Some(LossReason::Expired) => "dropped: older than max_age",
+        Some(LossReason::Rejected) => "refused by the cloud for good, kept as dead letters",
+        Some(LossReason::Damaged) => "damaged on the disk",
+        Some(LossReason::DeadLetterDropped) => "dead letters gave way to newer ones",
+        Some(LossReason::MessageExpired) => "dropped: their own expiry (MQTT 5) had passed",
+        Some(LossReason::Quarantined) => "set aside with a damaged store",
+        Some(LossReason::StreamDropped) => "dropped with an uplink that was taken out of the configuration",
+        // A newer gateway than this program.
+        None => reason,
+    }
+}
+
+/// Milliseconds since 1970 of a time as the gateway writes it: `2026-11-23T09:20:00.123Z`.
+fn wall_ms_of(time: &str) -> Option<i64> {
+    let (date, clock) = time.strip_suffix('Z')?.split_once('T')?;
+    let mut date = date.split('-').map(|part| part.parse::<i64>().ok());
+    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+    let (clock, milli) = clock.split_once('.')?;
+    let mut clock = clock.split(':').map(|part| part.parse::<i64>().ok());
+    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+    let are_sane = (1970..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    if !are_sane {
+        return None;
+    }
+    // Years that start in March put the leap day last.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
+    Some(((days * 24 + hour) * 60 + minute) * 60_000 + second * 1000 + milli.parse::<i64>().ok()?)
 }
 
 fn span(time: Duration) -> String {
@@ -195,6 +264,7 @@ fn size(bytes: u64) -> String {
     match bytes {
         0..10_240 => format!("{bytes} B"),
         10_240..10_485_760 => format!("{} KiB", bytes / 1024),
+        _ if bytes.is_multiple_of(1_073_741_824) => format!("{} GiB", bytes / 1_073_741_824),
         10_485_760..10_737_418_240 => format!("{} MiB", bytes / 1_048_576),
         _ => format!("{} GiB", bytes / 1_073_741_824),
     }
@@ -226,9 +296,48 @@ mod tests {
             "queue": {"messages": 3, "bytes": 2048, "max_bytes": 1_073_741_824, "oldest_age_s": 7200},
             "uplinks": {"cloud": {"state": "waiting", "since": "T", "reason": "no route"}},
             "losses": {"expired": 2}});
-        let text = readable(&status);
-        assert!(text.contains("queue   3 waiting, 2048 B of 1024 MiB, oldest 2 h old"), "{text}");
+        let text = readable(&status, 0);
+        assert!(text.contains("clock unset (no time service; [gateway] clock = \"trust\" believes it)"), "{text}");
+        assert!(text.contains("queue   3 waiting, 2048 B of 1 GiB, oldest 2 h old"), "{text}");
         assert!(text.contains("no route"), "{text}");
-        assert!(text.contains("losses  2 expired"), "{text}");
+        assert!(text.contains("losses  2 dropped: older than max_age"), "{text}");
+    }
+
+    #[test]
+    fn every_reason_of_a_loss_has_a_phrase() {
+        for reason in LossReason::ALL {
+            assert_ne!(loss_words(reason.name()), reason.name());
+        }
+        assert_eq!(loss_words("of-tomorrow"), "of-tomorrow");
+    }
+
+    #[test]
+    fn a_dead_device_tells_when_it_was_well() {
+        let dead = json!({"state": "dead", "reason": "no answer within 500 ms", "interval_s": 1.0,
+            "last_good": "2026-11-23T09:20:00.000Z"});
+        let three_minutes_later = 1_795_425_600_000 + 180_000;
+        assert_eq!(
+            device_words(&dead, three_minutes_later),
+            "dead, last good 2026-11-23T09:20:00.000Z (3 min ago): no answer within 500 ms"
+        );
+        assert_eq!(
+            device_words(&dead, 0),
+            "dead, last good 2026-11-23T09:20:00.000Z: no answer within 500 ms",
+            "the clock was set back"
+        );
+        let never = json!({"state": "dead", "reason": "no answer within 500 ms"});
+        assert_eq!(device_words(&never, 0), "never answered: no answer within 500 ms");
+        let good = json!({"state": "good", "interval_s": 1.04, "last_good": "2026-11-23T09:20:00.000Z"});
+        assert_eq!(device_words(&good, 0), "good, every 1.0 s");
+    }
+
+    #[test]
+    fn times_of_the_gateway_are_read_back() {
+        for wall_ms in [0, 951_827_696_789, 1_795_425_600_000, 4_107_542_399_999] {
+            assert_eq!(wall_ms_of(&crate::clock::rfc3339(wall_ms)), Some(wall_ms));
+        }
+        for nonsense in ["", "Z", "2026-11-23", "2026-13-01T00:00:00.000Z", "x-y-zTa:b:c.dZ", "1-1-1T1Z"] {
+            assert_eq!(wall_ms_of(nonsense), None, "{nonsense}");
+        }
     }
 }

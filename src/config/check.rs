@@ -36,6 +36,7 @@ pub(super) fn check(walk: &mut Walk, draft: &Draft) {
     ports(walk, draft);
     topics(walk, draft);
     unused(walk, draft);
+    unforwarded(walk, draft);
 }
 
 fn listeners(walk: &mut Walk, draft: &Draft) {
@@ -113,6 +114,7 @@ fn rules(walk: &mut Walk, uplink: &UplinkDraft) {
             walk.findings.problem(*spot, what, Some(help));
         }
     }
+    shadowed(walk, uplink);
     let mut filters: HashMap<&str, Spot> = HashMap::new();
     for (rule, spot) in &uplink.receive {
         let Some(rule) = rule else { continue };
@@ -120,6 +122,43 @@ fn rules(walk: &mut Walk, uplink: &UplinkDraft) {
             let first = walk.findings.name(first);
             let what = format!("two rules have the filter {:?}, here and at {first}", rule.filter.as_str());
             walk.findings.problem(*spot, what, Some("keep one of the two".to_owned()));
+        }
+    }
+}
+
+/// Rules that never decide, because an earlier one matches all that they match.
+fn shadowed(walk: &mut Walk, uplink: &UplinkDraft) {
+    let rules = || uplink.forward.iter().filter_map(|(rule, spot)| Some((rule.as_ref()?.filter.pattern(), *spot)));
+    for (number, (later, spot)) in rules().enumerate() {
+        if walk.findings.is_full() {
+            return;
+        }
+        let Some((first, first_spot)) = rules().take(number).find(|(first, _)| covers(first, later)) else { continue };
+        // The same filter twice was noted as a problem.
+        if first == later {
+            continue;
+        }
+        let what = format!(
+            "the rule for {first:?} at {} takes all of {later:?}: this one never decides",
+            walk.findings.name(first_spot)
+        );
+        let help = "the first rule that matches decides: write the narrower one first".to_owned();
+        walk.findings.warning(spot, what, Some(help));
+    }
+}
+
+/// Whether `wide` matches every topic that `narrow` matches (MQTT 5.0, 4.7).
+fn covers(wide: &str, narrow: &str) -> bool {
+    if narrow.starts_with('$') && wide.starts_with(['+', '#']) {
+        return false;
+    }
+    let (mut wide, mut narrow) = (wide.split('/'), narrow.split('/'));
+    loop {
+        match (wide.next(), narrow.next()) {
+            (Some("#"), _) | (None, None) => return true,
+            (Some("+"), Some(level)) if level != "#" => {}
+            (Some(wanted), Some(level)) if wanted == level => {}
+            _ => return false,
         }
     }
 }
@@ -300,6 +339,75 @@ fn unused(walk: &mut Walk, draft: &Draft) {
         let is_used = draft.modbus.iter().any(|device| device.model.as_ref().is_some_and(|at| at.value == *name));
         if !is_used {
             walk.findings.warning(*spot, format!("no device is of the model `{name}`"), None);
+        }
+    }
+}
+
+/// Devices whose readings go nowhere.
+fn unforwarded(walk: &mut Walk, draft: &Draft) {
+    let has_devices = !draft.modbus.is_empty() || !draft.serial.is_empty();
+    if walk.is_partial || !has_devices {
+        return;
+    }
+    let Some(first) = draft.uplinks.first() else {
+        let help = "write [uplink.cloud] with a `url`; without one, readings are for local clients only";
+        walk.findings.general_warning("there is no [uplink]: nothing goes to a cloud", Some(help.to_owned()));
+        return;
+    };
+    // Where an uplink has a fault, its rules are not known.
+    let Some(uplinks) = draft.uplinks.iter().map(|uplink| uplink.config.as_ref()).collect::<Option<Vec<_>>>() else {
+        return;
+    };
+    let modbus = draft.modbus.iter().map(|device| (&device.name, device.spot, &device.topic, &device.point_names));
+    let serial = draft.serial.iter().map(|device| (&device.name, device.spot, &device.topic, &device.point_names));
+    for (device, spot, topic, points) in modbus.chain(serial) {
+        let (Some(template), false) = (topic, walk.findings.is_full()) else { continue };
+        let topic_of = |point: &str| Topic::new(&template.value.replace("{device}", device).replace("{point}", point));
+        let mut topics = points.iter().filter_map(|(point, _)| topic_of(point).ok());
+        let is_forwarded =
+            |topic: &Topic| uplinks.iter().flat_map(|uplink| &uplink.forward).any(|rule| rule.filter.matches(topic));
+        // Some points may be for this machine only; a device of which nothing goes out was forgotten.
+        let Some(shown) = topics.next().filter(|topic| !is_forwarded(topic)) else { continue };
+        if topics.any(|topic| is_forwarded(&topic)) {
+            continue;
+        }
+        let what = format!(
+            "the readings of {:?} ({}) match no forward rule: they stay on this machine",
+            device.as_ref(),
+            shown.as_str()
+        );
+        let level = shown.as_str().split('/').next().unwrap_or_default();
+        let mut help = format!("write [[uplink.{}.forward]] with filter = \"{level}/#\"", first.name);
+        if first.forward.is_empty() {
+            help.push_str("; \"field/#\" then needs its own: it is there only where no rule is written");
+        }
+        walk.findings.warning(if template.is_default { spot } else { template.spot }, what, Some(help));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::covers;
+
+    #[test]
+    fn a_filter_covers_another_when_it_matches_all_that_the_other_matches() {
+        for (wide, narrow, expected) in [
+            ("#", "a/b", true),
+            ("#", "$share", false),
+            ("#", "+/a", true),
+            ("a/#", "a", true),
+            ("a/#", "a/+/b", true),
+            ("a/#", "a/#", true),
+            ("a/+", "a/b", true),
+            ("a/+", "a/#", false),
+            ("a/+", "a", false),
+            ("a/+/#", "a/#", false),
+            ("a/b", "a/+", false),
+            ("+/b", "a/b", true),
+            ("a/#", "b/#", false),
+            ("a", "a/b", false),
+        ] {
+            assert_eq!(covers(wide, narrow), expected, "{wide} {narrow}");
         }
     }
 }

@@ -3,6 +3,7 @@
 /// Name and text of each example, in the order in which `tidegate example` lists them.
 pub fn examples() -> &'static [(&'static str, &'static str)] {
     &[
+        ("first-steps", include_str!("../../config/examples/first-steps.toml")),
         ("rs485-aws", include_str!("../../config/examples/rs485-aws.toml")),
         ("modbus-tcp-mosquitto", include_str!("../../config/examples/modbus-tcp-mosquitto.toml")),
         ("serial-scale", include_str!("../../config/examples/serial-scale.toml")),

@@ -129,10 +129,13 @@ pub(super) fn gateway(
     let (tree, spot) = section(root, "gateway", &empty);
     let reader = Reader::open(walk, tree, &keys::GATEWAY, spot);
     let state_dir = reader.text(walk, "state_dir").and_then(|text| {
-        if text.value.starts_with('/') && !text.value.contains('\0') {
-            return Some(PathBuf::from(text.value));
+        // Like every other path, one that is not from the root is taken from the file that names it; the dot says
+        // that this was meant.
+        if ["/", "./", "../"].iter().any(|start| text.value.starts_with(start)) {
+            return walk.path("state_dir", &text).map(|path| path.value);
         }
-        walk.wrong(text.spot, "state_dir", Wrong::new("must be a path from the root: \"/var/lib/tidegate\""));
+        let wrong = Wrong::new("must be a path from the root, \"/var/lib/tidegate\", or start with \"./\"");
+        walk.wrong(text.spot, "state_dir", wrong);
         None
     });
     let clock = reader.choice(
@@ -428,7 +431,13 @@ fn file(walk: &mut Walk, reader: &Reader<'_>, key: &'static str, is_secret: bool
     let shown = path.value.display();
     // Its kind is looked at before it is opened: to open a pipe would wait for a writer.
     let wrong = match std::fs::metadata(&path.value) {
-        Err(error) => Some(Wrong::new(format!("cannot read {shown}: {}", io_words(&error)))),
+        Err(error) => {
+            let wrong = Wrong::new(format!("cannot read {shown}: {}", io_words(&error)));
+            Some(match error.kind() {
+                std::io::ErrorKind::NotFound => wrong.help(PUT_IT_THERE),
+                _ => wrong,
+            })
+        }
         Ok(metadata) if !metadata.is_file() => Some(Wrong::new(format!("{shown} is not a file"))),
         Ok(metadata) if metadata.len() == 0 => Some(Wrong::new(format!("{shown} is empty"))),
         Ok(metadata) if metadata.len() > BYTES_MAX => Some(Wrong::new(format!("{shown} is larger than 1 MiB"))),
@@ -456,6 +465,9 @@ fn file(walk: &mut Walk, reader: &Reader<'_>, key: &'static str, is_secret: bool
         None => Some(path),
     }
 }
+
+/// The help for a file that is named and not there.
+pub(super) const PUT_IT_THERE: &str = "put the file there, or name where it is";
 
 /// An error of the system in lower case and without its number: the same words on every machine.
 pub(super) fn io_words(error: &std::io::Error) -> String {

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::board::{self, Found};
-use super::file::{self, Draft, io_words};
-use super::report::Problem;
-use super::tree::{self, Source, Tree, Written};
+use super::file::{self, Draft, UplinkDraft, io_words};
+use super::report::{Place, Problem};
+use super::tree::{self, Node, Source, Tree, Written};
 use super::walk::Walk;
 use super::{BrokerConfig, Config, ListenerConfig, check, effective};
 
@@ -67,6 +67,21 @@ pub struct Loaded {
     pub files: Vec<PathBuf>,
     /// What was found on the board.
     pub board: Found,
+    /// Where each uplink is written, for whoever finds fault with the contents of its files.
+    pub uplink_places: BTreeMap<Arc<str>, UplinkPlaces>,
+}
+
+/// Where the parts of an uplink are written; `None` for what is not.
+#[derive(Debug, Clone, Default)]
+pub struct UplinkPlaces {
+    /// The table itself.
+    pub table: Option<Place>,
+    /// The key `ca`.
+    pub ca: Option<Place>,
+    /// The key `cert`.
+    pub cert: Option<Place>,
+    /// The key `key`.
+    pub key: Option<Place>,
 }
 
 /// Loads the configuration, or says everything that is wrong with it.
@@ -96,12 +111,20 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
     if let Some(gateway) = draft.gateway.as_ref().filter(|gateway| gateway.id_source != file::FROM_CONFIGURATION) {
         effective.insert_str(0, &format!("# gateway id: {} (from {})\n", gateway.id, gateway.id_source));
     }
+    let place = |spot| walk.findings.place(spot);
+    let places = |uplink: &UplinkDraft| UplinkPlaces {
+        table: place(uplink.spot),
+        ca: uplink.ca.and_then(place),
+        cert: uplink.cert.and_then(place),
+        key: uplink.key.and_then(place),
+    };
+    let uplink_places = draft.uplinks.iter().map(|uplink| (uplink.name.clone(), places(uplink))).collect();
     let Some(config) = build(draft) else {
         // Each hole in a draft has its problem: this cannot be reached, and must not be a panic if it is.
         walk.findings.general(None, "the configuration could not be put together: this is a fault of tidegate", None);
         return Err(walk.findings.finish().0);
     };
-    Ok(Loaded { config, warnings: walk.findings.finish().1, effective, files, board })
+    Ok(Loaded { config, warnings: walk.findings.finish().1, effective, files, board, uplink_places })
 }
 
 fn read_owner(walk: &mut Walk, tree: &mut Tree, request: &LoadRequest) {
@@ -127,11 +150,15 @@ fn read_state(walk: &mut Walk, tree: &mut Tree, root: &Path) {
         Some(Written::Table(gateway)) => gateway.get("state_dir").cloned(),
         _ => None,
     };
-    let state_dir = match section(tree).map(|entry| entry.node.value) {
-        Some(Written::Text(text)) => text,
-        _ => STATE_DIRECTORY.to_owned(),
+    let state_dir = match section(tree).map(|entry| entry.node) {
+        Some(Node { value: Written::Text(text), spot }) if text.starts_with('.') => {
+            let source = walk.findings.sources.get(spot.source).and_then(|source| source.path.parent());
+            source.unwrap_or(Path::new("")).join(text)
+        }
+        Some(Node { value: Written::Text(text), .. }) => root.join(text.trim_start_matches('/')),
+        _ => root.join(STATE_DIRECTORY.trim_start_matches('/')),
     };
-    let directory = root.join(state_dir.trim_start_matches('/')).join("conf.d");
+    let directory = state_dir.join("conf.d");
     let mut layer = Tree::default();
     read_directory(walk, &mut layer, &directory, 2);
     if let Some(entry) = section(&layer) {

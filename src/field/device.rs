@@ -17,6 +17,9 @@ use crate::field::report::Reporter;
 use crate::health::{DeviceHealth, DeviceState};
 use crate::message::{Body, Message, Origin, Qos, Quality, Reading, Stamp, Topic, Value};
 
+/// How the reason begins when a device was asked and said nothing.
+const NO_ANSWER: &str = "no answer";
+
 /// What all devices share: where readings go, and the clock that stamps them.
 #[derive(Debug, Clone)]
 pub(super) struct Desk {
@@ -205,6 +208,9 @@ impl Device {
         match state {
             DeviceState::Good if former == DeviceState::Starting => info!(device; "The device answers"),
             DeviceState::Good => info!(device; "The device is well again"),
+            DeviceState::Degraded if reason.starts_with(NO_ANSWER) => {
+                warn!(device, reason; "The device missed an answer")
+            }
             DeviceState::Degraded => warn!(device, reason; "The device answers only in part"),
             DeviceState::Dead => warn!(device, reason; "The device does not answer"),
             DeviceState::Starting => {}

@@ -84,6 +84,11 @@ pub(super) struct Identity {
     pub sequence_next: u64,
     /// No place above this one may be given without reserving more.
     pub reserved: u64,
+    /// The next session number. Clients hold theirs over a quarantine: one that was given twice would make a message
+    /// of the one a repeat of the other's.
+    pub session_next: u64,
+    /// Sessions of the streams, as their uplinks hold them: a store that begins anew gives them no others.
+    pub sessions: BTreeMap<Arc<str>, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -115,7 +120,6 @@ pub(super) struct Books {
     pub removable: Ranges,
     /// After a crash: what has still to be looked through for rows that nobody wants.
     pub sweep: Option<Span>,
-    pub session_next: u64,
     pub session_reserved: u64,
     pub retained: (u64, u64),
     pub dead_letters: (u64, u64),
@@ -326,7 +330,12 @@ impl Books {
         let total = self.retained.1.saturating_sub(before.unwrap_or(0)) + bytes;
         // Retained messages are not drained by anybody: they must not fill the store that others wait for.
         let is_over = total > self.ceilings.soft_pages * PAGE_BYTES / 4;
-        if is_over && bytes > before.unwrap_or(0) {
+        let pages = |bytes: u64| retention::row_bytes(usize::try_from(bytes).unwrap_or(usize::MAX), PAGE_BYTES);
+        let needed = pages(bytes).saturating_sub(before.map_or(0, pages));
+        // Nor may they eat the reserve: without it every transaction fails, not only theirs.
+        if bytes > before.unwrap_or(0)
+            && (is_over || self.find_room(needed, &[(0, self.settings.when_full)])?.is_some())
+        {
             self.turn_losses.push((LossReason::DroppedNewest, 1));
             return Ok(());
         }
@@ -338,7 +347,8 @@ impl Books {
 
     // The ceiling
 
-    /// Sees to it that `bytes` of pages may be filled, or says how the message is not taken.
+    /// Sees to it that `bytes` of pages may be filled, or says how the message is not taken. Of `wanted` only the rules
+    /// are looked at.
     fn find_room(&mut self, bytes: u64, wanted: &[(usize, WhenFull)]) -> rusqlite::Result<Option<Refusal>> {
         if let Some(room) = self.room
             && room >= bytes
@@ -777,13 +787,13 @@ impl Books {
 
     /// A session number that was never given before.
     pub fn take_session(&mut self) -> rusqlite::Result<u64> {
-        if self.session_next >= self.session_reserved {
-            self.session_reserved = self.session_next + SESSION_BLOCK;
+        if self.identity.session_next >= self.session_reserved {
+            self.session_reserved = self.identity.session_next + SESSION_BLOCK;
             self.store.write()?;
             self.store.set_meta("session", self.session_reserved)?;
         }
-        self.session_next += 1;
-        Ok(self.session_next - 1)
+        self.identity.session_next += 1;
+        Ok(self.identity.session_next - 1)
     }
 }
 

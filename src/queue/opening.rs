@@ -170,7 +170,6 @@ fn attach(
         rows: 0,
         removable: Ranges::default(),
         sweep: (!was_stopped && last > 0).then(|| Span::new(1, last)),
-        session_next: 0,
         session_reserved: 0,
         retained: (0, 0),
         dead_letters: (0, 0),
@@ -214,7 +213,8 @@ fn begin(settings: &QueueSettings, file: StartFile, in_store: Kept) -> Result<Id
         boot_id: Arc::from(settings.clock.boot_id()),
         stamp: settings.clock.now(),
     };
-    Ok(Identity { file, start, counter: 0, sequence_next, reserved })
+    let sessions = BTreeMap::new();
+    Ok(Identity { file, start, counter: 0, sequence_next, reserved, session_next: 1, sessions })
 }
 
 fn ceilings(settings: &QueueSettings, store: &Store) -> rusqlite::Result<Ceilings> {
@@ -241,8 +241,9 @@ impl Books {
         self.store.set_meta("stopped", 0)?;
         self.store.set_meta("sequence", self.identity.reserved)?;
         self.load_starts(last)?;
-        self.session_next = self.store.meta("session")?.unwrap_or(1);
-        self.session_reserved = self.session_next;
+        let session = self.store.meta("session")?.unwrap_or(1).max(self.identity.session_next);
+        self.store.set_meta("session", session)?;
+        (self.identity.session_next, self.session_reserved) = (session, session);
         self.load_streams(last)?;
         if is_first {
             self.store.delete_passing_sessions()?;
@@ -377,7 +378,10 @@ impl Books {
             (stream.rules, stream.own, stream.is_active) = (list, own, true);
             return Ok(());
         }
-        let session = self.take_session()?;
+        let session = match self.identity.sessions.get(&spec.name) {
+            Some(session) => *session,
+            None => self.take_session()?,
+        };
         let id = self.store.insert_stream(&spec.name, session)?;
         self.streams.push(Stream {
             id,
@@ -421,7 +425,7 @@ impl Books {
         let is_swept = self.sweep.is_none();
         let sequence = self.identity.sequence_next - 1;
         self.store.set_meta("sequence", sequence)?;
-        self.store.set_meta("session", self.session_next)?;
+        self.store.set_meta("session", self.identity.session_next)?;
         self.store.set_meta("stopped", u64::from(is_swept))?;
         self.commit()?;
         // The file last: until then it says more than was used, which is safe.

@@ -128,10 +128,10 @@ impl Store {
     /// Nothing of the file is written before the first transaction, except that a new file gets its page size.
     fn set_up(&self) -> rusqlite::Result<()> {
         let connection = &self.connection;
+        // Before all that reads the file, which opens its WAL: so there is no -shm file and nobody else gets in.
+        connection.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))?;
         connection.pragma_update(None, "page_size", PAGE_BYTES.cast_signed())?;
         connection.pragma_update(None, "auto_vacuum", "NONE")?;
-        // Before WAL, so that there is no -shm file and nobody else gets in.
-        connection.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))?;
         let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
         if !mode.eq_ignore_ascii_case("wal") {
             return Err(rusqlite::Error::InvalidParameterName(format!("journal mode is {mode}, not WAL")));

@@ -18,6 +18,9 @@ use crate::config::TopicTemplate;
 use crate::message::ClockState;
 use crate::message::{Body, Origin, Properties, Quality, Reading, Stamp, Value};
 
+mod ceiling;
+mod recovery;
+
 const MIB: u64 = 1024 * 1024;
 const DEADLINE: Duration = Duration::from_secs(30);
 

@@ -251,7 +251,8 @@ impl Thread {
         let taken: BTreeMap<Arc<str>, u64> =
             books.streams.iter().map(|stream| (stream.name.clone(), stream.taken_to)).collect();
         let mut damage = is_damage(error).then(|| error.to_string());
-        let Books { identity, store, .. } = books;
+        let Books { mut identity, store, streams, .. } = books;
+        identity.sessions = streams.into_iter().map(|stream| (stream.name, stream.session)).collect();
         drop(store);
         let mut identity = Some(identity);
         let mut pause = Duration::from_millis(50);

@@ -93,6 +93,11 @@ impl Inbound {
         self.ignored.insert(packet_id);
     }
 
+    /// The session of the ignored ids is over: in the next one they name other messages.
+    pub fn forget_ignored(&mut self) {
+        self.ignored.clear();
+    }
+
     /// Whether `packet_id` was ignored; forgets it.
     pub fn take_ignored(&mut self, packet_id: PacketId) -> bool {
         self.ignored.remove(&packet_id)

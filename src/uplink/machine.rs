@@ -23,7 +23,7 @@ use super::compose::{self, Terms};
 use super::inbound::{Inbound, Receipt, UNANSWERED_MAX};
 use super::own::{self, OwnTopic};
 use super::pacing::Pacing;
-use super::reason::meaning;
+use super::reason::{meaning, quoted, remedy};
 use super::waiting::{Attempt, Waiting};
 use crate::config::{Pace, Protocol, ReceiveRule, UplinkConfig};
 use crate::health::LossReason;
@@ -228,7 +228,7 @@ pub enum CloseReason {
     #[error("the cloud did not answer CONNECT")]
     NoConnack,
     /// CONNACK said no.
-    #[error("the cloud refused the connection: {} ({reason}) {text}", meaning(*.reason))]
+    #[error("the cloud refused the connection: {} ({reason}){}{}", meaning(*.reason), quoted(text), remedy(*.reason))]
     Refused {
         /// The code.
         reason: ReasonCode,
@@ -236,7 +236,7 @@ pub enum CloseReason {
         text: String,
     },
     /// DISCONNECT came.
-    #[error("the cloud ended the connection: {} ({reason}) {text}", meaning(*.reason))]
+    #[error("the cloud ended the connection: {} ({reason}){}", meaning(*.reason), quoted(text))]
     Disconnected {
         /// The code.
         reason: ReasonCode,
@@ -902,6 +902,7 @@ impl Machine {
             self.ids.insert(id, Holder::Row(Box::new(slot)));
         }
         if self.phase == Phase::Renewing {
+            self.inbound.forget_ignored();
             if self.settings.version == Version::V311 && self.is_clean_start {
                 // In 3.1.1 a clean session is never kept (MQTT 3.1.1, 3.1.2.4): the next one is.
                 self.expects_session = false;
@@ -1533,25 +1534,23 @@ impl Machine {
 
     fn pubrel_in(&mut self, ack: &Ack) {
         let id = ack.packet_id;
-        let answer = Packet::Pubcomp(Ack::new(id, ReasonCode::SUCCESS));
-        if self.inbound.take_ignored(id) {
-            return self.inbound.answered(answer);
-        }
-        let receipt = self.inbound.open(Some(answer));
+        // Released also when its message was ignored: before a restart with other rules it may have been stored, and a
+        // received id that stays makes the next message that bears it a repeat, which is answered and thrown away.
+        let receipt = self.inbound.open(Some(Packet::Pubcomp(Ack::new(id, ReasonCode::SUCCESS))));
         let once = Once { session: self.session, packet_id: id.get() };
         self.actions.push(Action::Release { receipt, once });
     }
 
     fn pubcomp_for(&mut self, receipt: Receipt, was_known: bool) {
-        match self.inbound.answer_id(receipt) {
-            Some(id) if !was_known => {
-                // Answered, not refused: else the cloud would repeat it on every connection.
-                self.counts.strays += 1;
-                let answer = Packet::Pubcomp(Ack::new(id, self.not_found()));
-                self.inbound.ready_with(receipt, answer);
-            }
-            _ => self.inbound.ready(receipt),
+        let Some(id) = self.inbound.answer_id(receipt) else { return };
+        let was_ignored = self.inbound.take_ignored(id);
+        if was_known || was_ignored {
+            return self.inbound.ready(receipt);
         }
+        // Answered, not refused: else the cloud would repeat it on every connection.
+        self.counts.strays += 1;
+        let answer = Packet::Pubcomp(Ack::new(id, self.not_found()));
+        self.inbound.ready_with(receipt, answer);
     }
 }
 

@@ -35,3 +35,39 @@ pub fn meaning(reason: ReasonCode) -> &'static str {
         _ => "unspecified error",
     }
 }
+
+/// What the server added in its own words, ready to follow; nothing where it added nothing.
+pub fn quoted(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(": {text:?}") }
+}
+
+/// What a person can look at when CONNECT was refused with `reason`.
+pub fn remedy(reason: ReasonCode) -> &'static str {
+    match reason {
+        ReasonCode::BAD_USER_NAME_OR_PASSWORD | ReasonCode::NOT_AUTHORIZED => {
+            "; check username, password_file, client_id"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::machine::CloseReason;
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_what_to_look_at_and_quotes_only_what_was_said() {
+        let refused = |reason, text: &str| CloseReason::Refused { reason, text: text.to_owned() }.to_string();
+        assert_eq!(
+            refused(ReasonCode::NOT_AUTHORIZED, ""),
+            "the cloud refused the connection: not authorised (0x87); check username, password_file, client_id"
+        );
+        assert_eq!(
+            refused(ReasonCode::SERVER_BUSY, "at noon"),
+            "the cloud refused the connection: the server is busy (0x89): \"at noon\""
+        );
+        let ended = CloseReason::Disconnected { reason: ReasonCode::SERVER_SHUTTING_DOWN, text: String::new() };
+        assert_eq!(ended.to_string(), "the cloud ended the connection: the server stops (0x8B)");
+    }
+}

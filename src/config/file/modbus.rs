@@ -10,7 +10,7 @@ use super::super::tree::{self, Entry, Node, Spot, Tree, Written};
 use super::super::units::{self, Wrong};
 use super::super::walk::{self, At, Reader, Walk};
 use super::super::{ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, Table, WordOrder};
-use super::{LineDraft, ModbusDraft, Words, line_name, line_url, point_topic, qos};
+use super::{LineDraft, ModbusDraft, PUT_IT_THERE, Words, line_name, line_url, point_topic, qos};
 use crate::config::LineConfig;
 
 /// More points than this on one device are a mistake of a script.
@@ -346,7 +346,14 @@ fn read_csv(walk: &mut Walk, path: &At<std::path::PathBuf>) -> Option<Tree> {
         None => match load::read_bounded(&path.value, CSV_BYTES_MAX) {
             Ok(bytes) => load::add(walk, &path.value, bytes, layer)?,
             Err(reason) => {
-                walk.wrong(path.spot, "points", Wrong::new(format!("{} {reason}", path.value.display())));
+                let wrong = Wrong::new(format!("{} {reason}", path.value.display()));
+                let is_example = path.value.file_name().is_some_and(|name| name == "em24.csv");
+                let wrong = match path.value.try_exists() {
+                    Ok(false) if is_example => wrong.help("tidegate example em24.csv > em24.csv"),
+                    Ok(false) => wrong.help(PUT_IT_THERE),
+                    _ => wrong,
+                };
+                walk.wrong(path.spot, "points", wrong);
                 return None;
             }
         },

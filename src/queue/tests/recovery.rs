@@ -1,0 +1,75 @@
+//! What goes on when the store fails or is replaced while the process runs.
+
+use super::*;
+
+/// Writes over the files of a queue that runs. What is in SQLite's page cache of 2 MiB is still believed.
+fn write_over(dir: &Path) {
+    for name in ["queue.db", "queue.db-wal"] {
+        let length = fs::metadata(dir.join(name)).unwrap().len();
+        fs::write(dir.join(name), vec![0xa5; usize::try_from(length).unwrap()]).unwrap();
+    }
+}
+
+impl Rig {
+    /// Fills the store beyond the page cache, spoils it and waits until it has been moved aside.
+    async fn lose_the_store(&mut self, dir: &Path) {
+        self.append_all((0..60).map(|number| numbered(number, 100_000))).await;
+        write_over(dir);
+        let outlet = self.outlet("cloud");
+        outlet.restore().await.unwrap_err();
+        // The answer comes before the store is opened again; this one comes after.
+        self.inlet.stats().await.unwrap();
+        assert!(dir.join("quarantine").exists());
+    }
+}
+
+#[tokio::test]
+async fn q1_two_clients_never_share_a_session_number_over_a_quarantine() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(settings(dir.path()));
+    let cloud = rig.outlet("cloud").restore().await.unwrap().session;
+    let early = rig.inlet.open_session().await.unwrap();
+    rig.lose_the_store(dir.path()).await;
+    let cut = copy_dir(dir.path());
+    let late = rig.inlet.open_session().await.unwrap();
+    assert!(late > early && late > cloud, "{late:?} after {early:?} and {cloud:?}");
+    for session in [late, early, cloud] {
+        let once = Some(Once { session, packet_id: 77 });
+        let appended = rig.inlet.append(Submission { message: numbered(1, 20), once }).await.unwrap();
+        assert!(matches!(appended.fate, Fate::Stored { .. }), "{session:?}: {:?}", appended.fate);
+    }
+    rig.stop().await;
+
+    // The uplink went on under the number that it had: what came to it is known after a restart.
+    let mut rig = Rig::start(settings(dir.path()));
+    assert_eq!(rig.outlet("cloud").restore().await.unwrap().session, cloud);
+    let once = Some(Once { session: cloud, packet_id: 77 });
+    let repeat = rig.inlet.append(Submission { message: numbered(1, 20), once }).await.unwrap();
+    assert_eq!(repeat.fate, Fate::Duplicate);
+    assert!(rig.inlet.open_session().await.unwrap() > late);
+    rig.stop().await;
+
+    let rig = Rig::start(settings(cut.path()));
+    assert!(rig.inlet.open_session().await.unwrap() > early, "also when the power fails before one is given");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn there_is_no_shared_memory_file_neither_at_first_nor_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    for start in 0..3 {
+        let rig = Rig::start(settings(dir.path()));
+        rig.append(numbered(1, 20)).await;
+        assert!(!dir.path().join("queue.db-shm").exists(), "start {start}");
+        // As a crash leaves it: the log is there when the next start opens the file.
+        let cut = copy_dir(dir.path());
+        rig.stop().await;
+        let rig = Rig::start(settings(cut.path()));
+        rig.append(numbered(2, 20)).await;
+        assert!(!cut.path().join("queue.db-shm").exists(), "after a crash in start {start}");
+        rig.stop().await;
+    }
+    let connection = rusqlite::Connection::open(dir.path().join("queue.db")).unwrap();
+    let page_size: i64 = connection.query_row("PRAGMA page_size", (), |row| row.get(0)).unwrap();
+    assert_eq!(page_size.cast_unsigned(), store::PAGE_BYTES);
+}
