@@ -10,7 +10,7 @@ use common::cloud::Mosquitto;
 use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
 use common::peers::{Publisher, Subscriber};
 use common::process::Process;
-use common::raw::{RawClient, Version};
+use common::raw::{Heard, RawClient, Version};
 use common::{PATIENCE, turn, wait_until};
 
 /// mosquitto_sub, ready: it has heard a message on `probe`, so its subscription is in force.
@@ -109,6 +109,35 @@ fn the_will_of_a_client_that_dies_is_heard_and_that_of_one_that_says_goodbye_is_
         doomed.kill();
         expect(&listener, &["wills/doomed 1 0 dead"]);
     }
+}
+
+#[test]
+fn a_goodbye_counts_also_when_the_client_has_not_read_everything() {
+    let _turn = turn();
+    let folder = folder();
+    let gateway = Gateway::started(folder.path(), "");
+    let listener = listening(&gateway, "5", "1", "wills/#", &[]);
+    let mut speaker = RawClient::connected(gateway.port, Version::V311, "speaker");
+    for version in [Version::V311, Version::V5] {
+        for number in 0..200 {
+            let noise = format!("noise/{version:?}/{number}");
+            // An id of its own: one that comes again before the goodbye is read takes over, and that publishes the will.
+            let mut client = RawClient::connected_with_will(gateway.port, version, &noise, "wills/polite");
+            client.subscribe(&noise, 0);
+            // A socket that is closed with bytes unread is reset: the gateway's next write fails.
+            for _ in 0..20 {
+                speaker.publish(noise.as_bytes(), 0, 0, &[b'x'; 200]);
+            }
+            if number % 2 == 0 {
+                assert!(matches!(client.hear(PATIENCE), Heard::Packet(0x30, _)));
+            }
+            client.send(b"\xe0\0");
+        }
+    }
+    let mut last = RawClient::connected_with_will(gateway.port, Version::V5, "last", "wills/last");
+    // DISCONNECT with will message (MQTT 5.0, 3.14.2.1).
+    last.send(b"\xe0\x01\x04");
+    expect(&listener, &["wills/last 1 0 dead"]);
 }
 
 #[test]

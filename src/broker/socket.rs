@@ -131,7 +131,14 @@ impl Socket {
             let mut moved = false;
             while !self.output.is_empty() {
                 match Pin::new(&mut self.stream).poll_write(context, &self.output) {
-                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Turn::Ended),
+                    Poll::Ready(Ok(0) | Err(_)) => {
+                        // Nothing can be said any more. But what the peer said last is still to be read, and after
+                        // it the end: were its DISCONNECT thrown away, its will would be published.
+                        if !may_read {
+                            return Poll::Ready(Turn::Ended);
+                        }
+                        self.output.clear();
+                    }
                     Poll::Ready(Ok(count)) => {
                         // `poll_write` says at most what it was given.
                         drop(self.output.split_to(count.min(self.output.len())));

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::Instant;
 
 use super::wait_until;
 
@@ -153,14 +154,17 @@ impl Process {
         text
     }
 
+    /// Waits for the last words, but not for ever: a grandchild that was left behind may hold the pipe open.
     fn finish_reading(&mut self) {
-        for reader in self.readers.drain(..) {
-            reader.join().ok();
+        let until = Instant::now() + LAST_WORDS_WITHIN;
+        while self.readers.iter().any(|reader| !reader.is_finished()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }
 
 const LINES_SHOWN: usize = 60;
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
 
 impl Drop for Process {
     fn drop(&mut self) {

@@ -33,17 +33,30 @@ pub enum Heard {
 impl RawClient {
     /// Connects with a clean session and expects to be let in.
     pub fn connected(port: u16, version: Version, client_id: &str) -> RawClient {
+        RawClient::connected_with(port, version, client_id, None)
+    }
+
+    /// The same with a will at QoS 1 on this topic.
+    pub fn connected_with_will(port: u16, version: Version, client_id: &str, topic: &str) -> RawClient {
+        RawClient::connected_with(port, version, client_id, Some(topic))
+    }
+
+    fn connected_with(port: u16, version: Version, client_id: &str, will: Option<&str>) -> RawClient {
         let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_nodelay(true).unwrap();
         let mut client = RawClient { stream, version };
         let mut body = vec![0, 4];
         body.extend(b"MQTT");
         body.push(if version == Version::V5 { 5 } else { 4 });
-        body.extend([2, 0, 60]);
-        if version == Version::V5 {
-            body.push(0);
-        }
+        body.extend([if will.is_some() { 0x0e } else { 0x02 }, 0, 60]);
+        let no_properties = if version == Version::V5 { &[0][..] } else { &[] };
+        body.extend(no_properties);
         body.extend(text(client_id.as_bytes()));
+        if let Some(topic) = will {
+            body.extend(no_properties);
+            body.extend(text(topic.as_bytes()));
+            body.extend(text(b"dead"));
+        }
         client.send(&packet(0x10, &body));
         match client.hear(Duration::from_secs(20)) {
             Heard::Packet(0x20, body) if body.get(1) == Some(&0) => client,
