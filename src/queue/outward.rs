@@ -304,7 +304,7 @@ impl Books {
             self.settle(index, run, None)?;
         }
         while self.is_removal_due() {
-            self.remove_bodies()?;
+            self.remove_due()?;
         }
         Ok(())
     }
