@@ -23,7 +23,7 @@ use crate::message::{Body, Message, MessageId, Origin, Qos, Sequence, Stamp, Top
 /// Rows of one job: so long may others have to wait.
 pub(super) const JOB_ROWS_MAX: u64 = 256;
 /// Settled rows that are removed in one transaction. A leaf of the tree is written for nearly every second leaf that
-/// goes, and those around the cut each time: four times the rows of a job spare the flash 3 % of all that is written.
+/// goes, and those around the cut each time: four times the rows of a job spare the flash 2 % of all that is written.
 const REMOVAL_ROWS: u64 = 4 * JOB_ROWS_MAX;
 /// Names that rows bear as numbers; what comes after them is written out.
 const WORDS_MAX: usize = 1024;
