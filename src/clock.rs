@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -15,6 +16,9 @@ const TIMESYNC_MARK: &str = "/run/systemd/timesync/synchronized";
 
 /// A wall time before this (2025-01-01) was never set: no build of this program is older.
 const FLOOR_MS: i64 = 1_735_689_600_000;
+
+/// How long a look at the mark holds, in milliseconds: every message asks for the time.
+const LOOK_HOLDS_MS: u64 = 1000;
 
 /// Whom to believe about the wall clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,13 +35,15 @@ pub enum ClockSource {
 pub struct Clock {
     source: ClockSource,
     boot_id: Arc<str>,
+    /// The last look at the mark: when, in milliseconds since boot, times two, plus one if it was there.
+    look: Arc<AtomicU64>,
 }
 
 impl Clock {
     /// A clock that is believed as `source` says.
     pub fn new(source: ClockSource) -> Clock {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Clock { source, boot_id: Arc::from(boot_id.trim()) }
+        Clock { source, boot_id: Arc::from(boot_id.trim()), look: Arc::default() }
     }
 
     /// The kernel's id of this boot; empty where there is none.
@@ -48,23 +54,37 @@ impl Clock {
     /// This moment.
     pub fn now(&self) -> Stamp {
         let wall_ms = milliseconds(ClockId::Realtime);
-        let mono_ms = u64::try_from(milliseconds(ClockId::Boottime)).unwrap_or(0);
-        Stamp { wall_ms, mono_ms, clock: self.state_at(wall_ms) }
+        let mono_ms = mono_ms();
+        Stamp { wall_ms, mono_ms, clock: self.state_at(wall_ms, mono_ms) }
     }
 
     /// Whether the wall clock can be trusted at the moment.
     pub fn state(&self) -> ClockState {
-        self.state_at(milliseconds(ClockId::Realtime))
+        self.state_at(milliseconds(ClockId::Realtime), mono_ms())
     }
 
-    fn state_at(&self, wall_ms: i64) -> ClockState {
+    fn state_at(&self, wall_ms: i64, mono_ms: u64) -> ClockState {
         match self.source {
             _ if wall_ms < FLOOR_MS => ClockState::Unset,
             ClockSource::Trusted => ClockState::Synced,
-            ClockSource::Timesyncd if Path::new(TIMESYNC_MARK).exists() => ClockState::Synced,
+            ClockSource::Timesyncd if self.is_marked(mono_ms) => ClockState::Synced,
             ClockSource::Timesyncd => ClockState::Unset,
         }
     }
+
+    fn is_marked(&self, mono_ms: u64) -> bool {
+        let last = self.look.load(Ordering::Relaxed);
+        if last != 0 && mono_ms.saturating_sub(last / 2) < LOOK_HOLDS_MS {
+            return last % 2 == 1;
+        }
+        let is_marked = Path::new(TIMESYNC_MARK).exists();
+        self.look.store(mono_ms * 2 + u64::from(is_marked), Ordering::Relaxed);
+        is_marked
+    }
+}
+
+fn mono_ms() -> u64 {
+    u64::try_from(milliseconds(ClockId::Boottime)).unwrap_or(0)
 }
 
 fn milliseconds(id: ClockId) -> i64 {
@@ -112,8 +132,17 @@ mod tests {
     #[test]
     fn a_clock_before_the_floor_is_unset_whatever_the_owner_says() {
         let clock = Clock::new(ClockSource::Trusted);
-        assert_eq!(clock.state_at(FLOOR_MS - 1), ClockState::Unset);
-        assert_eq!(clock.state_at(FLOOR_MS), ClockState::Synced);
+        assert_eq!(clock.state_at(FLOOR_MS - 1, 0), ClockState::Unset);
+        assert_eq!(clock.state_at(FLOOR_MS, 0), ClockState::Synced);
+    }
+
+    #[test]
+    fn a_look_at_the_mark_holds_for_a_second() {
+        let clock = Clock::new(ClockSource::Timesyncd);
+        let is_there = clock.is_marked(5000);
+        clock.look.store(5000 * 2 + u64::from(!is_there), Ordering::Relaxed);
+        assert_eq!(clock.is_marked(5999), !is_there, "the old look still holds");
+        assert_eq!(clock.is_marked(6000), is_there, "it is looked again");
     }
 
     #[test]

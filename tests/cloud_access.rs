@@ -86,6 +86,19 @@ fn a_cloud_whose_certificate_bears_another_name_is_refused() {
 }
 
 #[test]
+fn a_plain_address_of_a_tls_port_is_told_with_what_to_write() {
+    let _turn = turn();
+    let folder = folder();
+    let certificates = Certificates::make(&folder.path().join("cloud"), "unused");
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Tls { certificates, asks_for_client: false });
+    cloud.start();
+    let url = format!("mqtt://127.0.0.1:{}", cloud.tls_port.unwrap());
+    let gateway = Gateway::started(folder.path(), &(uplink(&url, "") + FORWARD_PLANT));
+    let reason = reason_of(&gateway);
+    assert!(reason.contains("write mqtts://"), "{reason}");
+}
+
+#[test]
 fn a_wrong_password_is_told_and_the_right_one_delivers_what_waited() {
     let _turn = turn();
     let folder = folder();

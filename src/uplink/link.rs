@@ -196,6 +196,12 @@ enum AttemptError {
 enum LostError {
     #[error("the cloud closed the connection")]
     Closed,
+    #[error("the cloud closed the connection before it answered CONNECT")]
+    Unanswered,
+    #[error(
+        "the cloud closed the connection before it answered CONNECT; if this is its port for TLS, write mqtts:// in `url`"
+    )]
+    UnansweredPlain,
     #[error("the connection broke")]
     Broken(#[source] io::Error),
     #[error("TLS ended: {0}")]
@@ -491,22 +497,33 @@ impl Link {
             LineEvent::Read => self.machine.heard(at),
             LineEvent::Written => {}
             LineEvent::Closed => {
+                let reason = self.closed();
                 self.machine.handle(at, Event::Lost { by_peer: true });
-                self.lost(chain(&LostError::Closed), None);
+                self.lost(chain(&reason), None);
             }
             LineEvent::Lost(error) => {
                 let by_peer = matches!(
                     error.kind(),
                     io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof
                 );
+                let closed = self.closed();
                 self.machine.handle(at, Event::Lost { by_peer });
                 let reason = match transport::late_refusal(&error, self.clock.state()) {
                     Some(refusal) => LostError::Refused(refusal),
-                    None if by_peer => LostError::Closed,
+                    None if by_peer => closed,
                     None => LostError::Broken(error),
                 };
                 self.lost(chain(&reason), None);
             }
+        }
+    }
+
+    /// How to tell that the cloud has closed the connection, before the machine hears of it.
+    fn closed(&self) -> LostError {
+        match self.endpoint() {
+            Some(endpoint) if self.machine.is_opening() && !endpoint.tls => LostError::UnansweredPlain,
+            _ if self.machine.is_opening() => LostError::Unanswered,
+            _ => LostError::Closed,
         }
     }
 

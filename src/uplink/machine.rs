@@ -722,6 +722,11 @@ impl Machine {
         self.terms.packet_bytes_max
     }
 
+    /// Whether CONNECT has been sent and CONNACK has not come.
+    pub fn is_opening(&self) -> bool {
+        matches!(self.phase, Phase::Opening { .. })
+    }
+
     /// Whether the session is set up.
     pub fn is_up(&self) -> bool {
         self.phase == Phase::Up
