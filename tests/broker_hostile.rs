@@ -328,7 +328,8 @@ async fn a_burst_at_qos_0_is_paced_for_a_reading_subscriber_and_nothing_is_lost(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_never_releases_is_disconnected_before_it_fills_the_store() {
     let _others = MEMORY.read().await;
-    let gateway = Gateway::start().await;
+    let limits = BrokerLimits { inbound_tolerated: 1024, ..BrokerLimits::default() };
+    let gateway = Gateway::start_with(Options { limits, ..Options::default() }).await;
     let mut neighbours = Neighbours::new(&gateway).await;
     let mut hoarder = Client::new(&gateway, Version::V311, "hoarder").await;
     for packet_id in 1..=1025 {

@@ -31,9 +31,6 @@ use crate::router::{Link, RouterError, Taken};
 /// Live messages that are taken before the socket has its turn again.
 const TAKEN_AT_ONCE: usize = 64;
 
-/// QoS 2 messages of a 3.1.1 client, which cannot be told a Receive Maximum, that wait for their PUBREL at most.
-const RECEIVED_MAX: usize = 1024;
-
 /// A connection whose CONNECT is good, on its way to its session.
 #[derive(Debug)]
 pub(super) struct Attachment {
@@ -518,7 +515,7 @@ impl Session {
                 let what = "more messages unanswered than Receive Maximum";
                 return self.break_off(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED, what).await;
             }
-            if version == Version::V311 && self.inbound.received() >= RECEIVED_MAX {
+            if version == Version::V311 && self.inbound.received() >= usize::from(limits.inbound_tolerated) {
                 // Each of them is a row in the store until its PUBREL: a client that never sends one must not fill it.
                 return self.break_off(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED, "too many messages without PUBREL").await;
             }
