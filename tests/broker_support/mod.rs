@@ -175,24 +175,7 @@ pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 pub fn connect(version: Version, client_id: &str) -> Connect {
-    Connect {
-        version,
-        clean_start: true,
-        keep_alive_s: 0,
-        client_id: client_id.to_owned(),
-        will: None,
-        username: None,
-        password: None,
-        session_expiry_s: None,
-        receive_max: None,
-        packet_bytes_max: None,
-        topic_alias_max: 0,
-        request_response_information: false,
-        request_problem_information: true,
-        user: Vec::new(),
-        auth_method: None,
-        auth_data: None,
-    }
+    Connect::new(version, client_id)
 }
 
 pub fn will(topic: &str, payload: &str) -> Will {

@@ -285,22 +285,12 @@ impl Random {
         let username = self.maybe(Random::text);
         let has_password = (is_v5 || username.is_some()) && self.flag();
         let mut connect = Connect {
-            version,
             clean_start: (!is_v5 && client_id.is_empty()) || self.flag(),
             keep_alive_s: self.number() as u16,
-            client_id,
             will: self.maybe(|random| random.will(is_v5)),
             username,
             password: has_password.then(|| self.binary()),
-            session_expiry_s: None,
-            receive_max: None,
-            packet_bytes_max: None,
-            topic_alias_max: 0,
-            request_response_information: false,
-            request_problem_information: true,
-            user: Vec::new(),
-            auth_method: None,
-            auth_data: None,
+            ..Connect::new(version, client_id)
         };
         if is_v5 && self.flag() {
             connect.session_expiry_s = self.maybe(Random::number);

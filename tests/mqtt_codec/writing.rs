@@ -29,24 +29,7 @@ fn publish(qos: Qos) -> Publish {
 }
 
 fn connect(version: Version) -> Connect {
-    Connect {
-        version,
-        clean_start: true,
-        keep_alive_s: 60,
-        client_id: "c".to_owned(),
-        will: None,
-        username: None,
-        password: None,
-        session_expiry_s: None,
-        receive_max: None,
-        packet_bytes_max: None,
-        topic_alias_max: 0,
-        request_response_information: false,
-        request_problem_information: true,
-        user: Vec::new(),
-        auth_method: None,
-        auth_data: None,
-    }
+    Connect { keep_alive_s: 60, ..Connect::new(version, "c") }
 }
 
 fn will() -> Will {
