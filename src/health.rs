@@ -2,7 +2,7 @@
 //!
 //! Writing to it never waits for anything and never fails; reading it takes a snapshot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +16,9 @@ const NAMED_CLIENTS_MAX: usize = 256;
 
 /// Over how long the filling of the store is measured, in milliseconds.
 const TREND_MS: u64 = 60_000;
+
+/// Problems that are shown; the store keeps as many.
+pub const PROBLEMS_MAX: usize = 200;
 
 /// An error with all its causes, for the log: "act: cause: cause of that".
 pub fn chain(error: &(dyn Error + 'static)) -> String {
@@ -87,6 +90,30 @@ impl LossReason {
     }
 }
 
+/// A state that a person should know of while it lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Alarm {
+    /// The store fails again and again: nothing is acknowledged meanwhile.
+    StoreFails,
+    /// The store is filled to four fifths.
+    StoreFills,
+}
+
+impl Alarm {
+    /// The word in status and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Alarm::StoreFails => "store-fails",
+            Alarm::StoreFills => "store-fills",
+        }
+    }
+
+    /// Whether a gateway with it is not healthy: it does not keep its promise for now.
+    pub fn is_failure(name: &str) -> bool {
+        name == Alarm::StoreFails.name()
+    }
+}
+
 /// The health of the whole gateway. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]
 pub struct Health(Arc<Parts>);
@@ -99,6 +126,10 @@ struct Parts {
     losses: Mutex<BTreeMap<LossReason, u64>>,
     unkept: Mutex<BTreeMap<Arc<str>, u64>>,
     sessions: SessionHealth,
+    alarms: Mutex<BTreeMap<Alarm, ProblemSnapshot>>,
+    problems: Mutex<VecDeque<ProblemSnapshot>>,
+    salvage: Mutex<Option<SalvageSnapshot>>,
+    last_stop: Mutex<Option<String>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -146,6 +177,47 @@ impl Health {
         *unkept.entry(name.clone()).or_default() += 1;
     }
 
+    /// Raises an alarm, or changes its text; says whether it was not raised before.
+    pub fn raise(&self, alarm: Alarm, wall_ms: i64, text: &str) -> bool {
+        let mut alarms = lock(&self.0.alarms);
+        let time = alarms.get(&alarm).map_or_else(|| crate::clock::rfc3339(wall_ms), |known| known.time.clone());
+        alarms.insert(alarm, ProblemSnapshot { time, text: text.to_owned() }).is_none()
+    }
+
+    /// Takes an alarm back; says whether it was raised.
+    pub fn clear(&self, alarm: Alarm) -> bool {
+        lock(&self.0.alarms).remove(&alarm).is_some()
+    }
+
+    /// Whether an alarm is raised.
+    pub fn is_raised(&self, alarm: Alarm) -> bool {
+        lock(&self.0.alarms).contains_key(&alarm)
+    }
+
+    /// Shows a problem; the oldest of too many goes.
+    pub fn add_problem(&self, wall_ms: i64, text: &str) {
+        let mut problems = lock(&self.0.problems);
+        if problems.len() >= PROBLEMS_MAX {
+            problems.pop_front();
+        }
+        problems.push_back(ProblemSnapshot { time: crate::clock::rfc3339(wall_ms), text: text.to_owned() });
+    }
+
+    /// Forgets the problems: the store is about to say which there are.
+    pub fn clear_problems(&self) {
+        lock(&self.0.problems).clear();
+    }
+
+    /// How the program ended before this start.
+    pub fn set_last_stop(&self, reason: &str) {
+        *lock(&self.0.last_stop) = Some(reason.to_owned());
+    }
+
+    /// How far the salvage of a damaged store has come; `None` = there is none.
+    pub fn set_salvage(&self, salvage: Option<SalvageSnapshot>) {
+        *lock(&self.0.salvage) = salvage;
+    }
+
     /// All of it at the moment `now`.
     pub fn snapshot(&self, now: Stamp) -> Snapshot {
         Snapshot {
@@ -155,6 +227,10 @@ impl Health {
             sessions: self.0.sessions.snapshot(),
             losses: lock(&self.0.losses).iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
             unkept_qos0: lock(&self.0.unkept).iter().map(|(client, count)| (client.to_string(), *count)).collect(),
+            alarms: lock(&self.0.alarms).iter().map(|(alarm, text)| (alarm.name().to_owned(), text.clone())).collect(),
+            problems: lock(&self.0.problems).iter().cloned().collect(),
+            salvage: lock(&self.0.salvage).clone(),
+            last_stop: lock(&self.0.last_stop).clone(),
         }
     }
 }
@@ -174,6 +250,36 @@ pub struct Snapshot {
     pub losses: BTreeMap<String, u64>,
     /// QoS 0 publishes that were not kept, by client, since start.
     pub unkept_qos0: BTreeMap<String, u64>,
+    /// What should not be as it is, by name, since when.
+    pub alarms: BTreeMap<String, ProblemSnapshot>,
+    /// The last problems, oldest first, also those of earlier starts.
+    pub problems: Vec<ProblemSnapshot>,
+    /// The damaged store that is being salvaged.
+    pub salvage: Option<SalvageSnapshot>,
+    /// How the program ended before this start; null = this is the first.
+    pub last_stop: Option<String>,
+}
+
+/// A problem and when it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ProblemSnapshot {
+    /// RFC 3339.
+    pub time: String,
+    /// For a person.
+    pub text: String,
+}
+
+/// `salvage` in `status --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SalvageSnapshot {
+    /// Where the damaged store is.
+    pub quarantine: String,
+    /// Messages that were taken over so far.
+    pub salvaged: u64,
+    /// Messages that waited in it, counted once for each stream; null = not known.
+    pub waiting: Option<u64>,
+    /// The new store has too little room for now.
+    pub waits_for_room: bool,
 }
 
 /// Gauges of the queue; its worker writes them after each commit.
@@ -228,12 +334,14 @@ impl QueueHealth {
             bytes,
             max_bytes: bytes_max,
             oldest_age_s: (oldest != 0).then(|| now.mono_ms.saturating_sub(oldest) / 1000),
-            full_in_s: self.full_in_s(bytes, bytes_max, now.mono_ms),
+            full_in_s: self.full_in_s(now.mono_ms),
         }
     }
 
-    /// Seconds until the ceiling at the rate since the last look that was at least a minute ago.
-    fn full_in_s(&self, bytes: u64, bytes_max: u64, mono_ms: u64) -> Option<u64> {
+    /// Seconds until the ceiling at the rate since the last look that was at least a minute ago. The queue's thread
+    /// looks after each commit, so that the rate is that of the last minutes whenever somebody asks.
+    pub fn full_in_s(&self, mono_ms: u64) -> Option<u64> {
+        let (bytes, bytes_max) = (self.bytes.load(Ordering::Relaxed), self.bytes_max.load(Ordering::Relaxed));
         let mut trend = lock(&self.trend);
         let (before_ms, before_bytes) = trend.base.unwrap_or((mono_ms, bytes));
         let elapsed_ms = mono_ms.saturating_sub(before_ms);

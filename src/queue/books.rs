@@ -3,21 +3,23 @@
 //! Promises: the books never run ahead of the store. Every change is made in both within one transaction, and when
 //! that fails the books are thrown away and read again. Nothing here waits or replies; the worker does.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use log::{error, warn};
+use log::{error, info, warn};
 
 use super::identity::{Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::retention::{self, Ceilings, Refusal, Way};
 use super::row::{self, Start, Starts, Words};
 use super::rules::{self, RuleList};
+use super::salvage::Salvage;
 use super::spans::{self, OPEN, Ranges, Span};
 use super::store::{GapRow, PAGE_BYTES, Store, is_damage};
 use super::{AppendError, Appended, Fate, Once, QueueSettings, SessionNumber, Stats, StreamStats, Submission};
 use crate::config::WhenFull;
-use crate::health::LossReason;
+use crate::health::{Alarm as Raised, LossReason};
 use crate::message::{Body, Message, MessageId, Origin, Qos, Sequence, Stamp, Topic};
 
 /// Rows of one job: so long may others have to wait.
@@ -95,6 +97,8 @@ pub(super) struct Identity {
     pub session_next: u64,
     /// Sessions of the streams, as their uplinks hold them: a store that begins anew gives them no others.
     pub sessions: BTreeMap<Arc<str>, u64>,
+    /// Up to here nothing was wanted when it was looked at last; never more than is true.
+    pub settled: u64,
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +151,9 @@ pub(super) struct Books {
     /// The oldest waiting message and when it entered, as milliseconds since this boot.
     pub oldest: Option<(u64, u64)>,
     pub scratch: Vec<u8>,
+    /// Quarantines that are to be salvaged, and the one that is being.
+    pub salvages: VecDeque<PathBuf>,
+    pub salvage: Option<Box<Salvage>>,
     /// Damage that was seen after a commit: the worker's next turn begins with it.
     pub fault: Option<rusqlite::Error>,
     /// The gauges could not be read, which was said.
@@ -258,17 +265,32 @@ impl Books {
         is_wanted: impl Fn(usize) -> bool,
         is_own: bool,
     ) -> rusqlite::Result<()> {
+        self.put(sequence, body, |index, stream| {
+            is_wanted(index).then(|| match &stream.own {
+                Some(own) if is_own => own.id,
+                _ => stream.rules.id,
+            })
+        })
+    }
+
+    /// As `place`, for streams that want it by a list of rules of another day.
+    pub fn place_as(&mut self, sequence: u64, body: &[u8], wanted: &[(usize, i64)]) -> rusqlite::Result<()> {
+        self.put(sequence, body, |index, _| wanted.iter().find(|(other, _)| *other == index).map(|(_, rule)| *rule))
+    }
+
+    fn put(
+        &mut self,
+        sequence: u64,
+        body: &[u8],
+        rule_of: impl Fn(usize, &Stream) -> Option<i64>,
+    ) -> rusqlite::Result<()> {
         self.store.write()?;
         self.store.insert_message(sequence, body)?;
         for index in 0..self.streams.len() {
             let Some(stream) = self.streams.get_mut(index) else { continue };
-            let wanted = is_wanted(index);
-            let rule = match &stream.own {
-                Some(own) if is_own => own.id,
-                _ => stream.rules.id,
-            };
+            let wanted = rule_of(index, stream);
             match stream.open {
-                Some(open) if wanted && open.rule == rule => {}
+                Some(open) if wanted == Some(open.rule) => {}
                 Some(open) => {
                     if open.first < sequence {
                         self.store.set_span_last(stream.id, Span::new(open.first, sequence - 1))?;
@@ -279,7 +301,7 @@ impl Books {
                 }
                 None => {}
             }
-            if wanted {
+            if let Some(rule) = wanted {
                 if stream.open.is_none() {
                     self.store.insert_span(stream.id, Span::new(sequence, OPEN), rule)?;
                     stream.open = Some(Open { first: sequence, rule });
@@ -298,7 +320,9 @@ impl Books {
         let next = self.identity.sequence_next;
         if next > self.identity.reserved {
             self.identity.reserved = next + SEQUENCE_BLOCK;
-            let kept = Kept { start: self.identity.start.number, sequence: self.identity.reserved, waiting: None };
+            self.identity.settled = self.settled_to()?.max(self.identity.settled);
+            let Identity { reserved: sequence, settled, .. } = self.identity;
+            let kept = Kept { start: self.identity.start.number, sequence, settled, waiting: None };
             if let Err(error) = self.identity.file.write(&kept) {
                 // The database keeps it as well; only a quarantine before the next start would miss it.
                 error!(error:%; "The start file cannot be written");
@@ -307,6 +331,38 @@ impl Books {
             self.store.set_meta("sequence", self.identity.reserved)?;
         }
         Ok(next)
+    }
+
+    /// Up to where no stream wants anything any more.
+    pub fn settled_to(&self) -> rusqlite::Result<u64> {
+        let mut settled = self.identity.sequence_next.saturating_sub(1);
+        for stream in self.streams.iter().filter(|stream| stream.waiting > 0) {
+            let head = self.store.span_after(stream.id, 0)?;
+            settled = settled.min(head.map_or(0, |(span, _)| span.first.saturating_sub(1)));
+        }
+        Ok(settled)
+    }
+
+    /// Keeps a problem in the store, because a journal is often gone after a power cut, and shows it in `status`.
+    pub fn add_problem(&mut self, text: &str) -> rusqlite::Result<()> {
+        let wall_ms = self.settings.clock.now().wall_ms;
+        self.store.write()?;
+        self.store.insert_problem(wall_ms, text)?;
+        self.settings.health.add_problem(wall_ms, text);
+        Ok(())
+    }
+
+    /// A device's readings are counted on from `seq` at least.
+    pub fn inherit_device(&mut self, name: &Arc<str>, seq: u64) {
+        let device = self.devices.entry(name.clone()).or_default();
+        if seq > device.seq {
+            *device = Device { seq, is_dirty: true };
+        }
+    }
+
+    /// The numbers of devices, as far as they were needed.
+    pub fn device_numbers(&self) -> BTreeMap<Arc<str>, u64> {
+        self.devices.iter().map(|(name, device)| (name.clone(), device.seq)).collect()
     }
 
     /// A name for a message that is not stored by `take`.
@@ -366,7 +422,7 @@ impl Books {
 
     /// Sees to it that `bytes` of pages may be filled, or says how the message is not taken. Of `wanted` only the rules
     /// are looked at.
-    fn find_room(&mut self, bytes: u64, wanted: &[(usize, WhenFull)]) -> rusqlite::Result<Option<Refusal>> {
+    pub fn find_room(&mut self, bytes: u64, wanted: &[(usize, WhenFull)]) -> rusqlite::Result<Option<Refusal>> {
         if let Some(room) = self.room
             && room >= bytes
         {
@@ -737,10 +793,37 @@ impl Books {
         queue.bytes.store(self.store.pages_used()? * PAGE_BYTES, Ordering::Relaxed);
         queue.bytes_max.store(self.ceilings.soft_pages * PAGE_BYTES, Ordering::Relaxed);
         queue.oldest_mono_ms.store(self.oldest.map_or(0, |(_, mono_ms)| mono_ms.max(1)), Ordering::Relaxed);
+        self.watch_filling();
         for stream in self.streams.iter().filter(|stream| stream.is_active) {
             health.uplink(&stream.name).waiting.store(stream.waiting, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Warns once when the store is filled to four fifths, and takes the alarm back below seven tenths. A person is to
+    /// have time before something has to give way.
+    fn watch_filling(&self) {
+        let health = &self.settings.health;
+        let now = self.settings.clock.now();
+        let full_in_s = health.queue().full_in_s(now.mono_ms);
+        let bytes = health.queue().bytes.load(Ordering::Relaxed);
+        let bytes_max = health.queue().bytes_max.load(Ordering::Relaxed);
+        let is_raised = health.is_raised(Raised::StoreFills);
+        if bytes * 10 < bytes_max * 7 {
+            if is_raised && health.clear(Raised::StoreFills) {
+                info!(bytes, bytes_max; "The store has room again");
+            }
+        } else if is_raised || bytes * 10 >= bytes_max * 8 {
+            let left = match full_in_s {
+                Some(seconds) => format!("full in {:.1} days at this rate", seconds as f64 / 86_400.0),
+                None => "not filling at the moment".to_owned(),
+            };
+            let percent = bytes.saturating_mul(100) / bytes_max.max(1);
+            let text = format!("the store is filled to {percent} %, {left}");
+            if health.raise(Raised::StoreFills, now.wall_ms, &text) {
+                warn!(bytes, bytes_max, left = left.as_str(); "The store is filled to four fifths");
+            }
+        }
     }
 
     /// Rows wait for their removal, and one row may be wanted by several.

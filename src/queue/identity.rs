@@ -4,6 +4,9 @@
 //! synced, renamed, directory synced), and the greater of the two holds. So a quarantined database does not set them
 //! back.
 //!
+//! `settled` says up to where nothing was wanted any more when the file was written: rows that are salvaged from a
+//! store whose spans are lost are not sent again below it.
+//!
 //! How much waited in each stream is written at an orderly stop, and taken out again by the next start before anything
 //! changes: the file says the exact number or none, never one of yesterday. A store that is found damaged after a
 //! crash took an unknown number with it, and that is what is said of it.
@@ -36,6 +39,8 @@ pub(super) struct Kept {
     pub start: u32,
     /// No sequence above this one was used.
     pub sequence: u64,
+    /// No stream wants anything up to here any more: what a damaged store still has of it was delivered or declared.
+    pub settled: u64,
     /// What waited at the last stop; `None` while the store is open and after a crash.
     pub waiting: Option<Waiting>,
 }
@@ -101,6 +106,9 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
 
 fn print(kept: &Kept) -> String {
     let mut body = format!("tidegate start 1\nstart {}\nsequence {}\n", kept.start, kept.sequence);
+    if kept.settled > 0 {
+        body.push_str(&format!("settled {}\n", kept.settled));
+    }
     if let Some(waiting) = &kept.waiting {
         body.push_str(&format!("streams {}\n", waiting.len()));
         for (name, count) in waiting {
@@ -116,6 +124,7 @@ fn parse(text: &str) -> Option<Kept> {
     let mut next = |prefix: &str| lines.next_if(|line| line.starts_with(prefix))?.strip_prefix(prefix);
     next("tidegate start 1")?;
     let (start, sequence) = (next("start ")?.parse().ok()?, next("sequence ")?.parse().ok()?);
+    let settled = next("settled ").map_or(Some(0), |text| text.parse().ok())?;
     let waiting = match next("streams ") {
         None => None,
         Some(_) => {
@@ -129,7 +138,7 @@ fn parse(text: &str) -> Option<Kept> {
         }
     };
     next("sum ")?;
-    let kept = Kept { start, sequence, waiting };
+    let kept = Kept { start, sequence, settled, waiting };
     // Printing is the only way to write one, so reading is printing and comparing.
     (print(&kept) == text).then_some(kept)
 }
@@ -152,7 +161,7 @@ mod tests {
         assert_eq!((file.exists(), file.read()), (false, None));
         let waiting = Waiting::from([(Arc::from("cloud"), 12), (Arc::from("a \"name\"\nof two lines"), 0)]);
         for waiting in [None, Some(Waiting::new()), Some(waiting)] {
-            let kept = Kept { start: 7, sequence: 262_144, waiting };
+            let kept = Kept { start: 7, sequence: 262_144, settled: 9, waiting };
             file.write(&kept).unwrap();
             assert_eq!(file.read(), Some(kept));
         }
@@ -175,7 +184,7 @@ mod tests {
         let file = StartFile::new(dir.path());
         fs::create_dir(file.path()).unwrap();
         assert_eq!((file.exists(), file.read()), (true, None));
-        let kept = Kept { start: 1, sequence: 1, waiting: None };
+        let kept = Kept { start: 1, sequence: 1, settled: 0, waiting: None };
         file.write(&kept).unwrap();
         assert_eq!(file.read(), Some(kept));
     }

@@ -66,6 +66,12 @@ mod identity;
 
 mod row;
 
+mod pages;
+
+mod remains;
+
+mod salvage;
+
 mod store;
 
 #[cfg(test)]

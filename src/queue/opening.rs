@@ -1,6 +1,6 @@
 //! How a store becomes books: opened and read, or moved aside and begun anew. Never refuses because of what is in it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -15,14 +15,15 @@ use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::retention::{self, Ceilings};
 use super::row::Start;
 use super::rules::{self, RuleList};
+use super::remains::Remains;
+use super::salvage::{self, Ticket};
 use super::spans::{OPEN, Ranges, Span};
-use super::store::{PAGE_BYTES, Store, StoreError, WAL_BYTES_MAX, opening};
+use super::store::{DATABASE, PAGE_BYTES, Store, StoreError, WAL_BYTES_MAX, opening};
 use super::{OpenError, QueueSettings, StreamSpec};
 use crate::config::{ForwardRule, TopicTemplate};
 use crate::health::LossReason;
 use crate::message::{Filter, Qos};
 
-const DATABASE: &str = "queue.db";
 const QUARANTINE: &str = "quarantine";
 /// Damaged stores that are kept for a look.
 const QUARANTINES_MAX: usize = 3;
@@ -56,20 +57,17 @@ pub(super) struct Past {
     pub was_open: bool,
     /// How much waited in it; `None` = not known.
     pub waiting: Option<Waiting>,
+    /// Up to where nothing was wanted in it any more.
+    pub settled: u64,
+    /// What was in memory of the numbers of devices and of losses.
+    pub devices: BTreeMap<Arc<str>, u64>,
+    pub losses: BTreeMap<LossReason, u64>,
     /// Why it has to be moved aside.
     pub damage: Option<String>,
-    /// It was moved aside, and nobody was told yet.
-    pub moved: Option<Damage>,
+    /// It was moved aside: that there is none is no surprise.
+    pub is_moved: bool,
     /// What the file `start` said before this start.
     pub kept: Option<Kept>,
-}
-
-#[derive(Debug)]
-pub(super) struct Damage {
-    reason: String,
-    /// `None` = nobody knows.
-    waiting: Option<Waiting>,
-    place: PathBuf,
 }
 
 /// Opens the store in the state directory, which this process has taken.
@@ -78,6 +76,7 @@ pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Bo
         // Before anything is written: a start takes the numbers of what waited out of it.
         let kept = StartFile::new(&settings.dir).read_or_warn().unwrap_or_default();
         past.waiting.clone_from(&kept.waiting);
+        past.settled = kept.settled;
         past.kept = Some(kept);
     }
     if past.damage.is_none() {
@@ -87,17 +86,20 @@ pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Bo
             Err(StoreError::Damaged(reason)) => past.damage = Some(reason),
         }
     }
-    let place = move_aside(settings).map_err(|source| OpenError::Directory { dir: settings.dir.clone(), source })?;
-    let reason = past.damage.take().unwrap_or_default();
-    let total = past.waiting.as_ref().map(|waiting| waiting.values().copied().fold(0, u64::saturating_add));
+    let reason = past.damage.clone().unwrap_or_default();
+    let ticket = ticket(settings, past, reason.clone());
+    let place = move_aside(settings, &ticket)
+        .map_err(|source| OpenError::Directory { dir: settings.dir.clone(), source })?;
+    past.damage = None;
+    past.is_moved = true;
+    let total = ticket.waiting.as_ref().map(|waiting| waiting.values().copied().fold(0, u64::saturating_add));
     let told = total.map_or_else(|| "unknown".to_owned(), |total| total.to_string());
     error!(
         reason = reason.as_str(), quarantine:% = place.display(), waiting = told.as_str();
-        "The store is damaged and was moved aside; the queue starts empty. Keep the quarantine: the messages are in it"
+        "The store is damaged and was moved aside; what can be read of it is salvaged"
     );
-    let waiting = past.waiting.take();
-    // One that was never told of before is the one with the messages in it.
-    past.moved.get_or_insert(Damage { reason, waiting, place });
+    // They belong to the store that is gone.
+    (past.waiting, past.settled) = (None, 0);
     attach(settings, past).map_err(|error| match error {
         StoreError::Unusable(source) => failure(settings, source),
         StoreError::Damaged(reason) => {
@@ -112,19 +114,30 @@ fn failure(settings: &QueueSettings, source: rusqlite::Error) -> OpenError {
     OpenError::Store { path: settings.dir.join(DATABASE), source: Box::new(source) }
 }
 
-/// Moves all files of the database into a directory of their own: a WAL without its database is worth nothing.
-fn move_aside(settings: &QueueSettings) -> io::Result<PathBuf> {
+/// What is known of a store that is to be moved aside.
+fn ticket(settings: &QueueSettings, past: &mut Past, reason: String) -> Ticket {
+    let kept = past.kept.as_ref().map_or(0, |kept| kept.sequence);
+    Ticket {
+        reason,
+        wall_ms: settings.clock.now().wall_ms,
+        waiting: past.waiting.as_ref().map(salvage::by_name),
+        settled: past.settled,
+        was_open: past.was_open,
+        last: past.identity.as_ref().map_or(kept, |identity| identity.sequence_next.saturating_sub(1)),
+        devices: salvage::by_name(&past.devices),
+        losses: past.losses.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
+    }
+}
+
+/// Moves all files of the database into a directory of their own: a WAL without its database is worth nothing. The
+/// ticket is there before them, so that a crash in between is no loss.
+fn move_aside(settings: &QueueSettings, ticket: &Ticket) -> io::Result<PathBuf> {
     let quarantine = settings.dir.join(QUARANTINE);
     DirBuilder::new().recursive(true).mode(0o700).create(&quarantine)?;
-    let mut kept: Vec<(u64, PathBuf)> = fs::read_dir(&quarantine)?
-        .filter_map(|entry| {
-            let path = entry.ok()?.path();
-            let number = path.file_name()?.to_str()?.rsplit_once('-')?.1.parse().ok()?;
-            Some((number, path))
-        })
-        .collect();
-    kept.sort();
+    let mut kept = salvage::numbered(&quarantine);
     let number = kept.last().map_or(1, |(number, _)| number + 1);
+    // What was salvaged goes first, then the oldest.
+    kept.sort_by_key(|(number, place)| (salvage::is_wanting(place), *number));
     while kept.len() >= QUARANTINES_MAX {
         let (_, oldest) = kept.remove(0);
         warn!(quarantine:% = oldest.display(); "The oldest damaged store was removed");
@@ -133,6 +146,9 @@ fn move_aside(settings: &QueueSettings) -> io::Result<PathBuf> {
     let seconds = settings.clock.now().wall_ms / 1000;
     let place = quarantine.join(format!("{seconds}-{number}"));
     DirBuilder::new().mode(0o700).create(&place)?;
+    ticket.write(&place)?;
+    identity::sync_dir(&place)?;
+    identity::sync_dir(&quarantine)?;
     for name in ["queue.db", "queue.db-wal", "queue.db-shm", "queue.db-journal"] {
         match fs::rename(settings.dir.join(name), place.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -167,7 +183,7 @@ fn look(dir: &Path, file: &StartFile, is_moved_aside: bool) -> Result<bool, Stor
 
 fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError> {
     let file = StartFile::new(&settings.dir);
-    let is_new = look(&settings.dir, &file, past.moved.is_some())?;
+    let is_new = look(&settings.dir, &file, past.is_moved)?;
     let store = Store::open(&settings.dir.join(DATABASE))?;
     if is_new {
         identity::sync_dir(&settings.dir).map_err(|error| io_error(&error))?;
@@ -178,6 +194,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
     let was_stopped = store.meta("stopped").map_err(opening)?.unwrap_or(0) == 1;
     let start = starts.last_key_value().map_or(0, |(number, _)| *number);
     let sequence = store.meta("sequence").map_err(opening)?.unwrap_or(0).max(last).min(OPEN / 2);
+    let salvages: VecDeque<PathBuf> = salvage::places(&settings.dir.join(QUARANTINE)).into();
     let (ceilings, is_clamped) = ceilings(settings, &store).map_err(opening)?;
     store.limit_pages(ceilings.hard_pages).map_err(opening)?;
     let known = match past.identity.take() {
@@ -186,8 +203,15 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
             Identity { sequence_next, reserved: known.reserved.max(sequence), ..known }
         }
         None => {
-            let kept = past.kept.as_ref().map_or((0, 0), |kept| (kept.start, kept.sequence));
-            begin(settings, file, start.max(kept.0), sequence.max(kept.1))?
+            let kept = past.kept.clone().unwrap_or_default();
+            // Those of a quarantine were used as well.
+            let (mut start, mut sequence) = (start.max(kept.start), sequence.max(kept.sequence));
+            for place in &salvages {
+                let remains = Remains::read(place, &Ticket::read(place));
+                start = start.max(remains.start());
+                sequence = sequence.max(remains.last.unwrap_or(0)).max(remains.meta("sequence").unwrap_or(0));
+            }
+            begin(settings, file, start, sequence.min(OPEN / 2), kept.settled)?
         }
     };
     let mut books = Books {
@@ -216,12 +240,14 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         alarms: BTreeMap::new(),
         oldest: None,
         scratch: Vec::new(),
+        salvages,
+        salvage: None,
         fault: None,
         is_stale: false,
     };
     match books.load(last, past).map_err(opening) {
         Ok(()) => {
-            past.moved = None;
+            past.is_moved = false;
             Ok(books)
         }
         Err(error) => {
@@ -238,11 +264,17 @@ fn io_error(error: &io::Error) -> StoreError {
 }
 
 /// A new start: its number and its first block of sequences are on disk before anything bears them.
-fn begin(settings: &QueueSettings, file: StartFile, start: u32, sequence: u64) -> Result<Identity, StoreError> {
+fn begin(
+    settings: &QueueSettings,
+    file: StartFile,
+    start: u32,
+    sequence: u64,
+    settled: u64,
+) -> Result<Identity, StoreError> {
     let number = start.saturating_add(1);
     let sequence_next = sequence.min(OPEN / 2) + 1;
     let reserved = sequence_next + SEQUENCE_BLOCK;
-    if let Err(error) = file.write(&Kept { start: number, sequence: reserved, waiting: None }) {
+    if let Err(error) = file.write(&Kept { start: number, sequence: reserved, settled, waiting: None }) {
         error!(error:%; "The start file cannot be written");
     }
     let start = Start {
@@ -253,7 +285,7 @@ fn begin(settings: &QueueSettings, file: StartFile, start: u32, sequence: u64) -
         stamp: settings.clock.now(),
     };
     let sessions = BTreeMap::new();
-    Ok(Identity { file, start, counter: 0, sequence_next, reserved, session_next: 1, sessions })
+    Ok(Identity { file, start, counter: 0, sequence_next, reserved, session_next: 1, sessions, settled })
 }
 
 fn ceilings(settings: &QueueSettings, store: &Store) -> rusqlite::Result<(Ceilings, bool)> {
@@ -317,10 +349,15 @@ impl Books {
         }
         self.retained = self.store.retained_total()?;
         self.dead_letters = self.store.dead_letter_total()?;
-        if let Some(Damage { reason, waiting, place }) = &past.moved {
-            let wall_ms = self.settings.clock.now().wall_ms;
-            self.store.insert_problem(wall_ms, &format!("moved aside to {}: {reason}", place.display()))?;
-            self.declare_quarantine(waiting.as_ref());
+        for place in self.salvages.clone() {
+            let name = place.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if self.store.salvage(&name)?.is_none() {
+                self.inherit(&place)?;
+            }
+        }
+        self.settings.health.clear_problems();
+        for (wall_ms, text) in self.store.problems()? {
+            self.settings.health.add_problem(wall_ms, &text);
         }
         self.commit()
     }
@@ -441,17 +478,34 @@ impl Books {
             (stream.rules, stream.own, stream.is_active) = (list, own, true);
             return Ok(());
         }
-        let session = match self.identity.sessions.get(&spec.name) {
+        let index = self.add_stream(&spec.name)?;
+        if let Some(stream) = self.streams.get_mut(index) {
+            (stream.rules, stream.own, stream.is_active) = (list, own, true);
+        }
+        Ok(())
+    }
+
+    /// The stream of a name; one that is not there is made, and is not configured for now.
+    pub fn stream_of(&mut self, name: &Arc<str>) -> rusqlite::Result<usize> {
+        match self.streams.iter().position(|stream| stream.name == *name) {
+            Some(index) => Ok(index),
+            None => self.add_stream(name),
+        }
+    }
+
+    fn add_stream(&mut self, name: &Arc<str>) -> rusqlite::Result<usize> {
+        self.store.write()?;
+        let session = match self.identity.sessions.get(name) {
             Some(session) => *session,
             None => self.take_session()?,
         };
-        let id = self.store.insert_stream(&spec.name, session)?;
+        let id = self.store.insert_stream(name, session)?;
         self.streams.push(Stream {
             id,
-            name: spec.name.clone(),
-            is_active: true,
-            rules: list,
-            own,
+            name: name.clone(),
+            is_active: false,
+            rules: Arc::new(RuleList { id: 0, is_own: false, rules: Vec::new() }),
+            own: None,
             open: None,
             waiting: 0,
             committed: 0,
@@ -463,27 +517,7 @@ impl Books {
             told: BTreeMap::new(),
             is_stirred: false,
         });
-        Ok(())
-    }
-
-    /// Says to every stream how much of it is in the quarantine, or that nobody knows. Only what is known is counted;
-    /// the counter is there all the same, so that whoever looks sees that something was lost.
-    fn declare_quarantine(&mut self, waiting: Option<&Waiting>) {
-        let last = self.identity.sequence_next.saturating_sub(1);
-        let Some(waiting) = waiting else {
-            for index in 0..self.streams.len() {
-                self.lose(index, LossReason::Quarantined, Span::new(0, last), None);
-            }
-            self.turn_losses.push((LossReason::Quarantined, 0));
-            return;
-        };
-        for (name, count) in waiting.iter().filter(|(_, count)| **count > 0) {
-            match self.streams.iter().position(|stream| stream.name == *name) {
-                Some(index) => self.lose(index, LossReason::Quarantined, Span::new(0, last), Some(*count)),
-                // It was kept for a stream that is not configured any more: nobody is left to be told.
-                None => self.turn_losses.push((LossReason::Quarantined, *count)),
-            }
-        }
+        Ok(self.streams.len() - 1)
     }
 
     /// Leaves nothing to be looked through, empties the WAL and closes the files.
@@ -499,7 +533,8 @@ impl Books {
         self.store.set_meta("stopped", u64::from(is_swept))?;
         self.commit()?;
         // The file last: until then it says more than was used, which is safe.
-        let kept = Kept { start: self.identity.start.number, sequence, waiting: Some(self.waiting()) };
+        let settled = self.settled_to()?;
+        let kept = Kept { start: self.identity.start.number, sequence, settled, waiting: Some(self.waiting()) };
         if let Err(error) = self.identity.file.write(&kept) {
             warn!(error:%; "The start file cannot be written");
         }

@@ -29,7 +29,7 @@ const GAP_PAUSE_MS: u64 = 1000;
 /// Pages that must be free below the hard ceiling before a gap record is written.
 const GAP_PAGES: u64 = 16;
 /// Dead letters that are kept.
-const DEAD_LETTERS_MAX: u64 = 1000;
+pub(super) const DEAD_LETTERS_MAX: u64 = 1000;
 const DEAD_LETTER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Retained messages that one job looks at.
 const RETAINED_LOOK_MAX: i64 = 256;

@@ -121,6 +121,14 @@ pub(super) fn entered(row: &[u8], sequence: u64, starts: &Starts) -> Result<(u32
     read_name(&mut bytes, starts).map(|head| (head.id.start, head.received)).ok_or(Damaged)
 }
 
+/// The start that a row is relative to, whether it is known or not; `None` for an absolute or a damaged one.
+pub(super) fn start_number(row: &[u8], sequence: u64) -> Option<u32> {
+    let mut bytes = Reader(proven(row, sequence)?);
+    let (version, flags) = (bytes.byte()?, bytes.byte()?);
+    (version >> 4 == VERSION && flags & ABSOLUTE == 0).then_some(())?;
+    u32::try_from(bytes.u64()?).ok()
+}
+
 /// Whether a row's checksum is right for its place.
 pub(super) fn proven(row: &[u8], sequence: u64) -> Option<&[u8]> {
     let (body, sum) = row.split_last_chunk::<4>()?;

@@ -3,7 +3,7 @@
 //! Promises: what `commit` returned from is synced (WAL with `synchronous=FULL`; NORMAL lost acknowledged rows in 88 of
 //! 100 power cuts); no other process opens the files meanwhile (EXCLUSIVE, which also spares the -shm file).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ use super::row::{Start, Starts, Words};
 use super::spans::{OPEN, Span};
 use crate::message::{ClockState, Stamp};
 
+/// The file, in the state directory and in a quarantine.
+pub(super) const DATABASE: &str = "queue.db";
 /// Bytes of a page: small ones spare the flash (facts: 3.1 bytes written per byte, against 4.6 with 4096).
 pub(super) const PAGE_BYTES: u64 = 1024;
 /// Pages in the WAL after which they go to the database file.
@@ -130,7 +132,10 @@ impl Store {
         }
         let oldest = store.meta("oldest_program").map_err(opening)?;
         match oldest {
-            Some(step) if step.cast_signed() <= SCHEMA_STEP => Ok(store),
+            Some(step) if step.cast_signed() <= SCHEMA_STEP => {
+                store.add_tables().map_err(opening)?;
+                Ok(store)
+            }
             Some(step) => Err(StoreError::Damaged(format!("a newer program wrote it: it wants schema step {step}"))),
             None => Err(StoreError::Damaged("it does not say which program may open it".to_owned())),
         }
@@ -169,6 +174,26 @@ impl Store {
         self.connection.pragma_update(None, "user_version", SCHEMA_STEP)?;
         self.set_meta("oldest_program", SCHEMA_STEP.cast_unsigned())?;
         self.connection.execute_batch("COMMIT")
+    }
+
+    /// Tables that came after the first stores were made.
+    fn add_tables(&self) -> rusqlite::Result<()> {
+        // Looked for first: a store that has them is opened without a write.
+        let sql = "SELECT count(*) FROM sqlite_schema WHERE name IN ('salvage', 'note')";
+        if self.one(sql, (), |row| row.get::<_, i64>(0))? == Some(2) {
+            return Ok(());
+        }
+        self.connection.execute_batch(include_str!("additions.sql"))
+    }
+
+    /// Where the tables of a new store begin: a damaged one has them in the same places, even if its own list of them
+    /// cannot be read.
+    pub fn usual_roots() -> rusqlite::Result<BTreeMap<String, u32>> {
+        let connection = Connection::open_in_memory()?;
+        connection.pragma_update(None, "page_size", PAGE_BYTES.cast_signed())?;
+        connection.execute_batch(include_str!("schema.sql"))?;
+        let mut statement = connection.prepare("SELECT name, rootpage FROM sqlite_schema WHERE type = 'table'")?;
+        statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     }
 
     /// No page beyond this many is ever made: a full disk would fail deletions as well.
@@ -325,6 +350,30 @@ impl Store {
     pub fn insert_problem(&self, wall_ms: i64, text: &str) -> rusqlite::Result<()> {
         self.run("INSERT INTO problem(wall_ms, text) VALUES (?, ?)", params![wall_ms, text])?;
         self.run("DELETE FROM problem WHERE id <= (SELECT max(id) FROM problem) - ?", [PROBLEMS_MAX]).map(drop)
+    }
+
+    /// The problems that are kept, oldest first.
+    pub fn problems(&self) -> rusqlite::Result<Vec<(i64, String)>> {
+        self.all("SELECT wall_ms, text FROM problem ORDER BY id", (), |row| Ok((row.get(0)?, row.get(1)?)))
+    }
+
+    // note, salvage
+
+    pub fn note(&self, key: &str) -> rusqlite::Result<Option<String>> {
+        self.one("SELECT text FROM note WHERE key = ?", [key], |row| row.get(0))
+    }
+
+    pub fn set_note(&self, key: &str, text: &str) -> rusqlite::Result<()> {
+        self.run("INSERT OR REPLACE INTO note VALUES (?, ?)", params![key, text]).map(drop)
+    }
+
+    /// How far the salvage of a quarantine has come.
+    pub fn salvage(&self, place: &str) -> rusqlite::Result<Option<String>> {
+        self.one("SELECT progress FROM salvage WHERE place = ?", [place], |row| row.get(0))
+    }
+
+    pub fn set_salvage(&self, place: &str, progress: &str) -> rusqlite::Result<()> {
+        self.run("INSERT OR REPLACE INTO salvage VALUES (?, ?)", params![place, progress]).map(drop)
     }
 
     // stream
@@ -586,6 +635,12 @@ impl Store {
     ) -> rusqlite::Result<()> {
         let sql = "INSERT INTO dead_letter(stream, sequence, reason, wall_ms, body) VALUES (?, ?, ?, ?, ?)";
         self.run(sql, params![stream, sequence.cast_signed(), reason, wall_ms, body]).map(drop)
+    }
+
+    /// Whether this dead letter is there already.
+    pub fn has_dead_letter(&self, sequence: u64, wall_ms: i64) -> rusqlite::Result<bool> {
+        let sql = "SELECT 1 FROM dead_letter WHERE sequence = ? AND wall_ms = ?";
+        Ok(self.one(sql, params![sequence.cast_signed(), wall_ms], |_| Ok(()))?.is_some())
     }
 
     /// Drops the oldest dead letter; gives back its bytes.

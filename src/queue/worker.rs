@@ -306,10 +306,12 @@ impl Thread {
     fn do_chores(&mut self, books: &mut Books) -> rusqlite::Result<bool> {
         let now_ms = self.settings.clock.now().mono_ms;
         let is_expiry_due = self.expired_ms.is_none_or(|last| now_ms.saturating_sub(last) >= EXPIRE_EVERY_MS);
-        if books.sweep.is_none() && !is_expiry_due {
+        let is_salvage_due = books.is_salvage_due() && (is_expiry_due || !books.is_salvage_held());
+        if books.sweep.is_none() && !is_expiry_due && !is_salvage_due {
             return Ok(false);
         }
         books.sweep_step()?;
+        let is_salvaging = is_salvage_due && books.salvage_step()?;
         if is_expiry_due {
             books.lift_ceiling()?;
         }
@@ -323,7 +325,7 @@ impl Thread {
         if is_expiry_due && !is_more {
             self.expired_ms = Some(now_ms);
         }
-        Ok(is_more || books.sweep.is_some())
+        Ok(is_more || is_salvaging || books.sweep.is_some())
     }
 
     /// Tells the outlets for whom something new waits.
@@ -340,6 +342,12 @@ impl Thread {
     /// thinks are written. The store is closed and read again; a damaged one is moved aside. `None`: stopped meanwhile.
     fn recover(&mut self, books: Books, error: &rusqlite::Error) -> Option<Books> {
         let waiting = Some(books.waiting());
+        // What the oldest message that waits has before it is settled.
+        let settled = match books.oldest {
+            Some((sequence, _)) => sequence.saturating_sub(1),
+            None => books.identity.settled,
+        };
+        let (devices, losses) = (books.device_numbers(), books.losses.clone());
         let taken = books.streams.iter().map(|stream| (stream.name.clone(), stream.taken_to)).collect();
         let is_lost = self.trouble.is_lost(error, self.settings.clock.now().mono_ms);
         let damage = (is_lost || is_damage(error)).then(|| error.to_string());
@@ -348,7 +356,16 @@ impl Thread {
         drop(store);
         // Rules may have come since the start.
         self.settings.streams = settings.streams;
-        let past = Past { identity: Some(identity), was_open: true, waiting, damage, ..Past::default() };
+        let past = Past {
+            identity: Some(identity),
+            was_open: true,
+            waiting,
+            settled,
+            devices,
+            losses,
+            damage,
+            ..Past::default()
+        };
         self.reopen(Away { past, taken, reason: error.to_string() })
     }
 

@@ -1,0 +1,558 @@
+//! SQLite's files, read without SQLite: what a damaged store still says. Reads only, believes nothing.
+//!
+//! SQLite refuses a whole database for one page. Here a page is a page: small tables are walked from their roots as far
+//! as they hold together, and rows of messages are found by *carving*: at every offset of every page, also those of the
+//! write-ahead log, where something lies that has the shape of a row and its checksum (row.rs), whatever the trees say.
+//! The format is that of <https://www.sqlite.org/fileformat2.html>; numbers of sections below are its own.
+//!
+//! Nothing here writes: opening a damaged database with SQLite would recover, and so change, what is to be kept.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use super::store::{DATABASE, PAGE_BYTES};
+
+pub(super) const PAGE: usize = PAGE_BYTES as usize;
+const WAL_HEADER: usize = 32;
+const FRAME_HEADER: usize = 24;
+const FRAME: u64 = (FRAME_HEADER + PAGE) as u64;
+/// A log is cut at 4000 frames; one that was not cut for long is longer.
+const FRAMES_MAX: u64 = 262_144;
+/// A table that is walked has fewer pages than this, or damage leads in circles.
+const WALK_PAGES_MAX: usize = 1 << 20;
+/// No row is longer: a packet has 256 KiB.
+const ROW_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// A value in a record (2.1).
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Value {
+    Null,
+    Int(i64),
+    Text(String),
+    Blob(Vec<u8>),
+}
+
+impl Value {
+    pub fn int(&self) -> Option<i64> {
+        if let Value::Int(value) = self { Some(*value) } else { None }
+    }
+
+    pub fn unsigned(&self) -> Option<u64> {
+        self.int().map(i64::cast_unsigned)
+    }
+
+    pub fn text(&self) -> Option<&str> {
+        if let Value::Text(text) = self { Some(text) } else { None }
+    }
+
+    pub fn blob(&self) -> Option<&[u8]> {
+        if let Value::Blob(bytes) = self { Some(bytes) } else { None }
+    }
+}
+
+/// Where something that looks like a message lies: the unit (a page of the database, or a frame of the log after all of
+/// those) and the offset in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Spot {
+    pub unit: u32,
+    pub offset: u16,
+}
+
+/// A walk over a tree, as far as it has come.
+#[derive(Debug)]
+pub(super) struct Walk {
+    pending: Vec<u32>,
+    seen: HashSet<u32>,
+    /// Nothing was damaged so far.
+    pub is_whole: bool,
+}
+
+impl Walk {
+    pub fn new(root: u32) -> Walk {
+        Walk { pending: vec![root], seen: HashSet::new(), is_whole: true }
+    }
+}
+
+/// A damaged store's files.
+#[derive(Debug)]
+pub(super) struct Pages {
+    database: Option<File>,
+    log: Option<File>,
+    database_pages: u32,
+    /// Frames that were committed, or are of an earlier round of the log: their places in it.
+    frames: Vec<u32>,
+    /// Pages whose newest version is in the log, by the place of its frame.
+    newest: HashMap<u32, u32>,
+    /// A frame that belongs to what was committed does not match its checksum: what is read by `page` may be older
+    /// than the last commit.
+    pub is_torn: bool,
+}
+
+impl Pages {
+    pub fn open(dir: &Path) -> Pages {
+        let file = |name: &str| {
+            let path = dir.join(name);
+            path.is_file().then(|| File::open(path).ok()).flatten()
+        };
+        let database = file(DATABASE);
+        let log = file("queue.db-wal");
+        let pages = |file: &File| file.metadata().map_or(0, |metadata| metadata.len()).div_ceil(PAGE_BYTES);
+        let database_pages = database.as_ref().map_or(0, pages);
+        let mut found = Pages {
+            database,
+            log,
+            database_pages: u32::try_from(database_pages).unwrap_or(u32::MAX / 2),
+            frames: Vec::new(),
+            newest: HashMap::new(),
+            is_torn: false,
+        };
+        if found.read_log().is_err() {
+            // What of it could be read counts; the rest is lost to a disk that cannot be read.
+            found.is_torn = true;
+        }
+        found
+    }
+
+    /// How many units there are to carve.
+    pub fn units(&self) -> u32 {
+        self.database_pages.saturating_add(u32::try_from(self.frames.len()).unwrap_or(0))
+    }
+
+    /// Learns which frames count (4.1). One that is damaged, that is, whose own checksum is wrong although it goes on
+    /// from its predecessor's, is carved and not walked.
+    fn read_log(&mut self) -> io::Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        let mut reader = io::BufReader::with_capacity(256 * 1024, log);
+        let mut header = [0; WAL_HEADER];
+        if reader.read_exact(&mut header).is_err() {
+            return Ok(());
+        }
+        let magic = big(&header, 0);
+        let is_big = magic & 1 == 1;
+        let head_sum = checksum(is_big, (0, 0), header.get(..24).unwrap_or_default());
+        let is_good = magic | 1 == 0x377f_0683 && head_sum == (big(&header, 24), big(&header, 28));
+        let mut salt = is_good.then(|| (big(&header, 16), big(&header, 20)));
+        let mut seed = is_good.then_some(head_sum);
+        // Page, place, whether its checksum is right, of the current round.
+        let mut current: Vec<(u32, u32, bool)> = Vec::new();
+        let mut committed = 0;
+        let mut frame = vec![0; FRAME_HEADER + PAGE];
+        for place in 0..FRAMES_MAX {
+            if reader.read_exact(&mut frame).is_err() {
+                break;
+            }
+            let place = u32::try_from(place).unwrap_or(u32::MAX);
+            let its_salt = (big(&frame, 8), big(&frame, 12));
+            if *salt.get_or_insert(its_salt) != its_salt {
+                self.frames.push(place);
+                seed = None;
+                continue;
+            }
+            let stored = (big(&frame, 16), big(&frame, 20));
+            let is_right = seed.is_some_and(|seed| {
+                let sum = checksum(is_big, seed, frame.get(..8).unwrap_or_default());
+                checksum(is_big, sum, frame.get(FRAME_HEADER..).unwrap_or_default()) == stored
+            });
+            seed = Some(stored);
+            current.push((big(&frame, 0), place, is_right));
+            if big(&frame, 4) != 0 {
+                committed = current.len();
+            }
+        }
+        current.truncate(committed);
+        for (page, place, is_right) in current {
+            self.frames.push(place);
+            if is_right {
+                self.newest.insert(page, place);
+            } else {
+                self.is_torn = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest version of a page that is whole.
+    fn page(&self, number: u32) -> Option<Vec<u8>> {
+        match self.newest.get(&number) {
+            Some(place) => self.frame(*place),
+            None => self.database_page(number),
+        }
+    }
+
+    fn frame(&self, place: u32) -> Option<Vec<u8>> {
+        let offset = WAL_HEADER as u64 + u64::from(place) * FRAME + FRAME_HEADER as u64;
+        read_at(self.log.as_ref()?, offset)
+    }
+
+    fn database_page(&self, number: u32) -> Option<Vec<u8>> {
+        let offset = u64::from(number.checked_sub(1)?) * PAGE_BYTES;
+        read_at(self.database.as_ref()?, offset)
+    }
+
+    fn unit(&self, unit: u32) -> Option<Vec<u8>> {
+        match unit.checked_sub(self.database_pages) {
+            None => self.database_page(unit + 1),
+            Some(index) => self.frame(*self.frames.get(usize::try_from(index).ok()?)?),
+        }
+    }
+
+    // Carving
+
+    /// Everything in a unit that has the shape of a message's row: its number, and where it is.
+    pub fn carve(&self, unit: u32) -> Vec<(u64, Spot)> {
+        let Some(page) = self.unit(unit) else { return Vec::new() };
+        let shapes = (0..page.len()).filter_map(|offset| {
+            let cell = Shape::at(&page, offset)?;
+            Some((cell.rowid, Spot { unit, offset: u16::try_from(offset).ok()? }))
+        });
+        shapes.collect()
+    }
+
+    /// What lies at a spot, if `is_proven` says so. Pages that a long row goes on to are tried in their newest version,
+    /// then in the database's.
+    pub fn row(&self, spot: Spot, is_proven: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let page = self.unit(spot.unit)?;
+        let cell = Shape::at(&page, usize::from(spot.offset))?;
+        [true, false].into_iter().find_map(|is_newest| {
+            let record = self.payload(&page, cell.payload, cell.length, Kind::Table, is_newest)?;
+            let body = record.get(cell.head..)?.to_vec();
+            is_proven(&body).then_some(body)
+        })
+    }
+
+    /// A payload with what of it went to pages of its own (1.6).
+    fn payload(&self, page: &[u8], at: usize, length: usize, kind: Kind, is_newest: bool) -> Option<Vec<u8>> {
+        let local = kind.local(length);
+        let mut payload = page.get(at..at + local)?.to_vec();
+        if local == length {
+            return Some(payload);
+        }
+        let mut next = u32::from_be_bytes(*page.get(at + local..)?.first_chunk()?);
+        while payload.len() < length {
+            let page = if is_newest { self.page(next) } else { self.database_page(next) }?;
+            next = u32::from_be_bytes(*page.first_chunk()?);
+            let rest = length - payload.len();
+            payload.extend_from_slice(page.get(4..)?.get(..rest.min(PAGE - 4))?);
+        }
+        Some(payload)
+    }
+
+    // Walking
+
+    /// Shows every record of the tree at `root`, with its rowid where it has one. False: not all of it could be read.
+    pub fn walk(&self, root: u32, mut see: impl FnMut(Option<u64>, &[Value])) -> bool {
+        let mut walk = Walk::new(root);
+        while self.step(&mut walk, &mut see) {}
+        walk.is_whole
+    }
+
+    /// One page of a walk; says whether there is another.
+    pub fn step(&self, walk: &mut Walk, mut see: impl FnMut(Option<u64>, &[Value])) -> bool {
+        let Some(number) = walk.pending.pop() else { return false };
+        if !walk.seen.insert(number) || walk.seen.len() > WALK_PAGES_MAX {
+            walk.is_whole = false;
+            return walk.seen.len() <= WALK_PAGES_MAX;
+        }
+        walk.is_whole &= self.walk_page(number, &mut walk.pending, &mut see).is_some();
+        true
+    }
+
+    fn walk_page(
+        &self,
+        number: u32,
+        pending: &mut Vec<u32>,
+        see: &mut impl FnMut(Option<u64>, &[Value]),
+    ) -> Option<()> {
+        let page = self.page(number)?;
+        let node = Node::at(&page, number)?;
+        let mut children = Vec::new();
+        let mut is_whole = true;
+        for cell in node.cells(&page) {
+            let mut bytes = Bytes { page: &page, at: cell? };
+            if !node.is_leaf {
+                children.push(u32::from_be_bytes(*bytes.take(4)?.first_chunk()?));
+            }
+            if !node.is_leaf && node.kind == Kind::Table {
+                continue;
+            }
+            let length = usize::try_from(bytes.varint()?).ok().filter(|length| *length <= ROW_BYTES_MAX)?;
+            let rowid = if node.kind == Kind::Table { Some(bytes.varint()?) } else { None };
+            let payload = self.payload(&page, bytes.at, length, node.kind, true);
+            match payload.and_then(|payload| record(&payload)) {
+                Some(values) => see(rowid, &values),
+                None => is_whole = false,
+            }
+        }
+        if !node.is_leaf {
+            children.push(node.last_child);
+        }
+        // The last one is taken first: the left child goes last.
+        pending.extend(children.into_iter().rev());
+        is_whole.then_some(())
+    }
+
+    /// The greatest rowid of a table. `None`: the way to it is damaged. 0: there is none.
+    pub fn last_rowid(&self, root: u32) -> Option<u64> {
+        let mut number = root;
+        for _ in 0..20 {
+            let page = self.page(number)?;
+            let node = Node::at(&page, number).filter(|node| node.kind == Kind::Table)?;
+            if !node.is_leaf {
+                number = node.last_child;
+                continue;
+            }
+            let Some(cell) = node.cells(&page).last() else { return Some(0) };
+            let mut bytes = Bytes { page: &page, at: cell? };
+            bytes.varint()?;
+            return bytes.varint();
+        }
+        None
+    }
+
+    /// A row of a table by its number, as `row` gives it.
+    pub fn find(&self, root: u32, rowid: u64) -> Option<Vec<Value>> {
+        let mut number = root;
+        for _ in 0..20 {
+            let page = self.page(number)?;
+            let node = Node::at(&page, number).filter(|node| node.kind == Kind::Table)?;
+            let mut next = node.last_child;
+            for cell in node.cells(&page) {
+                let mut bytes = Bytes { page: &page, at: cell? };
+                if node.is_leaf {
+                    let length = usize::try_from(bytes.varint()?).ok().filter(|length| *length <= ROW_BYTES_MAX)?;
+                    if bytes.varint()? == rowid {
+                        return record(&self.payload(&page, bytes.at, length, Kind::Table, true)?);
+                    }
+                    continue;
+                }
+                let child = u32::from_be_bytes(*bytes.take(4)?.first_chunk()?);
+                if rowid <= bytes.varint()? {
+                    next = child;
+                    break;
+                }
+            }
+            if node.is_leaf {
+                return None;
+            }
+            number = next;
+        }
+        None
+    }
+
+    /// The pages that are free (1.5); `None` when the list of them cannot be read.
+    pub fn free(&self) -> Option<HashSet<u32>> {
+        let first = self.page(1)?;
+        let mut free = HashSet::new();
+        let mut trunk = big(&first, 32);
+        while trunk != 0 {
+            if !free.insert(trunk) {
+                return None;
+            }
+            let page = self.page(trunk)?;
+            let count = usize::try_from(big(&page, 4)).ok().filter(|count| *count <= PAGE / 4 - 2)?;
+            free.extend((0..count).map(|index| big(&page, 8 + 4 * index)));
+            trunk = big(&page, 0);
+        }
+        Some(free)
+    }
+
+    /// The number of the database's page that a unit is the content of, if it is its newest.
+    pub fn is_newest(&self, unit: u32) -> Option<u32> {
+        (unit < self.database_pages).then_some(unit + 1).filter(|page| !self.newest.contains_key(page))
+    }
+}
+
+fn read_at(file: &File, offset: u64) -> Option<Vec<u8>> {
+    let mut page = vec![0; PAGE];
+    let mut filled = 0;
+    // A file that was cut within a page, and a page of which a sector cannot be read: what is there counts.
+    while let Some(rest) = page.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    (filled > 0).then_some(page)
+}
+
+fn big(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |chunk| u32::from_be_bytes(*chunk))
+}
+
+/// The checksum of the log (4.2), which goes on from the one before.
+fn checksum(is_big: bool, seed: (u32, u32), bytes: &[u8]) -> (u32, u32) {
+    let (mut first, mut second) = seed;
+    for pair in bytes.chunks_exact(8) {
+        let word = |at: usize| {
+            let bytes: [u8; 4] = pair.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
+            if is_big { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
+        };
+        first = first.wrapping_add(word(0)).wrapping_add(second);
+        second = second.wrapping_add(word(4)).wrapping_add(first);
+    }
+    (first, second)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Table,
+    Index,
+}
+
+impl Kind {
+    /// How much of a payload lies in the page itself (1.6).
+    fn local(self, length: usize) -> usize {
+        let most = match self {
+            Kind::Table => PAGE - 35,
+            Kind::Index => (PAGE - 12) * 64 / 255 - 23,
+        };
+        if length <= most {
+            return length;
+        }
+        let least = (PAGE - 12) * 32 / 255 - 23;
+        let local = least + (length - least) % (PAGE - 4);
+        if local <= most { local } else { least }
+    }
+}
+
+/// The head of a page of a tree (1.6).
+#[derive(Debug)]
+struct Node {
+    kind: Kind,
+    is_leaf: bool,
+    count: usize,
+    pointers: usize,
+    last_child: u32,
+}
+
+impl Node {
+    fn at(page: &[u8], number: u32) -> Option<Node> {
+        let head = if number == 1 { 100 } else { 0 };
+        let (kind, is_leaf) = match page.get(head)? {
+            0x0d => (Kind::Table, true),
+            0x05 => (Kind::Table, false),
+            0x0a => (Kind::Index, true),
+            0x02 => (Kind::Index, false),
+            _ => return None,
+        };
+        let count = usize::from(u16::from_be_bytes(*page.get(head + 3..)?.first_chunk()?));
+        let pointers = head + if is_leaf { 8 } else { 12 };
+        (pointers + 2 * count <= PAGE).then_some(Node {
+            kind,
+            is_leaf,
+            count,
+            pointers,
+            last_child: if is_leaf { 0 } else { big(page, head + 8) },
+        })
+    }
+
+    /// Where its cells begin; `None` where a pointer leads out of the page.
+    fn cells<'a>(&'a self, page: &'a [u8]) -> impl Iterator<Item = Option<usize>> + 'a {
+        (0..self.count).map(move |index| {
+            let pointer = page.get(self.pointers + 2 * index..)?.first_chunk()?;
+            Some(usize::from(u16::from_be_bytes(*pointer))).filter(|at| *at < PAGE)
+        })
+    }
+}
+
+/// What looks like a row of messages: a payload that is a record of NULL (the rowid's column) and one blob, whose
+/// lengths agree.
+#[derive(Debug)]
+struct Shape {
+    rowid: u64,
+    /// Where the payload begins, and its length.
+    payload: usize,
+    length: usize,
+    /// The length of the record's header.
+    head: usize,
+}
+
+impl Shape {
+    fn at(page: &[u8], offset: usize) -> Option<Shape> {
+        let mut bytes = Bytes { page, at: offset };
+        let length = usize::try_from(bytes.varint()?).ok()?;
+        if !(8..=ROW_BYTES_MAX).contains(&length) {
+            return None;
+        }
+        let rowid = bytes.varint().filter(|rowid| (1..super::spans::OPEN).contains(rowid))?;
+        let payload = bytes.at;
+        let head = usize::from(*bytes.take(1)?.first()?);
+        if !(3..=8).contains(&head) || *bytes.take(1)?.first()? != 0 {
+            return None;
+        }
+        let code = usize::try_from(bytes.varint()?).ok().filter(|code| *code >= 12 && code.is_multiple_of(2))?;
+        let is_record = bytes.at == payload + head && head + (code - 12) / 2 == length;
+        let local = Kind::Table.local(length);
+        let end = payload + local + if local < length { 4 } else { 0 };
+        (is_record && end <= page.len()).then_some(Shape { rowid, payload, length, head })
+    }
+}
+
+/// A record's values (2.1).
+fn record(payload: &[u8]) -> Option<Vec<Value>> {
+    let mut header = Bytes { page: payload, at: 0 };
+    let length = usize::try_from(header.varint()?).ok().filter(|length| *length <= payload.len())?;
+    let mut body = Bytes { page: payload, at: length };
+    let mut values = Vec::new();
+    while header.at < length {
+        let code = header.varint()?;
+        let value = match code {
+            0 => Value::Null,
+            1..=6 => {
+                let bytes = body.take([1, 2, 3, 4, 6, 8].get(usize::try_from(code).ok()? - 1).copied()?)?;
+                let negative = bytes.first()? & 0x80 != 0;
+                let start = if negative { -1_i64 } else { 0 };
+                Value::Int(bytes.iter().fold(start, |value, byte| value << 8 | i64::from(*byte)))
+            }
+            8 => Value::Int(0),
+            9 => Value::Int(1),
+            12.. => {
+                let bytes = body.take(usize::try_from((code - 12) / 2).ok()?)?;
+                match code.is_multiple_of(2) {
+                    true => Value::Blob(bytes.to_vec()),
+                    false => Value::Text(std::str::from_utf8(bytes).ok()?.to_owned()),
+                }
+            }
+            // A floating-point number, or what is reserved: none of our tables has it.
+            _ => return None,
+        };
+        values.push(value);
+    }
+    Some(values)
+}
+
+/// Takes bytes from a page; `None` beyond its end.
+struct Bytes<'a> {
+    page: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Bytes<'a> {
+    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let end = self.at.checked_add(count)?;
+        let taken = self.page.get(self.at..end)?;
+        self.at = end;
+        Some(taken)
+    }
+
+    /// Big-endian, seven bits a byte, eight in the ninth.
+    fn varint(&mut self) -> Option<u64> {
+        let mut value = 0_u64;
+        for place in 0..9 {
+            let byte = *self.take(1)?.first()?;
+            if place == 8 {
+                return Some(value << 8 | u64::from(byte));
+            }
+            value = value << 7 | u64::from(byte & 0x7f);
+            if byte < 0x80 {
+                return Some(value);
+            }
+        }
+        None
+    }
+}
