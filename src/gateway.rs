@@ -24,6 +24,9 @@ use crate::service;
 use crate::supervise::{StageError, Stages};
 use crate::uplink::{Uplink, UplinkSettings};
 
+/// How long the store has to keep the reason of a stop.
+const DECLARE_DEADLINE: Duration = Duration::from_secs(1);
+
 /// How long field and listeners have to stop taking in.
 const INTAKE_DEADLINE: Duration = Duration::from_secs(4);
 
@@ -155,6 +158,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
     };
     if let Some(failure) = &failure {
         log::error!(error:% = chain(failure); "A stage failed: the gateway stops and is to be started again");
+        let declared = inlet.declare_stop(format!("because of a failure: {}", chain(failure)));
+        // Where the queue is what failed, the next start tells of a crash.
+        let _unheard = tokio::time::timeout(DECLARE_DEADLINE, declared).await;
     }
 
     service::stopping();

@@ -11,7 +11,10 @@ use tokio::time::Instant;
 use super::{Exit, block_on};
 use crate::clock::{Clock, ClockSource};
 use crate::control::{self, Request};
-use crate::health::{LossReason, chain};
+use crate::health::{Alarm, LossReason, chain};
+
+/// Problems that a person is shown; `--json` has all that are kept.
+const PROBLEMS_SHOWN: usize = 5;
 
 /// How often `--watch` and `--wait` ask again.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -106,7 +109,10 @@ fn not_healthy(status: &Value) -> Vec<String> {
     if status.get("version").is_none() {
         return vec!["the gateway does not answer".to_owned()];
     }
-    let mut missing = Vec::new();
+    let mut missing: Vec<String> = entries(status, "alarms")
+        .filter(|(alarm, _)| Alarm::is_failure(alarm))
+        .map(|(_, alarm)| text(alarm, "text").to_owned())
+        .collect();
     for (kind, table, good) in [("uplink", "uplinks", "connected"), ("device", "devices", "good")] {
         for (name, entry) in entries(status, table) {
             let state = text(entry, "state");
@@ -176,6 +182,32 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
     }
     for (reason, count) in losses {
         writeln!(out, "losses  {count} {}", loss_words(reason))?;
+    }
+    write_problems(out, status)
+}
+
+/// What should not be as it is, and what was not: the last of what the store keeps.
+fn write_problems(out: &mut String, status: &Value) -> std::fmt::Result {
+    for (_, alarm) in entries(status, "alarms") {
+        writeln!(out, "ALARM   {}, since {}", text(alarm, "text"), text(alarm, "time"))?;
+    }
+    if let Some(salvage) = status.get("salvage").filter(|salvage| !salvage.is_null()) {
+        write!(out, "salvage {} messages so far", number(salvage, "salvaged"))?;
+        if let Some(waiting) = salvage.get("waiting").and_then(Value::as_u64) {
+            write!(out, " of {waiting}")?;
+        }
+        write!(out, " from {}", text(salvage, "quarantine"))?;
+        if salvage.get("waits_for_room").and_then(Value::as_bool) == Some(true) {
+            write!(out, ", waiting for room")?;
+        }
+        writeln!(out)?;
+    }
+    let problems = status.get("problems").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    for problem in problems.iter().rev().take(PROBLEMS_SHOWN).rev() {
+        writeln!(out, "problem {} {}", text(problem, "time"), text(problem, "text"))?;
+    }
+    if let Some(reason) = status.get("last_stop").and_then(Value::as_str) {
+        writeln!(out, "before  this start the program ended {reason}")?;
     }
     Ok(())
 }
@@ -287,6 +319,8 @@ mod tests {
         let status = json!({"version": "1", "uplinks": {"cloud": {"state": "waiting"}},
             "devices": {"m1": {"state": "dead"}}});
         assert_eq!(not_healthy(&status), ["uplink cloud is waiting", "device m1 is dead"]);
+        let status = json!({"version": "1", "alarms": {"store-fills": {"text": "filled"}, "store-fails": {"text": "fails"}}});
+        assert_eq!(not_healthy(&status), ["fails"], "a store that fills still keeps its promise");
         assert_eq!(not_healthy(&Value::Null), ["the gateway does not answer"]);
     }
 
@@ -295,12 +329,18 @@ mod tests {
         let status = json!({"version": "1", "gateway": "g", "uptime_s": 61, "clock": "unset",
             "queue": {"messages": 3, "bytes": 2048, "max_bytes": 1_073_741_824, "oldest_age_s": 7200},
             "uplinks": {"cloud": {"state": "waiting", "since": "T", "reason": "no route"}},
-            "losses": {"expired": 2}});
+            "losses": {"expired": 2}, "alarms": {"store-fills": {"time": "T1", "text": "the store is filled to 83 %"}},
+            "problems": [{"time": "T2", "text": "moved aside"}], "last_stop": "in order",
+            "salvage": {"quarantine": "/q", "salvaged": 7, "waiting": 9, "waits_for_room": true}});
         let text = readable(&status, 0);
         assert!(text.contains("clock unset (no time service; [gateway] clock = \"trust\" believes it)"), "{text}");
         assert!(text.contains("queue   3 waiting, 2048 B of 1 GiB, oldest 2 h old"), "{text}");
         assert!(text.contains("no route"), "{text}");
         assert!(text.contains("losses  2 dropped: older than max_age"), "{text}");
+        assert!(text.contains("ALARM   the store is filled to 83 %, since T1"), "{text}");
+        assert!(text.contains("salvage 7 messages so far of 9 from /q, waiting for room"), "{text}");
+        assert!(text.contains("problem T2 moved aside"), "{text}");
+        assert!(text.contains("before  this start the program ended in order"), "{text}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::retention::{self, Ceilings, Refusal, Way};
 use super::row::{self, Start, Starts, Words};
 use super::rules::{self, RuleList};
 use super::salvage::Salvage;
+use super::scrub::Scrub;
 use super::spans::{self, OPEN, Ranges, Span};
 use super::store::{GapRow, PAGE_BYTES, Store, is_damage};
 use super::{AppendError, Appended, Fate, Once, QueueSettings, SessionNumber, Stats, StreamStats, Submission};
@@ -154,6 +155,11 @@ pub(super) struct Books {
     /// Quarantines that are to be salvaged, and the one that is being.
     pub salvages: VecDeque<PathBuf>,
     pub salvage: Option<Box<Salvage>>,
+    pub scrub: Scrub,
+    /// Whether the last start ended in order; `None` = there was none.
+    pub was_stopped: Option<bool>,
+    /// Why the program is about to stop, if not because it was asked to.
+    pub stop_reason: Option<String>,
     /// Damage that was seen after a commit: the worker's next turn begins with it.
     pub fault: Option<rusqlite::Error>,
     /// The gauges could not be read, which was said.
@@ -760,7 +766,6 @@ impl Books {
                 self.alarm(reason, count);
             }
         }
-        self.settings.health.queue().failures_in_a_row.store(0, Ordering::Relaxed);
         // What is on disk is answered and fanned out: a gauge that cannot be read does not make a failure of it.
         match self.show() {
             Ok(()) => self.is_stale = false,

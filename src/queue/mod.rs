@@ -72,6 +72,8 @@ mod remains;
 
 mod salvage;
 
+mod scrub;
+
 mod store;
 
 #[cfg(test)]
@@ -282,6 +284,11 @@ impl Inlet {
     /// What is in the store at the moment. The answer also proves that the worker is alive.
     pub async fn stats(&self) -> Result<Stats, AppendError> {
         ask(&self.jobs, Job::Stats).await
+    }
+
+    /// Keeps in the store why the program is about to stop, for `status` after the next start.
+    pub async fn declare_stop(&self, reason: String) -> Result<(), AppendError> {
+        ask(&self.jobs, |reply| Job::DeclareStop(reason, reply)).await
     }
 
     /// Asks the worker to commit what waits, checkpoint and close; returns when the files are closed.

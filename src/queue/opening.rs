@@ -15,8 +15,10 @@ use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::retention::{self, Ceilings};
 use super::row::Start;
 use super::rules::{self, RuleList};
+use super::pages::Pages;
 use super::remains::Remains;
 use super::salvage::{self, Ticket};
+use super::scrub::Scrub;
 use super::spans::{OPEN, Ranges, Span};
 use super::store::{DATABASE, PAGE_BYTES, Store, StoreError, WAL_BYTES_MAX, opening};
 use super::{OpenError, QueueSettings, StreamSpec};
@@ -25,6 +27,8 @@ use crate::health::LossReason;
 use crate::message::{Filter, Qos};
 
 const QUARANTINE: &str = "quarantine";
+/// Why the program stopped, where nothing else is known.
+const STOPPED: &str = "in order, as it was told to";
 /// Damaged stores that are kept for a look.
 const QUARANTINES_MAX: usize = 3;
 
@@ -168,6 +172,7 @@ fn look(dir: &Path, file: &StartFile, is_moved_aside: bool) -> Result<bool, Stor
     match fs::symlink_metadata(dir.join(DATABASE)) {
         Ok(metadata) if metadata.is_dir() => damaged("there is a directory in its place"),
         Ok(metadata) if metadata.len() == 0 && file.exists() => damaged("it is empty"),
+        Ok(_) if Pages::open(dir).is_log_damaged => damaged("its write-ahead log is damaged"),
         Ok(_) => Ok(false),
         Err(_) if fs::metadata(dir.join("queue.db-wal")).is_ok_and(|wal| wal.len() > 0) => {
             damaged("there is a write-ahead log without its database")
@@ -191,7 +196,9 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
     let starts = store.starts().map_err(opening)?;
     let words = store.words().map_err(opening)?;
     let last = store.last_sequence().map_err(opening)?;
-    let was_stopped = store.meta("stopped").map_err(opening)?.unwrap_or(0) == 1;
+    let is_swept = store.meta("stopped").map_err(opening)? == Some(1)
+        // A store of before has no such number: it said that it was stopped only when it was swept.
+        && store.meta("swept").map_err(opening)?.unwrap_or(1) == 1;
     let start = starts.last_key_value().map_or(0, |(number, _)| *number);
     let sequence = store.meta("sequence").map_err(opening)?.unwrap_or(0).max(last).min(OPEN / 2);
     let salvages: VecDeque<PathBuf> = salvage::places(&settings.dir.join(QUARANTINE)).into();
@@ -226,7 +233,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         is_clamped,
         rows: 0,
         removable: Ranges::default(),
-        sweep: (!was_stopped && last > 0).then(|| Span::new(1, last)),
+        sweep: (!is_swept && last > 0).then(|| Span::new(1, last)),
         session_reserved: 0,
         retained: (0, 0),
         dead_letters: (0, 0),
@@ -242,6 +249,9 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         scratch: Vec::new(),
         salvages,
         salvage: None,
+        scrub: Scrub::default(),
+        stop_reason: None,
+        was_stopped: None,
         fault: None,
         is_stale: false,
     };
@@ -331,6 +341,8 @@ impl Books {
 
     fn load(&mut self, last: u64, past: &Past) -> rusqlite::Result<()> {
         self.store.write()?;
+        // Before it is set: `None` = the store is new.
+        self.was_stopped = self.store.meta("stopped")?.map(|stopped| stopped == 1);
         self.store.set_meta("stopped", 0)?;
         self.store.set_meta("sequence", self.identity.reserved)?;
         self.load_starts(last)?;
@@ -355,11 +367,31 @@ impl Books {
                 self.inherit(&place)?;
             }
         }
+        if !past.was_open {
+            self.load_last_stop(past)?;
+        }
         self.settings.health.clear_problems();
         for (wall_ms, text) in self.store.problems()? {
             self.settings.health.add_problem(wall_ms, &text);
         }
         self.commit()
+    }
+
+    /// Says how the program ended before this start.
+    fn load_last_stop(&mut self, past: &Past) -> rusqlite::Result<()> {
+        let reason = match self.was_stopped {
+            // Nobody has stopped before, or nobody can say.
+            None if past.is_moved => "unknown: the store was damaged".to_owned(),
+            None => return Ok(()),
+            Some(true) => self.store.note("stop")?.unwrap_or_else(|| STOPPED.to_owned()),
+            Some(false) => {
+                let reason = "without an ordered stop: a crash, a kill or a power cut";
+                self.add_problem(&format!("the program ended {reason}"))?;
+                reason.to_owned()
+            }
+        };
+        self.settings.health.set_last_stop(&reason);
+        Ok(())
     }
 
     fn load_starts(&mut self, last: u64) -> rusqlite::Result<()> {
@@ -530,7 +562,10 @@ impl Books {
         let sequence = self.identity.sequence_next - 1;
         self.store.set_meta("sequence", sequence)?;
         self.store.set_meta("session", self.identity.session_next)?;
-        self.store.set_meta("stopped", u64::from(is_swept))?;
+        self.store.set_meta("stopped", 1)?;
+        self.store.set_meta("swept", u64::from(is_swept))?;
+        let reason = self.stop_reason.clone().unwrap_or_else(|| STOPPED.to_owned());
+        self.store.set_note("stop", &reason)?;
         self.commit()?;
         // The file last: until then it says more than was used, which is safe.
         let settled = self.settled_to()?;

@@ -116,7 +116,7 @@ impl Books {
         }
     }
 
-    fn settle_lost(&mut self, index: usize, lost: &[(u64, LossReason)]) -> rusqlite::Result<()> {
+    pub fn settle_lost(&mut self, index: usize, lost: &[(u64, LossReason)]) -> rusqlite::Result<()> {
         for reason in LossReason::ALL {
             let of_reason: Vec<u64> = lost.iter().filter(|(_, other)| *other == reason).map(|(s, _)| *s).collect();
             for run in spans::runs(&of_reason) {

@@ -86,9 +86,12 @@ pub(super) struct Pages {
     frames: Vec<u32>,
     /// Pages whose newest version is in the log, by the place of its frame.
     newest: HashMap<u32, u32>,
-    /// A frame that belongs to what was committed does not match its checksum: what is read by `page` may be older
-    /// than the last commit.
+    /// A frame that belongs to what was committed does not match its checksum, or the log's head is lost: what is read
+    /// by `page` may be older than the last commit.
     pub is_torn: bool,
+    /// As `is_torn`, and it was not a power cut: a cut tears at most the commit that was being written, which nobody
+    /// was promised. SQLite would silently leave out all that comes after.
+    pub is_log_damaged: bool,
 }
 
 impl Pages {
@@ -108,6 +111,7 @@ impl Pages {
             frames: Vec::new(),
             newest: HashMap::new(),
             is_torn: false,
+            is_log_damaged: false,
         };
         if found.read_log().is_err() {
             // What of it could be read counts; the rest is lost to a disk that cannot be read.
@@ -138,7 +142,8 @@ impl Pages {
         let mut seed = is_good.then_some(head_sum);
         // Page, place, whether its checksum is right, of the current round.
         let mut current: Vec<(u32, u32, bool)> = Vec::new();
-        let mut committed = 0;
+        // The ends of the last two commits.
+        let (mut committed, mut committed_before) = (0, 0);
         let mut frame = vec![0; FRAME_HEADER + PAGE];
         for place in 0..FRAMES_MAX {
             if reader.read_exact(&mut frame).is_err() {
@@ -159,16 +164,19 @@ impl Pages {
             seed = Some(stored);
             current.push((big(&frame, 0), place, is_right));
             if big(&frame, 4) != 0 {
-                committed = current.len();
+                (committed_before, committed) = (committed, current.len());
             }
         }
         current.truncate(committed);
-        for (page, place, is_right) in current {
+        // A sector is written whole, and the head is synced before what follows it: a cut never tears it.
+        self.is_log_damaged = !is_good && committed > 0;
+        for (index, (page, place, is_right)) in current.into_iter().enumerate() {
             self.frames.push(place);
             if is_right {
                 self.newest.insert(page, place);
             } else {
                 self.is_torn = true;
+                self.is_log_damaged |= index < committed_before;
             }
         }
         Ok(())

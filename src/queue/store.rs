@@ -119,6 +119,8 @@ impl Store {
         }
         let connection = Connection::open(path).map_err(opening)?;
         connection.set_prepared_statement_cache_capacity(96);
+        // Closing a connection deletes a log that SQLite could not read, and with it what is still in it.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(opening)?;
         let store = Store { connection, is_writing: false };
         store.set_up().map_err(opening)?;
         let application_id: i32 = store.pragma("application_id").map_err(opening)?;
@@ -235,6 +237,8 @@ impl Store {
     /// Empties the WAL into the database and closes both.
     pub fn close(self) -> rusqlite::Result<()> {
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()))?;
+        // All is in the database: the log may go.
+        self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         self.connection.close().map_err(|(_, error)| error)
     }
 
@@ -641,6 +645,16 @@ impl Store {
     pub fn has_dead_letter(&self, sequence: u64, wall_ms: i64) -> rusqlite::Result<bool> {
         let sql = "SELECT 1 FROM dead_letter WHERE sequence = ? AND wall_ms = ?";
         Ok(self.one(sql, params![sequence.cast_signed(), wall_ms], |_| Ok(()))?.is_some())
+    }
+
+    /// Ids, sequences and bodies of at most `count_max` dead letters after an id.
+    pub fn dead_letters(&self, after: i64, count_max: i64) -> rusqlite::Result<Vec<(i64, u64, Vec<u8>)>> {
+        let sql = "SELECT id, sequence, body FROM dead_letter WHERE id > ? ORDER BY id LIMIT ?";
+        self.all(sql, params![after, count_max], |row| Ok((row.get(0)?, unsigned(row, 1)?, row.get(2)?)))
+    }
+
+    pub fn remove_dead_letter(&self, id: i64) -> rusqlite::Result<()> {
+        self.run("DELETE FROM dead_letter WHERE id = ?", [id]).map(drop)
     }
 
     /// Drops the oldest dead letter; gives back its bytes.

@@ -21,7 +21,7 @@ use super::{
     AppendError, Appended, Change, Once, OpenError, QueueSettings, Restored, SessionNumber, Stats, StreamSpec,
     Submission, WorkerError,
 };
-use crate::health::chain;
+use crate::health::{Alarm, chain};
 use crate::message::{Body, Filter, Message};
 
 /// Jobs that wait at most; then senders wait.
@@ -44,6 +44,9 @@ const AWAY_LOG_MS: u64 = 60_000;
 const UNREADABLE_MAX: u32 = 5;
 const UNREADABLE_MS: u64 = 30_000;
 
+/// So many failures in a row are an alarm.
+const FAILURES_MAX: u64 = 3;
+
 /// An answer's way back.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
 
@@ -55,6 +58,7 @@ pub(super) enum Job {
     OpenSession(Reply<SessionNumber>),
     CloseSession(SessionNumber, Reply<()>),
     SetRules(StreamSpec, Reply<()>),
+    DeclareStop(String, Reply<()>),
     Commit(Arc<str>, Vec<Change>, Reply<()>),
     Next { stream: Arc<str>, after: u64, count_max: usize, bytes_max: usize, reply: Reply<Fetched> },
     Restore(Arc<str>, Reply<Restored>),
@@ -129,11 +133,22 @@ struct Thread {
     lock: File,
     /// Reads whose turn has not come.
     reads: VecDeque<Job>,
+    /// For waits that end by themselves. Without it (there were no descriptors left) old work waits for a job.
+    timer: Option<tokio::runtime::Runtime>,
     /// Set when the last job was taken; with whom to tell, if somebody asked.
     stopping: Option<Option<oneshot::Sender<()>>>,
     turns: u64,
     expired_ms: Option<u64>,
     trouble: Trouble,
+}
+
+/// What a wait came to.
+enum Waited {
+    Job(Job),
+    /// All ends are dropped.
+    Nobody,
+    /// Nobody asked in time.
+    Enough,
 }
 
 /// How it is with the failures of late. A disk that is full fails each commit and lets the store be opened in between.
@@ -144,6 +159,8 @@ struct Trouble {
     /// Before the next attempt.
     pause: Duration,
     unreadable: Option<Unreadable>,
+    /// A problem that is to be kept as soon as there is a store.
+    to_keep: Option<String>,
 }
 
 /// Reads that failed, without a minute's pause between two of them.
@@ -201,9 +218,9 @@ impl Worker {
         lock: File,
     ) -> Worker {
         let reads = VecDeque::new();
-        let trouble = Trouble { failed_ms: None, logged_ms: None, pause: Duration::ZERO, unreadable: None };
-        let thread =
-            Thread { jobs, settings, wakers, lock, reads, stopping: None, turns: 0, expired_ms: None, trouble };
+        let trouble = Trouble { failed_ms: None, logged_ms: None, pause: Duration::ZERO, unreadable: None, to_keep: None };
+        let (timer, stopping, expired_ms) = (None, None, None);
+        let thread = Thread { jobs, settings, wakers, lock, reads, timer, stopping, turns: 0, expired_ms, trouble };
         Worker { books, thread }
     }
 
@@ -211,6 +228,8 @@ impl Worker {
     /// thread of its own.
     pub fn run(self) -> Result<(), WorkerError> {
         let Worker { books, mut thread } = self;
+        // Here, because a runtime must not be dropped where another one runs.
+        thread.timer = tokio::runtime::Builder::new_current_thread().enable_time().build().ok();
         let mut books = match books {
             Ok(books) => Some(books),
             Err(away) => thread.reopen(away),
@@ -269,7 +288,19 @@ impl Thread {
                     return Ok(());
                 }
                 self.wake(books);
-                self.jobs.blocking_recv()
+                let now_ms = self.settings.clock.now().mono_ms;
+                if books.scrub_due_ms(now_ms) == 0 {
+                    books.scrub_step(now_ms)?;
+                    if books.is_changed() {
+                        books.commit()?;
+                    }
+                    return Ok(());
+                }
+                match self.wait(self.rest(books, now_ms)) {
+                    Waited::Job(job) => Some(job),
+                    Waited::Nobody => None,
+                    Waited::Enough => return Ok(()),
+                }
             }
         };
         let Some(first) = first else {
@@ -277,7 +308,35 @@ impl Thread {
             return Ok(());
         };
         let writes = self.gather(first);
-        if writes.is_empty() { Ok(()) } else { write(books, writes) }
+        if !writes.is_empty() {
+            write(books, writes)?;
+            self.note_success();
+        }
+        Ok(())
+    }
+
+    /// How long nothing is to be done if nobody asks.
+    fn rest(&self, books: &Books, now_ms: u64) -> Duration {
+        let scrub_ms = books.scrub_due_ms(now_ms);
+        let has_dates = self.settings.age_max.is_some() || books.is_clamped || books.is_salvage_due();
+        let is_troubled = self.settings.health.is_raised(Alarm::StoreFails);
+        let most = if has_dates || is_troubled { EXPIRE_EVERY_MS } else { u64::MAX };
+        Duration::from_millis(scrub_ms.min(most).max(1))
+    }
+
+    /// Waits for a job, but not longer than `pause`.
+    fn wait(&mut self, pause: Duration) -> Waited {
+        let job = match &self.timer {
+            Some(timer) => {
+                let jobs = &mut self.jobs;
+                match timer.block_on(async { tokio::time::timeout(pause, jobs.recv()).await }) {
+                    Ok(job) => job,
+                    Err(_) => return Waited::Enough,
+                }
+            }
+            None => self.jobs.blocking_recv(),
+        };
+        job.map_or(Waited::Nobody, Waited::Job)
     }
 
     /// What waits, as much as one transaction takes; reads are put aside until after it.
@@ -314,6 +373,11 @@ impl Thread {
         let is_salvaging = is_salvage_due && books.salvage_step()?;
         if is_expiry_due {
             books.lift_ceiling()?;
+            let failed_ms = self.trouble.failed_ms.unwrap_or(0);
+            if now_ms.saturating_sub(failed_ms) >= AWAY_LOG_MS {
+                // Nobody has asked for a minute, and nothing has failed.
+                self.note_success();
+            }
         }
         let is_more = is_expiry_due && books.expire()?;
         if is_more || books.is_removal_due() {
@@ -376,7 +440,10 @@ impl Thread {
         let Away { mut past, taken, mut reason } = away;
         let mut is_told = false;
         for attempt in 1_u64.. {
-            self.settings.health.queue().failures_in_a_row.fetch_add(1, Ordering::Relaxed);
+            let failures = self.settings.health.queue().failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
+            if failures == FAILURES_MAX {
+                self.raise_alarm(&reason);
+            }
             if self.trouble.note(self.settings.clock.now().mono_ms) {
                 is_told = true;
                 error!(
@@ -398,6 +465,10 @@ impl Thread {
                     if is_told {
                         info!(attempt; "The store is open again");
                     }
+                    if let Some(text) = self.trouble.to_keep.take() {
+                        // With the next commit. Where that fails, it is in `status` all the same.
+                        books.add_problem(&text).unwrap_or_default();
+                    }
                     return Some(books);
                 }
                 Err(error) => {
@@ -412,6 +483,26 @@ impl Thread {
             }
         }
         None
+    }
+
+    /// A person is needed: the store has failed again and again.
+    fn raise_alarm(&mut self, reason: &str) {
+        let wall_ms = self.settings.clock.now().wall_ms;
+        let text = format!("the store has failed {FAILURES_MAX} times in a row: {reason}");
+        if self.settings.health.raise(Alarm::StoreFails, wall_ms, &text) {
+            error!(error = reason; "The store has failed three times in a row: look at its disk");
+            self.trouble.to_keep = Some(text);
+        }
+    }
+
+    /// After a commit of something that was asked for: a store that is opened again has committed too, on a disk that
+    /// is full for everything else.
+    fn note_success(&self) {
+        if self.settings.health.queue().failures_in_a_row.swap(0, Ordering::Relaxed) > 0
+            && self.settings.health.clear(Alarm::StoreFails)
+        {
+            info!("The store takes messages again");
+        }
     }
 
     /// Answers whoever asks that the store has failed, for so long. Says whether to go on.
@@ -502,6 +593,12 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
             answers.push(Answer::Done(reply));
             books.change_rules(spec)
         }
+        Job::DeclareStop(reason, reply) => {
+            answers.push(Answer::Done(reply));
+            let kept = books.add_problem(&format!("the program stopped {reason}"));
+            books.stop_reason = Some(reason);
+            kept
+        }
         Job::Commit(stream, changes, reply) => {
             answers.push(Answer::Done(reply));
             match index(books, &stream) {
@@ -519,7 +616,10 @@ fn unapplied(job: Job) -> Option<Answer> {
         Job::Append(_, reply) => Some(Answer::Append(reply, Err(AppendError::Stopped))),
         Job::Release(_, reply) => Some(Answer::Release(reply, false)),
         Job::OpenSession(reply) => Some(Answer::Session(reply, SessionNumber(0))),
-        Job::CloseSession(_, reply) | Job::SetRules(_, reply) | Job::Commit(_, _, reply) => Some(Answer::Done(reply)),
+        Job::CloseSession(_, reply)
+        | Job::SetRules(_, reply)
+        | Job::DeclareStop(_, reply)
+        | Job::Commit(_, _, reply) => Some(Answer::Done(reply)),
         Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Stop(_) => None,
     }
 }
@@ -592,7 +692,7 @@ mod tests {
     }
 
     fn trouble() -> Trouble {
-        Trouble { failed_ms: None, logged_ms: None, pause: Duration::ZERO, unreadable: None }
+        Trouble { failed_ms: None, logged_ms: None, pause: Duration::ZERO, unreadable: None, to_keep: None }
     }
 
     #[test]

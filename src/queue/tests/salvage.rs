@@ -84,14 +84,16 @@ async fn messages_that_two_streams_want_go_to_those_who_had_not_got_them() {
     rig.stop().await;
 }
 
-/// Flips one bit in the body of each of these messages.
+/// Flips one bit in the body of each of these messages, wherever the file has it: a page that was split has still a copy
+/// of what went to the other one.
 fn flip(dir: &Path, bodies: &[u64]) {
     let path = dir.join("queue.db");
     let mut bytes = fs::read(&path).unwrap();
     for number in bodies {
         let needle = [&number.to_le_bytes()[..], b"xxxxxxxx"].concat();
-        let at = bytes.windows(needle.len()).position(|window| window == needle).unwrap();
-        bytes[at + 10] ^= 4;
+        let places: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(&needle)).collect();
+        assert!(!places.is_empty());
+        places.into_iter().for_each(|at| bytes[at + 10] ^= 4);
     }
     fs::write(path, bytes).unwrap();
 }
@@ -118,7 +120,7 @@ async fn what_is_not_salvaged_is_declared_with_its_number() {
 }
 
 #[tokio::test]
-async fn after_a_crash_the_log_is_read_as_well_and_the_spans_say_how_many_there_were() {
+async fn after_a_crash_a_log_that_lost_its_head_gives_its_messages_back() {
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start(two_that_are_told(dir.path()));
     rig.append_all((0..500).map(|number| numbered(number, 100))).await;
@@ -131,7 +133,7 @@ async fn after_a_crash_the_log_is_read_as_well_and_the_spans_say_how_many_there_
     let mut rig = Rig::start(two_that_are_told(cut.path()));
     salvaged(&rig, cut.path()).await;
     assert_eq!(numbers(&rig.drain("cloud").await), (0..500).collect::<Vec<_>>());
-    assert_eq!(losses(&rig).get("quarantined"), None, "{:?}", rig.health.snapshot(Stamp::default()).problems);
+    assert_eq!(losses(&rig)["quarantined"], 0, "whether there were more nobody knows");
     rig.stop().await;
 }
 
@@ -229,7 +231,8 @@ async fn a_crash_between_the_move_and_the_new_store_forgets_nothing() {
     drop(books);
     // The new store has not come to its first commit.
     for name in ["queue.db", "queue.db-wal"] {
-        fs::remove_file(dir.path().join(name)).unwrap();
+        // The log goes with the last connection.
+        drop(fs::remove_file(dir.path().join(name)));
     }
     let mut rig = Rig::start(settings(dir.path()));
     salvaged(&rig, dir.path()).await;

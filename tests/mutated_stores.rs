@@ -1,0 +1,377 @@
+//! What becomes of a store that was changed behind the gateway's back: bits flipped, pages zeroed, files cut, swapped or
+//! replaced?
+//!
+//! Each case takes a copy of a store with numbered messages, spoils it by a seeded recipe and opens it. It must open
+//! within 5 s, send nothing that was never put in, send nothing twice, and account for every message: it is sent, or
+//! declared as lost with a number or with "unknown". What is whole in the files must be sent. `TIDEGATE_MUTATIONS` sets
+//! the number of cases (the long form: 10,000), `TIDEGATE_SEED` where they begin.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write as _;
+use std::num::NonZeroU64;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::cloud::{Access, Mosquitto};
+use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
+use common::peers::{Publisher, Subscriber};
+use common::turn;
+use tempfile::TempDir;
+use tidegate::clock::{Clock, ClockSource};
+use tidegate::config::{ForwardRule, TopicTemplate, WhenFull};
+use tidegate::health::Health;
+use tidegate::message::{Body, Filter, Message, Origin, Qos, Topic};
+use tidegate::queue::{self, Change, Opened, Outlet, QueueSettings, StreamSpec, Submission, Verdict};
+use tokio::time::{Instant, timeout};
+
+const CASES: u64 = 300;
+const MESSAGES: u64 = 160;
+const DELIVERED: u64 = 30;
+const START_MAX: Duration = Duration::from_secs(5);
+
+fn settings(dir: &Path, health: &Health) -> QueueSettings {
+    let filter = Filter::new("#").unwrap();
+    let rule =
+        ForwardRule { filter, topic: TopicTemplate::identity(), qos: None, when_full: None, strict_order: false };
+    QueueSettings {
+        dir: dir.to_owned(),
+        gateway: Arc::from("g7"),
+        bytes_max: NonZeroU64::new(64 << 20).unwrap(),
+        age_max: None,
+        when_full: WhenFull::Refuse,
+        streams: vec![StreamSpec { name: Arc::from("cloud"), rules: vec![rule], own_topic: None }],
+        clock: Clock::new(ClockSource::Trusted),
+        health: health.clone(),
+    }
+}
+
+/// The payload says what it is, so that none can be mistaken for another: its number, again and again, and a sum.
+fn payload(owner: &str, number: u64) -> Vec<u8> {
+    let length = if number.is_multiple_of(23) { 3000 } else { 90 };
+    let mut text = String::new();
+    while text.len() < length {
+        text.push_str(&format!("{owner} {number}, "));
+    }
+    text.truncate(length);
+    format!("{text}{:08x}", crc32c::crc32c(text.as_bytes())).into_bytes()
+}
+
+fn submission(owner: &str, number: u64, clock: &Clock) -> Submission {
+    let message = Message {
+        topic: Topic::new("plant/press").unwrap(),
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        properties: None,
+        body: Body::Bytes(Bytes::from(payload(owner, number))),
+        origin: Origin::Field,
+        received: clock.now(),
+    };
+    Submission { message, once: None }
+}
+
+fn number_of(owner: &str, body: &Body) -> Option<u64> {
+    let Body::Bytes(bytes) = body else { return None };
+    let number = std::str::from_utf8(bytes).ok()?.strip_prefix(owner)?.trim_start().split(',').next()?.parse().ok()?;
+    (*bytes == payload(owner, number)).then_some(number)
+}
+
+/// Small, well mixed, and the same everywhere (splitmix64).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut value = self.0;
+        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (value ^ (value >> 31)) % sides.max(1)
+    }
+
+    fn place(&mut self, length: usize) -> usize {
+        usize::try_from(self.roll(length as u64)).unwrap()
+    }
+}
+
+fn copy(from: &Path) -> TempDir {
+    let to = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() {
+            fs::copy(entry.path(), to.path().join(entry.file_name())).unwrap();
+        }
+    }
+    to
+}
+
+async fn settle(outlet: &mut Outlet, count: usize) -> Vec<queue::Queued> {
+    let rows = timeout(Duration::from_secs(20), outlet.next(count, 1 << 20)).await.unwrap().unwrap();
+    let settled = rows.iter().map(|row| Change::Settle { sequence: row.sequence, verdict: Verdict::Delivered });
+    outlet.commit(settled.collect()).await.unwrap();
+    rows
+}
+
+/// A store as an orderly stop leaves it, and as a power cut leaves it: its log not emptied.
+async fn made(owner: &str) -> (TempDir, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let health = Health::default();
+    let settings = settings(dir.path(), &health);
+    let clock = settings.clock.clone();
+    let Opened { inlet, worker, mut outlets } = queue::open(settings).unwrap();
+    let thread = std::thread::spawn(|| worker.run());
+    for number in 0..MESSAGES {
+        inlet.append(submission(owner, number, &clock)).await.unwrap();
+        if number == DELIVERED + 20 {
+            let rows = settle(outlets.get_mut("cloud").unwrap(), usize::try_from(DELIVERED).unwrap()).await;
+            assert_eq!(rows.len() as u64, DELIVERED);
+        }
+    }
+    let cut = copy(dir.path());
+    inlet.stop().await;
+    thread.join().unwrap().unwrap();
+    (dir, cut)
+}
+
+/// What a recipe did, and what may be asked of the result.
+struct Spoilt {
+    what: String,
+    /// All messages must be there.
+    is_harmless: bool,
+    /// Commits at the end may be gone without a trace: nobody can tell that from a power cut.
+    loses_its_end: bool,
+}
+
+fn spoil(dir: &Path, other: &Path, dice: &mut Dice) -> Spoilt {
+    let (database, log) = (dir.join("queue.db"), dir.join("queue.db-wal"));
+    let has_log = fs::metadata(&log).is_ok_and(|log| log.len() > 0);
+    let spoilt = |what: String| Spoilt { what, is_harmless: false, loses_its_end: has_log };
+    let target = if has_log && dice.roll(2) == 0 { &log } else { &database };
+    let name = target.file_name().unwrap().to_string_lossy().into_owned();
+    let mut bytes = fs::read(target).unwrap();
+    let mut result = match dice.roll(12) {
+        0..=2 => {
+            let count = 1 + dice.roll(40);
+            for _ in 0..count {
+                let at = dice.place(bytes.len());
+                bytes[at] ^= 1 << dice.roll(8);
+            }
+            spoilt(format!("{count} bits flipped in {name}"))
+        }
+        3 | 4 => {
+            let pages = bytes.len() / 1024;
+            let count = 1 + dice.roll(6);
+            for _ in 0..count {
+                let at = dice.place(pages) * 1024;
+                let value = if dice.roll(2) == 0 { 0 } else { 0xff };
+                bytes[at..at + 1024].fill(value);
+            }
+            spoilt(format!("{count} pages of {name} wiped"))
+        }
+        5 => {
+            let length = dice.place(bytes.len());
+            bytes.truncate(length);
+            spoilt(format!("{name} cut to {length} bytes"))
+        }
+        6 => {
+            let pages = bytes.len() / 1024;
+            let (one, two) = (dice.place(pages) * 1024, dice.place(pages) * 1024);
+            let page = bytes[one..one + 1024].to_vec();
+            bytes.copy_within(two..two + 1024, one);
+            bytes[two..two + 1024].copy_from_slice(&page);
+            spoilt(format!("pages at {one} and {two} of {name} swapped"))
+        }
+        7 => {
+            let count = 64 + dice.place(4000);
+            let at = dice.place(bytes.len());
+            for byte in bytes.iter_mut().skip(at).take(count) {
+                *byte = u8::try_from(dice.roll(256)).unwrap();
+            }
+            spoilt(format!("{count} bytes of noise at {at} of {name}"))
+        }
+        8 => {
+            bytes[60..64].copy_from_slice(&99_u32.to_be_bytes());
+            bytes[68..72].copy_from_slice(b"ELSE");
+            spoilt(format!("another version and owner at the head of {name}"))
+        }
+        9 => {
+            bytes.clear();
+            spoilt(format!("{name} emptied"))
+        }
+        10 => {
+            let foreign = fs::read(other.join("queue.db-wal")).unwrap();
+            fs::write(&log, foreign).unwrap();
+            return Spoilt { what: "another store's log".to_owned(), is_harmless: false, loses_its_end: true };
+        }
+        _ => match dice.roll(3) {
+            0 => {
+                fs::remove_file(&database).unwrap();
+                fs::create_dir(&database).unwrap();
+                return spoilt("a directory in place of queue.db".to_owned());
+            }
+            1 => {
+                fs::write(dir.join("start"), b"garbage").unwrap();
+                return Spoilt { is_harmless: true, ..spoilt("a start file of garbage".to_owned()) };
+            }
+            _ => {
+                fs::remove_file(dir.join("start")).unwrap();
+                return Spoilt { is_harmless: true, ..spoilt("no start file".to_owned()) };
+            }
+        },
+    };
+    fs::write(target, bytes).unwrap();
+    result.loses_its_end |= has_log;
+    result
+}
+
+/// Numbers whose row lies whole in the database: its payload in one piece, with room for what stands before it.
+fn whole_in(dir: &Path, owner: &str) -> BTreeSet<u64> {
+    let bytes = fs::read(dir.join("queue.db")).unwrap_or_default();
+    let tail = owner.as_bytes();
+    let starts = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(tail));
+    let mut whole = BTreeSet::new();
+    for at in starts {
+        for number in DELIVERED..MESSAGES {
+            let payload = payload(owner, number);
+            if payload.len() < 200 && bytes[at..].starts_with(&payload) {
+                whole.insert(number);
+            }
+        }
+    }
+    whole
+}
+
+async fn one_case(seed: u64, original: &Path, other: &Path) {
+    let dir = copy(original);
+    let mut dice = Dice(seed);
+    let Spoilt { what, is_harmless, loses_its_end } = spoil(dir.path(), other, &mut dice);
+    let said = format!("seed {seed}: {what}");
+    let whole = whole_in(dir.path(), "mine");
+
+    let health = Health::default();
+    let settings = settings(dir.path(), &health);
+    let clock = settings.clock.clone();
+    let started = Instant::now();
+    let Opened { inlet, worker, mut outlets } = queue::open(settings).unwrap_or_else(|error| panic!("{said}: {error}"));
+    let thread = std::thread::spawn(|| worker.run());
+    inlet.append(submission("fresh", 1, &clock)).await.unwrap_or_else(|error| panic!("{said}: {error}"));
+    assert!(started.elapsed() < START_MAX, "{said}: it took {:?} until a message was taken", started.elapsed());
+
+    let outlet = outlets.get_mut("cloud").unwrap();
+    let mut seen = BTreeMap::<u64, String>::new();
+    let mut fresh = 0;
+    let mut failures = 0;
+    loop {
+        let stats = match inlet.stats().await {
+            Ok(stats) => stats,
+            // Damage that shows only now: the store is moved aside while it runs.
+            Err(_) if failures < 20 => {
+                failures += 1;
+                continue;
+            }
+            Err(error) => panic!("{said}: {error}"),
+        };
+        let is_salvaging = fs::read_dir(dir.path().join("quarantine"))
+            .is_ok_and(|mut places| places.any(|place| place.unwrap().path().join("salvage.json").exists()));
+        if stats.streams["cloud"].waiting == 0 && !is_salvaging {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "{said}: {stats:?} {:?}", health.snapshot(clock.now()));
+        let Ok(next) = timeout(Duration::from_millis(20), outlet.next(50, 1 << 20)).await else { continue };
+        let Ok(rows) = next else {
+            outlet.rewind();
+            continue;
+        };
+        let settled = rows.iter().map(|row| Change::Settle { sequence: row.sequence, verdict: Verdict::Delivered });
+        if outlet.commit(settled.collect()).await.is_err() {
+            // As an uplink does: what was not settled comes again.
+            outlet.rewind();
+            continue;
+        }
+        for row in rows {
+            if number_of("fresh", &row.message.body) == Some(1) {
+                fresh += 1;
+                continue;
+            }
+            let number = number_of("mine", &row.message.body);
+            let number = number.unwrap_or_else(|| panic!("{said}: a payload that nobody has put in: {row:?}"));
+            if let Some(before) = seen.insert(number, row.id.to_string()) {
+                panic!("{said}: {number} is there twice, as {before} and {}", row.id);
+            }
+        }
+    }
+    inlet.stop().await;
+    thread.join().unwrap().unwrap();
+    assert_eq!(fresh, 1, "{said}: the new message is sent once");
+
+    let status = health.snapshot(clock.now());
+    let missing: Vec<u64> = (DELIVERED..MESSAGES).filter(|number| !seen.contains_key(number)).collect();
+    let declared: u64 = status.losses.values().sum();
+    let is_unknown = status.losses.get("quarantined") == Some(&0)
+        || status.problems.iter().any(|problem| problem.text.contains("unknown number"));
+    let is_declared = declared >= missing.len() as u64 || is_unknown || loses_its_end;
+    assert!(is_declared, "{said}: {missing:?} are missing and {declared} declared: {status:?}");
+    assert!(!is_harmless || missing.is_empty(), "{said}: {missing:?} are missing");
+    if !loses_its_end {
+        let gone: Vec<u64> = missing.iter().copied().filter(|number| whole.contains(number)).collect();
+        // A row whose own head was hit has its payload and is not whole all the same: it is declared.
+        assert!(gone.len() as u64 <= declared || is_unknown, "{said}: {gone:?} are whole in the file and not sent");
+        let most = u64::from(what.contains("bits")) * 40 + u64::from(what.contains("bytes of noise")) * 8;
+        let is_small = what.contains("bits") || what.contains("noise");
+        assert!(!is_small || gone.len() as u64 <= most, "{said}: {gone:?} are whole in the file and not sent");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_was_spoilt_in_any_way_opens_and_accounts_for_every_message() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let cases = number("TIDEGATE_MUTATIONS").unwrap_or(CASES);
+    let first = number("TIDEGATE_SEED").unwrap_or(1);
+    let (stopped, cut) = made("mine").await;
+    let (_, other) = made("not mine").await;
+    println!("seeds {first} to {}", first + cases - 1);
+    for seed in first..first + cases {
+        // What a power cut leaves has a log as well; an orderly stop leaves none, and its count.
+        let original = if seed.is_multiple_of(3) { cut.path() } else { stopped.path() };
+        one_case(seed, original, other.path()).await;
+    }
+}
+
+#[test]
+fn the_real_program_salvages_a_damaged_store_beside_its_work_and_sends_what_is_whole() {
+    let _turn = turn();
+    let folder = folder();
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Open);
+    let mut gateway =
+        Gateway::started(folder.path(), &(uplink(&format!("mqtt://127.0.0.1:{}", cloud.port), "") + FORWARD_PLANT));
+    let mut publisher = Publisher::started(gateway.port, "client", "plant/press", 1000, &["--window", "100"]);
+    publisher.wait_until_done();
+    let acknowledged = publisher.acknowledged();
+    gateway.stop();
+    let mut database = fs::File::options().write(true).open(gateway.state_dir().join("queue.db")).unwrap();
+    database.write_all(&[0xff; 1024]).unwrap();
+    drop(database);
+
+    gateway.start();
+    let mut later = Publisher::started(gateway.port, "later", "plant/later", 10, &[]);
+    later.wait_until_done();
+    cloud.start();
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#", "tidegate/#"]);
+    application.wait_for_count("factory7/plant/press", acknowledged.len());
+    application.wait_for_count("factory7/plant/later", 10);
+    gateway.wait_until_drained();
+    let mut arrived = application.numbers_on("factory7/plant/press");
+    arrived.sort_unstable();
+    assert_eq!(arrived, acknowledged, "all of them, and none twice");
+    let status = gateway.status().unwrap();
+    let problems: Vec<&str> =
+        status["problems"].as_array().unwrap().iter().map(|problem| problem["text"].as_str().unwrap()).collect();
+    assert!(problems.iter().any(|text| text.starts_with("moved aside to ")), "{problems:?}");
+    assert!(problems.iter().any(|text| text.starts_with("salvaged 1000 messages ")), "{problems:?}");
+    assert_eq!(status["losses"].get("quarantined"), None, "{status}");
+}
