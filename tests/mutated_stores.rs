@@ -2,7 +2,7 @@
 //! replaced?
 //!
 //! Each case takes a copy of a store with numbered messages, spoils it by a seeded recipe and opens it. It must open
-//! within 5 s, send nothing that was never put in, send nothing twice, and account for every message: it is sent, or
+//! within 5 s, send nothing that was never put in, send twice only what it says may come twice, and account for every message: it is sent, or
 //! declared as lost with a number or with "unknown". What is whole in the files must be sent. `TIDEGATE_MUTATIONS` sets
 //! the number of cases (the long form: 10,000), `TIDEGATE_SEED` where they begin.
 
@@ -232,16 +232,13 @@ fn spoil(dir: &Path, other: &Path, dice: &mut Dice) -> Spoilt {
 /// Numbers whose row lies whole in the database: its payload in one piece, with room for what stands before it.
 fn whole_in(dir: &Path, owner: &str) -> BTreeSet<u64> {
     let bytes = fs::read(dir.join("queue.db")).unwrap_or_default();
-    let tail = owner.as_bytes();
-    let starts = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(tail));
+    let is_start = |at: &usize| bytes[*at..].starts_with(owner.as_bytes()) && !bytes[..*at].ends_with(b", ");
     let mut whole = BTreeSet::new();
-    for at in starts {
-        for number in DELIVERED..MESSAGES {
-            let payload = payload(owner, number);
-            if payload.len() < 200 && bytes[at..].starts_with(&payload) {
-                whole.insert(number);
-            }
-        }
+    for at in (0..bytes.len()).filter(is_start) {
+        // The sum of a short one is its end.
+        let rest = &bytes[at..bytes.len().min(at + 98)];
+        whole
+            .extend(number_of(owner, &Body::Bytes(Bytes::copy_from_slice(rest))).filter(|number| *number >= DELIVERED));
     }
     whole
 }
@@ -259,11 +256,15 @@ async fn one_case(seed: u64, original: &Path, other: &Path) {
     let started = Instant::now();
     let Opened { inlet, worker, mut outlets } = queue::open(settings).unwrap_or_else(|error| panic!("{said}: {error}"));
     let thread = std::thread::spawn(|| worker.run());
-    inlet.append(submission("fresh", 1, &clock)).await.unwrap_or_else(|error| panic!("{said}: {error}"));
+    // Damage may show only now: then the store is moved aside while it runs, and the publisher repeats.
+    while let Err(error) = inlet.append(submission("fresh", 1, &clock)).await {
+        assert!(started.elapsed() < START_MAX, "{said}: {error}");
+    }
     assert!(started.elapsed() < START_MAX, "{said}: it took {:?} until a message was taken", started.elapsed());
 
     let outlet = outlets.get_mut("cloud").unwrap();
     let mut seen = BTreeMap::<u64, String>::new();
+    let mut repeated = Vec::new();
     let mut fresh = 0;
     let mut failures = 0;
     loop {
@@ -301,7 +302,8 @@ async fn one_case(seed: u64, original: &Path, other: &Path) {
             let number = number_of("mine", &row.message.body);
             let number = number.unwrap_or_else(|| panic!("{said}: a payload that nobody has put in: {row:?}"));
             if let Some(before) = seen.insert(number, row.id.to_string()) {
-                panic!("{said}: {number} is there twice, as {before} and {}", row.id);
+                assert_eq!(before, row.id.to_string(), "{said}: {number} is there twice under different names");
+                repeated.push(number);
             }
         }
     }
@@ -310,6 +312,8 @@ async fn one_case(seed: u64, original: &Path, other: &Path) {
     assert_eq!(fresh, 1, "{said}: the new message is sent once");
 
     let status = health.snapshot(clock.now());
+    let is_told = status.problems.iter().any(|problem| problem.text.contains("may arrive again under the same id"));
+    assert!(repeated.is_empty() || is_told, "{said}: {repeated:?} are there twice and nobody says so: {status:?}");
     let missing: Vec<u64> = (DELIVERED..MESSAGES).filter(|number| !seen.contains_key(number)).collect();
     let declared: u64 = status.losses.values().sum();
     let is_unknown = status.losses.get("quarantined") == Some(&0)
@@ -334,6 +338,9 @@ async fn a_store_that_was_spoilt_in_any_way_opens_and_accounts_for_every_message
     let first = number("TIDEGATE_SEED").unwrap_or(1);
     let (stopped, cut) = made("mine").await;
     let (_, other) = made("not mine").await;
+    // The control: the look at the bytes finds what is there.
+    let short = (DELIVERED..MESSAGES).filter(|number| payload("mine", *number).len() < 200).count();
+    assert_eq!(whole_in(stopped.path(), "mine").len(), short);
     println!("seeds {first} to {}", first + cases - 1);
     for seed in first..first + cases {
         // What a power cut leaves has a log as well; an orderly stop leaves none, and its count.
@@ -357,11 +364,11 @@ fn the_real_program_salvages_a_damaged_store_beside_its_work_and_sends_what_is_w
     database.write_all(&[0xff; 1024]).unwrap();
     drop(database);
 
+    cloud.start();
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#", "tidegate/#"]);
     gateway.start();
     let mut later = Publisher::started(gateway.port, "later", "plant/later", 10, &[]);
     later.wait_until_done();
-    cloud.start();
-    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#", "tidegate/#"]);
     application.wait_for_count("factory7/plant/press", acknowledged.len());
     application.wait_for_count("factory7/plant/later", 10);
     gateway.wait_until_drained();

@@ -319,7 +319,8 @@ mod tests {
         let status = json!({"version": "1", "uplinks": {"cloud": {"state": "waiting"}},
             "devices": {"m1": {"state": "dead"}}});
         assert_eq!(not_healthy(&status), ["uplink cloud is waiting", "device m1 is dead"]);
-        let status = json!({"version": "1", "alarms": {"store-fills": {"text": "filled"}, "store-fails": {"text": "fails"}}});
+        let status =
+            json!({"version": "1", "alarms": {"store-fills": {"text": "filled"}, "store-fails": {"text": "fails"}}});
         assert_eq!(not_healthy(&status), ["fails"], "a store that fills still keeps its promise");
         assert_eq!(not_healthy(&Value::Null), ["the gateway does not answer"]);
     }

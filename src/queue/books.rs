@@ -328,7 +328,8 @@ impl Books {
             self.identity.reserved = next + SEQUENCE_BLOCK;
             self.identity.settled = self.settled_to()?.max(self.identity.settled);
             let Identity { reserved: sequence, settled, .. } = self.identity;
-            let kept = Kept { start: self.identity.start.number, sequence, settled, waiting: None };
+            let Start { number: start, store, .. } = self.identity.start;
+            let kept = Kept { start, store, sequence, settled, waiting: None };
             if let Err(error) = self.identity.file.write(&kept) {
                 // The database keeps it as well; only a quarantine before the next start would miss it.
                 error!(error:%; "The start file cannot be written");
@@ -855,6 +856,9 @@ impl Books {
                 (one, other) => one.or(other),
             };
         }
+        // Known before anything else is read, which may be damaged.
+        let settled = oldest.unwrap_or(self.identity.sequence_next).saturating_sub(1);
+        self.identity.settled = self.identity.settled.max(settled);
         let Some(sequence) = oldest else {
             self.oldest = None;
             return Ok(());

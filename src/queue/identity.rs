@@ -37,6 +37,8 @@ pub(super) type Waiting = BTreeMap<Arc<str>, u64>;
 pub(super) struct Kept {
     /// The number of the last start.
     pub start: u32,
+    /// Its random bits; 0 = not known. A database that says something else of the same start is another one's.
+    pub store: u64,
     /// No sequence above this one was used.
     pub sequence: u64,
     /// No stream wants anything up to here any more: what a damaged store still has of it was delivered or declared.
@@ -106,6 +108,9 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
 
 fn print(kept: &Kept) -> String {
     let mut body = format!("tidegate start 1\nstart {}\nsequence {}\n", kept.start, kept.sequence);
+    if kept.store > 0 {
+        body.push_str(&format!("store {}\n", kept.store));
+    }
     if kept.settled > 0 {
         body.push_str(&format!("settled {}\n", kept.settled));
     }
@@ -124,6 +129,7 @@ fn parse(text: &str) -> Option<Kept> {
     let mut next = |prefix: &str| lines.next_if(|line| line.starts_with(prefix))?.strip_prefix(prefix);
     next("tidegate start 1")?;
     let (start, sequence) = (next("start ")?.parse().ok()?, next("sequence ")?.parse().ok()?);
+    let store = next("store ").map_or(Some(0), |text| text.parse().ok())?;
     let settled = next("settled ").map_or(Some(0), |text| text.parse().ok())?;
     let waiting = match next("streams ") {
         None => None,
@@ -138,7 +144,7 @@ fn parse(text: &str) -> Option<Kept> {
         }
     };
     next("sum ")?;
-    let kept = Kept { start, sequence, settled, waiting };
+    let kept = Kept { start, store, sequence, settled, waiting };
     // Printing is the only way to write one, so reading is printing and comparing.
     (print(&kept) == text).then_some(kept)
 }
@@ -161,7 +167,7 @@ mod tests {
         assert_eq!((file.exists(), file.read()), (false, None));
         let waiting = Waiting::from([(Arc::from("cloud"), 12), (Arc::from("a \"name\"\nof two lines"), 0)]);
         for waiting in [None, Some(Waiting::new()), Some(waiting)] {
-            let kept = Kept { start: 7, sequence: 262_144, settled: 9, waiting };
+            let kept = Kept { start: 7, store: 1 << 47, sequence: 262_144, settled: 9, waiting };
             file.write(&kept).unwrap();
             assert_eq!(file.read(), Some(kept));
         }
@@ -184,7 +190,7 @@ mod tests {
         let file = StartFile::new(dir.path());
         fs::create_dir(file.path()).unwrap();
         assert_eq!((file.exists(), file.read()), (true, None));
-        let kept = Kept { start: 1, sequence: 1, settled: 0, waiting: None };
+        let kept = Kept { start: 1, store: 0, sequence: 1, settled: 0, waiting: None };
         file.write(&kept).unwrap();
         assert_eq!(file.read(), Some(kept));
     }

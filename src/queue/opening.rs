@@ -12,11 +12,11 @@ use rustix::fs::FlockOperation;
 
 use super::books::{Books, Gap, Identity, Stream, gap_topic};
 use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
-use super::retention::{self, Ceilings};
-use super::row::Start;
-use super::rules::{self, RuleList};
 use super::pages::Pages;
 use super::remains::Remains;
+use super::retention::{self, Ceilings};
+use super::row::{Start, Starts};
+use super::rules::{self, RuleList};
 use super::salvage::{self, Ticket};
 use super::scrub::Scrub;
 use super::spans::{OPEN, Ranges, Span};
@@ -66,6 +66,8 @@ pub(super) struct Past {
     /// What was in memory of the numbers of devices and of losses.
     pub devices: BTreeMap<Arc<str>, u64>,
     pub losses: BTreeMap<LossReason, u64>,
+    /// The log beside it is not its own.
+    pub is_log_foreign: bool,
     /// Why it has to be moved aside.
     pub damage: Option<String>,
     /// It was moved aside: that there is none is no surprise.
@@ -92,8 +94,8 @@ pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Bo
     }
     let reason = past.damage.clone().unwrap_or_default();
     let ticket = ticket(settings, past, reason.clone());
-    let place = move_aside(settings, &ticket)
-        .map_err(|source| OpenError::Directory { dir: settings.dir.clone(), source })?;
+    let place =
+        move_aside(settings, &ticket).map_err(|source| OpenError::Directory { dir: settings.dir.clone(), source })?;
     past.damage = None;
     past.is_moved = true;
     let total = ticket.waiting.as_ref().map(|waiting| waiting.values().copied().fold(0, u64::saturating_add));
@@ -127,6 +129,7 @@ fn ticket(settings: &QueueSettings, past: &mut Past, reason: String) -> Ticket {
         waiting: past.waiting.as_ref().map(salvage::by_name),
         settled: past.settled,
         was_open: past.was_open,
+        is_log_foreign: std::mem::take(&mut past.is_log_foreign),
         last: past.identity.as_ref().map_or(kept, |identity| identity.sequence_next.saturating_sub(1)),
         devices: salvage::by_name(&past.devices),
         losses: past.losses.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
@@ -172,11 +175,9 @@ fn look(dir: &Path, file: &StartFile, is_moved_aside: bool) -> Result<bool, Stor
     match fs::symlink_metadata(dir.join(DATABASE)) {
         Ok(metadata) if metadata.is_dir() => damaged("there is a directory in its place"),
         Ok(metadata) if metadata.len() == 0 && file.exists() => damaged("it is empty"),
-        Ok(_) if Pages::open(dir).is_log_damaged => damaged("its write-ahead log is damaged"),
+        Ok(_) if Pages::open(dir, true).is_log_damaged => damaged("its write-ahead log is damaged"),
         Ok(_) => Ok(false),
-        Err(_) if fs::metadata(dir.join("queue.db-wal")).is_ok_and(|wal| wal.len() > 0) => {
-            damaged("there is a write-ahead log without its database")
-        }
+        Err(_) if has_log(dir) => damaged("there is a write-ahead log without its database"),
         Err(_) => {
             if file.exists() && !is_moved_aside {
                 warn!("The store is gone; the queue starts empty");
@@ -184,6 +185,18 @@ fn look(dir: &Path, file: &StartFile, is_moved_aside: bool) -> Result<bool, Stor
             Ok(true)
         }
     }
+}
+
+/// Whether the last start in the store is not the one of the same number that this directory has seen. SQLite takes any
+/// log that is whole in itself.
+fn is_foreign(starts: &Starts, past: &Past) -> bool {
+    let known = past.kept.as_ref().filter(|kept| kept.store != 0 && past.identity.is_none());
+    let last = starts.last_key_value().map(|(number, start)| (*number, start.store));
+    known.zip(last).is_some_and(|(kept, (number, store))| kept.start == number && kept.store != store)
+}
+
+fn has_log(dir: &Path) -> bool {
+    fs::metadata(dir.join("queue.db-wal")).is_ok_and(|log| log.len() > 0)
 }
 
 fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError> {
@@ -194,6 +207,10 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         identity::sync_dir(&settings.dir).map_err(|error| io_error(&error))?;
     }
     let starts = store.starts().map_err(opening)?;
+    if is_foreign(&starts, past) && has_log(&settings.dir) {
+        past.is_log_foreign = true;
+        return Err(StoreError::Damaged("its write-ahead log is another store's".to_owned()));
+    }
     let words = store.words().map_err(opening)?;
     let last = store.last_sequence().map_err(opening)?;
     let is_swept = store.meta("stopped").map_err(opening)? == Some(1)
@@ -284,12 +301,13 @@ fn begin(
     let number = start.saturating_add(1);
     let sequence_next = sequence.min(OPEN / 2) + 1;
     let reserved = sequence_next + SEQUENCE_BLOCK;
-    if let Err(error) = file.write(&Kept { start: number, sequence: reserved, settled, waiting: None }) {
+    let store = identity::draw_store().map_err(|error| io_error(&error))?;
+    if let Err(error) = file.write(&Kept { start: number, store, sequence: reserved, settled, waiting: None }) {
         error!(error:%; "The start file cannot be written");
     }
     let start = Start {
         number,
-        store: identity::draw_store().map_err(|error| io_error(&error))?,
+        store,
         gateway: settings.gateway.clone(),
         boot_id: Arc::from(settings.clock.boot_id()),
         stamp: settings.clock.now(),
@@ -569,7 +587,8 @@ impl Books {
         self.commit()?;
         // The file last: until then it says more than was used, which is safe.
         let settled = self.settled_to()?;
-        let kept = Kept { start: self.identity.start.number, sequence, settled, waiting: Some(self.waiting()) };
+        let Start { number: start, store, .. } = self.identity.start;
+        let kept = Kept { start, store, sequence, settled, waiting: Some(self.waiting()) };
         if let Err(error) = self.identity.file.write(&kept) {
             warn!(error:%; "The start file cannot be written");
         }

@@ -95,13 +95,14 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    pub fn open(dir: &Path) -> Pages {
+    /// Opens what there is of a store in `dir`, with its log or without.
+    pub fn open(dir: &Path, with_log: bool) -> Pages {
         let file = |name: &str| {
             let path = dir.join(name);
             path.is_file().then(|| File::open(path).ok()).flatten()
         };
         let database = file(DATABASE);
-        let log = file("queue.db-wal");
+        let log = with_log.then(|| file("queue.db-wal")).flatten();
         let pages = |file: &File| file.metadata().map_or(0, |metadata| metadata.len()).div_ceil(PAGE_BYTES);
         let database_pages = database.as_ref().map_or(0, pages);
         let mut found = Pages {

@@ -63,7 +63,7 @@ pub(super) struct Remains {
 impl Remains {
     /// Reads what there is in `place`. Looks at small tables and at the log; never at all of the messages.
     pub fn read(place: &Path, ticket: &Ticket) -> Remains {
-        let pages = Pages::open(place);
+        let pages = Pages::open(place, !ticket.is_log_foreign);
         let mut remains = Remains {
             roots: roots(&pages),
             pages,
@@ -144,7 +144,8 @@ impl Remains {
         let mut is_sane = true;
         is_whole &= self.table("delivery", |_, values| {
             let number = |index: usize| values.get(index).and_then(Value::int);
-            let (Some(stream), Some(first), Some(last), Some(rule)) = (number(0), number(2), number(3), number(5)) else {
+            let (Some(stream), Some(first), Some(last), Some(rule)) = (number(0), number(2), number(3), number(5))
+            else {
                 is_sane = false;
                 return;
             };
@@ -152,9 +153,10 @@ impl Remains {
             spans.insert((stream, first.cast_unsigned()), (last.cast_unsigned(), rule));
         });
         // Spans of one stream do not overlap.
-        let overlaps = spans.iter().zip(spans.iter().skip(1)).any(|(((stream, _), (last, _)), ((other, first), _))| {
-            stream == other && last >= first
-        });
+        let overlaps = spans
+            .iter()
+            .zip(spans.iter().skip(1))
+            .any(|(((stream, _), (last, _)), ((other, first), _))| stream == other && last >= first);
         self.known_to = spans.values().map(|(last, _)| *last).filter(|last| *last != OPEN).max().unwrap_or(0);
         (self.streams, self.spans) = (streams, spans);
         if !is_whole || !is_sane || overlaps {
@@ -164,10 +166,11 @@ impl Remains {
         self.knowledge = if self.pages.is_torn { Knowledge::Older } else { Knowledge::Whole };
         // An orderly stop has counted what waited. Spans that say something else have been changed since.
         let counted = self.waiting().map(|waiting| salvage::by_name(&waiting));
-        let disagrees = !ticket.was_open
-            && ticket.waiting.as_ref().zip(counted).is_some_and(|(waiting, counted)| {
-                waiting.iter().filter(|(_, count)| **count > 0).ne(counted.iter())
-            });
+        let disagrees =
+            !ticket.was_open
+                && ticket.waiting.as_ref().zip(counted).is_some_and(|(waiting, counted)| {
+                    waiting.iter().filter(|(_, count)| **count > 0).ne(counted.iter())
+                });
         if disagrees {
             self.spans.clear();
             self.knowledge = Knowledge::Nothing;
@@ -266,8 +269,7 @@ impl Remains {
         }
         let stamp = Stamp { wall_ms: 0, mono_ms: 0, clock: ClockState::Unset };
         let unknown = Start { number, store: 0, gateway: Arc::from(gateway), boot_id: Arc::from(""), stamp };
-        let (id, mut message) =
-            row::decode(body, sequence, &Starts::from([(number, unknown)]), &self.words).ok()?;
+        let (id, mut message) = row::decode(body, sequence, &Starts::from([(number, unknown)]), &self.words).ok()?;
         message.received.clock = ClockState::Unset;
         Some((id, message, false))
     }

@@ -51,6 +51,8 @@ pub(super) struct Ticket {
     pub settled: u64,
     /// It failed while it was in use, rather than being found damaged.
     pub was_open: bool,
+    /// The log beside it is another store's: nothing in it is ours.
+    pub is_log_foreign: bool,
     /// No sequence above this one was used in it.
     pub last: u64,
     /// The numbers of devices, as far as they were in memory.
@@ -123,9 +125,16 @@ pub(super) struct Salvage {
 #[derive(Debug)]
 enum Stage {
     /// Looks for the next messages; the heap has the first of them.
-    Search { unit: u32, found: BinaryHeap<(u64, Spot)>, is_cut: bool },
+    Search {
+        unit: u32,
+        found: BinaryHeap<(u64, Spot)>,
+        is_cut: bool,
+    },
     /// Takes over what was found, last of these first.
-    Take { rest: Vec<(u64, Spot)>, is_cut: bool },
+    Take {
+        rest: Vec<(u64, Spot)>,
+        is_cut: bool,
+    },
     Retained(Option<Walk>),
     DeadLetters(Option<Walk>),
 }
@@ -225,7 +234,8 @@ impl Books {
     fn inherit_problems(&mut self, remains: &Remains) -> rusqlite::Result<()> {
         let mut problems = Vec::new();
         remains.table("problem", |_, values| {
-            problems.extend(values.get(1).and_then(Value::int).zip(values.get(2).and_then(Value::text).map(str::to_owned)));
+            problems
+                .extend(values.get(1).and_then(Value::int).zip(values.get(2).and_then(Value::text).map(str::to_owned)));
         });
         for (wall_ms, text) in problems {
             self.store.insert_problem(wall_ms, &text)?;
@@ -493,9 +503,11 @@ impl Books {
             wanted.push((index, rule));
         }
         if salvage.remains.is_beyond(sequence) {
-            wanted.extend(self.wanted_today(message).into_iter().filter(|(index, _)| {
-                self.streams.get(*index).is_some_and(|stream| !decided.contains(&stream.name))
-            }));
+            wanted.extend(
+                self.wanted_today(message).into_iter().filter(|(index, _)| {
+                    self.streams.get(*index).is_some_and(|stream| !decided.contains(&stream.name))
+                }),
+            );
         }
         Ok(wanted)
     }
@@ -525,9 +537,13 @@ impl Books {
         };
         let mut found = Vec::new();
         let is_more = salvage.remains.pages.step(&mut walk, |_, values| {
-            found.extend(values.get(1).and_then(Value::text).zip(values.get(2).and_then(Value::blob)).map(
-                |(topic, body)| (topic.to_owned(), body.to_vec()),
-            ));
+            found.extend(
+                values
+                    .get(1)
+                    .and_then(Value::text)
+                    .zip(values.get(2).and_then(Value::blob))
+                    .map(|(topic, body)| (topic.to_owned(), body.to_vec())),
+            );
         });
         for (topic, body) in found {
             let is_whole = row::proven(&body, 0).is_some();

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use log::{error, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::error::Elapsed;
 
 use super::books::Books;
 use super::opening::{self, Past};
@@ -142,15 +143,6 @@ struct Thread {
     trouble: Trouble,
 }
 
-/// What a wait came to.
-enum Waited {
-    Job(Job),
-    /// All ends are dropped.
-    Nobody,
-    /// Nobody asked in time.
-    Enough,
-}
-
 /// How it is with the failures of late. A disk that is full fails each commit and lets the store be opened in between.
 #[derive(Debug)]
 struct Trouble {
@@ -218,7 +210,8 @@ impl Worker {
         lock: File,
     ) -> Worker {
         let reads = VecDeque::new();
-        let trouble = Trouble { failed_ms: None, logged_ms: None, pause: Duration::ZERO, unreadable: None, to_keep: None };
+        let trouble =
+            Trouble { failed_ms: None, logged_ms: None, pause: Duration::ZERO, unreadable: None, to_keep: None };
         let (timer, stopping, expired_ms) = (None, None, None);
         let thread = Thread { jobs, settings, wakers, lock, reads, timer, stopping, turns: 0, expired_ms, trouble };
         Worker { books, thread }
@@ -297,9 +290,8 @@ impl Thread {
                     return Ok(());
                 }
                 match self.wait(self.rest(books, now_ms)) {
-                    Waited::Job(job) => Some(job),
-                    Waited::Nobody => None,
-                    Waited::Enough => return Ok(()),
+                    Ok(job) => job,
+                    Err(_) => return Ok(()),
                 }
             }
         };
@@ -324,19 +316,13 @@ impl Thread {
         Duration::from_millis(scrub_ms.min(most).max(1))
     }
 
-    /// Waits for a job, but not longer than `pause`.
-    fn wait(&mut self, pause: Duration) -> Waited {
-        let job = match &self.timer {
-            Some(timer) => {
-                let jobs = &mut self.jobs;
-                match timer.block_on(async { tokio::time::timeout(pause, jobs.recv()).await }) {
-                    Ok(job) => job,
-                    Err(_) => return Waited::Enough,
-                }
-            }
-            None => self.jobs.blocking_recv(),
-        };
-        job.map_or(Waited::Nobody, Waited::Job)
+    /// Waits for a job, but not longer than `pause`. `None`: all ends are dropped.
+    fn wait(&mut self, pause: Duration) -> Result<Option<Job>, Elapsed> {
+        let jobs = &mut self.jobs;
+        match &self.timer {
+            Some(timer) => timer.block_on(async { tokio::time::timeout(pause, jobs.recv()).await }),
+            None => Ok(jobs.blocking_recv()),
+        }
     }
 
     /// What waits, as much as one transaction takes; reads are put aside until after it.
@@ -406,11 +392,7 @@ impl Thread {
     /// thinks are written. The store is closed and read again; a damaged one is moved aside. `None`: stopped meanwhile.
     fn recover(&mut self, books: Books, error: &rusqlite::Error) -> Option<Books> {
         let waiting = Some(books.waiting());
-        // What the oldest message that waits has before it is settled.
-        let settled = match books.oldest {
-            Some((sequence, _)) => sequence.saturating_sub(1),
-            None => books.identity.settled,
-        };
+        let settled = books.identity.settled;
         let (devices, losses) = (books.device_numbers(), books.losses.clone());
         let taken = books.streams.iter().map(|stream| (stream.name.clone(), stream.taken_to)).collect();
         let is_lost = self.trouble.is_lost(error, self.settings.clock.now().mono_ms);

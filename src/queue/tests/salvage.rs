@@ -319,11 +319,8 @@ async fn a_qos_2_session_goes_on_with_the_same_packet_ids_so_that_nothing_arrive
     let mut rig = Rig::start(settings(dir.path()));
     let restored = rig.outlet("cloud").restore().await.unwrap();
     assert_eq!(restored.session_key, Some(4711));
-    let seen: Vec<_> = restored
-        .in_flight
-        .iter()
-        .map(|entry| (entry.packet_id, entry.released, numbers(&entry.rows)))
-        .collect();
+    let seen: Vec<_> =
+        restored.in_flight.iter().map(|entry| (entry.packet_id, entry.released, numbers(&entry.rows))).collect();
     assert_eq!(seen, [(40, false, vec![0]), (41, false, vec![1]), (42, true, vec![]), (43, true, vec![])]);
     assert_eq!(restored.in_flight[0].rows[0].id, before[0].id);
     assert_eq!(restored.in_flight[0].rows[0].encoding, before[0].encoding);
