@@ -127,3 +127,51 @@ fn a_full_store_that_refuses_tells_the_publisher_and_loses_nothing_that_it_ackno
         "nothing is lost, so nothing is declared"
     );
 }
+
+/// How long so many messages take from one local client to another, every one acknowledged.
+fn local_round(gateway: &Gateway, name: &str) -> std::time::Duration {
+    let topic = format!("local/{name}");
+    let mut listener = Subscriber::started(gateway.port, &format!("hears-{name}"), &[&topic]);
+    let started = tokio::time::Instant::now();
+    let mut talker = Publisher::started(gateway.port, &format!("talks-{name}"), &topic, 2000, &["--window", "50"]);
+    talker.wait_until_done();
+    listener.wait_for_count(&topic, 2000);
+    assert_eq!(listener.numbers_on(&topic), talker.acknowledged(), "every one, in order");
+    started.elapsed()
+}
+
+#[test]
+fn a_full_store_leaves_local_clients_alone_whatever_gives_way_in_it() {
+    let _turn = turn();
+    for when_full in ["drop-oldest", "drop-newest", "refuse"] {
+        let folder = folder();
+        let tables = format!("[queue]\nmax_bytes = \"1 MiB\"\nwhen_full = \"{when_full}\"\n")
+            + &uplink("mqtt://127.0.0.1:1", "")
+            + FORWARD_PLANT;
+        let gateway = Gateway::started(folder.path(), &tables);
+        let empty = local_round(&gateway, "empty");
+        // A publisher of the plant that goes on for the whole time; under `refuse` it is told so, or waits.
+        let plant = Publisher::started(gateway.port, "plant", "plant/press", 1_000_000, &["--size", "1000"]);
+        gateway.wait_for_status("the store is filled to four fifths", |status| {
+            status["alarms"].get("store-fills").map(|_| ())
+        });
+        match when_full {
+            "refuse" => common::wait_for(common::PATIENCE, "it refuses", || plant.refused().len() > 10),
+            reason => gateway.wait_for_status("it drops", |status| {
+                let lost = if reason == "drop-oldest" { "dropped-oldest" } else { "dropped-newest" };
+                status["losses"][lost].as_u64().filter(|count| *count > 10).map(|_| ())
+            }),
+        }
+        let full = local_round(&gateway, "full");
+        // The rate is `benches/full_store.py`'s business; here it must not come to a stop.
+        println!("{when_full}: {empty:?} with an empty store, {full:?} with a full one and a publisher that fills it");
+        let before = plant.acknowledged().len() + plant.refused().len();
+        common::wait_for(common::PATIENCE, "the plant goes on as well", || {
+            plant.acknowledged().len() + plant.refused().len() > before
+        });
+        let status = gateway.status().unwrap();
+        let bytes = status["queue"]["bytes"].as_u64().unwrap();
+        assert!(bytes <= 1024 * 1024, "the store stays under its ceiling: {status}");
+        drop(plant);
+    }
+}
