@@ -13,7 +13,7 @@ use super::retention;
 use super::row;
 use super::rules::{self, RuleList};
 use super::spans::{self, Span};
-use super::store::{InFlightRow, PAGE_BYTES};
+use super::store::{InFlightRow, PAGE_BYTES, missing};
 use super::{Change, Encoding, Format, InFlight, Queued, Restored, SessionNumber, Verdict};
 use crate::clock::rfc3339;
 use crate::health::LossReason;
@@ -67,9 +67,12 @@ impl Books {
             let list = self.list(rule)?;
             let Some(stream) = self.streams.get(index) else { break };
             let mut expected = first;
+            let mut is_missing = false;
             self.store.messages(Span::new(first, last), |sequence, body| {
-                lost.extend((expected..sequence).map(|missing| (missing, LossReason::Damaged)));
-                expected = sequence;
+                if expected != sequence {
+                    is_missing = true;
+                    return false;
+                }
                 if stream.in_flight.contains(&sequence) {
                     expected += 1;
                     return true;
@@ -91,10 +94,8 @@ impl Books {
                 }
                 true
             })?;
-            if !is_full {
-                // Rows that should be there and are not.
-                lost.extend((expected..=last).map(|missing| (missing, LossReason::Damaged)));
-                expected = last + 1;
+            if is_missing || (!is_full && expected <= last) {
+                return Err(missing(expected));
             }
             looked += expected - first;
             fetched.place = expected - 1;

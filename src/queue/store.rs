@@ -45,9 +45,11 @@ pub(super) enum StoreError {
 }
 
 /// Whether an error says that the file is not what we wrote, rather than that the disk or the system failed. Nothing
-/// else may move a running store aside: a fault of our own must not cost what is in it.
+/// else may move a running store aside. A constraint that is broken is among it: an index says another thing than its
+/// table, and the same statement would fail for ever.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+    let code = error.sqlite_error_code();
+    matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::ConstraintViolation))
 }
 
 /// Whether the disk could not read a page that is there. Once, that is trouble of the disk; again and again, while the
@@ -55,6 +57,13 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
 pub(super) fn is_unreadable(error: &rusqlite::Error) -> bool {
     let code = error.sqlite_error().map(|error| error.extended_code);
     matches!(code, Some(rusqlite::ffi::SQLITE_IOERR_READ | rusqlite::ffi::SQLITE_IOERR_SHORT_READ))
+}
+
+/// A row that a span has and the table has not: the way to it is damaged, and not only to it. Elsewhere in the file it
+/// may be whole.
+pub(super) fn missing(sequence: u64) -> rusqlite::Error {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    rusqlite::Error::SqliteFailure(code, Some(format!("message {sequence} is missing")))
 }
 
 /// As `is_damage`, while a store is opened: then a missing table or a text where a number belongs says it as well.
