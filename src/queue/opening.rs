@@ -20,7 +20,7 @@ use super::rules::{self, RuleList};
 use super::salvage::{self, Ticket};
 use super::scrub::Scrub;
 use super::spans::{OPEN, Ranges, Span};
-use super::store::{DATABASE, PAGE_BYTES, Store, StoreError, WAL_BYTES_MAX, opening};
+use super::store::{DATABASE, PAGE_BYTES, Store, StoreError, WAL_BYTES_MAX, miscounted, opening};
 use super::{OpenError, QueueSettings, StreamSpec};
 use crate::config::{ForwardRule, TopicTemplate};
 use crate::health::LossReason;
@@ -368,6 +368,10 @@ impl Books {
         self.store.set_meta("session", session)?;
         (self.identity.session_next, self.session_reserved) = (session, session);
         self.load_streams(last)?;
+        if self.was_stopped == Some(true) && !past.was_open && !self.is_counted_right(past) {
+            // Pages in each other's place: the end of the messages seems to be elsewhere.
+            return Err(miscounted());
+        }
         if !past.was_open {
             self.store.delete_passing_sessions()?;
         }
@@ -393,6 +397,13 @@ impl Books {
             self.settings.health.add_problem(wall_ms, &text);
         }
         self.commit()
+    }
+
+    /// Whether as much waits as the last stop has counted, where it has.
+    fn is_counted_right(&self, past: &Past) -> bool {
+        let counted = self.streams.iter().filter(|stream| stream.waiting > 0);
+        let counted: Waiting = counted.map(|stream| (stream.name.clone(), stream.waiting)).collect();
+        past.waiting.as_ref().is_none_or(|waiting| waiting.iter().filter(|(_, count)| **count > 0).eq(&counted))
     }
 
     /// Says how the program ended before this start.

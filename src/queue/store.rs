@@ -66,6 +66,12 @@ pub(super) fn missing(sequence: u64) -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(code, Some(format!("message {sequence} is missing")))
 }
 
+/// An orderly stop counted what waited, and the store has another number of it.
+pub(super) fn miscounted() -> rusqlite::Error {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    rusqlite::Error::SqliteFailure(code, Some("there are not as many messages as at the last stop".to_owned()))
+}
+
 /// As `is_damage`, while a store is opened: then a missing table or a text where a number belongs says it as well.
 pub(super) fn opening(error: rusqlite::Error) -> StoreError {
     let is_ours = match &error {

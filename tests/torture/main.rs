@@ -12,3 +12,4 @@ mod common;
 
 mod budget;
 mod random;
+mod stores;

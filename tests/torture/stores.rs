@@ -3,12 +3,7 @@
 //!
 //! Each case takes a copy of a store with numbered messages, spoils it by a seeded recipe and opens it. It must open
 //! within 5 s, send nothing that was never put in, send twice only what it says may come twice, and account for every message: it is sent, or
-//! declared as lost with a number or with "unknown". What is whole in the files must be sent. `TIDEGATE_MUTATIONS` sets
-//! the number of cases (the long form: 10,000), `TIDEGATE_SEED` where they begin.
-
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
-mod common;
+//! declared as lost with a number or with "unknown". What is whole in the files must be sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,10 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::cloud::{Access, Mosquitto};
-use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
-use common::peers::{Publisher, Subscriber};
-use common::turn;
 use tempfile::TempDir;
 use tidegate::clock::{Clock, ClockSource};
 use tidegate::config::{ForwardRule, TopicTemplate, WhenFull};
@@ -31,7 +22,14 @@ use tidegate::message::{Body, Filter, Message, Origin, Qos, Topic};
 use tidegate::queue::{self, Change, Opened, Outlet, QueueSettings, StreamSpec, Submission, Verdict};
 use tokio::time::{Instant, timeout};
 
-const CASES: u64 = 300;
+use super::budget::{Budget, Cases};
+use super::common::cloud::{Access, Mosquitto};
+use super::common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
+use super::common::peers::{Publisher, Subscriber};
+use super::common::turn;
+use super::random::Random;
+
+const CASES: Cases = Cases { short: 300, long: 10_000 };
 const MESSAGES: u64 = 160;
 const DELIVERED: u64 = 30;
 const START_MAX: Duration = Duration::from_secs(5);
@@ -82,23 +80,6 @@ fn number_of(owner: &str, body: &Body) -> Option<u64> {
     (*bytes == payload(owner, number)).then_some(number)
 }
 
-/// Small, well mixed, and the same everywhere (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut value = self.0;
-        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (value ^ (value >> 31)) % sides.max(1)
-    }
-
-    fn place(&mut self, length: usize) -> usize {
-        usize::try_from(self.roll(length as u64)).unwrap()
-    }
-}
-
 fn copy(from: &Path) -> TempDir {
     let to = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -147,50 +128,50 @@ struct Spoilt {
     loses_its_end: bool,
 }
 
-fn spoil(dir: &Path, other: &Path, dice: &mut Dice) -> Spoilt {
+fn spoil(dir: &Path, other: &Path, random: &mut Random) -> Spoilt {
     let (database, log) = (dir.join("queue.db"), dir.join("queue.db-wal"));
     let has_log = fs::metadata(&log).is_ok_and(|log| log.len() > 0);
     let spoilt = |what: String| Spoilt { what, is_harmless: false, loses_its_end: has_log };
-    let target = if has_log && dice.roll(2) == 0 { &log } else { &database };
+    let target = if has_log && random.within(0..2) == 0 { &log } else { &database };
     let name = target.file_name().unwrap().to_string_lossy().into_owned();
     let mut bytes = fs::read(target).unwrap();
-    let mut result = match dice.roll(12) {
+    let mut result = match random.within(0..12) {
         0..=2 => {
-            let count = 1 + dice.roll(40);
+            let count = 1 + random.within(0..40);
             for _ in 0..count {
-                let at = dice.place(bytes.len());
-                bytes[at] ^= 1 << dice.roll(8);
+                let at = place(random, bytes.len());
+                bytes[at] ^= 1 << random.within(0..8);
             }
             spoilt(format!("{count} bits flipped in {name}"))
         }
         3 | 4 => {
             let pages = bytes.len() / 1024;
-            let count = 1 + dice.roll(6);
+            let count = 1 + random.within(0..6);
             for _ in 0..count {
-                let at = dice.place(pages) * 1024;
-                let value = if dice.roll(2) == 0 { 0 } else { 0xff };
+                let at = place(random, pages) * 1024;
+                let value = if random.within(0..2) == 0 { 0 } else { 0xff };
                 bytes[at..at + 1024].fill(value);
             }
             spoilt(format!("{count} pages of {name} wiped"))
         }
         5 => {
-            let length = dice.place(bytes.len());
+            let length = place(random, bytes.len());
             bytes.truncate(length);
             spoilt(format!("{name} cut to {length} bytes"))
         }
         6 => {
             let pages = bytes.len() / 1024;
-            let (one, two) = (dice.place(pages) * 1024, dice.place(pages) * 1024);
+            let (one, two) = (place(random, pages) * 1024, place(random, pages) * 1024);
             let page = bytes[one..one + 1024].to_vec();
             bytes.copy_within(two..two + 1024, one);
             bytes[two..two + 1024].copy_from_slice(&page);
             spoilt(format!("pages at {one} and {two} of {name} swapped"))
         }
         7 => {
-            let count = 64 + dice.place(4000);
-            let at = dice.place(bytes.len());
+            let count = 64 + place(random, 4000);
+            let at = place(random, bytes.len());
             for byte in bytes.iter_mut().skip(at).take(count) {
-                *byte = u8::try_from(dice.roll(256)).unwrap();
+                *byte = u8::try_from(random.within(0..256)).unwrap();
             }
             spoilt(format!("{count} bytes of noise at {at} of {name}"))
         }
@@ -208,7 +189,7 @@ fn spoil(dir: &Path, other: &Path, dice: &mut Dice) -> Spoilt {
             fs::write(&log, foreign).unwrap();
             return Spoilt { what: "another store's log".to_owned(), is_harmless: false, loses_its_end: true };
         }
-        _ => match dice.roll(3) {
+        _ => match random.within(0..3) {
             0 => {
                 fs::remove_file(&database).unwrap();
                 fs::create_dir(&database).unwrap();
@@ -248,10 +229,13 @@ fn is_salvaging(dir: &Path) -> bool {
     places.filter_map(Result::ok).any(|place| place.path().join("salvage.json").exists())
 }
 
-async fn one_case(seed: u64, original: &Path, other: &Path) {
+fn place(random: &mut Random, length: usize) -> usize {
+    usize::try_from(random.within(0..length.max(1) as u64)).unwrap()
+}
+
+async fn one_case(seed: u64, random: &mut Random, original: &Path, other: &Path) {
     let dir = copy(original);
-    let mut dice = Dice(seed);
-    let Spoilt { what, is_harmless, loses_its_end } = spoil(dir.path(), other, &mut dice);
+    let Spoilt { what, is_harmless, loses_its_end } = spoil(dir.path(), other, random);
     let said = format!("seed {seed}: {what}");
     let whole = whole_in(dir.path(), "mine");
 
@@ -337,22 +321,23 @@ async fn one_case(seed: u64, original: &Path, other: &Path) {
     }
 }
 
-#[tokio::test]
-async fn a_store_that_was_spoilt_in_any_way_opens_and_accounts_for_every_message() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let cases = number("TIDEGATE_MUTATIONS").unwrap_or(CASES);
-    let first = number("TIDEGATE_SEED").unwrap_or(1);
-    let (stopped, cut) = made("mine").await;
-    let (_, other) = made("not mine").await;
+#[test]
+fn a_store_that_was_spoilt_in_any_way_opens_and_accounts_for_every_message() {
+    let mut budget = Budget::begin("stores", CASES);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (stopped, cut) = runtime.block_on(made("mine"));
+    let (_, other) = runtime.block_on(made("not mine"));
     // The control: the look at the bytes finds what is there.
     let short = (DELIVERED..MESSAGES).filter(|number| payload("mine", *number).len() < 200).count();
     assert_eq!(whole_in(stopped.path(), "mine").len(), short);
-    println!("seeds {first} to {}", first + cases - 1);
-    for seed in first..first + cases {
+    let mut cases = 0;
+    for mut case in budget.by_ref() {
         // What a power cut leaves has a log as well; an orderly stop leaves none, and its count.
-        let original = if seed.is_multiple_of(3) { cut.path() } else { stopped.path() };
-        one_case(seed, original, other.path()).await;
+        let original = if case.random.happens(33) { cut.path() } else { stopped.path() };
+        runtime.block_on(one_case(case.seed, &mut case.random, original, other.path()));
+        cases += 1;
     }
+    budget.say(format!("{cases} spoilt stores opened, each message of each was sent or declared, none was made up"));
 }
 
 #[test]
