@@ -212,7 +212,7 @@ class Mosquitto(Tidegate):
 
 def verdict(sent, acknowledged, seen, told):
     lost = len(acknowledged - seen)
-    declared = sum(gap.get("count", 0) for gap in told)
+    declared = sum(gap.get("count") or 0 for gap in told)
     text = f"{len(acknowledged)} of {sent} acknowledged, {lost} of them lost"
     return text + (f", {declared} declared in gap records" if declared else "")
 
@@ -296,7 +296,11 @@ def damaged(kind, binary, folder):
     gateway.end()
     cloud.stop()
     lost = len(acknowledged - seen)
-    return f"starts; {lost} of {len(acknowledged)} that were in the damaged file are lost, {len(after & seen)} of 100 new ones arrive"
+    declared = sum(gap.get("count") or 0 for gap in told)
+    return (
+        f"starts; of the {len(acknowledged)} in the damaged file {len(acknowledged) - lost} are salvaged and delivered, "
+        f"{lost} are lost, {declared} declared in gap records; {len(after & seen)} of 100 new ones arrive"
+    )
 
 
 def misspelt(kind, binary, folder):

@@ -17,10 +17,10 @@
 //!                                   └──────────────────────────┘
 //! ```
 //!
-//! A store that is damaged is moved aside. The gap record of that says how many messages waited in it where that is
-//! known: while the store was open, or after an orderly stop (`start` keeps it, identity.rs). Where it is not known,
-//! after a crash, the record has `"count": null` and the counter `quarantined` is there but counts nothing: a number
-//! that nobody has counted is not told.
+//! A store that is damaged is moved aside and salvaged (salvage.rs). The gap record at its end says how many messages
+//! were lost where that is known: while the store was open, after an orderly stop (`start` keeps it, identity.rs), or
+//! from its spans. Where it is not known the record has `"count": null` and the counter `quarantined` is there but counts
+//! nothing: a number that nobody has counted is not told.
 //!
 //! A store that fails because of its disk is closed and opened again for as long as that takes; meanwhile whoever asks
 //! hears at once that it failed. Nothing is acknowledged then, and nothing that was acknowledged is touched.
