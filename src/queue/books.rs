@@ -22,9 +22,6 @@ use crate::message::{Body, Message, MessageId, Origin, Qos, Sequence, Stamp, Top
 
 /// Rows of one job: so long may others have to wait.
 pub(super) const JOB_ROWS_MAX: u64 = 256;
-/// Settled rows that are removed in one transaction. A leaf of the tree is written for nearly every second leaf that
-/// goes, and those around the cut each time: four times the rows of a job spare the flash 2 % of all that is written.
-const REMOVAL_ROWS: u64 = 4 * JOB_ROWS_MAX;
 /// Names that rows bear as numbers; what comes after them is written out.
 const WORDS_MAX: usize = 1024;
 /// Session numbers that are reserved at a time.
@@ -122,10 +119,12 @@ pub(super) struct Books {
     pub ceilings: Ceilings,
     /// The ceiling is lower than it should be, because the disk has too little room.
     pub is_clamped: bool,
-    /// Rows that some stream may still want.
+    /// Rows that some stream still wants.
     pub rows: u64,
-    /// Settled by somebody; their rows go when nobody else wants them.
+    /// Rows that nobody wants any more and that are still there.
     pub removable: Ranges,
+    /// Since when the queue is empty, and the place that was next then.
+    pub empty_since: Option<(u64, u64)>,
     /// After a crash: what has still to be looked through for rows that nobody wants.
     pub sweep: Option<Span>,
     pub session_reserved: u64,
@@ -135,6 +134,8 @@ pub(super) struct Books {
     pub devices: HashMap<Arc<str>, Device>,
     /// Bytes of pages that intake may still fill, as far as known in this transaction.
     pub room: Option<u64>,
+    /// Bytes of pages in use after the last commit.
+    pub used_bytes: u64,
     /// Where the search for what may be evicted goes on.
     pub evict_from: u64,
     /// In a pass that does not spare what was handed out.
@@ -259,6 +260,7 @@ impl Books {
         is_own: bool,
     ) -> rusqlite::Result<()> {
         self.store.write()?;
+        self.prepare_segment(sequence, body.len())?;
         self.store.insert_message(sequence, body)?;
         for index in 0..self.streams.len() {
             let Some(stream) = self.streams.get_mut(index) else { continue };
@@ -291,6 +293,28 @@ impl Books {
         self.rows += 1;
         self.identity.sequence_next = sequence + 1;
         Ok(())
+    }
+
+    /// Sees to it that there is a segment for a message, a new one when the newest is full.
+    fn prepare_segment(&mut self, sequence: u64, body_bytes: usize) -> rusqlite::Result<()> {
+        let store_bytes = self.ceilings.soft_pages * PAGE_BYTES;
+        if !self.store.segments().is_full(store_bytes, self.used_bytes) {
+            return Ok(());
+        }
+        if self.end_newest()? {
+            return Ok(());
+        }
+        if self.store.segments().free_table().is_none() {
+            let missing = self.store.segments().tables_missing(store_bytes);
+            // A root page for each table, and what the schema says of it. Near the ceiling the room is for messages.
+            let pages = u64::from(missing + missing / 4 + 4);
+            if self.measure()? >= pages * PAGE_BYTES + retention::row_bytes(body_bytes, PAGE_BYTES) {
+                self.store.make_tables(missing)?;
+            }
+        }
+        // Each has a page above its leaves.
+        self.room = None;
+        self.store.begin_segment(sequence).map(drop)
     }
 
     /// The next place, reserved on disk before it is used: neither a crash nor a quarantine gives it again.
@@ -448,6 +472,7 @@ impl Books {
                     }
                 }
                 self.rows = self.rows.saturating_sub(self.store.delete_messages(run)?);
+                self.end_segments(run)?;
             }
             if self.measure()? >= target {
                 return Ok(true);
@@ -521,8 +546,6 @@ impl Books {
         Ok(found)
     }
 
-    // What goes
-
     /// Takes sequences out of a stream's spans; gives back those that it had. Their rows stay for now.
     pub fn remove_span(&mut self, index: usize, hole: Span) -> rusqlite::Result<Vec<Span>> {
         let sequence_next = self.identity.sequence_next;
@@ -555,98 +578,6 @@ impl Books {
             from = cut.removed.first - 1;
         }
         Ok(removed)
-    }
-
-    /// Settles sequences of a stream: durable with this transaction; the rows may go later.
-    pub fn settle(&mut self, index: usize, hole: Span, lost: Option<LossReason>) -> rusqlite::Result<()> {
-        for gone in self.remove_span(index, hole)? {
-            self.removable.insert(gone);
-            if let Some(reason) = lost {
-                self.lose(index, reason, gone, Some(gone.count()));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether it pays to remove rows in this transaction: many at once cost the flash less, but an empty queue is left
-    /// empty.
-    pub fn is_removal_due(&self) -> bool {
-        let is_idle = self.streams.iter().all(|stream| stream.waiting == 0);
-        self.removable.count() >= REMOVAL_ROWS || (is_idle && self.removable.count() > 0)
-    }
-
-    /// Removes what is due. Less than all of it would make each settlement pay for a share of its own.
-    pub fn remove_due(&mut self) -> rusqlite::Result<()> {
-        for _ in 0..REMOVAL_ROWS / JOB_ROWS_MAX {
-            self.remove_bodies()?;
-        }
-        Ok(())
-    }
-
-    /// Removes one job's share of settled rows that nobody else wants.
-    pub fn remove_bodies(&mut self) -> rusqlite::Result<()> {
-        if let Some(span) = self.removable.take_first(JOB_ROWS_MAX) {
-            self.remove_unwanted(span)?;
-        }
-        Ok(())
-    }
-
-    /// Removes rows of `span` that no stream's span covers. Never by a watermark: one slow stream would keep all.
-    fn remove_unwanted(&mut self, span: Span) -> rusqlite::Result<()> {
-        let mut place = span.first;
-        while place <= span.last {
-            match self.cover(place)? {
-                Cover::Until(last) => place = last.saturating_add(1),
-                Cover::NoneBefore(next) => {
-                    let bare = Span::new(place, span.last.min(next - 1));
-                    self.store.write()?;
-                    self.rows = self.rows.saturating_sub(self.store.delete_messages(bare)?);
-                    place = bare.last + 1;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// How far the streams cover `place`, or where the next one begins.
-    fn cover(&self, place: u64) -> rusqlite::Result<Cover> {
-        let mut next = OPEN;
-        let mut last = None;
-        for stream in self.streams.iter().filter(|stream| stream.waiting > 0) {
-            if let Some(open) = stream.open
-                && open.first <= place
-            {
-                return Ok(Cover::Until(OPEN));
-            }
-            match self.store.span_at(stream.id, place)? {
-                Some((span, _)) if span.contains(place) => last = last.max(Some(span.last)),
-                _ => next = next.min(self.store.span_after(stream.id, place)?.map_or(OPEN, |(span, _)| span.first)),
-            }
-        }
-        Ok(last.map_or(Cover::NoneBefore(next), Cover::Until))
-    }
-
-    /// Looks through one job's share of what a crash may have left.
-    pub fn sweep_step(&mut self) -> rusqlite::Result<()> {
-        let Some(sweep) = self.sweep else { return Ok(()) };
-        self.sweep = None;
-        let Some(place) = self.store.message_from(sweep.first)?.filter(|place| *place <= sweep.last) else {
-            return Ok(());
-        };
-        let done = match self.cover(place)? {
-            Cover::Until(last) => last,
-            Cover::NoneBefore(next) => {
-                let bare = Span::new(place, sweep.last.min(next - 1).min(place + JOB_ROWS_MAX - 1));
-                self.store.write()?;
-                // Not counted in `rows`, which was counted from the spans.
-                self.store.delete_messages(bare)?;
-                bare.last
-            }
-        };
-        if done < sweep.last {
-            self.sweep = Some(Span::new(done + 1, sweep.last));
-        }
-        Ok(())
     }
 
     /// Counts a loss, as far as its number is known, and opens or widens its gap.
@@ -731,10 +662,11 @@ impl Books {
     /// Writes the gauges.
     fn show(&mut self) -> rusqlite::Result<()> {
         self.find_oldest()?;
+        self.used_bytes = self.store.pages_used()? * PAGE_BYTES;
         let health = &self.settings.health;
         let queue = health.queue();
         queue.messages.store(self.messages(), Ordering::Relaxed);
-        queue.bytes.store(self.store.pages_used()? * PAGE_BYTES, Ordering::Relaxed);
+        queue.bytes.store(self.used_bytes, Ordering::Relaxed);
         queue.bytes_max.store(self.ceilings.soft_pages * PAGE_BYTES, Ordering::Relaxed);
         queue.oldest_mono_ms.store(self.oldest.map_or(0, |(_, mono_ms)| mono_ms.max(1)), Ordering::Relaxed);
         for stream in self.streams.iter().filter(|stream| stream.is_active) {
@@ -743,7 +675,7 @@ impl Books {
         Ok(())
     }
 
-    /// Rows wait for their removal, and one row may be wanted by several.
+    /// One row may be wanted by several.
     fn messages(&self) -> u64 {
         let waiting = self.streams.iter().map(|stream| stream.waiting).fold(0, u64::saturating_add);
         self.rows.min(waiting)
@@ -849,13 +781,6 @@ impl Books {
         self.identity.session_next += 1;
         Ok(self.identity.session_next - 1)
     }
-}
-
-enum Cover {
-    /// Covered up to here.
-    Until(u64),
-    /// Not covered, nor anything before this place.
-    NoneBefore(u64),
 }
 
 /// Where gap records are published locally.

@@ -28,6 +28,10 @@
 //! What a stream wants is kept as *spans* of sequences, not as a row for each message: a span is extended in place
 //! while messages arrive and trimmed at its front while they are settled, so that a backlog of a million messages
 //! costs one row in `delivery`. Settling is by (stream, sequence) all the same: out of order, a span is split.
+//!
+//! The messages themselves lie in *segments*, a table for about each mebibyte of them (segments.rs). A segment that
+//! nobody wants any more is emptied whole, which writes none of its pages; rows leave one by one only where their room
+//! is needed before that (removal.rs).
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -54,6 +58,8 @@ mod books;
 
 mod outward;
 
+mod removal;
+
 mod opening;
 
 mod rules;
@@ -61,6 +67,8 @@ mod rules;
 mod retention;
 
 mod spans;
+
+mod segments;
 
 mod identity;
 

@@ -202,6 +202,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         is_clamped,
         rows: 0,
         removable: Ranges::default(),
+        empty_since: None,
         sweep: (!was_stopped && last > 0).then(|| Span::new(1, last)),
         session_reserved: 0,
         retained: (0, 0),
@@ -209,6 +210,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         losses: BTreeMap::new(),
         devices: HashMap::new(),
         room: None,
+        used_bytes: 0,
         evict_from: 0,
         evict_taken: false,
         evict_looked: 0,
@@ -486,13 +488,12 @@ impl Books {
         }
     }
 
-    /// Leaves nothing to be looked through, empties the WAL and closes the files.
+    /// Empties what can be emptied whole, then the WAL, and closes the files.
     pub fn close(mut self) -> rusqlite::Result<()> {
         self.store.write()?;
-        while self.removable.count() > 0 {
-            self.remove_bodies()?;
-        }
-        let is_swept = self.sweep.is_none();
+        self.clear_bare()?;
+        // Settled rows beside others that are wanted stay with them: the next start finds them, or their segment ends.
+        let is_swept = self.sweep.is_none() && self.removable.count() == 0;
         let sequence = self.identity.sequence_next - 1;
         self.store.set_meta("sequence", sequence)?;
         self.store.set_meta("session", self.identity.session_next)?;

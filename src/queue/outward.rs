@@ -303,10 +303,7 @@ impl Books {
         for run in spans::runs(&delivered) {
             self.settle(index, run, None)?;
         }
-        while self.is_removal_due() {
-            self.remove_due()?;
-        }
-        Ok(())
+        self.remove_due()
     }
 
     fn forget(&mut self, index: usize, packet_id: u16) -> rusqlite::Result<()> {

@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use super::identity::Waiting;
 use super::row::{Start, Starts, Words};
+use super::segments::{Segment, Segments};
 use super::spans::{OPEN, Span};
 use crate::message::{ClockState, Stamp};
 
@@ -106,6 +107,9 @@ pub(super) struct InFlightRow {
 pub(super) struct Store {
     connection: Connection,
     is_writing: bool,
+    segments: Segments,
+    /// Puts a message into the newest segment.
+    insert_sql: String,
 }
 
 impl Store {
@@ -117,7 +121,8 @@ impl Store {
         }
         let connection = Connection::open(path).map_err(opening)?;
         connection.set_prepared_statement_cache_capacity(96);
-        let store = Store { connection, is_writing: false };
+        let mut store =
+            Store { connection, is_writing: false, segments: Segments::default(), insert_sql: String::new() };
         store.set_up().map_err(opening)?;
         let application_id: i32 = store.pragma("application_id").map_err(opening)?;
         let tables: i64 =
@@ -130,7 +135,10 @@ impl Store {
         }
         let oldest = store.meta("oldest_program").map_err(opening)?;
         match oldest {
-            Some(step) if step.cast_signed() <= SCHEMA_STEP => Ok(store),
+            Some(step) if step.cast_signed() <= SCHEMA_STEP => {
+                store.load_segments().map_err(opening)?;
+                Ok(store)
+            }
             Some(step) => Err(StoreError::Damaged(format!("a newer program wrote it: it wants schema step {step}"))),
             None => Err(StoreError::Damaged("it does not say which program may open it".to_owned())),
         }
@@ -162,9 +170,10 @@ impl Store {
         Ok(())
     }
 
-    fn make(&self) -> rusqlite::Result<()> {
+    fn make(&mut self) -> rusqlite::Result<()> {
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
         self.connection.execute_batch(include_str!("schema.sql"))?;
+        self.make_tables(1)?;
         self.connection.pragma_update(None, "application_id", APPLICATION_ID)?;
         self.connection.pragma_update(None, "user_version", SCHEMA_STEP)?;
         self.set_meta("oldest_program", SCHEMA_STEP.cast_unsigned())?;
@@ -349,44 +358,136 @@ impl Store {
         self.run("UPDATE stream SET session_key = ? WHERE id = ?", params![key.cast_signed(), stream]).map(drop)
     }
 
-    // message
+    // message_<n>, segment
 
-    pub fn insert_message(&self, sequence: u64, body: &[u8]) -> rusqlite::Result<()> {
-        self.run("INSERT INTO message VALUES (?, ?)", params![sequence.cast_signed(), body]).map(drop)
+    fn load_segments(&mut self) -> rusqlite::Result<()> {
+        let sql = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name GLOB 'message_[0-9]*'";
+        let tables = self.one(sql, (), |row| row.get(0))?.unwrap_or(0);
+        let begins = self.all("SELECT first, tab FROM segment", (), |row| Ok((unsigned(row, 0)?, row.get(1)?)))?;
+        let nonsense = rusqlite::Error::IntegralValueOutOfRange(1, i64::from(tables));
+        self.segments = Segments::new(tables, begins).ok_or(nonsense)?;
+        self.set_insert();
+        Ok(())
     }
 
+    /// Where the messages are.
+    pub fn segments(&self) -> &Segments {
+        &self.segments
+    }
+
+    /// Makes tables for so many more segments.
+    pub fn make_tables(&mut self, count: u32) -> rusqlite::Result<()> {
+        for table in self.segments.tables()..self.segments.tables().saturating_add(count) {
+            let sql = format!("CREATE TABLE message_{table}(sequence INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT");
+            self.connection.execute(&sql, ())?;
+        }
+        self.segments.add_tables(count);
+        Ok(())
+    }
+
+    /// What comes from `first` on goes to a table that is empty now. Says whether there was one.
+    pub fn begin_segment(&mut self, first: u64) -> rusqlite::Result<bool> {
+        let Some(table) = self.segments.free_table() else {
+            self.segments.go_on();
+            return Ok(false);
+        };
+        self.run("INSERT INTO segment VALUES (?, ?)", params![first.cast_signed(), table])?;
+        self.segments.begin(first, table);
+        self.set_insert();
+        Ok(true)
+    }
+
+    /// Empties the table of a segment, without writing the pages that were in it. Gives back how many messages there
+    /// were.
+    pub fn clear_segment(&mut self, segment: Segment) -> rusqlite::Result<u64> {
+        let Segment { table, span } = segment;
+        // Without WHERE: that is what makes SQLite drop the pages unseen.
+        let count = self.run(&format!("DELETE FROM message_{table}"), ())? as u64;
+        if span.last != OPEN {
+            self.run("DELETE FROM segment WHERE first = ?", [span.first.cast_signed()])?;
+        }
+        self.segments.end(segment);
+        Ok(count)
+    }
+
+    fn set_insert(&mut self) {
+        self.insert_sql = self
+            .segments
+            .newest()
+            .map_or_else(String::new, |newest| format!("INSERT INTO message_{} VALUES (?, ?)", newest.table));
+    }
+
+    /// Puts a message into the newest segment, which there must be.
+    pub fn insert_message(&mut self, sequence: u64, body: &[u8]) -> rusqlite::Result<()> {
+        self.run(&self.insert_sql, params![sequence.cast_signed(), body])?;
+        self.segments.add(body.len());
+        Ok(())
+    }
+
+    /// Removes messages one by one.
     pub fn delete_messages(&self, span: Span) -> rusqlite::Result<u64> {
-        let sql = "DELETE FROM message WHERE sequence BETWEEN ? AND ?";
-        Ok(self.run(sql, params![span.first.cast_signed(), span.last.cast_signed()])? as u64)
+        let mut count = 0;
+        for segment in self.segments.over(span) {
+            let sql = format!("DELETE FROM message_{} WHERE sequence BETWEEN ? AND ?", segment.table);
+            count += self.run(&sql, params![span.first.cast_signed(), span.last.cast_signed()])? as u64;
+        }
+        Ok(count)
     }
 
     pub fn last_sequence(&self) -> rusqlite::Result<u64> {
-        let last = self.one("SELECT max(sequence) FROM message", (), |row| row.get::<_, Option<i64>>(0))?;
-        Ok(last.flatten().unwrap_or(0).cast_unsigned())
+        for segment in self.segments.newest_first() {
+            let sql = format!("SELECT max(sequence) FROM message_{}", segment.table);
+            if let Some(last) = self.one(&sql, (), |row| row.get::<_, Option<i64>>(0))?.flatten() {
+                return Ok(last.cast_unsigned());
+            }
+        }
+        Ok(0)
     }
 
     /// The first message at or after `sequence`.
     pub fn message_from(&self, sequence: u64) -> rusqlite::Result<Option<u64>> {
-        let sql = "SELECT sequence FROM message WHERE sequence >= ? ORDER BY sequence LIMIT 1";
-        self.one(sql, [sequence.cast_signed()], |row| unsigned(row, 0))
+        for segment in self.segments.over(Span::new(sequence, OPEN)) {
+            let sql =
+                format!("SELECT sequence FROM message_{} WHERE sequence >= ? ORDER BY sequence LIMIT 1", segment.table);
+            let found = self.one(&sql, [sequence.cast_signed()], |row| unsigned(row, 0))?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
     }
 
-    /// Places and lengths of at most `count_max` messages from `sequence` on.
+    /// Places and lengths of at most `count_max` messages from `sequence` on, none only if there is none.
     pub fn lengths_from(&self, sequence: u64, count_max: u64) -> rusqlite::Result<Vec<(u64, u64)>> {
-        let sql = "SELECT sequence, length(body) FROM message WHERE sequence >= ? ORDER BY sequence LIMIT ?";
-        let count_max = count_max.cast_signed();
-        self.all(sql, params![sequence.cast_signed(), count_max], |row| Ok((unsigned(row, 0)?, unsigned(row, 1)?)))
+        for segment in self.segments.over(Span::new(sequence, OPEN)) {
+            let sql = format!(
+                "SELECT sequence, length(body) FROM message_{} WHERE sequence >= ? ORDER BY sequence LIMIT ?",
+                segment.table
+            );
+            let found = self.all(&sql, params![sequence.cast_signed(), count_max.cast_signed()], |row| {
+                Ok((unsigned(row, 0)?, unsigned(row, 1)?))
+            })?;
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// Shows the messages of a span in order until `take` says that it has enough.
     pub fn messages(&self, span: Span, mut take: impl FnMut(u64, &[u8]) -> bool) -> rusqlite::Result<()> {
-        let sql = "SELECT sequence, body FROM message WHERE sequence BETWEEN ? AND ? ORDER BY sequence";
-        let mut statement = self.connection.prepare_cached(sql)?;
-        let mut rows = statement.query(params![span.first.cast_signed(), span.last.cast_signed()])?;
-        while let Some(row) = rows.next()? {
-            let body = row.get_ref(1)?.as_blob().unwrap_or_default();
-            if !take(unsigned(row, 0)?, body) {
-                break;
+        for segment in self.segments.over(span) {
+            let sql = format!(
+                "SELECT sequence, body FROM message_{} WHERE sequence BETWEEN ? AND ? ORDER BY sequence",
+                segment.table
+            );
+            let mut statement = self.connection.prepare_cached(&sql)?;
+            let mut rows = statement.query(params![span.first.cast_signed(), span.last.cast_signed()])?;
+            while let Some(row) = rows.next()? {
+                let body = row.get_ref(1)?.as_blob().unwrap_or_default();
+                if !take(unsigned(row, 0)?, body) {
+                    return Ok(());
+                }
             }
         }
         Ok(())

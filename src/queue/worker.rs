@@ -306,7 +306,7 @@ impl Thread {
     fn do_chores(&mut self, books: &mut Books) -> rusqlite::Result<bool> {
         let now_ms = self.settings.clock.now().mono_ms;
         let is_expiry_due = self.expired_ms.is_none_or(|last| now_ms.saturating_sub(last) >= EXPIRE_EVERY_MS);
-        if books.sweep.is_none() && !is_expiry_due {
+        if books.sweep.is_none() && !is_expiry_due && !books.is_removal_due() {
             return Ok(false);
         }
         books.sweep_step()?;
@@ -314,8 +314,11 @@ impl Thread {
             books.lift_ceiling()?;
         }
         let is_more = is_expiry_due && books.expire()?;
-        if is_more || books.is_removal_due() {
+        if books.is_removal_due() {
             books.remove_bodies()?;
+        }
+        if is_expiry_due {
+            books.clear_if_empty(now_ms)?;
         }
         if books.store.is_writing() {
             books.commit()?;
@@ -323,7 +326,7 @@ impl Thread {
         if is_expiry_due && !is_more {
             self.expired_ms = Some(now_ms);
         }
-        Ok(is_more || books.sweep.is_some())
+        Ok(is_more || books.sweep.is_some() || books.is_removal_due())
     }
 
     /// Tells the outlets for whom something new waits.
