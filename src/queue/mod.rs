@@ -48,6 +48,7 @@ use crate::health::{self, Health, LossReason};
 use crate::message::{Filter, Message, MessageId, Qos, Sequence, Topic};
 
 use opening::Past;
+use outward::Fetched;
 use worker::{Away, JOBS_MAX, Job, Reply};
 
 pub use worker::Worker;
@@ -480,14 +481,9 @@ impl Outlet {
         loop {
             // Before asking: what is stored after the answer was made must wake us.
             self.woken.borrow_and_update();
-            let (stream, after) = (self.name.clone(), self.place);
-            let fetched = ask(&self.jobs, |reply| Job::Next { stream, after, count_max, bytes_max, reply }).await?;
-            self.place = fetched.place;
+            let fetched = self.fetch(count_max, bytes_max).await?;
             if !fetched.rows.is_empty() {
                 return Ok(fetched.rows);
-            }
-            if fetched.is_partial {
-                continue;
             }
             let changed = self.woken.changed();
             let moved = match fetched.again_ms {
@@ -497,6 +493,22 @@ impl Outlet {
                 }
             };
             moved.map_err(|_| AppendError::Stopped)?;
+        }
+    }
+
+    /// As `next`, but waits for nothing: without any rows when the queue holds none.
+    pub async fn next_now(&mut self, count_max: usize, bytes_max: usize) -> Result<Vec<Queued>, AppendError> {
+        Ok(self.fetch(count_max, bytes_max).await?.rows)
+    }
+
+    async fn fetch(&mut self, count_max: usize, bytes_max: usize) -> Result<Fetched, AppendError> {
+        loop {
+            let (stream, after) = (self.name.clone(), self.place);
+            let fetched = ask(&self.jobs, |reply| Job::Next { stream, after, count_max, bytes_max, reply }).await?;
+            self.place = fetched.place;
+            if !fetched.is_partial {
+                return Ok(fetched);
+            }
         }
     }
 

@@ -493,6 +493,7 @@ async fn q3_what_was_taken_and_not_settled_comes_again_after_restore() {
     assert_eq!((first.len(), second.len()), (4, 6));
     // Out of order, as clouds acknowledge.
     outlet.commit([1, 3, 7].map(|place| delivered(Sequence(first[0].sequence.0 + place))).to_vec()).await.unwrap();
+    assert!(outlet.next_now(100, 1 << 20).await.unwrap().is_empty(), "there is nothing, and nothing is waited for");
     let rest: Vec<u64> = rig.all("cloud").await.iter().map(|row| number_of(&row.message)).collect();
     assert_eq!(rest, [0, 2, 4, 5, 6, 8, 9]);
     rig.stop().await;

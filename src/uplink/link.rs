@@ -425,7 +425,9 @@ impl Link {
             }
             Action::Commit(changes) => self.order(at, Order::Commit(changes)),
             Action::Restore => self.order(at, Order::Restore),
-            Action::Fetch { round, count, bytes } => self.order(at, Order::Fetch { round, count, bytes }),
+            Action::Fetch { round, count, bytes, waits } => {
+                self.order(at, Order::Fetch { round, count, bytes, waits });
+            }
             Action::Submit { receipt, message, once } => {
                 let errand = Errand::Submit { receipt, message, once };
                 if self.errands.try_send(errand).is_err() {

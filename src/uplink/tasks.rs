@@ -34,6 +34,8 @@ pub enum Order {
         count: usize,
         /// At most so many bytes.
         bytes: usize,
+        /// Answer only when there are rows.
+        waits: bool,
     },
 }
 
@@ -80,7 +82,7 @@ pub enum Report {
     Committed(Result<(), AppendError>),
     /// The durable state.
     Restored(Restored),
-    /// Rows, at least one, of this round.
+    /// Rows of this round.
     Rows(u64, Vec<Queued>),
     /// The intake has the command, or not.
     Submitted(Receipt, Result<(), Unaccepted>),
@@ -92,7 +94,7 @@ pub enum Report {
 
 /// Carries out orders until there are no more to come.
 pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, reports: mpsc::Sender<Report>) {
-    let mut wanted: Option<(usize, usize)> = None;
+    let mut wanted: Option<Wanted> = None;
     let mut reading = 0;
     loop {
         let report = tokio::select! {
@@ -108,11 +110,11 @@ pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, r
                         None => Report::QueueStopped,
                     }
                 }
-                Some(Order::Fetch { round, count, bytes }) => {
+                Some(Order::Fetch { round, count, bytes, waits }) => {
                     if std::mem::replace(&mut reading, round) != round {
                         outlet.rewind();
                     }
-                    wanted = Some((count, bytes));
+                    wanted = Some(Wanted { count, bytes, waits });
                     continue;
                 }
             },
@@ -135,9 +137,17 @@ pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, r
     }
 }
 
-async fn next(outlet: &mut Outlet, wanted: Option<(usize, usize)>) -> Result<Vec<Queued>, AppendError> {
+#[derive(Clone, Copy)]
+struct Wanted {
+    count: usize,
+    bytes: usize,
+    waits: bool,
+}
+
+async fn next(outlet: &mut Outlet, wanted: Option<Wanted>) -> Result<Vec<Queued>, AppendError> {
     match wanted {
-        Some((count, bytes)) => outlet.next(count, bytes).await,
+        Some(Wanted { count, bytes, waits: true }) => outlet.next(count, bytes).await,
+        Some(Wanted { count, bytes, waits: false }) => outlet.next_now(count, bytes).await,
         None => std::future::pending().await,
     }
 }

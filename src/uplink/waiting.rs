@@ -251,6 +251,12 @@ impl Waiting {
         self.held.contains_key(topic)
     }
 
+    /// The oldest of the rows that wait for nothing but room in the window, if `take` would come to it.
+    pub fn first_ready(&self, now: Duration) -> Option<Sequence> {
+        let first = self.ready.front().filter(|_| now >= self.paused_until && !self.must_rewind)?;
+        Some(first.row.sequence)
+    }
+
     /// The next row that may leave at `now`.
     pub fn take(&mut self, now: Duration) -> Option<Attempt> {
         if now < self.paused_until {

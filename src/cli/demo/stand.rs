@@ -54,7 +54,6 @@ pub(super) struct Report {
     title: String,
     outcomes: Vec<Outcome>,
     field: Option<Field>,
-    has_ids: bool,
 }
 
 /// Why there is no result.
@@ -200,10 +199,7 @@ impl Stand {
         };
         screen.draw(&watched);
         match drilled {
-            Ok((outcomes, field)) => {
-                let has_ids = matches!(self.subject, Subject::Gateway);
-                Ok(Report { title: self.title.clone(), outcomes, field, has_ids })
-            }
+            Ok((outcomes, field)) => Ok(Report { title: self.title.clone(), outcomes, field }),
             Err(source) => Err(StandError::Drill {
                 source,
                 last_words: self.rig.program.last_words(),
@@ -241,7 +237,12 @@ impl Stand {
 impl Report {
     /// As the last screen shows it.
     pub(super) fn table(&self) -> String {
-        table::table(&self.title, &self.outcomes, self.field.as_ref(), self.has_ids)
+        table::table(&self.title, &self.outcomes, self.field.as_ref())
+    }
+
+    /// With that of another subject, a column for each.
+    pub(super) fn side_by_side(&self, other: &Report) -> String {
+        table::side_by_side([&self.title, &other.title], [&self.outcomes, &other.outcomes])
     }
 
     /// What was acknowledged, or read, and did not arrive.
