@@ -188,6 +188,7 @@ fn queue_settings(config: &Config, clock: &Clock, health: &Health) -> QueueSetti
         bytes_max: config.queue.bytes_max,
         age_max: config.queue.age_max,
         when_full: config.queue.when_full,
+        hold: config.queue.hold,
         streams: config.uplinks.iter().map(stream).collect(),
         clock: clock.clone(),
         health: health.clone(),

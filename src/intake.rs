@@ -296,6 +296,7 @@ mod tests {
             bytes_max: NonZeroU64::new(1 << 20).unwrap(),
             age_max: None,
             when_full,
+            hold: None,
             streams: vec![StreamSpec { name: cloud.clone(), rules: rules.clone(), own_topic: None }],
             clock: clock.clone(),
             health: health.clone(),

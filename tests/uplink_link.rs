@@ -96,6 +96,7 @@ impl Gateway {
             bytes_max: NonZeroU64::new(256 << 20).unwrap(),
             age_max: None,
             when_full: WhenFull::DropOldest,
+            hold: None,
             streams: vec![
                 StreamSpec { name: name.clone(), rules: config.forward.clone(), own_topic: config.own_topic.clone() },
                 StreamSpec { name: other.clone(), rules: local.clone(), own_topic: None },

@@ -325,6 +325,8 @@ struct World {
     /// Places of rows in the order in which each was first handed to a socket.
     first_sent: Vec<(Topic, Sequence)>,
     key: u64,
+    /// What the store was told of the connection.
+    is_live: bool,
 }
 
 fn settings(version: Version, window: u16) -> Settings {
@@ -395,6 +397,7 @@ impl World {
             answers: VecDeque::new(),
             first_sent: Vec::new(),
             key: 7,
+            is_live: false,
         };
         world.end_turn();
         world
@@ -509,6 +512,7 @@ impl World {
                 let was_known = self.received.remove(&(once.session.0, once.packet_id));
                 self.answers.push_back(Event::Released { receipt, was_known });
             }
+            Action::Live(is_live) => self.is_live = is_live,
             Action::Close(reason) => {
                 while let Some(packet) = self.to_cloud.pop_front() {
                     self.cloud.handle(packet);
@@ -685,6 +689,22 @@ fn exactly_once_at_qos_2_whatever_dies_between_any_two_steps() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn the_store_is_told_when_the_cloud_takes_messages_and_at_once_when_it_is_gone() {
+    for (qos_max, expected) in [(None, true), (Some(Qos::AtLeastOnce), true), (Some(Qos::AtMostOnce), false)] {
+        let temper = Temper { qos_max, ..Temper::default() };
+        let mut world = World::new(settings(Version::V5, 3), temper, rows_of(3, |_| Qos::AtLeastOnce));
+        assert!(!world.is_live);
+        world.run(&[]);
+        assert_eq!(world.is_live, expected, "{qos_max:?}");
+        world.lose_link(false);
+        while let Some(action) = world.actions.pop_front() {
+            world.act(action);
+        }
+        assert!(!world.is_live);
     }
 }
 

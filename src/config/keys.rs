@@ -124,6 +124,7 @@ pub static QUEUE: KeyTable = KeyTable {
         optional("max_age"),
         default("when_full", "\"drop-oldest\""),
         default("flash", "\"always\""),
+        default("hold", "\"1s\""),
     ],
     gone: &[
         ("max_size", "it is called `max_bytes`"),
@@ -134,7 +135,7 @@ pub static QUEUE: KeyTable = KeyTable {
         ("path", "the store stands in `[gateway] state_dir`"),
         ("max_messages", "the queue is bounded in bytes: `max_bytes`"),
     ],
-    later: &["hold"],
+    later: &[],
 };
 
 /// `[broker]`

@@ -104,6 +104,8 @@ pub struct QueueConfig {
     pub age_max: Option<Duration>,
     /// What gives way when the ceiling is reached.
     pub when_full: WhenFull,
+    /// `flash = "spare"`: how long a message may wait in memory for the cloud; `None` = it is written first.
+    pub hold: Option<Duration>,
 }
 
 /// What gives way when the store is full.

@@ -14,6 +14,7 @@ use super::retention::{self, Ceilings, Refusal, Way};
 use super::row::{self, Start, Starts, Words};
 use super::rules::{self, RuleList};
 use super::spans::{self, OPEN, Ranges, Span};
+use super::spare::Held;
 use super::store::{GapRow, PAGE_BYTES, Store, is_damage};
 use super::{AppendError, Appended, Fate, Once, QueueSettings, SessionNumber, Stats, StreamStats, Submission};
 use crate::config::WhenFull;
@@ -26,6 +27,9 @@ pub(super) const JOB_ROWS_MAX: u64 = 256;
 const WORDS_MAX: usize = 1024;
 /// Session numbers that are reserved at a time.
 const SESSION_BLOCK: u64 = 1024;
+/// Numbers of a device's readings that are reserved at a time where the flash is spared: after a power cut so many may
+/// be passed over, and none is given twice.
+const DEVICE_BLOCK: u64 = 4096;
 /// Rows that one transaction may look at in vain to find some that may be evicted.
 pub(super) const EVICT_LOOK_MAX: u64 = 512;
 /// Each reason is logged at most so often.
@@ -35,6 +39,8 @@ const ALARM_PAUSE_MS: u64 = 60_000;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Open {
     pub first: u64,
+    /// The place after its last row. Places from here on that were given meanwhile are not in the store.
+    pub next: u64,
     pub rule: i64,
 }
 
@@ -74,6 +80,8 @@ pub(super) struct Stream {
     pub told: BTreeMap<LossReason, u64>,
     /// Something new waits since the consumer was last woken.
     pub is_stirred: bool,
+    /// Its uplink is connected and takes messages at QoS 1.
+    pub is_live: bool,
 }
 
 /// What must go on when a store is opened again: counted in this process, whatever the disk says.
@@ -96,8 +104,10 @@ pub(super) struct Identity {
 
 #[derive(Debug, Default)]
 pub(super) struct Device {
+    /// Of its last reading.
     seq: u64,
-    is_dirty: bool,
+    /// What the store says: the next one is given only after that.
+    kept: u64,
 }
 
 #[derive(Debug, Default)]
@@ -132,6 +142,8 @@ pub(super) struct Books {
     pub dead_letters: (u64, u64),
     pub losses: BTreeMap<LossReason, u64>,
     pub devices: HashMap<Arc<str>, Device>,
+    /// What is in memory only.
+    pub held: Held,
     /// Bytes of pages that intake may still fill, as far as known in this transaction.
     pub room: Option<u64>,
     /// Bytes of pages in use after the last commit.
@@ -182,14 +194,12 @@ impl Books {
             self.store.write()?;
             self.store.insert_received(once.session.0, once.packet_id)?;
         }
-        if let (Some(seq), Body::Reading(reading)) = (seq, &message.body) {
-            self.devices.insert(reading.device.clone(), Device { seq, is_dirty: true });
-        }
+        self.note_number(&message);
         Ok(Ok(Appended { id, reading_seq: seq.unwrap_or(0), fate }))
     }
 
     /// Which streams want a message, and what gives way for it there.
-    fn wanted(&self, message: &Message) -> Vec<(usize, WhenFull)> {
+    pub fn wanted(&self, message: &Message) -> Vec<(usize, WhenFull)> {
         let default = self.settings.when_full;
         let mut wanted = Vec::new();
         for (index, stream) in self.streams.iter().enumerate().filter(|(_, stream)| stream.is_active) {
@@ -206,18 +216,26 @@ impl Books {
     }
 
     /// Gives a reading its number, which counts from the next submission on only if this one is taken.
-    fn number(&mut self, message: &mut Message) -> rusqlite::Result<Option<u64>> {
+    pub fn number(&mut self, message: &mut Message) -> rusqlite::Result<Option<u64>> {
         let Body::Reading(reading) = &mut message.body else { return Ok(None) };
         let last = match self.devices.get(&reading.device) {
             Some(device) => device.seq,
             None => {
                 let seq = self.store.device(&reading.device)?.unwrap_or(0);
-                self.devices.insert(reading.device.clone(), Device { seq, is_dirty: false });
+                self.devices.insert(reading.device.clone(), Device { seq, kept: seq });
                 seq
             }
         };
         reading.seq = last + 1;
         Ok(Some(reading.seq))
+    }
+
+    /// A reading was taken: its number counts. Says whether the store has to be told before it leaves.
+    pub fn note_number(&mut self, message: &Message) -> bool {
+        let Body::Reading(reading) = &message.body else { return false };
+        let Some(device) = self.devices.get_mut(&reading.device) else { return false };
+        device.seq = reading.seq;
+        device.seq > device.kept
     }
 
     fn take(
@@ -251,8 +269,21 @@ impl Books {
         Ok(Ok(Fate::Stored { sequence: Sequence(sequence), streams: wanted.len() }))
     }
 
-    /// Puts a row in its place and extends the spans of those that want it.
+    /// Puts a row in its place and extends the spans of those that want it. What is held goes first: it has its place
+    /// before this one.
     pub fn place(
+        &mut self,
+        sequence: u64,
+        body: &[u8],
+        is_wanted: impl Fn(usize) -> bool,
+        is_own: bool,
+    ) -> rusqlite::Result<()> {
+        self.write_held(sequence)?;
+        self.put(sequence, body, is_wanted, is_own)
+    }
+
+    /// As `place`, for the oldest row that is held.
+    pub fn put(
         &mut self,
         sequence: u64,
         body: &[u8],
@@ -270,10 +301,10 @@ impl Books {
                 _ => stream.rules.id,
             };
             match stream.open {
-                Some(open) if wanted && open.rule == rule => {}
+                Some(open) if wanted && open.rule == rule && open.next == sequence => {}
                 Some(open) => {
-                    if open.first < sequence {
-                        self.store.set_span_last(stream.id, Span::new(open.first, sequence - 1))?;
+                    if open.first < open.next {
+                        self.store.set_span_last(stream.id, Span::new(open.first, open.next - 1))?;
                     } else {
                         self.store.delete_span(stream.id, open.first)?;
                     }
@@ -284,14 +315,17 @@ impl Books {
             if wanted {
                 if stream.open.is_none() {
                     self.store.insert_span(stream.id, Span::new(sequence, OPEN), rule)?;
-                    stream.open = Some(Open { first: sequence, rule });
+                    stream.open = Some(Open { first: sequence, next: sequence, rule });
+                }
+                if let Some(open) = &mut stream.open {
+                    open.next = sequence + 1;
                 }
                 stream.waiting += 1;
                 stream.is_stirred = true;
             }
         }
         self.rows += 1;
-        self.identity.sequence_next = sequence + 1;
+        self.identity.sequence_next = self.identity.sequence_next.max(sequence + 1);
         Ok(())
     }
 
@@ -344,7 +378,7 @@ impl Books {
         MessageId { gateway: gateway.clone(), store: *store, start: *number, counter: self.identity.counter }
     }
 
-    fn learn_word(&mut self, origin: &Origin) -> rusqlite::Result<()> {
+    pub fn learn_word(&mut self, origin: &Origin) -> rusqlite::Result<()> {
         let (Origin::Client(name) | Origin::Uplink(name)) = origin else { return Ok(()) };
         if self.words.number(name).is_none() && self.words.len() < WORDS_MAX {
             let number = self.words.number_next();
@@ -390,7 +424,7 @@ impl Books {
 
     /// Sees to it that `bytes` of pages may be filled, or says how the message is not taken. Of `wanted` only the rules
     /// are looked at.
-    fn find_room(&mut self, bytes: u64, wanted: &[(usize, WhenFull)]) -> rusqlite::Result<Option<Refusal>> {
+    pub fn find_room(&mut self, bytes: u64, wanted: &[(usize, WhenFull)]) -> rusqlite::Result<Option<Refusal>> {
         if let Some(room) = self.room
             && room >= bytes
         {
@@ -518,7 +552,7 @@ impl Books {
     pub fn covering(&self, index: usize, sequence: u64) -> rusqlite::Result<Option<i64>> {
         let Some(stream) = self.streams.get(index).filter(|stream| stream.waiting > 0) else { return Ok(None) };
         if let Some(open) = stream.open.filter(|open| open.first <= sequence) {
-            return Ok((sequence < self.identity.sequence_next).then_some(open.rule));
+            return Ok((sequence < open.next).then_some(open.rule));
         }
         let found = self.store.span_at(stream.id, sequence)?;
         Ok(found.filter(|(span, _)| span.contains(sequence)).map(|(_, rule)| rule))
@@ -549,15 +583,16 @@ impl Books {
     /// Takes sequences out of a stream's spans; gives back those that it had. Their rows stay for now.
     pub fn remove_span(&mut self, index: usize, hole: Span) -> rusqlite::Result<Vec<Span>> {
         let sequence_next = self.identity.sequence_next;
-        let hole = Span::new(hole.first, hole.last.min(sequence_next.saturating_sub(1)));
         let mut removed = Vec::new();
         let Some(stream) = self.streams.get_mut(index) else { return Ok(removed) };
+        let open_next = stream.open.map_or(sequence_next, |open| open.next);
+        let hole = Span::new(hole.first, hole.last.min(open_next.saturating_sub(1)));
         let mut from = hole.last;
         while let Some((span, rule)) = self.store.span_at(stream.id, from)? {
             let Some(cut) = spans::cut(span, hole) else { break };
             self.store.write()?;
             // An open span that has become empty is kept only where it costs no row more.
-            let right = cut.right.filter(|right| cut.left.is_none() || right.first < sequence_next);
+            let right = cut.right.filter(|right| cut.left.is_none() || right.first < open_next);
             match (cut.left, right) {
                 (None, None) => self.store.delete_span(stream.id, span.first)?,
                 (Some(left), None) => self.store.set_span_last(stream.id, left)?,
@@ -568,7 +603,7 @@ impl Books {
                 }
             }
             if span.last == OPEN {
-                stream.open = right.map(|right| Open { first: right.first, rule });
+                stream.open = right.map(|right| Open { first: right.first, next: open_next, rule });
             }
             stream.waiting = stream.waiting.saturating_sub(cut.removed.count());
             removed.push(cut.removed);
@@ -617,17 +652,14 @@ impl Books {
             }
         }
         if self.store.is_writing() {
-            // Numbers of readings that nobody wanted wait for the next commit: they are promised to nobody.
-            for (name, device) in self.devices.iter_mut().filter(|(_, device)| device.is_dirty) {
-                device.is_dirty = false;
-                self.store.set_device(name, device.seq)?;
-            }
+            self.write_numbers(self.settings.hold.map_or(0, |_| DEVICE_BLOCK))?;
             self.store.commit()?;
             self.settings.health.queue().commits.fetch_add(1, Ordering::Relaxed);
         }
         for stream in &mut self.streams {
             stream.committed = stream.waiting;
         }
+        self.held.committed();
         let losses = std::mem::take(&mut self.turn_losses);
         for (reason, count) in losses {
             self.settings.health.add_losses(reason, count);
@@ -645,6 +677,18 @@ impl Books {
                 self.is_stale = true;
             }
             Err(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Keeps the numbers of readings. Those of readings that nobody wanted wait for the next commit: they are promised
+    /// to nobody. Where the flash is spared, a block of them is reserved instead.
+    pub fn write_numbers(&mut self, block: u64) -> rusqlite::Result<()> {
+        for (name, device) in &mut self.devices {
+            if device.seq > device.kept || (block == 0 && device.seq < device.kept) {
+                device.kept = device.seq + block;
+                self.store.set_device(name, device.kept)?;
+            }
         }
         Ok(())
     }
@@ -670,7 +714,8 @@ impl Books {
         queue.bytes_max.store(self.ceilings.soft_pages * PAGE_BYTES, Ordering::Relaxed);
         queue.oldest_mono_ms.store(self.oldest.map_or(0, |(_, mono_ms)| mono_ms.max(1)), Ordering::Relaxed);
         for stream in self.streams.iter().filter(|stream| stream.is_active) {
-            health.uplink(&stream.name).waiting.store(stream.waiting, Ordering::Relaxed);
+            let waiting = stream.waiting + self.held.count_of(&stream.name);
+            health.uplink(&stream.name).waiting.store(waiting, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -691,7 +736,7 @@ impl Books {
         for stream in self.streams.iter().filter(|stream| stream.waiting > 0) {
             let head = match stream.open {
                 // Nothing stands before the open span.
-                Some(open) if self.identity.sequence_next - open.first == stream.waiting => Some(open.first),
+                Some(open) if open.next - open.first == stream.waiting => Some(open.first),
                 _ => self.store.span_after(stream.id, 0)?.map(|(span, _)| span.first),
             };
             oldest = match (oldest, head) {

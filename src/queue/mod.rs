@@ -69,6 +69,8 @@ mod retention;
 
 mod spans;
 
+mod spare;
+
 mod segments;
 
 mod identity;
@@ -93,6 +95,9 @@ pub struct QueueSettings {
     pub age_max: Option<Duration>,
     /// What gives way at the ceiling, unless a rule says otherwise.
     pub when_full: WhenFull,
+    /// How long a message may wait in memory for the cloud's acknowledgement before it is written; `None` = it is
+    /// written first (DESIGN.md 6.3).
+    pub hold: Option<Duration>,
     /// One for each uplink.
     pub streams: Vec<StreamSpec>,
     /// For ages and stamps of gap records.
@@ -510,6 +515,12 @@ impl Outlet {
                 return Ok(fetched);
             }
         }
+    }
+
+    /// Says whether the uplink is connected and takes messages at QoS 1: only then may messages be held in memory for
+    /// it. In order with the other calls.
+    pub async fn set_live(&mut self, is_live: bool) -> Result<(), AppendError> {
+        self.jobs.send(Job::Live(self.name.clone(), is_live)).await.map_err(|_| AppendError::Stopped)
     }
 
     /// Makes `changes` durable, all or none.

@@ -16,6 +16,7 @@ use super::retention::{self, Ceilings};
 use super::row::Start;
 use super::rules::{self, RuleList};
 use super::spans::{OPEN, Ranges, Span};
+use super::spare::Held;
 use super::store::{PAGE_BYTES, Store, StoreError, WAL_BYTES_MAX, opening};
 use super::{OpenError, QueueSettings, StreamSpec};
 use crate::config::{ForwardRule, TopicTemplate};
@@ -62,6 +63,8 @@ pub(super) struct Past {
     pub moved: Option<Damage>,
     /// What the file `start` said before this start.
     pub kept: Option<Kept>,
+    /// Readings that were in memory only.
+    pub held: Option<Held>,
 }
 
 #[derive(Debug)]
@@ -209,6 +212,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         dead_letters: (0, 0),
         losses: BTreeMap::new(),
         devices: HashMap::new(),
+        held: past.held.take().unwrap_or_default(),
         room: None,
         used_bytes: 0,
         evict_from: 0,
@@ -365,6 +369,7 @@ impl Books {
                 gaps: BTreeMap::new(),
                 told: BTreeMap::new(),
                 is_stirred: true,
+                is_live: false,
             });
         }
         self.load_spans(last)?;
@@ -464,6 +469,7 @@ impl Books {
             gaps: BTreeMap::new(),
             told: BTreeMap::new(),
             is_stirred: false,
+            is_live: false,
         });
         Ok(())
     }
@@ -491,6 +497,8 @@ impl Books {
     /// Empties what can be emptied whole, then the WAL, and closes the files.
     pub fn close(mut self) -> rusqlite::Result<()> {
         self.store.write()?;
+        self.write_held(u64::MAX)?;
+        self.write_numbers(0)?;
         self.clear_bare()?;
         // Settled rows beside others that are wanted stay with them: the next start finds them, or their segment ends.
         let is_swept = self.sweep.is_none() && self.removable.count() == 0;

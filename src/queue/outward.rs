@@ -57,12 +57,13 @@ impl Books {
         let mut lost: Vec<(u64, LossReason)> = Vec::new();
         let (mut bytes, mut looked, mut is_full) = (0, 0, false);
         while !is_full && looked < ANSWER_ROWS_MAX {
-            let Some((span, rule)) = self.span_from(index, fetched.place + 1)? else { break };
-            let first = span.first.max(fetched.place + 1);
-            let last = span.last.min(self.identity.sequence_next - 1);
-            if first > last {
+            let found = self.span_from(index, fetched.place + 1)?;
+            let place = fetched.place + 1;
+            let found = found.map(|(span, rule)| (span.first.max(place), span.last.min(self.last_row(index)), rule));
+            let Some((first, last, rule)) = found.filter(|(first, last, _)| first <= last) else {
+                self.add_held(index, &mut fetched, count_max, bytes, bytes_max);
                 break;
-            }
+            };
             let last = last.min(first + (ANSWER_ROWS_MAX - looked) - 1);
             let list = self.list(rule)?;
             let Some(stream) = self.streams.get(index) else { break };
@@ -105,6 +106,33 @@ impl Books {
             stream.taken_to = stream.taken_to.max(last.sequence.0);
         }
         Ok(fetched)
+    }
+
+    /// The last place that a stream's open span has a row for.
+    fn last_row(&self, index: usize) -> u64 {
+        let open = self.streams.get(index).and_then(|stream| stream.open);
+        open.map_or(self.identity.sequence_next, |open| open.next).saturating_sub(1)
+    }
+
+    /// Adds what is held in memory to an answer that has all that is on disk.
+    fn add_held(&mut self, index: usize, fetched: &mut Fetched, count_max: usize, mut bytes: usize, bytes_max: usize) {
+        let Some(stream) = self.streams.get(index) else { return };
+        for (sequence, row) in self.held.after(&stream.name, fetched.place) {
+            let size = row.message.topic.as_str().len() + 64;
+            if fetched.rows.len() >= count_max || (!fetched.rows.is_empty() && bytes + size > bytes_max) {
+                break;
+            }
+            bytes += size;
+            fetched.rows.push(queued(
+                sequence,
+                row.id.clone(),
+                row.message.clone(),
+                &stream.rules,
+                &stream.rules,
+                None,
+            ));
+            fetched.place = sequence;
+        }
     }
 
     /// The span that covers `place`, or the next one after it.
@@ -150,7 +178,7 @@ impl Books {
         let mut is_more = false;
         for index in 0..self.streams.len() {
             let Some((span, _)) = self.span_from(index, 1)? else { continue };
-            let last = span.last.min(self.identity.sequence_next - 1).min(span.first + JOB_ROWS_MAX - 1);
+            let last = span.last.min(self.last_row(index)).min(span.first + JOB_ROWS_MAX - 1);
             if last < span.first {
                 continue;
             }
@@ -267,6 +295,15 @@ impl Books {
         let Some(stream_id) = self.streams.get(index).map(|stream| stream.id) else { return Ok(()) };
         let mut delivered = Vec::new();
         for change in changes {
+            match &change {
+                Change::Settle { sequence, verdict: Verdict::Delivered } if self.settle_held(sequence.0) => continue,
+                // Anything else that becomes of what is held becomes of it on disk.
+                Change::Settle { sequence, .. } if self.held.contains(sequence.0) => self.write_held(u64::MAX)?,
+                Change::Admit { rows, .. } if rows.iter().any(|row| self.held.contains(row.0)) => {
+                    self.write_held(u64::MAX)?;
+                }
+                _ => {}
+            }
             self.store.write()?;
             match change {
                 Change::Admit { packet_id, rows, order, encoding } => {

@@ -161,7 +161,7 @@ impl Books {
                     return Ok(Cover::Until(OPEN));
                 }
                 // All that it wants lies there.
-                if self.identity.sequence_next - open.first == stream.waiting {
+                if open.next - open.first == stream.waiting {
                     next = next.min(open.first);
                     continue;
                 }

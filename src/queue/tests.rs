@@ -21,6 +21,7 @@ use crate::message::{Body, Origin, Properties, Quality, Reading, Stamp, Value};
 mod ceiling;
 mod recovery;
 mod segments;
+mod spare;
 
 const MIB: u64 = 1024 * 1024;
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -42,6 +43,7 @@ pub(super) fn settings(dir: &Path) -> QueueSettings {
         bytes_max: NonZeroU64::new(64 * MIB).unwrap(),
         age_max: None,
         when_full: WhenFull::DropOldest,
+        hold: None,
         streams: vec![stream("cloud", vec![rule("#", "up/{topic}")])],
         clock: Clock::new(ClockSource::Trusted),
         health: Health::default(),

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use log::{error, info, warn};
@@ -56,6 +57,7 @@ pub(super) enum Job {
     CloseSession(SessionNumber, Reply<()>),
     SetRules(StreamSpec, Reply<()>),
     Commit(Arc<str>, Vec<Change>, Reply<()>),
+    Live(Arc<str>, bool),
     Next { stream: Arc<str>, after: u64, count_max: usize, bytes_max: usize, reply: Reply<Fetched> },
     Restore(Arc<str>, Reply<Restored>),
     Retained { filter: Filter, after: Option<String>, reply: Reply<(Vec<Message>, Option<String>)> },
@@ -192,6 +194,18 @@ impl Trouble {
     }
 }
 
+/// Something that is held has to be written now.
+struct Overdue;
+
+/// Wakes the worker's thread.
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
 impl Worker {
     pub(super) fn new(
         jobs: mpsc::Receiver<Job>,
@@ -256,6 +270,13 @@ impl Thread {
         if self.stopping.is_some() {
             return Ok(());
         }
+        if let Some(due_ms) = books.held.due_ms() {
+            let now_ms = self.settings.clock.now().mono_ms;
+            if due_ms <= now_ms {
+                books.write_due(now_ms)?;
+                books.commit()?;
+            }
+        }
         self.turns += 1;
         if self.turns.is_multiple_of(CHORES_EVERY) {
             // What nobody waits for must not starve while there is always a job.
@@ -269,7 +290,10 @@ impl Thread {
                     return Ok(());
                 }
                 self.wake(books);
-                self.jobs.blocking_recv()
+                match self.receive(books.held.due_ms()) {
+                    Ok(job) => job,
+                    Err(Overdue) => return Ok(()),
+                }
             }
         };
         let Some(first) = first else {
@@ -278,6 +302,24 @@ impl Thread {
         };
         let writes = self.gather(first);
         if writes.is_empty() { Ok(()) } else { write(books, writes) }
+    }
+
+    /// Waits for a job, but not beyond the moment at which something that is held has to be written. `None`: all ends
+    /// are dropped.
+    fn receive(&mut self, due_ms: Option<u64>) -> Result<Option<Job>, Overdue> {
+        let Some(due_ms) = due_ms else { return Ok(self.jobs.blocking_recv()) };
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            if let Poll::Ready(job) = self.jobs.poll_recv(&mut context) {
+                return Ok(job);
+            }
+            let left = due_ms.saturating_sub(self.settings.clock.now().mono_ms);
+            if left == 0 {
+                return Err(Overdue);
+            }
+            std::thread::park_timeout(Duration::from_millis(left));
+        }
     }
 
     /// What waits, as much as one transaction takes; reads are put aside until after it.
@@ -346,12 +388,14 @@ impl Thread {
         let taken = books.streams.iter().map(|stream| (stream.name.clone(), stream.taken_to)).collect();
         let is_lost = self.trouble.is_lost(error, self.settings.clock.now().mono_ms);
         let damage = (is_lost || is_damage(error)).then(|| error.to_string());
-        let Books { mut identity, store, settings, streams, .. } = books;
+        let Books { mut identity, store, settings, streams, held, .. } = books;
+        let held = held.failed(&AppendError::Failed { reason: error.to_string() });
         identity.sessions = streams.into_iter().map(|stream| (stream.name, stream.session)).collect();
         drop(store);
         // Rules may have come since the start.
         self.settings.streams = settings.streams;
-        let past = Past { identity: Some(identity), was_open: true, waiting, damage, ..Past::default() };
+        let past =
+            Past { identity: Some(identity), was_open: true, waiting, damage, held: Some(held), ..Past::default() };
         self.reopen(Away { past, taken, reason: error.to_string() })
     }
 
@@ -462,6 +506,8 @@ fn write(books: &mut Books, writes: Vec<Job>) -> rusqlite::Result<()> {
 fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Result<()> {
     match job {
         Job::Append(submission, reply) => {
+            // Held in memory, it is answered later.
+            let Some((submission, reply)) = books.hold(submission, reply)? else { return Ok(()) };
             let appended = books.append(submission);
             let (answer, outcome) = match appended {
                 Ok(answer) => (answer, Ok(())),
@@ -495,6 +541,10 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
                 None => Ok(()),
             }
         }
+        Job::Live(stream, is_live) => match index(books, &stream) {
+            Some(index) => books.set_live(index, is_live),
+            None => Ok(()),
+        },
         Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Stop(_) => Ok(()),
     }
 }
@@ -506,7 +556,9 @@ fn unapplied(job: Job) -> Option<Answer> {
         Job::Release(_, reply) => Some(Answer::Release(reply, false)),
         Job::OpenSession(reply) => Some(Answer::Session(reply, SessionNumber(0))),
         Job::CloseSession(_, reply) | Job::SetRules(_, reply) | Job::Commit(_, _, reply) => Some(Answer::Done(reply)),
-        Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Stop(_) => None,
+        Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Live(..) | Job::Stop(_) => {
+            None
+        }
     }
 }
 

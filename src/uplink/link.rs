@@ -120,7 +120,7 @@ impl Uplink {
     /// session stays at the cloud.
     pub async fn run(self, stop: CancellationToken) -> Result<(), UplinkError> {
         let UplinkSettings { name, config, client_id, outlet, inlet, intake, clock, health } = self.settings;
-        let (orders, order_inbox) = mpsc::channel(8);
+        let (orders, order_inbox) = mpsc::channel(16);
         let (errands, errand_inbox) = mpsc::channel(1024);
         let (report_outbox, reports) = mpsc::channel(1024);
         let lane = intake.live_lane(&name);
@@ -425,6 +425,7 @@ impl Link {
             }
             Action::Commit(changes) => self.order(at, Order::Commit(changes)),
             Action::Restore => self.order(at, Order::Restore),
+            Action::Live(is_live) => self.order(at, Order::Live(is_live)),
             Action::Fetch { round, count, bytes, waits } => {
                 self.order(at, Order::Fetch { round, count, bytes, waits });
             }
@@ -446,7 +447,8 @@ impl Link {
         }
     }
 
-    /// The machine has one order of each kind under way at most, so there is always room for one.
+    /// The machine has one order of each kind under way at most, so there is always room for one. But a store that does
+    /// not answer may see many connections come and go: that one of them is not told costs the flash a write.
     fn order(&mut self, at: Moment, order: Order) {
         let is_commit = matches!(order, Order::Commit(_));
         if self.orders.try_send(order).is_err() && is_commit {

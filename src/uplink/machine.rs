@@ -230,6 +230,8 @@ pub enum Action {
         /// Answer only when there are rows; else with none when there are none.
         waits: bool,
     },
+    /// Tell the store whether what it holds in memory would be taken by the cloud now, at QoS 1.
+    Live(bool),
     /// Hand this to the intake; answered by `Accepted` or `Refused`.
     Submit {
         /// To be given back.
@@ -880,6 +882,7 @@ impl Machine {
             _ => {}
         }
         self.phase = Phase::Down;
+        self.actions.push(Action::Live(false));
         self.inbound.clear();
         self.submit_at = None;
         self.gathering.after.clear();
@@ -1179,6 +1182,7 @@ impl Machine {
             _ => false,
         });
         (self.dock, self.resend) = (dock, resend);
+        self.actions.push(Action::Live(self.terms.qos_max != Qos::AtMostOnce));
         self.actions.push(Action::Note(Note::Connected { session_present }));
     }
 

@@ -26,6 +26,8 @@ pub enum Order {
     Commit(Vec<Change>),
     /// Read the durable state.
     Restore,
+    /// Whether messages may be held in memory for the cloud.
+    Live(bool),
     /// Get rows.
     Fetch {
         /// Another one than before: from the oldest row again.
@@ -110,6 +112,10 @@ pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, r
                         None => Report::QueueStopped,
                     }
                 }
+                Some(Order::Live(is_live)) => match outlet.set_live(is_live).await {
+                    Ok(()) => continue,
+                    Err(_stopped) => Report::QueueStopped,
+                },
                 Some(Order::Fetch { round, count, bytes, waits }) => {
                     if std::mem::replace(&mut reading, round) != round {
                         outlet.rewind();

@@ -134,6 +134,7 @@ pub fn empty() -> Config {
             bytes_max: NonZeroU64::new(1 << 20).unwrap(),
             age_max: None,
             when_full: WhenFull::DropOldest,
+            hold: None,
         },
         broker: BrokerConfig { listeners: BTreeMap::new() },
         uplinks: BTreeMap::new(),
