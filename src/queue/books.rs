@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use log::{error, warn};
 
 use super::identity::{Kept, SEQUENCE_BLOCK, StartFile, Waiting};
+use super::ledger::Ledger;
 use super::retention::{self, Ceilings, Refusal, Way};
 use super::row::{self, Start, Starts, Words};
 use super::rules::{self, RuleList};
@@ -133,6 +134,7 @@ pub(super) struct Books {
     pub dead_letters: (u64, u64),
     pub losses: BTreeMap<LossReason, u64>,
     pub devices: HashMap<Arc<str>, Device>,
+    pub ledger: Ledger,
     /// Bytes of pages that intake may still fill, as far as known in this transaction.
     pub room: Option<u64>,
     /// Where the search for what may be evicted goes on.
@@ -239,7 +241,12 @@ impl Books {
             return match refusal {
                 Refusal::Refuse => Ok(Err(AppendError::Full)),
                 Refusal::Drop => {
+                    let entry = row::fresh_entry(scratch, &self.starts);
                     for (index, _) in wanted {
+                        if let (Some(entry), Some(stream)) = (&entry, self.streams.get(*index)) {
+                            self.store.write()?;
+                            self.ledger.turn_away(&self.store, stream.id, entry, LossReason::DroppedNewest)?;
+                        }
                         self.lose(*index, LossReason::DroppedNewest, Span::new(sequence, sequence), Some(1));
                     }
                     Ok(Ok(Fate::Dropped(LossReason::DroppedNewest)))
@@ -260,6 +267,7 @@ impl Books {
     ) -> rusqlite::Result<()> {
         self.store.write()?;
         self.store.insert_message(sequence, body)?;
+        let entry = row::fresh_entry(body, &self.starts);
         for index in 0..self.streams.len() {
             let Some(stream) = self.streams.get_mut(index) else { continue };
             let wanted = is_wanted(index);
@@ -286,6 +294,9 @@ impl Books {
                 }
                 stream.waiting += 1;
                 stream.is_stirred = true;
+                if let Some(entry) = &entry {
+                    self.ledger.accept(&self.store, stream.id, entry)?;
+                }
             }
         }
         self.rows += 1;
@@ -444,6 +455,7 @@ impl Books {
             for run in spans::runs(&victims) {
                 for index in 0..self.streams.len() {
                     for gone in self.remove_span(index, run)? {
+                        self.account_settled(index, gone, Some(LossReason::DroppedOldest))?;
                         self.lose(index, LossReason::DroppedOldest, gone, Some(gone.count()));
                     }
                 }
@@ -560,6 +572,7 @@ impl Books {
     /// Settles sequences of a stream: durable with this transaction; the rows may go later.
     pub fn settle(&mut self, index: usize, hole: Span, lost: Option<LossReason>) -> rusqlite::Result<()> {
         for gone in self.remove_span(index, hole)? {
+            self.account_settled(index, gone, lost)?;
             self.removable.insert(gone);
             if let Some(reason) = lost {
                 self.lose(index, reason, gone, Some(gone.count()));
@@ -685,6 +698,7 @@ impl Books {
                 self.store.set_gap(&row)?;
             }
         }
+        self.write_ledger()?;
         if self.store.is_writing() {
             // Numbers of readings that nobody wanted wait for the next commit: they are promised to nobody.
             for (name, device) in self.devices.iter_mut().filter(|(_, device)| device.is_dirty) {
@@ -693,6 +707,7 @@ impl Books {
             }
             self.store.commit()?;
             self.settings.health.queue().commits.fetch_add(1, Ordering::Relaxed);
+            self.ledger_committed();
         }
         for stream in &mut self.streams {
             stream.committed = stream.waiting;

@@ -56,6 +56,8 @@ mod outward;
 
 mod opening;
 
+pub mod ledger;
+
 mod rules;
 
 mod retention;

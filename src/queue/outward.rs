@@ -103,6 +103,9 @@ impl Books {
         self.settle_lost(index, &lost)?;
         if let (Some(stream), Some(last)) = (self.streams.get_mut(index), fetched.rows.last()) {
             stream.taken_to = stream.taken_to.max(last.sequence.0);
+            for row in &fetched.rows {
+                self.ledger.hand_out(stream.id, row.sequence.0, &row.id, &row.message);
+            }
         }
         Ok(fetched)
     }
@@ -244,6 +247,7 @@ impl Books {
                 let list = self.list(rule)?;
                 match (self.read(sequence)?, self.streams.get(index)) {
                     (Some((id, message)), Some(stream)) => {
+                        self.ledger.hand_out(stream.id, sequence, &id, &message);
                         rows.push(queued(sequence, id, message, &list, &stream.rules, encoding.clone()));
                     }
                     _ => damaged.push((sequence, LossReason::Damaged)),
