@@ -16,7 +16,11 @@ mod run;
 mod simulate;
 mod status;
 
+mod tally;
+
 mod tls;
+
+mod words;
 
 /// How the program ends (DESIGN.md 5); systemd's unit relies on 78.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

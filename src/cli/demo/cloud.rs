@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::tally::{ID_PROPERTY, Tally};
+use crate::cli::tally::{ID_PROPERTY, Tally};
 use crate::message::Qos;
 use crate::mqtt::{
     Ack, Connack, Connect, DecodeError, Decoder, Disconnect, EncodeError, Encoder, Packet, PacketId, Publish,
@@ -291,8 +291,8 @@ pub(super) async fn wait_until(limit: Duration, every: Duration, mut reached: im
 #[cfg(test)]
 mod tests {
     use super::super::publisher::{Order, Publisher};
-    use super::super::tally::Count;
     use super::*;
+    use crate::cli::tally::Count;
     use crate::message::{Properties, Topic};
     use bytes::Bytes;
 

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use super::tally;
+use crate::cli::tally;
 use crate::message::{Properties, Qos, Topic, TopicError};
 use crate::mqtt::{Connect, DecodeError, Decoder, EncodeError, Encoder, Packet, PacketId, Publish, Version};
 

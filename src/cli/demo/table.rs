@@ -2,7 +2,8 @@
 
 use super::plant::{DEAD_UNIT, NEIGHBOURS, POLL_MS};
 use super::scene::{Field, Outcome};
-use super::tally::DeviceCount;
+use crate::cli::tally::DeviceCount;
+use crate::cli::words::grouped;
 
 /// A neighbour keeps its interval when its median is at most this many percent of what was asked.
 const KEPT_PERCENT: u32 = 120;
@@ -99,24 +100,11 @@ pub(super) fn neighbours(field: &Field) -> String {
     )
 }
 
-/// `1234567` → `1,234,567`
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::scene::Drill;
-    use super::super::tally::Count;
     use super::*;
+    use crate::cli::tally::Count;
     use std::time::Duration;
 
     fn field(interval_ms: u32) -> Field {
@@ -150,10 +138,5 @@ mod tests {
         assert!(text.contains("meter-1: every 0.51 s, meter-3: every 0.51 s (asked: 0.50 s)."), "{text}");
         assert_eq!(losses(&outcomes, Some(&field(510))), 168);
         assert!(neighbours(&field(900)).ends_with("NOT kept."));
-    }
-
-    #[test]
-    fn numbers_are_grouped() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 }
