@@ -12,6 +12,7 @@ use crate::config::{self, LoadRequest, Loaded};
 mod check;
 mod demo;
 mod example;
+mod ledger;
 mod run;
 mod simulate;
 mod status;
@@ -65,6 +66,9 @@ enum Command {
     /// Ask the running gateway how it is
     #[command(after_help = "Example: tidegate status --wait healthy --timeout 60s")]
     Status(status::StatusArguments),
+    /// Account for each day, device and uplink; compare with the cloud's export
+    #[command(after_help = ledger::EXAMPLES, after_long_help = format!("{}\n\n{}", ledger::LONG_HELP, ledger::EXAMPLES))]
+    Ledger(ledger::LedgerArguments),
     /// Print a starting configuration
     #[command(after_help = "Example: tidegate example rs485-aws > tidegate.toml")]
     Example(example::ExampleArguments),
@@ -96,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Demo(arguments) => demo::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
         Command::Status(arguments) => status::main(&arguments),
+        Command::Ledger(arguments) => ledger::main(&arguments),
         Command::Example(arguments) => example::main(&arguments),
         Command::Simulate(arguments) => simulate::main(arguments),
     };
