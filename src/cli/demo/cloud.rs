@@ -290,8 +290,8 @@ pub(super) async fn wait_until(limit: Duration, every: Duration, mut reached: im
 
 #[cfg(test)]
 mod tests {
-    use super::super::publisher::{Order, Publisher};
     use super::*;
+    use crate::cli::publisher::{Order, Publisher, Sent};
     use crate::cli::tally::Count;
     use crate::message::{Properties, Topic};
     use bytes::Bytes;
@@ -324,7 +324,15 @@ mod tests {
         let mut tasks = JoinSet::new();
         tasks.spawn(cloud.clone().run(listener));
         let publishing = publisher.clone();
-        tasks.spawn(async move { publishing.run(address, "plant/x").await.map_err(io::Error::other) });
+        let sent = Sent {
+            client_id: "press".to_owned(),
+            topic: Topic::new("plant/x").unwrap(),
+            members: "\"x\":1".to_owned(),
+        };
+        tasks.spawn(async move {
+            publishing.run(address, sent).await;
+            Ok(())
+        });
 
         let first = publisher.order(Order::Burst { end: 500 });
         assert!(wait_until(DEADLINE, LOOK, || publisher.record(|record| record.is_at_rest())).await);

@@ -22,8 +22,6 @@ mod cloud;
 
 mod line;
 
-mod publisher;
-
 mod process;
 
 mod plant;

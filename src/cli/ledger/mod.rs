@@ -22,26 +22,27 @@ const DAYS_ASKED: i64 = 31;
 
 /// What stands under `tidegate ledger --help`.
 pub(super) const LONG_HELP: &str = "\
-For each day, uplink and source (a device, or the local clients together) the ledger says how many messages were
-accepted, delivered and dropped, and how many still wait; for each device also how many values were read, and how many of
-them its report rule held back.
+For each day, uplink and source (a device, or the local clients together) the ledger says how many messages were \
+accepted, delivered and dropped, and how many still wait; for each device also how many values were read, and \
+how many of them its report rule held back.
 
-accepted = delivered + dropped + waiting, on every line, also over power cuts and full disks. A message stands under the
-day on which it was accepted, whenever it was delivered. Days are UTC by the gateway's clock; what came while that was
-not set stands under `unset`. What was read in the last minute before a power cut may be missing from `read` and
-`held back`; the other columns lack nothing.
+accepted = delivered + dropped + waiting, on every line, also over power cuts and full disks. A message stands \
+under the day on which it was accepted, whenever it was delivered. Days are UTC by the gateway's clock; what \
+came while that was not set stands under `unset`. What was read in the last minute before a power cut may be \
+missing from `read` and `held back`; the other columns lack nothing.
 
-The ledger keeps 400 days and 1024 devices (those beyond are accounted together as `(others)`), and 4096 gaps; with a
-small store it keeps fewer days: it takes at most a sixteenth of it. It begins anew with a store that replaces a damaged
-one; `kept since` tells.
+The ledger keeps 400 days and 1024 devices (those beyond are accounted together as `(others)`), and 4096 gaps; \
+with a small store it keeps fewer days: it takes at most a sixteenth of it. It begins anew with a store that \
+replaces a damaged one; `kept since` tells.
 
-With --verify a CSV that was exported from the cloud is compared with what the ledger says is delivered. It has a header
-with a column `id` (message ids as they are in the payload or in the property tidegate-id), or with the columns `device`
-and `seq`, or all three. Where a gateway delivers only some points of a device to an uplink, the numbers have too many
-holes to be kept one by one: then only their sum is compared, and `by count` stands there.
+With --verify a CSV that was exported from the cloud is compared with what the ledger says is delivered. It has \
+a header with a column `id` (message ids as they are in the payload or in the property tidegate-id), or with the \
+columns `device` and `seq`, or all three. Where a gateway delivers only some points of a device to an uplink, \
+the numbers have too many holes to be kept one by one: then only their sum is compared, and `by count` stands \
+there.
 
-Exit status: 0, or with --verify: 0 all that the ledger says is delivered is in the file, 70 something is missing;
-64 wrong usage, 75 the gateway does not answer.";
+Exit status: 0, or with --verify: 0 all that the ledger says is delivered is in the file, 70 something is \
+missing; 64 wrong usage, 75 the gateway does not answer.";
 
 /// Examples under the help.
 pub(super) const EXAMPLES: &str = "\
