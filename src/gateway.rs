@@ -4,12 +4,14 @@
 //! listeners → intake drained → uplink settles what is in flight → queue committed, checkpointed, closed. A kill at any
 //! step loses nothing that was acknowledged.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::broker::{BindError, Broker, BrokerLimits};
 use crate::clock::Clock;
@@ -18,11 +20,14 @@ use crate::control::Control;
 use crate::field::{Field, FieldError};
 use crate::health::{Health, chain};
 use crate::intake::Intake;
-use crate::queue::{self, OpenError, Opened, QueueSettings, StreamSpec, WorkerError};
+use crate::queue::{self, Inlet, OpenError, Opened, QueueSettings, StreamSpec, WorkerError};
 use crate::router::{Router, RouterError, RouterLimits};
 use crate::service;
 use crate::supervise::{StageError, Stages};
 use crate::uplink::{Uplink, UplinkSettings};
+
+/// How often the ledger is asked whether there is something to write.
+const LEDGER_EVERY: Duration = Duration::from_secs(30);
 
 /// How long field and listeners have to stop taking in.
 const INTAKE_DEADLINE: Duration = Duration::from_secs(4);
@@ -111,7 +116,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
     let broker = Broker::bind(&config.broker, limits, intake.clone(), inlet.clone(), router.clone(), health.clone())
         .await
         .map_err(GatewayError::Listener)?;
-    let control = Control::bind(&config.gateway.state_dir, &gateway, clock.clone(), health.clone());
+    let control = Control::bind(&config.gateway.state_dir, &gateway, clock.clone(), health.clone(), inlet.clone());
 
     let mut taking_in = Stages::new();
     let field = Field::new(&config, intake.clone(), clock.clone(), &health).map_err(GatewayError::Field)?;
@@ -140,6 +145,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
         // On a full or read-only disk the plant goes on without it.
         Err(error) => log::error!(error:% = chain(&error); "The gateway runs, but `tidegate status` cannot ask it"),
     }
+    let ticked = inlet.clone();
+    house.start("ledger", |stop| async move { tick(ticked, stop).await });
     let watched = router.clone();
     house.start("router", |stop| async move { watched.watch(stop).await });
 
@@ -173,6 +180,22 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
             Ok(())
         }
         Some(first) => Err(GatewayError::Stage(first)),
+    }
+}
+
+/// Lets the ledger write down now and then what was read, and that the gateway is alive.
+async fn tick(inlet: Inlet, stop: CancellationToken) -> Result<(), Infallible> {
+    let mut every = tokio::time::interval(LEDGER_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = every.tick() => {
+                if let Err(error) = inlet.tick().await {
+                    // The queue itself says what is wrong with it, and goes on trying.
+                    log::debug!(error:%; "The ledger was not written");
+                }
+            }
+        }
     }
 }
 

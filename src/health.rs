@@ -81,6 +81,16 @@ impl LossReason {
         }
     }
 
+    /// Its number in the ledger: never another one's.
+    pub fn code(self) -> u64 {
+        LossReason::ALL.iter().position(|reason| *reason == self).unwrap_or_default() as u64
+    }
+
+    /// The reason of a number.
+    pub fn from_code(code: u64) -> Option<LossReason> {
+        LossReason::ALL.get(usize::try_from(code).ok()?).copied()
+    }
+
     /// The reason of a name, as the store keeps it.
     pub fn from_name(name: &str) -> Option<LossReason> {
         LossReason::ALL.into_iter().find(|reason| reason.name() == name)
@@ -125,6 +135,11 @@ impl Health {
     /// The state of one device, made when first asked for.
     pub fn device(&self, name: &Arc<str>) -> Arc<DeviceHealth> {
         lock(&self.0.devices).entry(name.clone()).or_default().clone()
+    }
+
+    /// All devices, by name.
+    pub fn devices(&self) -> Vec<(Arc<str>, Arc<DeviceHealth>)> {
+        lock(&self.0.devices).iter().map(|(name, device)| (name.clone(), device.clone())).collect()
     }
 
     /// Counts `count` lost messages.
@@ -406,9 +421,79 @@ pub struct DeviceHealth {
     pub failures: AtomicU64,
     /// Frames that fit nothing (serial), or replies that broke the protocol (Modbus).
     pub malformed: AtomicU64,
+    unaccounted: Mutex<Unaccounted>,
 }
 
+/// What a device did that the ledger does not have on disk yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unaccounted {
+    /// Values that were seen, failed ones included.
+    pub read: u64,
+    /// Those of them that the report rule held back.
+    pub held: u64,
+    /// When it fell silent or spoke again, in order.
+    pub silences: Vec<Silence>,
+}
+
+impl Unaccounted {
+    /// Whether there is nothing to account.
+    pub fn is_empty(&self) -> bool {
+        *self == Unaccounted::default()
+    }
+}
+
+/// A device fell silent, or spoke again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Silence {
+    /// Nothing was measured since then.
+    Began {
+        /// The last good answer, or the start.
+        from: Stamp,
+        /// For a person.
+        reason: String,
+    },
+    /// It answers.
+    Ended {
+        /// Since when.
+        at: Stamp,
+    },
+}
+
+/// Changes that wait for the ledger; a device that comes and goes more often within a minute loses some in between.
+const SILENCES_MAX: usize = 64;
+
 impl DeviceHealth {
+    /// Counts a value that was seen, for the ledger.
+    pub fn count_read(&self, is_held_back: bool) {
+        let mut unaccounted = lock(&self.unaccounted);
+        unaccounted.read += 1;
+        unaccounted.held += u64::from(is_held_back);
+    }
+
+    /// Notes that the device fell silent or spoke again, for the ledger.
+    pub fn note_silence(&self, silence: Silence) {
+        let mut unaccounted = lock(&self.unaccounted);
+        if unaccounted.silences.len() >= SILENCES_MAX {
+            // The last one is kept: with it the account is right again.
+            unaccounted.silences.pop();
+        }
+        unaccounted.silences.push(silence);
+    }
+
+    /// What the ledger does not have yet.
+    pub fn unaccounted(&self) -> Unaccounted {
+        lock(&self.unaccounted).clone()
+    }
+
+    /// The ledger has this on disk.
+    pub fn accounted(&self, done: &Unaccounted) {
+        let mut unaccounted = lock(&self.unaccounted);
+        unaccounted.read = unaccounted.read.saturating_sub(done.read);
+        unaccounted.held = unaccounted.held.saturating_sub(done.held);
+        let taken = done.silences.len().min(unaccounted.silences.len());
+        unaccounted.silences.drain(..taken);
+    }
+
     /// Changes the state; gives back the former one, so that the caller can tell a change from a repeat.
     pub fn set(&self, state: DeviceState, reason: Option<String>) -> DeviceState {
         *lock(&self.reason) = reason;

@@ -217,7 +217,7 @@ fn device_words(device: &Value, wall_ms: i64) -> String {
 }
 
 /// Why messages were given up, for a person.
-fn loss_words(reason: &str) -> &str {
+pub(super) fn loss_words(reason: &str) -> &str {
     match LossReason::from_name(reason) {
         Some(LossReason::DroppedOldest) => "dropped: the store was full, and the oldest gave way",
         Some(LossReason::DroppedNewest) => "dropped: the store was full, and the newest was not taken",
@@ -234,7 +234,7 @@ fn loss_words(reason: &str) -> &str {
 }
 
 /// Milliseconds since 1970 of a time as the gateway writes it: `2026-11-23T09:20:00.123Z`.
-fn wall_ms_of(time: &str) -> Option<i64> {
+pub(super) fn wall_ms_of(time: &str) -> Option<i64> {
     let (date, clock) = time.strip_suffix('Z')?.split_once('T')?;
     let mut date = date.split('-').map(|part| part.parse::<i64>().ok());
     let (year, month, day) = (date.next()??, date.next()??, date.next()??);
@@ -251,7 +251,7 @@ fn wall_ms_of(time: &str) -> Option<i64> {
     Some(((days * 24 + hour) * 60 + minute) * 60_000 + second * 1000 + milli.parse::<i64>().ok()?)
 }
 
-fn span(time: Duration) -> String {
+pub(super) fn span(time: Duration) -> String {
     match time.as_secs() {
         seconds @ 0..60 => format!("{seconds} s"),
         seconds @ 60..3600 => format!("{} min", seconds / 60),
@@ -271,7 +271,7 @@ fn size(bytes: u64) -> String {
 }
 
 /// Writes to standard output; a reader that left (`| head`) is no fault of ours.
-fn print_out(text: &str) {
+pub(super) fn print_out(text: &str) {
     let _closed = std::io::stdout().lock().write_all(text.as_bytes());
 }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use log::{error, warn};
 
 use super::identity::{Kept, SEQUENCE_BLOCK, StartFile, Waiting};
+use super::ledger::Ledger;
 use super::retention::{self, Ceilings, Refusal, Way};
 use super::row::{self, Start, Starts, Words};
 use super::rules::{self, RuleList};
@@ -144,6 +145,7 @@ pub(super) struct Books {
     pub devices: HashMap<Arc<str>, Device>,
     /// What is in memory only.
     pub held: Held,
+    pub ledger: Ledger,
     /// Bytes of pages that intake may still fill, as far as known in this transaction.
     pub room: Option<u64>,
     /// Bytes of pages in use after the last commit.
@@ -258,7 +260,12 @@ impl Books {
             return match refusal {
                 Refusal::Refuse => Ok(Err(AppendError::Full)),
                 Refusal::Drop => {
+                    let entry = row::fresh_entry(scratch, &self.starts);
                     for (index, _) in wanted {
+                        if let (Some(entry), Some(stream)) = (&entry, self.streams.get(*index)) {
+                            self.store.write()?;
+                            self.ledger.turn_away(&self.store, stream.id, entry, LossReason::DroppedNewest)?;
+                        }
                         self.lose(*index, LossReason::DroppedNewest, Span::new(sequence, sequence), Some(1));
                     }
                     Ok(Ok(Fate::Dropped(LossReason::DroppedNewest)))
@@ -293,6 +300,7 @@ impl Books {
         self.store.write()?;
         self.prepare_segment(sequence, body.len())?;
         self.store.insert_message(sequence, body)?;
+        let entry = row::fresh_entry(body, &self.starts);
         for index in 0..self.streams.len() {
             let Some(stream) = self.streams.get_mut(index) else { continue };
             let wanted = is_wanted(index);
@@ -322,6 +330,9 @@ impl Books {
                 }
                 stream.waiting += 1;
                 stream.is_stirred = true;
+                if let Some(entry) = &entry {
+                    self.ledger.accept(&self.store, stream.id, entry)?;
+                }
             }
         }
         self.rows += 1;
@@ -502,6 +513,7 @@ impl Books {
             for run in spans::runs(&victims) {
                 for index in 0..self.streams.len() {
                     for gone in self.remove_span(index, run)? {
+                        self.account_settled(index, gone, Some(LossReason::DroppedOldest))?;
                         self.lose(index, LossReason::DroppedOldest, gone, Some(gone.count()));
                     }
                 }
@@ -651,10 +663,12 @@ impl Books {
                 self.store.set_gap(&row)?;
             }
         }
+        self.write_ledger()?;
         if self.store.is_writing() {
             self.write_numbers(self.settings.hold.map_or(0, |_| DEVICE_BLOCK))?;
             self.store.commit()?;
             self.settings.health.queue().commits.fetch_add(1, Ordering::Relaxed);
+            self.ledger_committed();
         }
         for stream in &mut self.streams {
             stream.committed = stream.waiting;

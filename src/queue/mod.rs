@@ -63,6 +63,8 @@ mod removal;
 
 mod opening;
 
+pub mod ledger;
+
 mod rules;
 
 mod retention;

@@ -12,6 +12,7 @@ use rustix::fs::FlockOperation;
 
 use super::books::{Books, Gap, Identity, Stream, gap_topic};
 use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
+use super::ledger::Ledger;
 use super::retention::{self, Ceilings};
 use super::row::Start;
 use super::rules::{self, RuleList};
@@ -182,6 +183,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
     let start = starts.last_key_value().map_or(0, |(number, _)| *number);
     let sequence = store.meta("sequence").map_err(opening)?.unwrap_or(0).max(last).min(OPEN / 2);
     let (ceilings, is_clamped) = ceilings(settings, &store).map_err(opening)?;
+    let ledger = Ledger::open(&store, settings.clock.now()).map_err(opening)?;
     store.limit_pages(ceilings.hard_pages).map_err(opening)?;
     let known = match past.identity.take() {
         Some(known) => {
@@ -213,6 +215,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         losses: BTreeMap::new(),
         devices: HashMap::new(),
         held: past.held.take().unwrap_or_default(),
+        ledger,
         room: None,
         used_bytes: 0,
         evict_from: 0,
@@ -225,7 +228,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         fault: None,
         is_stale: false,
     };
-    match books.load(last, past).map_err(opening) {
+    match books.load(last, past, was_stopped).map_err(opening) {
         Ok(()) => {
             past.moved = None;
             Ok(books)
@@ -303,7 +306,7 @@ impl Books {
         Ok(())
     }
 
-    fn load(&mut self, last: u64, past: &Past) -> rusqlite::Result<()> {
+    fn load(&mut self, last: u64, past: &Past, was_stopped: bool) -> rusqlite::Result<()> {
         self.store.write()?;
         self.store.set_meta("stopped", 0)?;
         self.store.set_meta("sequence", self.identity.reserved)?;
@@ -312,6 +315,7 @@ impl Books {
         self.store.set_meta("session", session)?;
         (self.identity.session_next, self.session_reserved) = (session, session);
         self.load_streams(last)?;
+        self.load_ledger(last, past.was_open, was_stopped)?;
         if !past.was_open {
             self.store.delete_passing_sessions()?;
         }
@@ -506,6 +510,7 @@ impl Books {
         self.store.set_meta("sequence", sequence)?;
         self.store.set_meta("session", self.identity.session_next)?;
         self.store.set_meta("stopped", u64::from(is_swept))?;
+        self.flush_ledger()?;
         self.commit()?;
         // The file last: until then it says more than was used, which is safe.
         let kept = Kept { start: self.identity.start.number, sequence, waiting: Some(self.waiting()) };

@@ -104,6 +104,9 @@ impl Books {
         self.settle_lost(index, &lost)?;
         if let (Some(stream), Some(last)) = (self.streams.get_mut(index), fetched.rows.last()) {
             stream.taken_to = stream.taken_to.max(last.sequence.0);
+            for row in &fetched.rows {
+                self.ledger.hand_out(stream.id, row.sequence.0, &row.id, &row.message);
+            }
         }
         Ok(fetched)
     }
@@ -272,6 +275,7 @@ impl Books {
                 let list = self.list(rule)?;
                 match (self.read(sequence)?, self.streams.get(index)) {
                     (Some((id, message)), Some(stream)) => {
+                        self.ledger.hand_out(stream.id, sequence, &id, &message);
                         rows.push(queued(sequence, id, message, &list, &stream.rules, encoding.clone()));
                     }
                     _ => damaged.push((sequence, LossReason::Damaged)),
@@ -296,7 +300,9 @@ impl Books {
         let mut delivered = Vec::new();
         for change in changes {
             match &change {
-                Change::Settle { sequence, verdict: Verdict::Delivered } if self.settle_held(sequence.0) => continue,
+                Change::Settle { sequence, verdict: Verdict::Delivered } if self.settle_held(index, sequence.0)? => {
+                    continue;
+                }
                 // Anything else that becomes of what is held becomes of it on disk.
                 Change::Settle { sequence, .. } if self.held.contains(sequence.0) => self.write_held(u64::MAX)?,
                 Change::Admit { rows, .. } if rows.iter().any(|row| self.held.contains(row.0)) => {

@@ -29,6 +29,8 @@ impl Books {
     pub fn settle(&mut self, index: usize, hole: Span, lost: Option<LossReason>) -> rusqlite::Result<()> {
         let all_gone = self.remove_span(index, hole)?;
         for gone in all_gone.iter().copied() {
+            // While their rows are there.
+            self.account_settled(index, gone, lost)?;
             let mut place = gone.first;
             while place <= gone.last {
                 match self.cover(place)? {

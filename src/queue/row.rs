@@ -121,6 +121,88 @@ pub(super) fn entered(row: &[u8], sequence: u64, starts: &Starts) -> Result<(u32
     read_name(&mut bytes, starts).map(|head| (head.id.start, head.received)).ok_or(Damaged)
 }
 
+/// Where a message came from, as far as its account wants to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source<'a> {
+    /// A reading: the device and the reading's number.
+    Device(&'a str, u64),
+    Clients,
+    Uplinks,
+    Gateway,
+}
+
+/// What an account wants to know of a row.
+#[derive(Debug)]
+pub(super) struct Entry<'a> {
+    pub id: MessageId,
+    pub received: Stamp,
+    pub source: Source<'a>,
+}
+
+/// What an account wants to know of a row, proven first.
+pub(super) fn entry<'a>(row: &'a [u8], sequence: u64, starts: &Starts) -> Option<Entry<'a>> {
+    read_entry(proven(row, sequence)?, starts)
+}
+
+/// The same of a row that was just written.
+pub(super) fn fresh_entry<'a>(row: &'a [u8], starts: &Starts) -> Option<Entry<'a>> {
+    read_entry(row, starts)
+}
+
+fn read_entry<'a>(row: &'a [u8], starts: &Starts) -> Option<Entry<'a>> {
+    let mut bytes = Reader(row);
+    let Head { origin, flags, id, received } = read_name(&mut bytes, starts)?;
+    let source = match origin {
+        _ if flags & 16 != 0 => {
+            bytes.bytes()?;
+            match origin {
+                ORIGIN_FIELD | ORIGIN_GATEWAY => {}
+                ORIGIN_CLIENT | ORIGIN_UPLINK => {
+                    bytes.bytes()?;
+                }
+                _ => {
+                    bytes.u64()?;
+                }
+            }
+            if flags & 8 != 0 {
+                read_properties(&mut bytes)?;
+            }
+            let (device, seq) = read_device(&mut bytes)?;
+            Source::Device(device, seq)
+        }
+        ORIGIN_FIELD | ORIGIN_GATEWAY => Source::Gateway,
+        ORIGIN_CLIENT | 4 => Source::Clients,
+        _ => Source::Uplinks,
+    };
+    Some(Entry { id, received, source })
+}
+
+/// A reading's device and number; the rest is passed over.
+fn read_device<'a>(bytes: &mut Reader<'a>) -> Option<(&'a str, u64)> {
+    let device = bytes.text()?;
+    bytes.bytes()?;
+    match bytes.byte()? {
+        0..=2 => {}
+        3 | 4 => {
+            bytes.u64()?;
+        }
+        5 => {
+            bytes.take(8)?;
+        }
+        6 => {
+            bytes.bytes()?;
+        }
+        _ => return None,
+    }
+    let flags = bytes.byte()?;
+    for bit in [16, 32] {
+        if flags & bit != 0 {
+            bytes.bytes()?;
+        }
+    }
+    Some((device, bytes.u64()?))
+}
+
 /// Whether a row's checksum is right for its place.
 pub(super) fn proven(row: &[u8], sequence: u64) -> Option<&[u8]> {
     let (body, sum) = row.split_last_chunk::<4>()?;
@@ -131,7 +213,7 @@ fn checksum(body: &[u8], sequence: u64) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&sequence.to_le_bytes()), body)
 }
 
-fn seal(out: &mut Vec<u8>, sequence: u64) {
+pub(super) fn seal(out: &mut Vec<u8>, sequence: u64) {
     let sum = checksum(out, sequence);
     out.extend_from_slice(&sum.to_le_bytes());
 }
@@ -259,7 +341,7 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Seven bits a byte, low ones first (LEB128).
 #[expect(clippy::cast_possible_truncation, reason = "the low seven bits are what is wanted")]
-fn put_u64(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn put_u64(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -268,7 +350,7 @@ fn put_u64(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Small numbers of either sign stay short (zigzag).
-fn put_i64(out: &mut Vec<u8>, value: i64) {
+pub(super) fn put_i64(out: &mut Vec<u8>, value: i64) {
     put_u64(out, (value.wrapping_shl(1) ^ (value >> 63)).cast_unsigned());
 }
 
@@ -386,10 +468,10 @@ fn read_reading(bytes: &mut Reader<'_>, received: Stamp) -> Option<Reading> {
 }
 
 /// Takes bytes off the front; `None` when there are too few.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn byte(&mut self) -> Option<u8> {
+    pub(super) fn byte(&mut self) -> Option<u8> {
         let (first, rest) = self.0.split_first()?;
         self.0 = rest;
         Some(*first)
@@ -401,7 +483,7 @@ impl<'a> Reader<'a> {
         Some(taken)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(super) fn u64(&mut self) -> Option<u64> {
         let mut value = 0_u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -413,7 +495,7 @@ impl<'a> Reader<'a> {
         None
     }
 
-    fn i64(&mut self) -> Option<i64> {
+    pub(super) fn i64(&mut self) -> Option<i64> {
         let value = self.u64()?;
         Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
     }
@@ -536,6 +618,15 @@ mod tests {
             let expected = MessageId { gateway: start().gateway, store: start().store, start: 3, counter };
             prop_assert_eq!(&id, &expected);
             prop_assert_eq!(entered(&row, sequence, &starts()), Ok((3, message.received)));
+            let entry = entry(&row, sequence, &starts()).unwrap();
+            prop_assert_eq!((&entry.id, entry.received), (&expected, message.received));
+            let source = match (&message.body, &message.origin) {
+                (Body::Reading(reading), _) => Source::Device(&reading.device, reading.seq),
+                (_, Origin::Client(_)) => Source::Clients,
+                (_, Origin::Uplink(_)) => Source::Uplinks,
+                _ => Source::Gateway,
+            };
+            prop_assert_eq!(entry.source, source);
 
             encode_absolute(&mut row, sequence, &id, &message);
             let alone = decode(&row, sequence, &Starts::new(), &Words::default());
@@ -561,6 +652,7 @@ mod tests {
             }
             seal(&mut row, 9);
             let _read_or_damaged = decode(&row, 9, &starts(), &words());
+            let _read_or_none = entry(&row, 9, &starts());
         }
     }
 

@@ -79,6 +79,11 @@ impl Held {
         self.rows.values().next().map(|row| row.due_ms)
     }
 
+    /// The place of the oldest one.
+    pub fn first(&self) -> Option<u64> {
+        self.rows.keys().next().copied()
+    }
+
     pub fn contains(&self, sequence: u64) -> bool {
         self.rows.contains_key(&sequence)
     }
@@ -181,7 +186,7 @@ impl Books {
         let is_at_least_once =
             stream.rules.first(&message.topic).is_some_and(|rule| super::rules::qos(rule, message) == Qos::AtLeastOnce);
         let is_caught_up = stream.waiting == 0 || stream.open.is_some_and(|open| stream.taken_to + 1 >= open.next);
-        stream.is_live && is_at_least_once && is_caught_up
+        stream.is_live && is_at_least_once && is_caught_up && self.ledger.knows(message)
     }
 
     /// An uplink says whether it is connected and takes messages at QoS 1.
@@ -202,7 +207,7 @@ impl Books {
 
     /// Writes what is held up to a place; answered after the commit.
     pub fn write_held(&mut self, last: u64) -> rusqlite::Result<()> {
-        while let Some(sequence) = self.held.rows.keys().next().copied().filter(|sequence| *sequence <= last) {
+        while let Some(sequence) = self.held.first().filter(|sequence| *sequence <= last) {
             let Some(row) = self.held.take(sequence) else { break };
             let answer = self.write_row(sequence, &row);
             let (answer, outcome) = match answer {
@@ -236,11 +241,14 @@ impl Books {
     }
 
     /// The cloud has a message that is in memory only: its sender may hear so at once. Says whether it was one.
-    pub fn settle_held(&mut self, sequence: u64) -> bool {
-        let Some(row) = self.held.take(sequence) else { return false };
+    pub fn settle_held(&mut self, index: usize, sequence: u64) -> rusqlite::Result<bool> {
+        let Some(row) = self.held.take(sequence) else { return Ok(false) };
+        if let Some(stream) = self.streams.get(index) {
+            self.ledger.pass(&self.store, stream.id, &row.id, &row.message)?;
+        }
         let stored = row.stored(sequence);
         row.answer(Ok(stored));
-        true
+        Ok(true)
     }
 }
 

@@ -133,6 +133,7 @@ impl Store {
             (APPLICATION_ID, _) => {}
             _ => return Err(StoreError::Damaged(format!("its application id is {application_id:#x}, not ours"))),
         }
+        store.connection.execute_batch(include_str!("ledger/schema.sql")).map_err(opening)?;
         let oldest = store.meta("oldest_program").map_err(opening)?;
         match oldest {
             Some(step) if step.cast_signed() <= SCHEMA_STEP => {
@@ -222,7 +223,7 @@ impl Store {
         self.connection.close().map_err(|(_, error)| error)
     }
 
-    fn run(&self, sql: &str, params: impl Params) -> rusqlite::Result<usize> {
+    pub(super) fn run(&self, sql: &str, params: impl Params) -> rusqlite::Result<usize> {
         let mut statement = self.connection.prepare_cached(sql)?;
         if statement.column_count() > 0 {
             statement.query(params)?.next()?;
@@ -231,7 +232,7 @@ impl Store {
         statement.execute(params)
     }
 
-    fn one<T>(
+    pub(super) fn one<T>(
         &self,
         sql: &str,
         params: impl Params,
@@ -240,7 +241,7 @@ impl Store {
         self.connection.prepare_cached(sql)?.query_row(params, read).optional()
     }
 
-    fn all<T>(
+    pub(super) fn all<T>(
         &self,
         sql: &str,
         params: impl Params,
@@ -770,7 +771,7 @@ fn no_rows_is_fine(error: rusqlite::Error) -> rusqlite::Result<()> {
     if matches!(error, rusqlite::Error::QueryReturnedNoRows) { Ok(()) } else { Err(error) }
 }
 
-fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
+pub(super) fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
     row.get::<_, i64>(index).map(i64::cast_unsigned)
 }
 

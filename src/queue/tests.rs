@@ -19,6 +19,7 @@ use crate::message::ClockState;
 use crate::message::{Body, Origin, Properties, Quality, Reading, Stamp, Value};
 
 mod ceiling;
+mod ledger;
 mod recovery;
 mod segments;
 mod spare;

@@ -15,6 +15,7 @@ use log::{error, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::books::Books;
+use super::ledger::{Page, PageAsk};
 use super::opening::{self, Past};
 use super::outward::Fetched;
 use super::store::{is_damage, is_unreadable};
@@ -62,6 +63,8 @@ pub(super) enum Job {
     Restore(Arc<str>, Reply<Restored>),
     Retained { filter: Filter, after: Option<String>, reply: Reply<(Vec<Message>, Option<String>)> },
     Stats(Reply<Stats>),
+    Ledger(PageAsk, Reply<Page>),
+    Tick(Reply<()>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -334,7 +337,9 @@ impl Thread {
                     self.stopping = Some(Some(reply));
                     break;
                 }
-                Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) => self.reads.push_back(job),
+                Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Ledger(..) => {
+                    self.reads.push_back(job);
+                }
                 _ => writes.push(job),
             }
             if writes.len() + self.reads.len() < GROUP_JOBS_MAX && bytes < GROUP_BYTES_MAX {
@@ -481,6 +486,7 @@ fn refuse(job: Job, failure: &AppendError) {
         Job::Restore(_, reply) => send(reply, Err(failure.clone())),
         Job::Retained { reply, .. } => send(reply, Err(failure.clone())),
         Job::Stats(reply) => send(reply, Err(failure.clone())),
+        Job::Ledger(_, reply) => send(reply, Err(failure.clone())),
         job => unapplied(job).into_iter().for_each(|answer| answer.give(Some(failure))),
     }
 }
@@ -545,7 +551,13 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
             Some(index) => books.set_live(index, is_live),
             None => Ok(()),
         },
-        Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Stop(_) => Ok(()),
+        Job::Tick(reply) => {
+            answers.push(Answer::Done(reply));
+            books.tick_ledger()
+        }
+        Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Ledger(..) | Job::Stop(_) => {
+            Ok(())
+        }
     }
 }
 
@@ -555,10 +567,16 @@ fn unapplied(job: Job) -> Option<Answer> {
         Job::Append(_, reply) => Some(Answer::Append(reply, Err(AppendError::Stopped))),
         Job::Release(_, reply) => Some(Answer::Release(reply, false)),
         Job::OpenSession(reply) => Some(Answer::Session(reply, SessionNumber(0))),
-        Job::CloseSession(_, reply) | Job::SetRules(_, reply) | Job::Commit(_, _, reply) => Some(Answer::Done(reply)),
-        Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Live(..) | Job::Stop(_) => {
-            None
+        Job::CloseSession(_, reply) | Job::SetRules(_, reply) | Job::Commit(_, _, reply) | Job::Tick(reply) => {
+            Some(Answer::Done(reply))
         }
+        Job::Next { .. }
+        | Job::Restore(..)
+        | Job::Retained { .. }
+        | Job::Stats(_)
+        | Job::Ledger(..)
+        | Job::Live(..)
+        | Job::Stop(_) => None,
     }
 }
 
@@ -590,6 +608,10 @@ fn read(books: &mut Books, job: Job) -> rusqlite::Result<()> {
         }
         Job::Stats(reply) => {
             let found = books.stats();
+            answer(books, found, reply)
+        }
+        Job::Ledger(page, reply) => {
+            let found = books.ledger_page(page);
             answer(books, found, reply)
         }
         _ => Ok(()),

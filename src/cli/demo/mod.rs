@@ -18,13 +18,9 @@ use self::stand::{Report, Stand, StandError, Subject};
 use super::{Exit, block_on};
 use crate::health::chain;
 
-mod tally;
-
 mod cloud;
 
 mod line;
-
-mod publisher;
 
 mod process;
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::plant::{DEAD_UNIT, NEIGHBOURS, POLL_MS};
 use super::scene::{Drill, Field, Outcome};
-use super::tally::DeviceCount;
+use crate::cli::tally::DeviceCount;
+use crate::cli::words::grouped;
 
 /// A neighbour keeps its interval when its median is at most this many percent of what was asked.
 const KEPT_PERCENT: u32 = 120;
@@ -125,23 +126,10 @@ pub(super) fn neighbours(field: &Field) -> String {
     )
 }
 
-/// `1234567` → `1,234,567`
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::tally::Count;
     use super::*;
+    use crate::cli::tally::Count;
 
     fn field(interval_ms: u32) -> Field {
         let device = |name: &str| DeviceCount {
@@ -193,10 +181,5 @@ mod tests {
         let lost: Vec<_> = rows.iter().filter(|row| row[0] == "lost").map(|row| (row[1], row[2])).collect();
         assert_eq!(lost, [("0", "1,000"), ("0", "2,000"), ("0", "-")], "{text}");
         assert!(rows.iter().any(|row| row.ends_with(&["0.9", "never"])), "{text}");
-    }
-
-    #[test]
-    fn numbers_are_grouped() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 }
