@@ -11,4 +11,9 @@
 mod common;
 
 mod budget;
+mod kills;
+mod ledger;
+mod line;
+mod publisher;
 mod random;
+mod subject;
