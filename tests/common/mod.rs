@@ -22,6 +22,7 @@ pub mod certificates;
 pub mod cloud;
 pub mod frames;
 pub mod gateway;
+pub mod order;
 pub mod peers;
 pub mod port;
 pub mod process;

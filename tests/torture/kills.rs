@@ -183,6 +183,7 @@ impl Campaign {
             self.subject.spawn();
             std::thread::sleep(Duration::from_millis(self.random.within(1..80)));
             self.note_moment(true, acknowledged_before);
+            self.line.note("kill while it starts");
             self.subject.kill(false);
             return;
         }
@@ -194,6 +195,7 @@ impl Campaign {
         }
         std::thread::sleep(Duration::from_millis(after_change));
         self.note_moment(false, acknowledged_before);
+        self.line.note("kill");
         self.subject.kill(true);
     }
 
@@ -215,8 +217,10 @@ impl Campaign {
         }
         if (now, next) == (Weather::Fair, Weather::Fair) && self.random.happens(30) {
             // The cloud itself is restarted in order, and keeps its sessions.
+            self.line.note("the cloud stops");
             self.cloud.stop();
             self.cloud.start();
+            self.line.note("the cloud has started");
         }
         self.line.set(next);
     }
@@ -306,7 +310,8 @@ impl Outcome {
     #[track_caller]
     fn assert_kept(&self) {
         let Outcome { verdict, wire, refused, .. } = self;
-        assert!(verdict.is_clean(), "{verdict}\n{}", verdict.examples.join("\n"));
+        let stories: Vec<String> = verdict.victims.iter().map(|(topic, key)| wire.story(topic, *key)).collect();
+        assert!(verdict.is_clean(), "{verdict}\n{}\n{}", verdict.examples.join("\n"), stories.join("\n"));
         assert_eq!(*refused, 0, "nothing may be refused");
         assert!(wire.changed.is_empty(), "a repeat is not what it repeats: {:?}", wire.changed.first());
         assert!(wire.twice.is_empty(), "sent twice on one connection: {:?}", wire.twice.first());

@@ -80,6 +80,8 @@ pub struct Verdict {
     pub sent_again: usize,
     /// The first of each, for a person.
     pub examples: Vec<String>,
+    /// The first messages that were lost or doubled: topic and key.
+    pub victims: Vec<(String, Key)>,
 }
 
 const EXAMPLES_MAX: usize = 12;
@@ -118,6 +120,7 @@ impl Account {
                 match self.qos {
                     2 if *count == 2 => {
                         verdict.doubled += 1;
+                        verdict.victim(&self.what, key);
                         verdict.example(&self.what, "doubled", arrival);
                     }
                     2 => {}
@@ -129,6 +132,7 @@ impl Account {
         for key in &self.acknowledged {
             if !times.contains_key(key) {
                 verdict.lost += 1;
+                verdict.victim(&self.what, *key);
                 verdict.example(&self.what, "lost", key);
             }
         }
@@ -143,6 +147,12 @@ impl Verdict {
         }
     }
 
+    fn victim(&mut self, of: &str, key: Key) {
+        if self.victims.len() < 3 {
+            self.victims.push((of.to_owned(), key));
+        }
+    }
+
     /// Takes another one in.
     pub fn add(&mut self, other: &Verdict) {
         self.acknowledged += other.acknowledged;
@@ -154,6 +164,7 @@ impl Verdict {
         self.sent_again += other.sent_again;
         let room = EXAMPLES_MAX.saturating_sub(self.examples.len());
         self.examples.extend(other.examples.iter().take(room).cloned());
+        self.victims.extend(other.victims.iter().cloned());
     }
 
     /// Whether the promise was kept.

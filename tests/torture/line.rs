@@ -1,6 +1,6 @@
 //! The line to the cloud: it can be cut, fall silent, and it writes down every PUBLISH that goes up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -52,6 +52,17 @@ pub struct Wire {
     /// The same message twice on one connection, for a person.
     pub twice: Vec<String>,
     seen: HashMap<(String, Key), (u64, Published)>,
+    log: Vec<Entry>,
+}
+
+/// One packet at QoS 1 or 2 that passed, or something that happened beside the line.
+#[derive(Debug, Clone)]
+enum Entry {
+    Sent(u64, Box<Published>),
+    /// Connection, first byte, packet id.
+    Answered(u64, u8, u16),
+    Released(u64, u16),
+    Event(String),
 }
 
 impl Line {
@@ -75,10 +86,16 @@ impl Line {
     pub fn set(&self, weather: Weather) {
         let mut state = self.shared.lock();
         state.weather = weather;
+        state.wire.log.push(Entry::Event(format!("{weather:?}")));
         if weather == Weather::Cut {
             state.open.drain().for_each(|(_, ends)| hang_up(&ends));
         }
         self.shared.changed.notify_all();
+    }
+
+    /// Writes down between the packets that something happened.
+    pub fn note(&self, event: impl Into<String>) {
+        self.shared.lock().wire.log.push(Entry::Event(event.into()));
     }
 
     /// The weather now.
@@ -123,11 +140,11 @@ impl Shared {
         state.open.insert(number, kept);
         drop(state);
         let (up, down) = (Arc::clone(self), Arc::clone(self));
-        std::thread::spawn(move || up.pass(number, near, far, Some(Tap::new(number))));
-        std::thread::spawn(move || down.pass(number, far_back, near_back, None));
+        std::thread::spawn(move || up.pass(number, near, far, Tap::new(number, true)));
+        std::thread::spawn(move || down.pass(number, far_back, near_back, Tap::new(number, false)));
     }
 
-    fn pass(&self, number: u64, mut from: TcpStream, mut to: TcpStream, mut tap: Option<Tap>) {
+    fn pass(&self, number: u64, mut from: TcpStream, mut to: TcpStream, mut tap: Tap) {
         let mut buffer = [0; 16 * 1024];
         while let Ok(count) = from.read(&mut buffer) {
             if count == 0 {
@@ -140,9 +157,7 @@ impl Shared {
             if !state.open.contains_key(&number) {
                 break;
             }
-            if let Some(tap) = &mut tap {
-                tap.watch(&buffer[..count], &mut state.wire);
-            }
+            tap.watch(&buffer[..count], &mut state.wire);
             drop(state);
             if to.write_all(&buffer[..count]).is_err() {
                 break;
@@ -160,25 +175,32 @@ fn hang_up(ends: &[TcpStream; 2]) {
     }
 }
 
-/// One connection's way up, read along.
+/// One connection's way up or down, read along.
 struct Tap {
     connection: u64,
+    is_up: bool,
     frames: Frames,
     is_v5: bool,
 }
 
 impl Tap {
-    fn new(connection: u64) -> Tap {
-        Tap { connection, frames: Frames::default(), is_v5: false }
+    fn new(connection: u64, is_up: bool) -> Tap {
+        Tap { connection, is_up, frames: Frames::default(), is_v5: false }
     }
 
     fn watch(&mut self, bytes: &[u8], wire: &mut Wire) {
         self.frames.push(bytes);
         while let Some((first, body)) = self.frames.next() {
-            match first & 0xf0 {
+            let id = || u16::from_be_bytes([body[0], body[1]]);
+            match (self.is_up, first & 0xf0) {
                 // The protocol level stands behind the name.
-                0x10 => self.is_v5 = body.get(6) == Some(&5),
-                0x30 => wire.note(self.connection, Published::read(first, &body, self.is_v5)),
+                (true, 0x10) => self.is_v5 = body.get(6) == Some(&5),
+                (true, 0x30) => wire.note(self.connection, Published::read(first, &body, self.is_v5)),
+                (true, 0x60) => wire.log.push(Entry::Released(self.connection, id())),
+                (false, 0x20) => {
+                    wire.log.push(Entry::Event(format!("connection {} has {body:?} as CONNACK", self.connection)));
+                }
+                (false, 0x40 | 0x50 | 0x70) => wire.log.push(Entry::Answered(self.connection, first, id())),
                 _ => {}
             }
         }
@@ -186,9 +208,38 @@ impl Tap {
 }
 
 impl Wire {
+    /// All that passed about one message, with what happened meanwhile.
+    pub fn story(&self, topic: &str, key: Key) -> String {
+        let mut carriers = HashSet::new();
+        let mut story = vec![format!("{topic}, {key:?}:")];
+        for entry in &self.log {
+            match entry {
+                Entry::Sent(connection, published) => {
+                    let Published { dup, packet_id, .. } = **published;
+                    if published.topic == topic && Key::of(&published.payload) == Some(key) {
+                        carriers.insert(packet_id);
+                        story.push(format!("  {connection}: PUBLISH {packet_id}, DUP {dup}"));
+                    } else if carriers.remove(&packet_id) {
+                        story.push(format!("  {connection}: {packet_id} now carries another message"));
+                    }
+                }
+                Entry::Answered(connection, first, id) if carriers.contains(id) => {
+                    story.push(format!("  {connection}: {id} is answered by {first:#x}"));
+                }
+                Entry::Released(connection, id) if carriers.contains(id) => {
+                    story.push(format!("  {connection}: PUBREL {id}"));
+                }
+                Entry::Event(what) => story.push(format!("  ({what})")),
+                Entry::Answered(..) | Entry::Released(..) => {}
+            }
+        }
+        story.join("\n")
+    }
+
     fn note(&mut self, connection: u64, published: Published) {
         // What is not a publisher's (the gateway's own status) is no part of the account.
         let Some(key) = Key::of(&published.payload) else { return };
+        self.log.push(Entry::Sent(connection, Box::new(published.clone())));
         let place = (published.topic.clone(), key);
         let Some((seen_on, first)) = self.seen.get_mut(&place) else {
             self.messages += 1;

@@ -17,3 +17,4 @@ mod line;
 mod publisher;
 mod random;
 mod subject;
+mod trace;
