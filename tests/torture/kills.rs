@@ -14,15 +14,14 @@ use std::ops::AddAssign;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::time::Instant;
 
+use super::balance::{balance, end_all};
 use super::budget::{Budget, Case, Cases};
 use super::common::cloud::{Access, Mosquitto};
 use super::common::gateway::folder;
-use super::common::peers::{Received, Subscriber};
-use super::common::raw::{Heard, RawClient, Version};
-use super::common::{PATIENCE, wait_until};
-use super::ledger::{Account, Arrival, Key, Verdict};
+use super::common::peers::Subscriber;
+use super::common::raw::Version;
+use super::ledger::Verdict;
 use super::line::{Line, Weather, Wire};
 use super::publisher::{Habit, Publisher};
 use super::random::Random;
@@ -250,59 +249,14 @@ impl Campaign {
         self.line.set(Weather::Fair);
         self.subject.hurry();
         self.subject.start();
-        self.publishers.iter().for_each(Publisher::end);
-        wait_until(PATIENCE, "every publisher has all its answers", || {
-            let late = self.publishers.iter().filter(|publisher| !publisher.has_ended());
-            let late: Vec<_> = late.map(|publisher| (&publisher.habit, publisher.acknowledged_count())).collect();
-            if late.is_empty() { Ok(()) } else { Err(format!("{late:?}")) }
-        });
+        end_all(&self.publishers);
     }
 
     fn account(mut self) -> Outcome {
-        self.wait_for_arrivals();
-        // Whatever is sent twice comes before this one.
-        let mut last = RawClient::connected(self.subject.port(), Version::V311, "last");
-        last.publish(b"plant/last", 2, 1, b"last");
-        assert!(matches!(last.hear(PATIENCE), Heard::Packet(0x50, _)));
-        last.release(1);
-        self.application.wait_for_count("factory7/plant/last", 1);
-        let received = self.application.received();
-        let mut verdict = Verdict::default();
-        for publisher in &self.publishers {
-            let topic = format!("factory7/{}", publisher.habit.topic());
-            let arrived = received.iter().filter(|message| message.topic == topic);
-            let account = Account {
-                what: topic.clone(),
-                qos: publisher.habit.qos,
-                acknowledged: publisher.acknowledged(),
-                arrived: arrived
-                    .map(|message| Arrival { key: Key::of(message.payload.as_bytes()), id: message.id.clone() })
-                    .collect(),
-            };
-            verdict.add(&account.verdict());
-        }
+        let quiet = if self.subject.promises() { QUIET } else { QUIET_OF_OTHERS };
+        let verdict = balance(&mut self.application, &self.publishers, self.subject.port(), quiet);
         let refused = self.publishers.iter().map(Publisher::refused).sum();
         Outcome { verdict, moments: self.moments, wire: self.line.wire(), refused }
-    }
-
-    /// Until as much has arrived as was acknowledged, or nothing more comes.
-    fn wait_for_arrivals(&mut self) {
-        let acknowledged = self.acknowledged();
-        let quiet = if self.subject.promises() { QUIET } else { QUIET_OF_OTHERS };
-        let (mut seen, mut since) = (0, Instant::now());
-        let topics: Vec<String> =
-            self.publishers.iter().map(|publisher| format!("factory7/{}", publisher.habit.topic())).collect();
-        let is_counted = |message: &&Received| topics.contains(&message.topic);
-        let mut keys = std::collections::HashSet::new();
-        while since.elapsed() < quiet && (keys.len() as u64) < acknowledged {
-            let received = self.application.received();
-            if received.len() > seen {
-                let new = received.iter().skip(seen).filter(is_counted);
-                keys.extend(new.map(|message| (message.topic.clone(), Key::of(message.payload.as_bytes()))));
-                (seen, since) = (received.len(), Instant::now());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
     }
 }
 
@@ -322,15 +276,12 @@ impl Outcome {
 
 /// Four publishers: every version and QoS.
 fn habits(random: &mut Random) -> Vec<Habit> {
-    [(Version::V311, 1), (Version::V311, 2), (Version::V5, 1), (Version::V5, 2)]
-        .map(|(version, qos)| Habit {
-            name: format!("{version:?}-qos{qos}").to_lowercase(),
-            version,
-            qos,
+    Habit::of_each_kind(|version| {
+        (
             // Version 5 brings a Receive Maximum, of which Mosquitto's is 20.
-            window: usize::try_from(random.within(1..if version == Version::V5 { 20 } else { 60 })).unwrap(),
-            pause: Duration::from_micros(random.within(1000..8000)),
-            bytes: random.within(10..600),
-        })
-        .into()
+            random.within(1..if version == Version::V5 { 20 } else { 60 }),
+            Duration::from_micros(random.within(1000..8000)),
+            random.within(10..600),
+        )
+    })
 }

@@ -30,6 +30,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     target: u16,
+    records: bool,
 }
 
 #[derive(Debug)]
@@ -66,12 +67,21 @@ enum Entry {
 }
 
 impl Line {
-    /// Listens on a loopback port and passes on to 127.0.0.1:`target`.
+    /// Listens on a loopback port, passes on to 127.0.0.1:`target`, and writes down what goes up.
     pub fn laid(target: u16) -> Line {
+        Line::with(target, true)
+    }
+
+    /// The same for a long time: nothing is written down.
+    pub fn laid_without_a_record(target: u16) -> Line {
+        Line::with(target, false)
+    }
+
+    fn with(target: u16, records: bool) -> Line {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let state = State { weather: Weather::Fair, connections: 0, open: HashMap::new(), wire: Wire::default() };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), target });
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), target, records });
         let line = Line { port, shared: Arc::clone(&shared) };
         // It ends with the test process: nothing of it outlives that.
         std::thread::spawn(move || {
@@ -157,7 +167,9 @@ impl Shared {
             if !state.open.contains_key(&number) {
                 break;
             }
-            tap.watch(&buffer[..count], &mut state.wire);
+            if self.records {
+                tap.watch(&buffer[..count], &mut state.wire);
+            }
             drop(state);
             if to.write_all(&buffer[..count]).is_err() {
                 break;

@@ -10,11 +10,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod balance;
 mod budget;
 mod kills;
 mod ledger;
 mod line;
 mod publisher;
 mod random;
+mod soak;
 mod subject;
 mod trace;

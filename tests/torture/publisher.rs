@@ -37,6 +37,19 @@ pub struct Habit {
 }
 
 impl Habit {
+    /// One for each version and QoS; `of` gives window, pause and bytes.
+    pub fn of_each_kind(mut of: impl FnMut(Version) -> (u64, Duration, u64)) -> Vec<Habit> {
+        let kinds = [(Version::V311, 1), (Version::V311, 2), (Version::V5, 1), (Version::V5, 2)];
+        kinds
+            .into_iter()
+            .map(|(version, qos)| {
+                let (window, pause, bytes) = of(version);
+                let name = format!("{version:?}-qos{qos}").to_lowercase();
+                Habit { name, version, qos, window: usize::try_from(window).unwrap(), pause, bytes }
+            })
+            .collect()
+    }
+
     /// Its topic.
     pub fn topic(&self) -> String {
         format!("plant/{}", self.name)
