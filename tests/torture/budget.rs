@@ -107,8 +107,9 @@ impl Iterator for Budget {
 impl Drop for Case {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let (name, seed) = (self.name, self.seed);
-            eprintln!("to repeat it: TIDEGATE_SEED={seed} cargo test --test torture {name} -- --nocapture");
+            let thread = std::thread::current();
+            let test = thread.name().filter(|name| name.contains("::")).unwrap_or(self.name);
+            eprintln!("to repeat it: TIDEGATE_SEED={} cargo test --test torture {test} -- --nocapture", self.seed);
         }
     }
 }

@@ -55,7 +55,7 @@ fn no_kill_at_any_moment_loses_what_was_acknowledged_or_doubles_it_at_qos_2() {
 
 #[test]
 fn the_same_kills_catch_a_front_that_acknowledges_early_and_the_bridge_of_mosquitto() {
-    let mut budget = Budget::begin("kills_controls", Cases { short: 1, long: 20 });
+    let mut budget = Budget::begin("kills_controls", Cases { short: 1, long: 10 });
     let kinds = [Kind::EarlyTidegate, Kind::Bridge, Kind::BridgeThatSaves, Kind::Tidegate];
     let mut sums = kinds.map(|kind| (kind, Verdict::default(), Moments::default()));
     while let Some(case) = budget.next() {

@@ -23,7 +23,7 @@ pub enum Kind {
     Tidegate,
     /// The gateway behind `Front`: acknowledged before anything is stored.
     EarlyTidegate,
-    /// Mosquitto with persistence and a bridge, as Debian ships it.
+    /// Mosquitto with persistence and a bridge, otherwise as Debian ships it.
     Bridge,
     /// The same with `autosave_interval 1` and `autosave_on_changes true`.
     BridgeThatSaves,
@@ -184,9 +184,10 @@ impl Bridge {
         let me = std::process::Command::new("id").arg("-un").output().unwrap().stdout;
         let me = String::from_utf8(me).unwrap();
         let version = if terms.protocol == "5" { "mqttv50" } else { "mqttv311" };
+        // No bound of its queue is to blame for what a kill loses.
         let mut text = format!(
             "user {}\nlistener {port} 127.0.0.1\nallow_anonymous true\n\
-             persistence true\npersistence_location {}/\n",
+             persistence true\npersistence_location {}/\nmax_queued_messages 0\n",
             me.trim(),
             folder.display()
         );
