@@ -181,6 +181,12 @@ impl Gateway {
         self.process.as_ref().expect("the gateway runs").id()
     }
 
+    /// The process id of the program itself, also under a tracer; nothing while the tracer has not started it yet.
+    pub fn program_id(&self) -> Option<u32> {
+        let process = self.process.as_ref().expect("the gateway runs");
+        if self.tracer.is_empty() { Some(process.id()) } else { process.first_child_id() }
+    }
+
     /// What it wrote to standard error, over all its starts.
     pub fn log(&self) -> Vec<String> {
         let now = self.process.as_ref().map(Process::stderr).unwrap_or_default();

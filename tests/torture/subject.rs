@@ -48,6 +48,8 @@ pub struct Terms {
     pub protocol: &'static str,
     /// Messages a second, so that a drain lasts; the bridge has no such thing.
     pub pace: Option<u64>,
+    /// Every write to the gateway's files takes a while, so that many kills fall between the writes of a commit.
+    pub is_disk_slow: bool,
 }
 
 /// A program under fire. It keeps its port and its store over kills.
@@ -69,7 +71,11 @@ impl Subject {
     pub fn prepared(kind: Kind, folder: &Path, line: u16, terms: &Terms) -> Subject {
         let inner = match kind {
             Kind::Tidegate | Kind::EarlyTidegate => {
-                Inner::Gateway(Box::new(Gateway::prepared(folder, &tables(line, terms))))
+                let mut gateway = Gateway::prepared(folder, &tables(line, terms));
+                if terms.is_disk_slow {
+                    gateway.set_tracer(&SLOW_DISK);
+                }
+                Inner::Gateway(Box::new(gateway))
             }
             Kind::Bridge | Kind::BridgeThatSaves => {
                 Inner::Bridge(Bridge::prepared(folder, line, terms, kind == Kind::BridgeThatSaves))
@@ -114,23 +120,15 @@ impl Subject {
         }
     }
 
-    /// The process id.
-    pub fn id(&self) -> u32 {
-        match &self.inner {
-            Inner::Gateway(gateway) => gateway.id(),
-            Inner::Bridge(bridge) => bridge.process.as_ref().expect("it runs").id(),
-        }
-    }
-
     /// SIGKILL for this very process, which must not have ended by itself before, and which is the one that listens
     /// when it `was_ready`.
     pub fn kill(&mut self, was_ready: bool) {
-        let id = self.id();
-        let own_port = match &self.inner {
-            Inner::Gateway(gateway) => gateway.port,
-            Inner::Bridge(bridge) => bridge.port,
+        let (id, own_port) = match &self.inner {
+            Inner::Gateway(gateway) => (gateway.program_id(), gateway.port),
+            Inner::Bridge(bridge) => (bridge.process.as_ref().map(Process::id), bridge.port),
         };
-        assert!(!was_ready || port::is_served_by(own_port, id), "another process than {id} listens on {own_port}");
+        let is_it = id.is_some_and(|id| port::is_served_by(own_port, id));
+        assert!(!was_ready || is_it, "another process than {id:?} listens on {own_port}");
         match &mut self.inner {
             Inner::Gateway(gateway) => {
                 if let Some(status) = gateway.has_ended() {
@@ -148,6 +146,11 @@ impl Subject {
         }
     }
 
+    /// Whether it can be killed before it is ready: strace, where it slows the disk, would be in the way.
+    pub fn can_be_killed_early(&self) -> bool {
+        !self.terms.is_disk_slow || matches!(self.inner, Inner::Bridge(_))
+    }
+
     /// Whether it promises that nothing is lost.
     pub fn promises(&self) -> bool {
         self.kind == Kind::Tidegate
@@ -160,6 +163,20 @@ impl Subject {
         }
     }
 }
+
+const SLOW_DISK: [&str; 11] = [
+    "strace",
+    "-f",
+    "--seccomp-bpf",
+    "-o",
+    "/dev/null",
+    "-e",
+    "trace=pwrite64",
+    "-e",
+    "inject=pwrite64:delay_enter=3000",
+    "setpriv",
+    "--pdeathsig=KILL",
+];
 
 fn tables(line: u16, terms: &Terms) -> String {
     let mut more = format!("protocol = \"{}\"", terms.protocol);
