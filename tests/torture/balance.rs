@@ -21,15 +21,17 @@ pub fn end_all(publishers: &[Publisher]) {
     });
 }
 
-/// The account of publishers that have ended, once all has arrived or nothing has for `quiet`. `port` is the gateway's.
-pub fn balance(application: &mut Subscriber, publishers: &[Publisher], port: u16, quiet: Duration) -> Verdict {
-    wait_for_arrivals(application, publishers, quiet);
-    // Whatever is sent twice comes before this one.
+/// Whatever is still under way, or sent twice, comes before a message that is published now. `port` is the gateway's.
+pub fn wait_for_the_last(application: &mut Subscriber, port: u16) {
     let mut last = RawClient::connected(port, Version::V311, "last");
     last.publish(b"plant/last", 2, 1, b"last");
     assert!(matches!(last.hear(PATIENCE), Heard::Packet(0x50, _)));
     last.release(1);
     application.wait_for_count("factory7/plant/last", 1);
+}
+
+/// The account of publishers that have ended.
+pub fn balance(application: &mut Subscriber, publishers: &[Publisher]) -> Verdict {
     let received = application.received();
     let mut verdict = Verdict::default();
     for publisher in publishers {
@@ -48,7 +50,8 @@ pub fn balance(application: &mut Subscriber, publishers: &[Publisher], port: u16
     verdict
 }
 
-fn wait_for_arrivals(application: &mut Subscriber, publishers: &[Publisher], quiet: Duration) {
+/// Until all that was acknowledged has arrived, or nothing has come for `quiet`.
+pub fn wait_for_arrivals(application: &mut Subscriber, publishers: &[Publisher], quiet: Duration) {
     let mut missing: HashSet<(String, Key)> = publishers
         .iter()
         .flat_map(|publisher| publisher.acknowledged().into_iter().map(|key| (cloud_topic(publisher), key)))

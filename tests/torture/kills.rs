@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::balance::{balance, end_all};
+use super::balance::{balance, end_all, wait_for_arrivals, wait_for_the_last};
 use super::budget::{Budget, Case, Cases};
 use super::common::cloud::{Access, Mosquitto};
 use super::common::gateway::folder;
@@ -45,7 +45,7 @@ fn no_kill_at_any_moment_loses_what_was_acknowledged_or_doubles_it_at_qos_2() {
     let mut budget = Budget::begin("kills", Cases { short: 3, long: 100 });
     let (mut all, mut moments) = (Verdict::default(), Moments::default());
     while let Some(case) = budget.next() {
-        let outcome = Campaign::begun(&case, Kind::Tidegate).run();
+        let outcome = Campaign::begun(&case, Kind::Tidegate, false).run();
         budget.say(format!("seed {}: {}; {}", case.seed, outcome.moments, outcome.verdict));
         outcome.assert_kept();
         all.add(&outcome.verdict);
@@ -66,7 +66,7 @@ fn the_same_kills_catch_a_front_that_acknowledges_early_and_the_bridge_of_mosqui
             if budget.share().is_none() && matches!(kind, Kind::BridgeThatSaves | Kind::Tidegate) {
                 continue;
             }
-            let outcome = Campaign::begun(&case, *kind).run();
+            let outcome = Campaign::begun(&case, *kind, true).run();
             budget.say(format!("seed {}: {}: {}", case.seed, kind.name(), outcome.verdict));
             sum.add(&outcome.verdict);
             *moments += outcome.moments;
@@ -143,7 +143,7 @@ struct Outcome {
 }
 
 impl Campaign {
-    fn begun(case: &Case, kind: Kind) -> Campaign {
+    fn begun(case: &Case, kind: Kind, is_lenient: bool) -> Campaign {
         let mut random = case.random.clone();
         let terms = Terms {
             protocol: random.pick::<&str>(&["3.1.1", "5"]),
@@ -153,6 +153,10 @@ impl Campaign {
         };
         let folder = folder();
         let mut cloud = Mosquitto::prepared(folder.path(), Access::Open);
+        if is_lenient {
+            // After a restart Mosquitto's bridge sends more at once than Mosquitto takes, and is thrown out for ever.
+            cloud.configure("max_inflight_messages 0");
+        }
         cloud.start();
         let application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
         let line = Line::laid(cloud.port);
@@ -256,8 +260,13 @@ impl Campaign {
     }
 
     fn account(mut self) -> Outcome {
-        let quiet = if self.subject.promises() { QUIET } else { QUIET_OF_OTHERS };
-        let verdict = balance(&mut self.application, &self.publishers, self.subject.port(), quiet);
+        let promises = self.subject.promises();
+        let quiet = if promises { QUIET } else { QUIET_OF_OTHERS };
+        wait_for_arrivals(&mut self.application, &self.publishers, quiet);
+        if promises {
+            wait_for_the_last(&mut self.application, self.subject.port());
+        }
+        let verdict = balance(&mut self.application, &self.publishers);
         let refused = self.publishers.iter().map(Publisher::refused).sum();
         Outcome { verdict, moments: self.moments, wire: self.line.wire(), refused }
     }

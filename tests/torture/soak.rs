@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::balance::{balance, end_all};
+use super::balance::{balance, end_all, wait_for_arrivals, wait_for_the_last};
 use super::budget::{Budget, Cases};
 use super::common::cloud::{Access, Mosquitto};
 use super::common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
@@ -277,7 +277,9 @@ impl Soak {
 
     fn end(mut self, budget: &Budget, seed: u64, count: usize) {
         end_all(&self.publishers);
-        let verdict = balance(&mut self.application, &self.publishers, self.gateway.port, Duration::from_secs(60));
+        wait_for_arrivals(&mut self.application, &self.publishers, PATIENCE);
+        wait_for_the_last(&mut self.application, self.gateway.port);
+        let verdict = balance(&mut self.application, &self.publishers);
         let storm = self.application.received_on("factory7/plant/storm").len() as u64;
         let first = self.first.expect("taken at the beginning");
         budget.say(format!("at first {first}"));
