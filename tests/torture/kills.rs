@@ -45,7 +45,7 @@ fn no_kill_at_any_moment_loses_what_was_acknowledged_or_doubles_it_at_qos_2() {
     let mut budget = Budget::begin("kills", Cases { short: 3, long: 100 });
     let (mut all, mut moments) = (Verdict::default(), Moments::default());
     while let Some(case) = budget.next() {
-        let outcome = Campaign::begun(&case, Kind::Tidegate, false).run();
+        let outcome = Campaign::begun(&case, Kind::Tidegate, case.seed % 2 == 0).run();
         budget.say(format!("seed {}: {}; {}", case.seed, outcome.moments, outcome.verdict));
         outcome.assert_kept();
         all.add(&outcome.verdict);
@@ -266,9 +266,12 @@ impl Campaign {
         if promises {
             wait_for_the_last(&mut self.application, self.subject.port());
         }
-        let verdict = balance(&mut self.application, &self.publishers);
+        let mut verdict = balance(&mut self.application, &self.publishers);
+        let wire = self.line.wire();
+        // Mosquitto's restart at times gives its subscriber a second time what it got once.
+        verdict.attribute(|topic, key| wire.cycles(topic, key));
         let refused = self.publishers.iter().map(Publisher::refused).sum();
-        Outcome { verdict, moments: self.moments, wire: self.line.wire(), refused }
+        Outcome { verdict, moments: self.moments, wire, refused }
     }
 }
 
@@ -276,9 +279,13 @@ impl Outcome {
     #[track_caller]
     fn assert_kept(&self) {
         let Outcome { verdict, wire, refused, .. } = self;
-        let stories: Vec<String> = verdict.victims.iter().map(|(topic, key)| wire.story(topic, *key)).collect();
+        let stories: Vec<String> = verdict.victims.iter().take(3).map(|(topic, key)| wire.story(topic, *key)).collect();
         assert!(verdict.is_clean(), "{verdict}\n{}\n{}", verdict.examples.join("\n"), stories.join("\n"));
+        // Also where the cloud had not got the first one, and so nothing arrived twice.
+        let doubled = wire.doubled().first().map(|(topic, key)| wire.story(topic, *key));
+        assert!(doubled.is_none(), "given to the cloud as new more than once: {}", doubled.unwrap_or_default());
         assert_eq!(*refused, 0, "nothing may be refused");
+        assert_eq!(wire.forgotten_sessions, 0, "the cloud forgot a session");
         assert!(wire.changed.is_empty(), "a repeat is not what it repeats: {:?}", wire.changed.first());
         assert!(wire.twice.is_empty(), "sent twice on one connection: {:?}", wire.twice.first());
         let most = wire.repeats.values().max().copied().unwrap_or(0);

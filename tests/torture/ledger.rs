@@ -80,8 +80,11 @@ pub struct Verdict {
     pub sent_again: usize,
     /// The first of each, for a person.
     pub examples: Vec<String>,
-    /// The first messages that were lost or doubled: topic and key.
+    /// QoS 2: doubles of the cloud itself, which had got the message once.
+    pub doubled_by_cloud: usize,
+    /// The messages that were lost, first ones only, and doubled: topic and key.
     pub victims: Vec<(String, Key)>,
+    doubles: Vec<(String, Key)>,
 }
 
 const EXAMPLES_MAX: usize = 12;
@@ -120,7 +123,7 @@ impl Account {
                 match self.qos {
                     2 if *count == 2 => {
                         verdict.doubled += 1;
-                        verdict.victim(&self.what, key);
+                        verdict.doubles.push((self.what.clone(), key));
                         verdict.example(&self.what, "doubled", arrival);
                     }
                     2 => {}
@@ -147,6 +150,15 @@ impl Verdict {
         }
     }
 
+    /// Tells by how often each was given to the cloud who has doubled what.
+    pub fn attribute(&mut self, given: impl Fn(&str, Key) -> usize) {
+        let (own, of_cloud): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.doubles).into_iter().partition(|(topic, key)| given(topic, *key) > 1);
+        self.doubled = own.len();
+        self.doubled_by_cloud += of_cloud.len();
+        self.victims.extend(own);
+    }
+
     fn victim(&mut self, of: &str, key: Key) {
         if self.victims.len() < 3 {
             self.victims.push((of.to_owned(), key));
@@ -158,6 +170,8 @@ impl Verdict {
         self.acknowledged += other.acknowledged;
         self.lost += other.lost;
         self.doubled += other.doubled;
+        self.doubled_by_cloud += other.doubled_by_cloud;
+        self.doubles.extend(other.doubles.iter().cloned());
         self.repeated += other.repeated;
         self.disordered += other.disordered;
         self.wrong += other.wrong;
@@ -175,10 +189,12 @@ impl Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Verdict { acknowledged, lost, doubled, repeated, disordered, wrong, sent_again, .. } = self;
+        let Verdict { acknowledged, lost, doubled, doubled_by_cloud, repeated, disordered, wrong, sent_again, .. } =
+            self;
         write!(
             f,
-            "{acknowledged} acknowledged, {lost} lost, {doubled} doubled at QoS 2, {repeated} repeated at QoS 1, \
+            "{acknowledged} acknowledged, {lost} lost, {doubled} doubled at QoS 2 \
+             ({doubled_by_cloud} more by the cloud itself), {repeated} repeated at QoS 1, \
              {disordered} out of order, {wrong} wrong, {sent_again} sent again by their publisher"
         )
     }

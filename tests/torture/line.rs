@@ -52,8 +52,26 @@ pub struct Wire {
     pub changed: Vec<String>,
     /// The same message twice on one connection, for a person.
     pub twice: Vec<String>,
+    /// Sessions that the cloud did not know any more although nobody had asked for a clean one.
+    pub forgotten_sessions: usize,
     seen: HashMap<(String, Key), (u64, Published)>,
+    /// QoS 2: each message's way up.
+    cycles: HashMap<(String, Key), Cycle>,
+    /// By packet id.
+    carried: HashMap<u16, (String, Key)>,
+    /// The last CONNECT asked for a clean session.
+    is_clean_start: bool,
     log: Vec<Entry>,
+}
+
+/// From a PUBLISH to its PUBCOMP; sent again under the same packet id before PUBREL it is still the same one.
+#[derive(Debug, Clone, Default)]
+struct Cycle {
+    packet_id: u16,
+    is_released: bool,
+    /// The cloud has forgotten the session: what is sent again is sent rightly.
+    is_forgiven: bool,
+    count: usize,
 }
 
 /// One packet at QoS 1 or 2 that passed, or something that happened beside the line.
@@ -195,6 +213,9 @@ struct Tap {
     is_v5: bool,
 }
 
+/// CONNECT asks for a clean session (MQTT 5.0, 3.1.2.4).
+const CLEAN: u8 = 2;
+
 impl Tap {
     fn new(connection: u64, is_up: bool) -> Tap {
         Tap { connection, is_up, frames: Frames::default(), is_v5: false }
@@ -206,10 +227,14 @@ impl Tap {
             let id = || u16::from_be_bytes([body[0], body[1]]);
             match (self.is_up, first & 0xf0) {
                 // The protocol level stands behind the name.
-                (true, 0x10) => self.is_v5 = body.get(6) == Some(&5),
+                (true, 0x10) => {
+                    self.is_v5 = body.get(6) == Some(&5);
+                    wire.is_clean_start = body.get(7).is_none_or(|flags| flags & CLEAN != 0);
+                }
                 (true, 0x30) => wire.note(self.connection, Published::read(first, &body, self.is_v5)),
-                (true, 0x60) => wire.log.push(Entry::Released(self.connection, id())),
+                (true, 0x60) => wire.release(self.connection, id()),
                 (false, 0x20) => {
+                    wire.session(body[0] & 1 == 1);
                     wire.log.push(Entry::Event(format!("connection {} has {body:?} as CONNACK", self.connection)));
                 }
                 (false, 0x40 | 0x50 | 0x70) => wire.log.push(Entry::Answered(self.connection, first, id())),
@@ -248,11 +273,49 @@ impl Wire {
         story.join("\n")
     }
 
+    /// How often a QoS 2 message was given to the cloud as a new one: more than once is the sender's fault.
+    pub fn cycles(&self, topic: &str, key: Key) -> usize {
+        self.cycles.get(&(topic.to_owned(), key)).map_or(0, |cycle| cycle.count)
+    }
+
+    /// The QoS 2 messages that were given to the cloud as new ones more than once.
+    pub fn doubled(&self) -> Vec<&(String, Key)> {
+        self.cycles.iter().filter(|(_, cycle)| cycle.count > 1).map(|(place, _)| place).collect()
+    }
+
+    fn session(&mut self, is_present: bool) {
+        if is_present || self.is_clean_start || self.seen.is_empty() {
+            return;
+        }
+        self.forgotten_sessions += 1;
+        self.cycles.values_mut().for_each(|cycle| cycle.is_forgiven = true);
+    }
+
+    fn release(&mut self, connection: u64, packet_id: u16) {
+        self.log.push(Entry::Released(connection, packet_id));
+        if let Some(cycle) = self.carried.get(&packet_id).and_then(|place| self.cycles.get_mut(place)) {
+            cycle.is_released = true;
+        }
+    }
+
+    fn cycle(&mut self, place: (String, Key), packet_id: u16) {
+        let cycle = self.cycles.entry(place.clone()).or_default();
+        let goes_on = cycle.packet_id == packet_id && !cycle.is_released;
+        if !goes_on && !cycle.is_forgiven {
+            cycle.count += 1;
+        }
+        *cycle = Cycle { packet_id, is_released: false, is_forgiven: false, count: cycle.count };
+        self.carried.insert(packet_id, place);
+    }
+
     fn note(&mut self, connection: u64, published: Published) {
         // What is not a publisher's (the gateway's own status) is no part of the account.
         let Some(key) = Key::of(&published.payload) else { return };
         self.log.push(Entry::Sent(connection, Box::new(published.clone())));
         let place = (published.topic.clone(), key);
+        if published.qos == 2 {
+            self.cycle(place.clone(), published.packet_id);
+        }
         let Some((seen_on, first)) = self.seen.get_mut(&place) else {
             self.messages += 1;
             self.seen.insert(place, (connection, published));
@@ -270,4 +333,35 @@ impl Wire {
             self.changed.push(format!("{first:?} became {published:?}"));
         }
     }
+}
+
+#[test]
+fn the_line_tells_a_double_of_the_sender_from_a_repeat() {
+    let key = Key { number: 1, attempt: 1 };
+    let publish =
+        |packet_id, dup| Published { dup, qos: 2, packet_id, topic: "t".to_owned(), id: None, payload: key.payload(9) };
+    let cycles = |steps: &dyn Fn(&mut Wire)| {
+        let mut wire = Wire::default();
+        wire.note(1, publish(5, false));
+        steps(&mut wire);
+        wire.cycles("t", key)
+    };
+    assert_eq!(cycles(&|wire| wire.note(2, publish(5, true))), 1, "resumed before PUBREL");
+    assert_eq!(cycles(&|wire| wire.note(2, publish(6, false))), 2, "under another id");
+    let after_its_release = |wire: &mut Wire| {
+        wire.release(1, 5);
+        wire.note(2, publish(5, true));
+    };
+    assert_eq!(cycles(&after_its_release), 2);
+    let after_the_cloud_forgot = |wire: &mut Wire| {
+        wire.session(false);
+        wire.note(2, publish(6, false));
+    };
+    assert_eq!(cycles(&after_the_cloud_forgot), 1);
+    let after_a_clean_start = |wire: &mut Wire| {
+        wire.is_clean_start = true;
+        wire.session(false);
+        wire.note(2, publish(6, false));
+    };
+    assert_eq!(cycles(&after_a_clean_start), 2);
 }
