@@ -238,7 +238,7 @@ async fn what_was_stored_while_the_cloud_was_away_arrives_in_order_once() {
             assert!(ids.iter().all(|id| id.starts_with("g7.")));
         }
         gateway.stop().await;
-        assert_eq!(cloud.seen.lock().unwrap().farewells, if protocol == Protocol::V311 { 2 } else { 1 });
+        assert_eq!(cloud.seen.lock().unwrap().farewells, 1);
     }
 }
 

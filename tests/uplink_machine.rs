@@ -139,6 +139,7 @@ struct Cloud {
     dups_without_flag: usize,
     subscribed: usize,
     connects: usize,
+    clean_starts: usize,
 }
 
 impl Cloud {
@@ -150,6 +151,7 @@ impl Cloud {
             Packet::Connect(connect) => {
                 self.connected = true;
                 self.connects += 1;
+                self.clean_starts += usize::from(connect.clean_start);
                 self.out = 0;
                 if connect.clean_start || self.temper.forgets_sessions {
                     self.has_session = false;
@@ -1118,13 +1120,33 @@ fn another_server_or_user_forces_one_clean_start() {
 }
 
 #[test]
-fn in_3_1_1_a_clean_session_is_followed_by_one_that_is_kept() {
-    let temper = Temper { version_311: true, ..Temper::default() };
-    let mut world = World::new(settings(Version::V311, 3), temper, Vec::new());
-    while world.step() {}
-    assert_eq!(world.closed, [CloseReason::Afresh]);
-    assert!(world.machine.is_up());
-    assert_eq!(world.machine.counts().sessions_lost, 0);
+fn a_new_session_is_had_without_a_clean_start_where_none_is_in_the_way() {
+    for version in [Version::V311, Version::V5] {
+        let temper = Temper { version_311: version == Version::V311, ..Temper::default() };
+        let mut world = World::new(settings(version, 3), temper, Vec::new());
+        while world.step() {}
+        assert!(world.machine.is_up() && world.closed.is_empty(), "{version:?}: {:?}", world.closed);
+        assert_eq!((world.cloud.connects, world.cloud.clean_starts), (1, 0));
+        assert_eq!(world.machine.counts().sessions_lost, 0);
+    }
+}
+
+#[test]
+fn a_session_of_somebody_else_is_cleaned_away_and_the_next_one_is_kept() {
+    for version in [Version::V311, Version::V5] {
+        let temper = Temper { version_311: version == Version::V311, ..Temper::default() };
+        let mut world = World::new(settings(version, 3), temper, rows_of(6, |_| Qos::ExactlyOnce));
+        world.cloud.has_session = true;
+        world.cloud.taken = (1..=20).collect();
+        world.run(&[]);
+        assert!(world.machine.is_up());
+        assert_eq!(world.closed, [CloseReason::Afresh, CloseReason::Afresh], "{version:?}");
+        assert_eq!((world.cloud.connects, world.cloud.clean_starts), (3, 1));
+        let is_row = |publish: &&Publish| !publish.topic.as_ref().unwrap().as_str().starts_with("own/");
+        let arrived = world.cloud.got.iter().filter(is_row).count();
+        assert_eq!(arrived, 6, "the ids that the other had taken swallow nothing");
+        assert_eq!(world.machine.counts().sessions_lost, 0);
+    }
 }
 
 #[test]

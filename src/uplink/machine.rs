@@ -297,7 +297,7 @@ pub enum CloseReason {
         /// What the intake said.
         reason: String,
     },
-    /// A clean session of 3.1.1 has been had; now the one that is kept.
+    /// A clean session has been had; now the one that is kept.
     #[error("the session starts afresh")]
     Afresh,
     /// The gateway stops.
@@ -521,6 +521,8 @@ pub struct Machine {
     window_grows_at: Duration,
     // The connection.
     key_wanted: u64,
+    /// The server of this key keeps a session of our name that is not ours.
+    foreign: Option<u64>,
     is_clean_start: bool,
     expects_session: bool,
     ping: Option<Ping>,
@@ -579,6 +581,7 @@ impl Machine {
             window_max: usize::from(settings.window.get()),
             window_grows_at: Duration::ZERO,
             key_wanted: 0,
+            foreign: None,
             is_clean_start: false,
             expects_session: true,
             ping: None,
@@ -608,12 +611,14 @@ impl Machine {
         self.phase == Phase::Down && self.is_restored && !self.must_restore && self.is_at_rest()
     }
 
-    /// CONNECT for a server that `session_key` names (host, port, client id, user). A key other than that of the last
-    /// session forces a clean start, once.
+    /// CONNECT for a server that `session_key` names (host, port, client id, user). Under a key other than that of the
+    /// last session no session may be there; the clean start that removes one is asked for only when there is: Mosquitto
+    /// 2.0 writes no session down whose last CONNECT was a clean start, and would forget at its next restart what it has
+    /// received.
     pub fn open(&mut self, at: Moment, session_key: u64, password: Option<Bytes>) -> Packet {
         self.phase = Phase::Opening { since: at.now };
         self.key_wanted = session_key;
-        self.is_clean_start = self.session_key != Some(session_key);
+        self.is_clean_start = self.is_new_session() && self.foreign == Some(session_key);
         self.sent_at = at.now;
         self.heard_at = at.now;
         let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
@@ -826,12 +831,21 @@ impl Machine {
         if connack.session_present && self.is_clean_start {
             return self.close(CloseReason::Protocol { what: "a session where a clean one was asked for" });
         }
+        if connack.session_present && self.is_new_session() {
+            self.foreign = Some(self.key_wanted);
+            return self.close(CloseReason::Afresh);
+        }
         if self.own.connect_accepted() {
             self.actions.push(Action::Note(Note::OwnTopicOff));
         }
         let settings = &self.settings;
         self.terms = Terms::new(settings.version, connack, settings.window, settings.keep_alive);
         self.phase = Phase::Settling { session_present: connack.session_present };
+    }
+
+    /// Whether this connection is for another session than the last one.
+    fn is_new_session(&self) -> bool {
+        self.session_key != Some(self.key_wanted)
     }
 
     /// The cloud's own end of the connection, with a reason (version 5 only).
@@ -1065,7 +1079,7 @@ impl Machine {
             return self.up(at, true);
         }
         let in_flight = self.in_flight();
-        let was_expected = if self.is_clean_start { self.session_key.is_some() } else { self.expects_session };
+        let was_expected = if self.is_new_session() { self.session_key.is_some() } else { self.expects_session };
         if was_expected && !self.settings.session_expiry.is_zero() {
             self.counts.sessions_lost += 1;
             self.actions.push(Action::Note(Note::SessionLost { in_flight }));
@@ -1125,8 +1139,10 @@ impl Machine {
         self.older_than = self.newest_unreleased();
         if self.phase == Phase::Renewing {
             self.inbound.forget_ignored();
-            if self.settings.version == Version::V311 && self.is_clean_start {
-                // In 3.1.1 a clean session is never kept (MQTT 3.1.1, 3.1.2.4): the next one is.
+            let is_kept = self.settings.version == Version::V311 || !self.settings.session_expiry.is_zero();
+            if self.is_clean_start && is_kept {
+                // In 3.1.1 a clean session is never kept (MQTT 3.1.1, 3.1.2.4): the next one is. In version 5 it is
+                // kept, but not by every server (see `open`).
                 self.expects_session = false;
                 self.close(CloseReason::Afresh);
             } else {
