@@ -11,4 +11,9 @@
 mod common;
 
 mod budget;
+mod log_disk;
+mod mounts;
+mod numbers;
+mod power_cuts;
 mod random;
+mod stand_in;
