@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use log::{error, info, warn};
-use rustix::fs::FlockOperation;
+use rustix::fs::{Advice, FlockOperation};
 
 use super::books::{Books, Gap, Identity, Stream, gap_topic};
 use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
@@ -23,6 +23,7 @@ use crate::health::LossReason;
 use crate::message::{Filter, Qos};
 
 const DATABASE: &str = "queue.db";
+const LOG: &str = "queue.db-wal";
 const QUARANTINE: &str = "quarantine";
 /// Damaged stores that are kept for a look.
 const QUARANTINES_MAX: usize = 3;
@@ -153,7 +154,7 @@ fn look(dir: &Path, file: &StartFile, is_moved_aside: bool) -> Result<bool, Stor
         Ok(metadata) if metadata.is_dir() => damaged("there is a directory in its place"),
         Ok(metadata) if metadata.len() == 0 && file.exists() => damaged("it is empty"),
         Ok(_) => Ok(false),
-        Err(_) if fs::metadata(dir.join("queue.db-wal")).is_ok_and(|wal| wal.len() > 0) => {
+        Err(_) if fs::metadata(dir.join(LOG)).is_ok_and(|wal| wal.len() > 0) => {
             damaged("there is a write-ahead log without its database")
         }
         Err(_) => {
@@ -168,6 +169,7 @@ fn look(dir: &Path, file: &StartFile, is_moved_aside: bool) -> Result<bool, Stor
 fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError> {
     let file = StartFile::new(&settings.dir);
     let is_new = look(&settings.dir, &file, past.moved.is_some())?;
+    forget_cached(&settings.dir).map_err(|error| io_error(&error))?;
     let store = Store::open(&settings.dir.join(DATABASE))?;
     if is_new {
         identity::sync_dir(&settings.dir).map_err(|error| io_error(&error))?;
@@ -231,6 +233,25 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
             Err(error)
         }
     }
+}
+
+/// Makes the kernel read both files from the disk, before anything is built on what they say.
+///
+/// When a write fails, the kernel tells it once, at the sync, and then calls the pages clean: they read well, and no
+/// later sync brings them to the disk. SQLite would find its log whole, here or in a process that comes after this one,
+/// and go on behind a hole; all that follows would be acknowledged, and lost with the power. Writing the log over itself
+/// does not help: on ext4 a block whose first write failed stays marked as unwritten while its page is in memory.
+fn forget_cached(dir: &Path) -> io::Result<()> {
+    for name in [DATABASE, LOG] {
+        let file = match File::open(dir.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        // Only clean pages are given up.
+        file.sync_data()?;
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
+    }
+    Ok(())
 }
 
 fn io_error(error: &io::Error) -> StoreError {

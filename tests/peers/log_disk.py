@@ -10,7 +10,8 @@ real disk, and is recorded when it ends; it covers what was written before it wa
 flush runs is therefore recorded before it: an acknowledgement that does not wait for its flush is seen to be early.
 
 On standard input `dump FILE` writes the log to a file and ends the record; the disk goes on working, so that it can be
-unmounted in peace. Says `ready` and `dumped`. Ends with its standard input.
+unmounted in peace. `fail COUNT TEXT` fails so many of the next writes that have the text in them, which leaves what was
+there before; each is an event `failed`. Says `ready`, `dumped` and `failing`. Ends with its standard input.
 
 The log file: for each record its kind (1 byte), a number (u64) and a length (u32), little endian, then that many bytes.
   w  a write: where, and what        f  a flush has ended: how many records it covers        e  an event
@@ -44,6 +45,8 @@ log = []
 is_recording = True
 # Flushes under way: when they end, whom to answer, what they cover.
 flushes = []
+# How many writes to fail, and what marks them: a failed write of the file system's own journal would end it.
+failing = [0, b""]
 
 fuse = os.open("/dev/fuse", os.O_RDWR)
 libc = ctypes.CDLL(None, use_errno=True)
@@ -95,6 +98,11 @@ def serve(request):
     elif opcode == 16:  # WRITE
         _, offset, size = struct.unpack_from("<QQI", body)
         data = bytes(body[40 : 40 + size])
+        if node == DISK and failing[0] > 0 and failing[1] in data:
+            failing[0] -= 1
+            record(b"e", 0, b"failed")
+            answer(unique, error=errno.EIO)
+            return
         if node == DISK:
             disk[offset : offset + size] = data
             record(b"w", offset, data)
@@ -153,4 +161,8 @@ while True:
         words = os.read(sys.stdin.fileno(), 4096).decode().split()
         if not words:
             break
-        dump(words[1])
+        if words[0] == "dump":
+            dump(words[1])
+        else:
+            failing[:] = int(words[1]), words[2].encode()
+            print("failing", flush=True)

@@ -45,6 +45,12 @@ impl LogDisk {
         EventLog(File::options().write(true).open(self.folder.join("fuse/events")).unwrap())
     }
 
+    /// Fails so many of the next writes that have `text` in them.
+    pub fn fail(&mut self, count: u64, text: &str) {
+        self.process.tell(&format!("fail {count} {text}"));
+        self.process.wait_for_line(PATIENCE, "that writes will fail", |line| line == "failing");
+    }
+
     /// Ends the record, unmounts everything and gives the record back.
     pub fn finish(mut self) -> Log {
         let file = self.folder.join("log");
@@ -146,10 +152,10 @@ impl Log {
         usize::try_from(random.within(first as u64..self.records.len() as u64 + 1)).unwrap()
     }
 
-    /// The place behind the first acknowledgement.
-    pub fn first_acknowledged(&self) -> usize {
-        let is_it = |record: &Record| matches!(record, Record::Event(text) if text.starts_with("acknowledged"));
-        self.records.iter().position(is_it).expect("something was acknowledged") + 1
+    /// The place behind the first event that begins so.
+    pub fn first(&self, event: &str) -> usize {
+        let is_it = |record: &Record| matches!(record, Record::Event(text) if text.starts_with(event));
+        self.records.iter().position(is_it).unwrap_or_else(|| panic!("there is no event {event}")) + 1
     }
 }
 
