@@ -98,21 +98,13 @@ impl Gateway {
         self.try_start(environment).unwrap_or_else(|said| panic!("the gateway did not start:\n{said}"));
     }
 
+    /// Starts it and does not wait for anything: for a fault while it starts.
+    pub fn spawn(&mut self) {
+        self.process = Some(self.spawned(&[]));
+    }
+
     fn try_start(&mut self, environment: &[(&str, &str)]) -> Result<(), String> {
-        assert!(self.process.is_none(), "the gateway runs already");
-        fs::create_dir_all(self.state_dir()).unwrap();
-        let text = format!(
-            "[gateway]\nid = \"{ID}\"\nstate_dir = \"{}\"\nclock = \"trust\"\n\n[broker.listener.local]\nbind = \"127.0.0.1:{}\"\n\n{}",
-            self.state_dir().display(),
-            self.port,
-            self.tables
-        );
-        fs::write(self.config_path(), text).unwrap();
-        let mut words = self.tracer.clone();
-        words.push(PROGRAM.to_owned());
-        words.extend(["run".to_owned(), "--config".to_owned(), self.config_path().display().to_string()]);
-        let program = words.remove(0);
-        let mut process = Process::start_with("gateway", program, &words, environment);
+        let mut process = self.spawned(environment);
         let is_traced = !self.tracer.is_empty();
         let port = self.port;
         let ready = wait_until(PATIENCE, "the gateway listens for local clients", || {
@@ -128,6 +120,23 @@ impl Gateway {
         ready?;
         self.process = Some(process);
         Ok(())
+    }
+
+    fn spawned(&self, environment: &[(&str, &str)]) -> Process {
+        assert!(self.process.is_none(), "the gateway runs already");
+        fs::create_dir_all(self.state_dir()).unwrap();
+        let text = format!(
+            "[gateway]\nid = \"{ID}\"\nstate_dir = \"{}\"\nclock = \"trust\"\n\n[broker.listener.local]\nbind = \"127.0.0.1:{}\"\n\n{}",
+            self.state_dir().display(),
+            self.port,
+            self.tables
+        );
+        fs::write(self.config_path(), text).unwrap();
+        let mut words = self.tracer.clone();
+        words.push(PROGRAM.to_owned());
+        words.extend(["run".to_owned(), "--config".to_owned(), self.config_path().display().to_string()]);
+        let program = words.remove(0);
+        Process::start_with("gateway", program, &words, environment)
     }
 
     /// SIGKILL: no destructor, no checkpoint, no goodbye.

@@ -19,7 +19,8 @@ use super::random::Random;
 
 /// The long form's minutes when all get what they need, by test. Other minutes are shared in the same proportion.
 const SHARES: &[(&str, u32)] = &[
-    ("kills", 60),
+    ("kills", 40),
+    ("kills_controls", 20),
     ("trace", 10),
     ("soak", 120),
     ("power_cuts", 45),

@@ -10,10 +10,18 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod balance;
 mod budget;
+mod kills;
+mod ledger;
+mod line;
 mod log_disk;
 mod mounts;
 mod numbers;
 mod power_cuts;
+mod publisher;
 mod random;
+mod soak;
 mod stand_in;
+mod subject;
+mod trace;
