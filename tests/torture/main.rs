@@ -12,6 +12,7 @@ mod common;
 
 mod balance;
 mod budget;
+mod call_faults;
 mod kills;
 mod ledger;
 mod line;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::common::order::mark;
 use super::common::raw::{Heard, RawClient, Version};
 use super::random::Random;
 
@@ -24,6 +25,8 @@ pub struct Numbers {
     pub count: u64,
     /// How many are under way at once.
     pub window: usize,
+    /// How many of a hundred fill some pages.
+    pub large_percent: u64,
     /// How long it waits for an answer before it gives up.
     pub patience: Duration,
 }
@@ -31,6 +34,8 @@ pub struct Numbers {
 /// How it ended.
 #[derive(Debug, Default, Clone)]
 pub struct Said {
+    /// Its port, 0 where nobody let it in.
+    pub port: u16,
     /// The numbers that were acknowledged.
     pub acknowledged: Vec<u64>,
     /// The numbers that were refused, each with its reason code.
@@ -49,8 +54,11 @@ impl Numbers {
     /// Publishes on one connection until all are answered or it is cut. `note` hears of each acknowledgement before
     /// anything else comes of it; `so_far` counts them.
     pub fn publish(&self, port: u16, random: &mut Random, so_far: &AtomicU64, note: impl Fn(u64)) -> Said {
-        let mut client = RawClient::connected(port, self.version, &format!("numbers-{}-{}", self.qos, self.first));
-        let mut said = Said::default();
+        let client_id = format!("numbers-{}-{}", self.qos, self.first);
+        let Ok(mut client) = RawClient::try_connected(port, self.version, &client_id, None) else {
+            return Said { was_cut: true, ..Said::default() };
+        };
+        let mut said = Said { port: client.local_port(), ..Said::default() };
         let mut under_way = BTreeMap::<u16, u64>::new();
         let mut next = self.first;
         let end = self.first + self.count;
@@ -58,8 +66,10 @@ impl Numbers {
             while under_way.len() < self.window && next < end {
                 let packet_id = u16::try_from(next % 60_000).unwrap() + 1;
                 // Mostly small; some fill a few pages.
-                let size = if random.happens(20) { random.within(1000..8000) } else { random.within(10..400) };
-                let payload = format!("{next} {}", "x".repeat(usize::try_from(size).unwrap()));
+                let size =
+                    if random.happens(self.large_percent) { random.within(1000..8000) } else { random.within(10..400) };
+                let mark = mark(self.topic, next);
+                let payload = format!("{next} {mark} {}", "x".repeat(usize::try_from(size).unwrap()));
                 client.publish(self.topic.as_bytes(), self.qos, packet_id, payload.as_bytes());
                 under_way.insert(packet_id, next);
                 next += 1;

@@ -79,7 +79,16 @@ impl Site {
             for (qos, topic, _) in TOPICS {
                 let version = *random.pick(&[Version::V311, Version::V5]);
                 let window = usize::try_from(random.within(1..16)).unwrap();
-                let numbers = Numbers { version, qos, topic, first, count: MESSAGES, window, patience: PATIENCE };
+                let numbers = Numbers {
+                    version,
+                    qos,
+                    topic,
+                    first,
+                    count: MESSAGES,
+                    window,
+                    large_percent: 20,
+                    patience: PATIENCE,
+                };
                 let (events, so_far, mut random) = (disk.events(), &so_far, random.branch());
                 scope.spawn(move || {
                     let note = |number| events.note(&format!("acknowledged {qos} {number}"));
