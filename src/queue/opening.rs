@@ -180,7 +180,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
     let was_stopped = store.meta("stopped").map_err(opening)?.unwrap_or(0) == 1;
     let start = starts.last_key_value().map_or(0, |(number, _)| *number);
     let sequence = store.meta("sequence").map_err(opening)?.unwrap_or(0).max(last).min(OPEN / 2);
-    let (ceilings, is_clamped) = ceilings(settings, &store).map_err(opening)?;
+    let (ceilings, is_clamped) = ceilings(settings, &store, past.identity.is_none()).map_err(opening)?;
     store.limit_pages(ceilings.hard_pages).map_err(opening)?;
     let known = match past.identity.take() {
         Some(known) => {
@@ -277,7 +277,8 @@ fn begin(settings: &QueueSettings, file: StartFile, start: u32, sequence: u64) -
     Ok(Identity { file, start, counter: 0, sequence_next, reserved, session_next: 1, sessions })
 }
 
-fn ceilings(settings: &QueueSettings, store: &Store) -> rusqlite::Result<(Ceilings, bool)> {
+/// `is_first`: at the start, and not each time that a full disk has made us open the store again.
+fn ceilings(settings: &QueueSettings, store: &Store, is_first: bool) -> rusqlite::Result<(Ceilings, bool)> {
     let bytes_max = settings.bytes_max.get();
     let used = store.pages_used()? * PAGE_BYTES;
     let available = match rustix::fs::statvfs(&settings.dir) {
@@ -288,7 +289,7 @@ fn ceilings(settings: &QueueSettings, store: &Store) -> rusqlite::Result<(Ceilin
         }
     };
     let (ceilings, is_clamped) = retention::ceilings(bytes_max, available, used, WAL_BYTES_MAX, PAGE_BYTES);
-    if is_clamped {
+    if is_clamped && is_first {
         let bytes = ceilings.soft_pages * PAGE_BYTES;
         warn!(bytes_max, bytes, available; "The disk has too little room for the queue; its ceiling is lower");
     }

@@ -13,6 +13,7 @@ mod common;
 mod balance;
 mod budget;
 mod call_faults;
+mod disks;
 mod kills;
 mod ledger;
 mod line;

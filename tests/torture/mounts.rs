@@ -66,7 +66,7 @@ impl Mount {
     /// The ext4 file system in the file `image`.
     pub fn ext4(image: &Path, at: &Path) -> Mount {
         // The loop device goes with the mount.
-        Mount::made(at, &["-t", "ext4", "-o", "loop", &image.display().to_string()])
+        Mount::made(at, &["-t", "ext4", "-o", "loop,errors=remount-ro", &image.display().to_string()])
     }
 
     /// A file system in memory that holds so many bytes.
@@ -85,15 +85,19 @@ impl Mount {
         Mount { at: at.to_owned() }
     }
 
-    /// Makes it read-only, or writable again, under whoever uses it. `Err`: somebody has a file open for writing, and
-    /// the kernel refuses; `is_forced` does as the kernel itself does when the disk fails.
-    pub fn set_read_only(&self, is_read_only: bool) -> Result<(), String> {
+    /// Makes it read-only, or writable again. Not while somebody has a file open for writing.
+    pub fn set_read_only(&self, is_read_only: bool) {
         let option = if is_read_only { "remount,ro" } else { "remount,rw" };
-        let output = Command::new("mount").args(["-o", option]).arg(&self.at).output().unwrap();
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
+        run(Command::new("mount").args(["-o", option]).arg(&self.at));
+    }
+
+    /// As when the disk has failed under it: the kernel makes it read-only at once, whoever writes. Only a new mount
+    /// ends that.
+    pub fn fail(&self) {
+        let output = Command::new("findmnt").args(["-n", "-o", "SOURCE"]).arg(&self.at).output().unwrap();
+        let device = String::from_utf8(output.stdout).unwrap();
+        let name = device.trim().trim_start_matches("/dev/").to_owned();
+        fs::write(format!("/sys/fs/ext4/{name}/trigger_fs_error"), "1").unwrap();
     }
 
     /// Unmounts it; whoever used it a moment ago may still be on the way out.
@@ -124,6 +128,14 @@ pub fn make_ext4(image: &Path, bytes: u64) {
     // All written now: nothing is to be made up later, in the middle of a test's own writes.
     let options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard";
     run(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-m", "0", "-E", options]).arg(image));
+}
+
+/// Mends the file system in `image`, as a board does when it boots after a failure.
+pub fn mend_ext4(image: &Path) {
+    let output = Command::new("e2fsck").args(["-f", "-y"]).arg(image).output().unwrap();
+    // 1: mended.
+    let is_fine = matches!(output.status.code(), Some(0 | 1));
+    assert!(is_fine, "e2fsck: {}\n{}", output.status, String::from_utf8_lossy(&output.stdout));
 }
 
 #[track_caller]
