@@ -198,7 +198,7 @@ fn survived(case: &mut Case, folder: &Path) -> Shown {
 fn whichever_call_fails_nothing_acknowledged_is_lost_and_the_gateway_goes_on() {
     let mut budget = Budget::begin("call_faults", Cases { short: 60, long: 600 });
     let (mut cases, mut hit, mut acknowledged) = (0, 0, 0);
-    while let Some(mut case) = budget.next() {
+    for mut case in budget.by_ref() {
         let folder = folder();
         let shown = survived(&mut case, folder.path());
         cases += 1;

@@ -276,9 +276,10 @@ fn a_disk_that_takes_200_ms_for_each_sync_is_only_slow() {
     ]);
     site.cloud.begin(Memory::default(), None);
     site.gateway.start();
-    let said = site.publish(Version::V5, 300, 100, PATIENCE, &mut random);
+    let count = 40;
+    let said = site.publish(Version::V5, count, 40, PATIENCE, &mut random);
     for said in said {
-        assert_eq!((said.acknowledged.len(), said.refused, said.was_cut), (300, vec![], false));
+        assert_eq!((said.acknowledged.len() as u64, said.refused, said.was_cut), (count, vec![], false));
     }
     site.expect_nothing_lost();
     site.gateway.stop();
