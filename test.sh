@@ -84,7 +84,10 @@ has mosquitto || missing+=(mosquitto)
 has mosquitto_sub && has mosquitto_pub || missing+=(mosquitto-clients)
 has socat || missing+=(socat)
 has strace || missing+=(strace)
-has setpriv || missing+=(util-linux)
+has setpriv && has unshare || missing+=(util-linux)
+# File systems for power cuts and full disks.
+has mount && has umount || missing+=(mount)
+has mke2fs || missing+=(e2fsprogs)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
 
 as_root() {

@@ -129,6 +129,9 @@ fn the_proof_bites_when_a_sync_comes_late_or_not_at_all() {
     // The sync of another thread that began before the row was written.
     let events = [came(1, 7), SyncBegins(8), written(7), SyncBegins(9), SyncEnds(8), leaves(PUBACK, 1)];
     assert_eq!(early(events), is_early);
+    // What was written before a failed sync may be lost although the next sync ends well.
+    let events = [came(1, 7), written(7), SyncBegins(9), Event::Fails, SyncBegins(9), SyncEnds(9), leaves(PUBACK, 1)];
+    assert_eq!(early(events), is_early);
     let release = Event::Came(CLIENT, answer(PUBREL, 1));
     assert_eq!(early([release.clone(), leaves(PUBCOMP, 1), written(8), SyncBegins(9), SyncEnds(9)]), [(PUBCOMP, 1)]);
     assert_eq!(early([release, written(8), SyncBegins(9), SyncEnds(9), leaves(PUBCOMP, 1)]), []);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use log::{error, info, warn};
-use rustix::fs::FlockOperation;
+use rustix::fs::{Advice, FlockOperation};
 
 use super::books::{Books, Gap, Identity, Stream, gap_topic};
 use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
@@ -25,6 +25,7 @@ use crate::health::LossReason;
 use crate::message::{Filter, Qos};
 
 const DATABASE: &str = "queue.db";
+const LOG: &str = "queue.db-wal";
 const QUARANTINE: &str = "quarantine";
 /// Damaged stores that are kept for a look.
 const QUARANTINES_MAX: usize = 3;
@@ -157,7 +158,7 @@ fn look(dir: &Path, file: &StartFile, is_moved_aside: bool) -> Result<bool, Stor
         Ok(metadata) if metadata.is_dir() => damaged("there is a directory in its place"),
         Ok(metadata) if metadata.len() == 0 && file.exists() => damaged("it is empty"),
         Ok(_) => Ok(false),
-        Err(_) if fs::metadata(dir.join("queue.db-wal")).is_ok_and(|wal| wal.len() > 0) => {
+        Err(_) if fs::metadata(dir.join(LOG)).is_ok_and(|wal| wal.len() > 0) => {
             damaged("there is a write-ahead log without its database")
         }
         Err(_) => {
@@ -172,6 +173,7 @@ fn look(dir: &Path, file: &StartFile, is_moved_aside: bool) -> Result<bool, Stor
 fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError> {
     let file = StartFile::new(&settings.dir);
     let is_new = look(&settings.dir, &file, past.moved.is_some())?;
+    forget_cached(&settings.dir).map_err(|error| io_error(&error))?;
     let store = Store::open(&settings.dir.join(DATABASE))?;
     if is_new {
         identity::sync_dir(&settings.dir).map_err(|error| io_error(&error))?;
@@ -182,7 +184,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
     let was_stopped = store.meta("stopped").map_err(opening)?.unwrap_or(0) == 1;
     let start = starts.last_key_value().map_or(0, |(number, _)| *number);
     let sequence = store.meta("sequence").map_err(opening)?.unwrap_or(0).max(last).min(OPEN / 2);
-    let (ceilings, is_clamped) = ceilings(settings, &store).map_err(opening)?;
+    let (ceilings, is_clamped) = ceilings(settings, &store, past.identity.is_none()).map_err(opening)?;
     let ledger = Ledger::open(&store, settings.clock.now()).map_err(opening)?;
     store.limit_pages(ceilings.hard_pages).map_err(opening)?;
     let known = match past.identity.take() {
@@ -242,6 +244,25 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
     }
 }
 
+/// Makes the kernel read both files from the disk, before anything is built on what they say.
+///
+/// When a write fails, the kernel tells it once, at the sync, and then calls the pages clean: they read well, and no
+/// later sync brings them to the disk. SQLite would find its log whole, here or in a process that comes after this one,
+/// and go on behind a hole; all that follows would be acknowledged, and lost with the power. Writing the log over itself
+/// does not help: on ext4 a block whose first write failed stays marked as unwritten while its page is in memory.
+fn forget_cached(dir: &Path) -> io::Result<()> {
+    for name in [DATABASE, LOG] {
+        let file = match File::open(dir.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        // Only clean pages are given up.
+        file.sync_data()?;
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
+    }
+    Ok(())
+}
+
 fn io_error(error: &io::Error) -> StoreError {
     StoreError::Unusable(rusqlite::Error::InvalidParameterName(error.to_string()))
 }
@@ -265,7 +286,8 @@ fn begin(settings: &QueueSettings, file: StartFile, start: u32, sequence: u64) -
     Ok(Identity { file, start, counter: 0, sequence_next, reserved, session_next: 1, sessions })
 }
 
-fn ceilings(settings: &QueueSettings, store: &Store) -> rusqlite::Result<(Ceilings, bool)> {
+/// `is_first`: at the start, and not each time that a full disk has made us open the store again.
+fn ceilings(settings: &QueueSettings, store: &Store, is_first: bool) -> rusqlite::Result<(Ceilings, bool)> {
     let bytes_max = settings.bytes_max.get();
     let used = store.pages_used()? * PAGE_BYTES;
     let available = match rustix::fs::statvfs(&settings.dir) {
@@ -276,7 +298,7 @@ fn ceilings(settings: &QueueSettings, store: &Store) -> rusqlite::Result<(Ceilin
         }
     };
     let (ceilings, is_clamped) = retention::ceilings(bytes_max, available, used, WAL_BYTES_MAX, PAGE_BYTES);
-    if is_clamped {
+    if is_clamped && is_first {
         let bytes = ceilings.soft_pages * PAGE_BYTES;
         warn!(bytes_max, bytes, available; "The disk has too little room for the queue; its ceiling is lower");
     }

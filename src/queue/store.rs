@@ -160,6 +160,9 @@ impl Store {
         connection.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |_| Ok(()))?;
         connection
             .pragma_update_and_check(None, "journal_size_limit", i64::from(CHECKPOINT_PAGES) * 1048, |_| Ok(()))?;
+        // SQLite empties the log when a connection ends, also one that has failed: into the database with what the disk
+        // may not have. `close` empties it.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         // Otherwise each new value of a range makes SQLite compile the statement again, to look for a better plan.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.pragma_update(None, "temp_store", "MEMORY")?;

@@ -176,6 +176,14 @@ impl Gateway {
         self.process.as_mut().expect("the gateway was started").status()
     }
 
+    /// Waits until it has ended by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("the gateway was started");
+        let status = process.wait(PATIENCE);
+        self.keep_log(&process);
+        status
+    }
+
     /// The process id.
     pub fn id(&self) -> u32 {
         self.process.as_ref().expect("the gateway runs").id()

@@ -67,6 +67,8 @@ pub enum Event {
     SyncBegins(u32),
     /// Its sync has ended well.
     SyncEnds(u32),
+    /// A sync, or a write to the log, has failed: what was not synced before may never be, whatever a later sync says.
+    Fails,
 }
 
 /// Takes events and judges.
@@ -139,6 +141,10 @@ impl Proof {
             Event::SyncEnds(thread) => {
                 let covered = self.syncing.remove(&thread).unwrap_or(0);
                 self.durable = self.durable.max(covered);
+            }
+            Event::Fails => {
+                let durable = self.durable;
+                self.written.retain(|_, write| *write <= durable);
             }
             Event::Came(port, bytes) if self.concerns(port) => {
                 self.ends.entry(port).or_default().from.push(&bytes);
@@ -270,6 +276,11 @@ fn beginning(thread: u32, call: &str) -> Vec<Event> {
 fn ending(thread: u32, call: &str) -> Vec<Event> {
     let Some((name, arguments)) = call.split_once('(') else { return Vec::new() };
     let event = match name {
+        "pwrite64" | "write" | "writev" | "pwritev" | "fdatasync" | "fsync"
+            if is_log(arguments) && arguments.contains(" = -1 ") =>
+        {
+            Some(Event::Fails)
+        }
         "pwrite64" | "write" | "writev" | "pwritev" if is_log(arguments) => {
             Some(Event::LogWritten(bytes_of(arguments)))
         }

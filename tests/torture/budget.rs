@@ -24,6 +24,7 @@ const SHARES: &[(&str, u32)] = &[
     ("trace", 10),
     ("soak", 120),
     ("power_cuts", 45),
+    ("failed_writes", 8),
     ("call_faults", 20),
     ("disks", 10),
     ("stores", 20),

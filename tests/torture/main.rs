@@ -12,11 +12,18 @@ mod common;
 
 mod balance;
 mod budget;
+mod call_faults;
+mod disks;
 mod kills;
 mod ledger;
 mod line;
+mod log_disk;
+mod mounts;
+mod numbers;
+mod power_cuts;
 mod publisher;
 mod random;
 mod soak;
+mod stand_in;
 mod subject;
 mod trace;
