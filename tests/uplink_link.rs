@@ -6,7 +6,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::{NonZeroU16, NonZeroU64};
+use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use tidegate::clock::{Clock, ClockSource};
 use tidegate::config::{
-    Endpoint, ForwardRule, Pace, Protocol, ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, WhenFull,
+    DrainOrder, Endpoint, ForwardRule, Pace, Protocol, ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, WhenFull,
 };
 use tidegate::health::{Health, UplinkState};
 use tidegate::intake::Intake;
@@ -69,6 +69,7 @@ fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
         session_expiry: Duration::from_secs(86_400),
         window: NonZeroU16::new(100).unwrap(),
         reconnect: Reconnect { first: Duration::from_millis(20), max: Duration::from_millis(100) },
+        drain: DrainOrder::default(),
         pace: Pace::default(),
         own_topic: Some("own/g7".to_owned()),
         forward: vec![forward("plant/#", "f/{topic}", qos)],
@@ -170,6 +171,11 @@ impl Gateway {
         self.health.uplink(&Arc::from("cloud")).in_flight.load(Ordering::Relaxed)
     }
 
+    fn drain(&self) -> Option<serde_json::Value> {
+        let drain = self.health.snapshot(self.clock.now()).uplinks["cloud"].drain?;
+        Some(serde_json::to_value(drain).unwrap())
+    }
+
     fn reason(&self) -> String {
         self.health.snapshot(self.clock.now()).uplinks["cloud"].reason.clone().unwrap_or_default()
     }
@@ -184,7 +190,7 @@ impl Gateway {
     }
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let by = Instant::now() + WITHIN;
     while !condition() {
         assert!(Instant::now() < by, "never: {what}");
@@ -239,6 +245,39 @@ async fn what_was_stored_while_the_cloud_was_away_arrives_in_order_once() {
         gateway.stop().await;
         assert_eq!(cloud.seen.lock().unwrap().farewells, if protocol == Protocol::V311 { 2 } else { 1 });
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn live_first_new_data_passes_a_paced_backlog_and_the_status_tells_how_long_that_takes() {
+    let port = free_port().await;
+    let gateway = Gateway::start(UplinkConfig {
+        drain: DrainOrder::LiveFirst,
+        pace: Pace { messages_per_s: NonZeroU32::new(200), bytes_per_s: None },
+        window: NonZeroU16::new(10).unwrap(),
+        ..config(port, Protocol::V5, None)
+    });
+    gateway.publish(0..1000, Qos::AtLeastOnce).await;
+    until("waiting", || gateway.state() == UplinkState::Waiting).await;
+    assert_eq!(gateway.drain(), None, "nothing drains while the cloud is away");
+    let cloud = FakeCloud::start(port, Temper::default()).await;
+    until("the drain has begun", || gateway.delivered() >= 20).await;
+    gateway.publish(5000..5010, Qos::AtLeastOnce).await;
+    let (mut passed, mut left) = (0, None);
+    until("the time left is told", || {
+        left = gateway.drain().and_then(|drain| drain["left_s"].as_u64());
+        left.is_some() || gateway.delivered() >= 1010
+    })
+    .await;
+    // At 200 a second; the machine may be slow, never faster.
+    assert!(left.is_some_and(|left| left >= 2), "{left:?}");
+    until("all settled", || gateway.delivered() >= 1010).await;
+    for (number, _) in arrived(&cloud) {
+        passed += usize::from(number < 1000);
+        assert!(number < 5000 || passed < 900, "the new data came behind {passed} of the backlog");
+    }
+    assert_eq!(arrived(&cloud).len(), 1010);
+    until("the drain is over", || gateway.drain().is_none()).await;
+    gateway.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,18 +8,18 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
-use tidegate::config::{Pace, ReceiveRule, TopicTemplate};
+use tidegate::config::{DrainOrder, Pace, ReceiveRule, TopicTemplate};
 use tidegate::intake::LiveForward;
 use tidegate::message::{Body, Filter, Message, MessageId, Origin, Properties, Qos, Sequence, Stamp, Topic};
 use tidegate::mqtt::{Ack, Connack, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Version};
-use tidegate::queue::{Change, Encoding, Format, InFlight, Queued, Restored, SessionNumber, Verdict};
+use tidegate::queue::{Change, Encoding, Format, InFlight, Queued, Restored, SessionNumber, Verdict, Wanted};
 use tidegate::uplink::machine::{Action, CloseReason, Event, Machine, Moment, Note, Settings};
 
 // --- the model store --------------------------------------------------------------------------------------------
@@ -32,6 +32,8 @@ struct Store {
     session_key: Option<u64>,
     session: u64,
     cursor: Sequence,
+    /// Where the live lane has been read to, once it has begun.
+    head: Option<Sequence>,
 }
 
 impl Store {
@@ -78,18 +80,33 @@ impl Store {
     }
 
     fn next(&mut self, count: usize) -> Vec<Queued> {
-        let busy: BTreeSet<Sequence> = self.in_flight.values().map(|(_, sequence, _)| *sequence).collect();
-        let rows: Vec<Queued> = self
-            .rows
-            .range((std::ops::Bound::Excluded(self.cursor), std::ops::Bound::Unbounded))
-            .filter(|(place, _)| !self.settled.contains_key(place) && !busy.contains(place))
-            .map(|(_, row)| row.clone())
-            .take(count)
-            .collect();
+        let rows = self.between(self.cursor, self.head.unwrap_or(Sequence(u64::MAX)), count);
         if let Some(last) = rows.last() {
             self.cursor = last.sequence;
         }
         rows
+    }
+
+    fn next_live(&mut self, count: usize) -> Vec<Queued> {
+        let head = self.head.expect("a live lane that has not begun");
+        let rows = self.between(head, Sequence(u64::MAX), count);
+        if let Some(last) = rows.last() {
+            if self.cursor >= head {
+                self.cursor = last.sequence;
+            }
+            self.head = Some(last.sequence);
+        }
+        rows
+    }
+
+    fn between(&self, after: Sequence, to: Sequence, count: usize) -> Vec<Queued> {
+        let busy: BTreeSet<Sequence> = self.in_flight.values().map(|(_, sequence, _)| *sequence).collect();
+        self.rows
+            .range((std::ops::Bound::Excluded(after), std::ops::Bound::Included(to.max(after))))
+            .filter(|(place, _)| !self.settled.contains_key(place) && !busy.contains(place))
+            .map(|(_, row)| row.clone())
+            .take(count)
+            .collect()
     }
 }
 
@@ -308,8 +325,8 @@ struct World {
     to_cloud: VecDeque<Packet>,
     committed: bool,
     restored: Option<Restored>,
-    /// How many rows, and whether to wait for the first.
-    fetch: Option<(usize, bool)>,
+    fetch: Option<Wanted>,
+    fetch_live: Option<Wanted>,
     round: u64,
     opened: bool,
     now: Duration,
@@ -324,6 +341,9 @@ struct World {
     answers: VecDeque<Event>,
     /// Places of rows in the order in which each was first handed to a socket.
     first_sent: Vec<(Topic, Sequence)>,
+    ever_sent: BTreeSet<Sequence>,
+    /// Rows that come while the world turns, and at which step.
+    later: VecDeque<(usize, Queued)>,
     key: u64,
 }
 
@@ -337,6 +357,7 @@ fn settings(version: Version, window: u16) -> Settings {
         window: NonZeroU16::new(window).unwrap(),
         keep_alive: Duration::from_secs(60),
         session_expiry: Duration::from_secs(86_400),
+        drain: DrainOrder::default(),
         pace: Pace::default(),
         own_topic: None,
         receive: vec![ReceiveRule {
@@ -382,6 +403,7 @@ impl World {
             committed: false,
             restored: None,
             fetch: None,
+            fetch_live: None,
             round: 0,
             opened: false,
             now: Duration::ZERO,
@@ -394,6 +416,8 @@ impl World {
             released: Vec::new(),
             answers: VecDeque::new(),
             first_sent: Vec::new(),
+            ever_sent: BTreeSet::new(),
+            later: VecDeque::new(),
             key: 7,
         };
         world.end_turn();
@@ -454,7 +478,8 @@ impl World {
                 self.actions.clear();
                 self.committed = false;
                 self.restored = None;
-                self.fetch = None;
+                (self.fetch, self.fetch_live) = (None, None);
+                self.store.head = None;
                 self.round = 0;
                 self.opened = false;
                 self.answers.clear();
@@ -468,9 +493,9 @@ impl World {
         let Packet::Publish(publish) = packet else { return };
         let user = publish.properties.user.iter();
         let Some(id) = user.filter(|(name, _)| name == "tidegate-id").map(|(_, id)| id).next_back() else { return };
-        let Some(row) = self.store.rows.values().find(|row| row.id.to_string() == *id) else { return };
-        if !self.first_sent.iter().any(|(_, sequence)| *sequence == row.sequence) {
-            self.first_sent.push((row.encoding.topic.clone(), row.sequence));
+        let number = Sequence(id.rsplit('.').next().unwrap().parse().unwrap());
+        if self.ever_sent.insert(number) {
+            self.first_sent.push((self.store.rows[&number].encoding.topic.clone(), number));
         }
     }
 
@@ -488,14 +513,21 @@ impl World {
             Action::Restore => {
                 assert!(!self.committed, "the store is read while a commit is under way");
                 self.restored = Some(self.store.restore());
-                self.fetch = None;
+                (self.fetch, self.fetch_live) = (None, None);
             }
-            Action::Fetch { round, count, waits, .. } => {
+            Action::Fetch { round, wanted } => {
                 if round != self.round {
                     self.store.cursor = Sequence(0);
                 }
                 self.round = round;
-                self.fetch = Some((count, waits));
+                self.fetch = Some(wanted);
+            }
+            Action::FetchLive { begins, wanted } => {
+                if begins {
+                    let newest = self.store.rows.keys().next_back().copied().unwrap_or_default();
+                    self.store.head = Some(newest.max(self.store.head.unwrap_or_default()));
+                }
+                self.fetch_live = Some(wanted);
             }
             Action::Submit { receipt, message, once } => {
                 // A repeat is accepted and thrown away, as the queue does it.
@@ -578,7 +610,15 @@ impl World {
                         self.event(answer);
                         return true;
                     }
-                    if let Some((count, waits)) = self.fetch {
+                    if let Some(Wanted { count, .. }) = self.fetch_live {
+                        let rows = self.store.next_live(count);
+                        if !rows.is_empty() {
+                            self.fetch_live = None;
+                            self.event(Event::LiveRows(rows));
+                            return true;
+                        }
+                    }
+                    if let Some(Wanted { count, waits, .. }) = self.fetch {
                         let rows = self.store.next(count);
                         if !rows.is_empty() || !waits {
                             self.fetch = None;
@@ -603,6 +643,13 @@ impl World {
         false
     }
 
+    fn let_come(&mut self) {
+        while self.later.front().is_some_and(|(step, _)| *step <= self.steps) {
+            let (_, row) = self.later.pop_front().unwrap();
+            self.store.rows.insert(row.sequence, row);
+        }
+    }
+
     fn is_done(&self) -> bool {
         self.store.settled.len() == self.store.rows.len() && self.store.in_flight.is_empty()
     }
@@ -611,10 +658,15 @@ impl World {
     fn run(&mut self, deaths: &[(usize, Death)]) {
         let mut deaths = deaths.iter().copied().peekable();
         for _ in 0..200_000 {
+            self.let_come();
             while let Some((_, death)) = deaths.next_if(|(step, _)| *step <= self.steps) {
                 self.die(death);
             }
             if self.step() {
+                continue;
+            }
+            if let Some((step, _)) = self.later.front() {
+                self.steps = self.steps.max(*step);
                 continue;
             }
             if self.is_done() {
@@ -739,6 +791,33 @@ proptest! {
     })]
 
     #[test]
+    fn live_first_loses_nothing_and_doubles_no_qos_2_whatever_dies(
+        seed in 1u64..u64::MAX,
+        window in 1u16..6,
+        qos in proptest::collection::vec((1u8..3, 0usize..200), 1..20),
+        mut deaths in proptest::collection::vec((0usize..300, 0usize..3), 0..6),
+    ) {
+        let row = |(number, (qos, _)): (u64, &(u8, usize))| {
+            row(number, Qos::from_level(*qos).unwrap(), "t", number.to_string().as_bytes())
+        };
+        let mut steps: Vec<usize> = qos.iter().map(|(_, step)| step.saturating_sub(60)).collect();
+        steps.sort_unstable();
+        let settings = Settings { drain: DrainOrder::LiveFirst, ..settings(Version::V5, window) };
+        let mut world = World::new(settings, Temper::default(), Vec::new());
+        world.seed = seed;
+        world.later = steps.into_iter().zip((1..).zip(&qos).map(row)).collect();
+        deaths.sort_unstable();
+        let kinds = [Death::Process, Death::Link, Death::Commit];
+        let deaths: Vec<_> = deaths.into_iter().map(|(step, kind)| (step, kinds[kind])).collect();
+        world.run(&deaths);
+        let arrivals = world.cloud.arrivals();
+        prop_assert_eq!(arrivals.len(), qos.len(), "lost");
+        for (place, _) in qos.iter().enumerate().filter(|(_, (qos, _))| *qos == 2) {
+            prop_assert_eq!(arrivals[&format!("g.000000000001.1.{}", place + 1)], 1, "row {} was doubled", place + 1);
+        }
+    }
+
+    #[test]
     fn any_mix_of_qos_window_and_deaths_loses_nothing_and_doubles_no_qos_2(
         seed in 1u64..u64::MAX,
         window in 1u16..6,
@@ -792,6 +871,75 @@ fn what_is_resent_after_a_restart_waits_for_the_commit_of_older_rows() {
             assert_first_attempts_in_order(&world);
         }
     }
+}
+
+#[test]
+fn live_first_sends_what_comes_in_beside_the_backlog() {
+    for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
+        let pace = Pace { messages_per_s: NonZeroU32::new(100), bytes_per_s: None };
+        let settings = Settings { drain: DrainOrder::LiveFirst, pace, ..settings(Version::V5, 20) };
+        let mut world = World::new(settings, Temper::default(), rows_of(1000, |_| qos));
+        world.run_for(Duration::from_secs(1));
+        let before = world.cloud.got.len();
+        assert!((50..=140).contains(&before), "{before} in the first second");
+        // Half of the pace comes in anew, for five seconds.
+        for number in 1001..=1250 {
+            world.store.rows.insert(Sequence(number), row(number, qos, "t/live", number.to_string().as_bytes()));
+            world.run_for(Duration::from_millis(20));
+            let place = Sequence(number - 10);
+            assert!(number < 1011 || world.store.settled.contains_key(&place), "row {place} waits behind the backlog");
+        }
+        let backlog = world.store.settled.keys().filter(|place| place.0 <= 1000).count();
+        assert!((300..=420).contains(&backlog), "the backlog moves with the rest of the pace: {backlog}");
+        world.run(&[]);
+        assert_all_delivered(&world);
+        // Each lane keeps its order.
+        for lane in [1..=1000, 1001..=1250] {
+            let numbers =
+                world.cloud.got.iter().map(|publish| String::from_utf8_lossy(&publish.payload).parse().unwrap());
+            let numbers: Vec<u64> = numbers.filter(|number| lane.contains(number)).collect();
+            assert!(numbers.is_sorted(), "{numbers:?}");
+        }
+    }
+}
+
+#[test]
+fn live_first_a_flood_does_not_stop_the_backlog() {
+    let pace = Pace { messages_per_s: NonZeroU32::new(100), bytes_per_s: None };
+    let settings = Settings { drain: DrainOrder::LiveFirst, pace, ..settings(Version::V5, 20) };
+    let mut world = World::new(settings, Temper::default(), rows_of(100, |_| Qos::AtLeastOnce));
+    while !world.machine.is_up() {
+        world.step();
+    }
+    for number in 101..=2000 {
+        world.store.rows.insert(Sequence(number), row(number, Qos::AtLeastOnce, "t/live", b"1"));
+        world.run_for(Duration::from_millis(5));
+    }
+    assert!((1..=100).all(|number| world.store.settled.contains_key(&Sequence(number))), "the backlog stands still");
+}
+
+#[test]
+fn live_first_what_was_stored_during_an_outage_is_backlog_after_it() {
+    let settings = Settings { drain: DrainOrder::LiveFirst, ..settings(Version::V5, 2) };
+    let mut world = World::new(settings, Temper::default(), Vec::new());
+    world.run_for(Duration::from_secs(1));
+    world.cloud.temper.is_cut_off = true;
+    world.lose_link(false);
+    for number in 1..=500 {
+        world.store.rows.insert(Sequence(number), row(number, Qos::AtLeastOnce, "t/0", b"1"));
+    }
+    world.run_for(Duration::from_secs(30));
+    world.cloud.temper.is_cut_off = false;
+    while world.store.settled.len() < 40 {
+        if !world.step() {
+            world.run_for(Duration::from_millis(1));
+        }
+    }
+    world.store.rows.insert(Sequence(501), row(501, Qos::AtLeastOnce, "t/0", b"2"));
+    world.run(&[]);
+    let place = world.cloud.got.iter().position(|publish| publish.payload[..] == *b"2").unwrap();
+    assert!(place < 60, "the new row came as number {place}");
+    assert_all_delivered(&world);
 }
 
 // --- odd packets (the list of the facts) ---------------------------------------------------------------------------

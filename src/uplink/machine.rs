@@ -28,14 +28,14 @@ use super::own::{self, OwnTopic};
 use super::pacing::Pacing;
 use super::reason::{meaning, quoted, remedy};
 use super::waiting::{Attempt, Waiting};
-use crate::config::{Pace, Protocol, ReceiveRule, UplinkConfig};
+use crate::config::{DrainOrder, Pace, Protocol, ReceiveRule, UplinkConfig};
 use crate::health::LossReason;
 use crate::intake::LiveForward;
 use crate::message::{Body, Message, Origin, Properties, Qos, Sequence, Stamp, Topic};
 use crate::mqtt::{
     Ack, Connack, Connect, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Subscribe, Subscription, Version,
 };
-use crate::queue::{Change, Once, Queued, Restored, SessionNumber, Verdict};
+use crate::queue::{Change, Once, Queued, Restored, SessionNumber, Verdict, Wanted};
 
 /// The longest packet that is taken from the cloud.
 pub const INBOUND_BYTES_MAX: u32 = 1 << 20;
@@ -118,6 +118,8 @@ pub struct Settings {
     pub keep_alive: Duration,
     /// How long the cloud keeps the session.
     pub session_expiry: Duration,
+    /// What goes first when much waits.
+    pub drain: DrainOrder,
     /// At most this fast.
     pub pace: Pace,
     /// Own topic at the cloud.
@@ -140,6 +142,7 @@ impl Settings {
             window: config.window,
             keep_alive: config.keep_alive,
             session_expiry: config.session_expiry,
+            drain: config.drain,
             pace: config.pace,
             own_topic: config.own_topic.clone(),
             receive: config.receive.clone(),
@@ -170,6 +173,8 @@ pub enum Event {
         /// In order.
         rows: Vec<Queued>,
     },
+    /// What `FetchLive` asked for, in order.
+    LiveRows(Vec<Queued>),
     /// The commit under way is on disk.
     Committed,
     /// The commit under way failed; what is on disk is not known.
@@ -223,12 +228,15 @@ pub enum Action {
     Fetch {
         /// Another one than before: from the oldest row again, not from where the last answer ended.
         round: u64,
-        /// At most so many.
-        count: usize,
-        /// At most so many bytes.
-        bytes: usize,
-        /// Answer only when there are rows; else with none when there are none.
-        waits: bool,
+        /// How many.
+        wanted: Wanted,
+    },
+    /// Get more rows of the live lane; answered by `LiveRows`. Takes the place of one that was not answered.
+    FetchLive {
+        /// What is in the queue now is backlog, and the lane is what comes after it.
+        begins: bool,
+        /// How many.
+        wanted: Wanted,
     },
     /// Hand this to the intake; answered by `Accepted` or `Refused`.
     Submit {
@@ -488,6 +496,9 @@ pub struct Machine {
     gathering: Gathering,
     committing: Option<Gathering>,
     is_fetching: bool,
+    is_fetching_live: bool,
+    /// The live lane is to begin anew.
+    begins_live: bool,
     /// The fetch under way began at the oldest row.
     is_rewinding: bool,
     round: u64,
@@ -556,6 +567,8 @@ impl Machine {
             gathering: Gathering::default(),
             committing: None,
             is_fetching: false,
+            is_fetching_live: false,
+            begins_live: false,
             is_rewinding: false,
             round: 0,
             ids: HashMap::new(),
@@ -646,6 +659,14 @@ impl Machine {
                 for row in rows {
                     if self.owned.insert(row.sequence) {
                         self.waiting.push(row);
+                    }
+                }
+            }
+            Event::LiveRows(rows) => {
+                self.is_fetching_live = false;
+                for row in rows {
+                    if self.owned.insert(row.sequence) {
+                        self.waiting.push_live(row);
                     }
                 }
             }
@@ -1089,6 +1110,7 @@ impl Machine {
         self.is_restored = true;
         self.is_restoring = false;
         self.is_fetching = false;
+        self.is_fetching_live = false;
         self.is_rewinding = false;
         self.session_key = restored.session_key;
         self.session = restored.session;
@@ -1132,8 +1154,16 @@ impl Machine {
         }
     }
 
-    /// The newest row in flight whose PUBLISH may have to be sent again.
+    fn is_live_first(&self) -> bool {
+        self.settings.drain == DrainOrder::LiveFirst
+    }
+
+    /// The newest row in flight whose PUBLISH may have to be sent again, after older ones. Live first, there is no such
+    /// order.
     fn newest_unreleased(&self) -> Option<Sequence> {
+        if self.is_live_first() {
+            return None;
+        }
         let rows = self.ids.values().filter_map(|holder| match holder {
             Holder::Row(slot) if slot.stage != Stage::Released => Some(slot.attempt.as_ref()?.row.sequence),
             _ => None,
@@ -1143,6 +1173,7 @@ impl Machine {
 
     fn up(&mut self, at: Moment, session_present: bool) {
         self.phase = Phase::Up;
+        self.begins_live = self.is_live_first();
         self.expects_session = true;
         self.progress_at = at.now;
         self.published_at = at.now;
@@ -1329,6 +1360,7 @@ impl Machine {
             self.older_than = self.newest_unreleased().filter(|_| !self.resend.is_empty());
         }
         let window = usize::from(self.settings.window.get());
+        let count = (2 * window).clamp(16, FETCH_ROWS_MAX);
         let has_room = self.waiting.ahead() < window
             && self.waiting.ahead_bytes() < AHEAD_BYTES_MAX
             && self.waiting.stuck() < STUCK_ROWS_MAX.max(2 * window);
@@ -1338,9 +1370,16 @@ impl Machine {
         }
         if may_ask && (rewinds || (has_room && !self.is_fetching)) {
             self.is_fetching = true;
-            let waits = self.older_than.is_none();
-            let count = (2 * window).clamp(16, FETCH_ROWS_MAX);
-            self.actions.push(Action::Fetch { round: self.round, count, bytes: FETCH_BYTES_MAX, waits });
+
+            let wanted = Wanted { count, bytes: FETCH_BYTES_MAX, waits: self.older_than.is_none() };
+            self.actions.push(Action::Fetch { round: self.round, wanted });
+        }
+        let has_live_room = self.waiting.live() < window && self.waiting.live_bytes() < AHEAD_BYTES_MAX;
+        if may_ask && self.is_live_first() && (self.begins_live || (has_live_room && !self.is_fetching_live)) {
+            let begins = std::mem::take(&mut self.begins_live);
+            self.is_fetching_live = true;
+            let wanted = Wanted { count, bytes: FETCH_BYTES_MAX, waits: true };
+            self.actions.push(Action::FetchLive { begins, wanted });
         }
     }
 
@@ -1404,7 +1443,7 @@ impl Machine {
     /// The place of the row whose PUBLISH is resent under this id; nothing for a PUBREL, which waits for no row.
     fn resent_place(&self, id: PacketId) -> Option<(u64, Sequence)> {
         match self.ids.get(&id) {
-            Some(Holder::Row(slot)) if slot.stage != Stage::Released => {
+            Some(Holder::Row(slot)) if slot.stage != Stage::Released && !self.is_live_first() => {
                 slot.attempt.as_ref().map(|attempt| (slot.order, attempt.row.sequence))
             }
             _ => None,
