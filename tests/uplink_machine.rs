@@ -131,6 +131,8 @@ struct Temper {
     closes_on_topic: Option<&'static str>,
     /// Answers a body that starts with this with that reason.
     refuses: Option<(u8, u8)>,
+    /// Takes a body that is this and does not answer, on the first connection.
+    swallows: Option<&'static [u8]>,
     forgets_sessions: bool,
     closes_beyond: Option<usize>,
     answers_pings_only: bool,
@@ -270,9 +272,13 @@ impl Cloud {
         {
             reason = ReasonCode(code);
         }
+        let is_swallowed = self.connects == 1 && self.temper.swallows == Some(&publish.payload[..]);
         if publish.qos == Qos::AtLeastOnce {
             if !reason.is_failure() {
                 self.got.push(publish);
+            }
+            if is_swallowed {
+                return None;
             }
             return Some(Packet::Puback(Ack::new(id, reason)));
         }
@@ -281,6 +287,9 @@ impl Cloud {
         } else if !reason.is_failure() {
             self.taken.insert(id.get());
             self.got.push(publish);
+        }
+        if is_swallowed {
+            return None;
         }
         Some(Packet::Pubrec(Ack::new(id, reason)))
     }
@@ -1545,6 +1554,32 @@ fn a_cloud_that_pings_but_acknowledges_nothing_is_left() {
     }
     assert_eq!(world.closed, [CloseReason::NoProgress]);
     assert!(world.now <= start + Duration::from_secs(125));
+}
+
+#[test]
+fn a_message_whose_acknowledgement_alone_does_not_come_has_a_deadline_of_its_own() {
+    for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
+        let pace = Pace { messages_per_s: NonZeroU32::new(5), bytes_per_s: None };
+        let temper = Temper { swallows: Some(b"7"), ..Temper::default() };
+        let mut world = World::new(Settings { pace, ..settings(Version::V5, 5) }, temper, rows_of(900, |_| qos));
+        let swallowed = |world: &World| world.cloud.got.iter().any(|publish| publish.payload[..] == *b"7");
+        while !swallowed(&world) {
+            world.run_for(Duration::from_millis(100));
+        }
+        let start = world.now;
+        // The others flow all the time, so that the link looks as good as it can.
+        while world.closed.is_empty() {
+            world.run_for(Duration::from_millis(100));
+            assert!(world.now < start + Duration::from_secs(125), "never noticed");
+        }
+        assert_eq!(world.closed, [CloseReason::Overtaken]);
+        assert!(world.store.settled.len() > 300, "the others did not flow");
+        world.run(&[]);
+        let arrivals = world.cloud.arrivals();
+        assert_eq!(arrivals.len(), 900);
+        let repeats: usize = arrivals.values().map(|count| count - 1).sum();
+        assert!(repeats <= if qos == Qos::ExactlyOnce { 0 } else { 5 }, "{repeats}");
+    }
 }
 
 fn with_own_topic(version: Version) -> Settings {

@@ -24,6 +24,7 @@ use thiserror::Error;
 
 use super::compose::{self, Terms};
 use super::inbound::{Inbound, Receipt, UNANSWERED_MAX};
+use super::overtaken::Overtaken;
 use super::own::{self, OwnTopic};
 use super::pacing::Pacing;
 use super::reason::{meaning, quoted, remedy};
@@ -43,7 +44,8 @@ pub const INBOUND_BYTES_MAX: u32 = 1 << 20;
 /// CONNACK must come within this.
 pub const CONNACK_WITHIN: Duration = Duration::from_secs(10);
 
-/// In flight without any acknowledgement for this long, or two keep-alives: the link only looks open.
+/// In flight without any acknowledgement for this long, or two keep-alives: the link only looks open. The same for one
+/// message from when a later one was acknowledged.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
 
 /// After PINGREQ, half a keep-alive without any byte ends the connection, but not less than this.
@@ -288,6 +290,9 @@ pub enum CloseReason {
     /// Acknowledgements do not come.
     #[error("the cloud acknowledges nothing")]
     NoProgress,
+    /// The acknowledgement of one message does not come.
+    #[error("the cloud does not acknowledge a message, though it did later ones")]
+    Overtaken,
     /// The cloud broke the protocol.
     #[error("the cloud broke the protocol: {what}")]
     Protocol {
@@ -426,6 +431,8 @@ struct Slot {
     is_sent: bool,
     /// Counts against the window of this connection.
     is_out: bool,
+    /// Among the messages of this connection.
+    number: u64,
 }
 
 #[derive(Debug)]
@@ -536,6 +543,7 @@ pub struct Machine {
     sent_at: Duration,
     heard_at: Duration,
     progress_at: Duration,
+    overtaken: Overtaken,
     published_at: Duration,
     pacing: Pacing,
     pace_until: Option<Duration>,
@@ -596,6 +604,7 @@ impl Machine {
             sent_at: Duration::ZERO,
             heard_at: Duration::ZERO,
             progress_at: Duration::ZERO,
+            overtaken: Overtaken::default(),
             published_at: Duration::ZERO,
             pacing: Pacing::new(settings.pace),
             pace_until: None,
@@ -681,7 +690,7 @@ impl Machine {
             Event::Refused { reason, .. } => self.close(CloseReason::NotAccepted { reason }),
             Event::Released { receipt, was_known } => self.pubcomp_for(receipt, was_known),
             Event::Live(live) => self.live(at, &live),
-            Event::Unsendable { packet_id, reason } => self.unsendable(packet_id, reason),
+            Event::Unsendable { packet_id, reason } => self.unsendable(at, packet_id, reason),
             Event::Lost { by_peer } => self.lost(at, by_peer),
             Event::Stop => {
                 if self.stop_by.is_none() {
@@ -922,6 +931,7 @@ impl Machine {
             self.waiting.put_back(attempt);
         }
         self.rows_out = 0;
+        self.overtaken.clear();
         self.resend.clear();
         self.dock.clear();
         self.bench.drain(..).for_each(|attempt| self.waiting.put_back(attempt));
@@ -1011,7 +1021,7 @@ impl Machine {
         } else if is_named || (is_convicted && has_topic_alibi) {
             let code = reason.map_or_else(String::new, |reason| format!(" with {reason}"));
             let text = format!("the cloud closed the connection{code} whenever it was sent, and took others");
-            self.reject_slot(id, text);
+            self.reject_slot(at, id, text);
         } else if of_topic >= PROBES_MAX {
             // Enough of the topic wait for their trials; no further one is sent to find out.
         } else if (is_convicted || self.waiting.is_held(&row.encoding.topic)) && self.waiting.hold_topic(at.now, row) {
@@ -1127,6 +1137,7 @@ impl Machine {
         }
         self.bytes_out = 0;
         self.rows_out = 0;
+        self.overtaken.clear();
         for in_flight in restored.in_flight {
             let Some(id) = PacketId::new(in_flight.packet_id) else { continue };
             self.next_order = self.next_order.max(in_flight.order.saturating_add(1));
@@ -1138,7 +1149,7 @@ impl Machine {
             rows.for_each(|attempt| self.waiting.put_back(attempt));
             self.bytes_out += attempt.as_ref().map_or(0, |attempt| compose::weight(&attempt.row));
             let stage = if in_flight.released { Stage::Released } else { Stage::Admitted };
-            let slot = Slot { order: in_flight.order, stage, attempt, is_sent: true, is_out: false };
+            let slot = Slot { order: in_flight.order, stage, attempt, is_sent: true, is_out: false, number: 0 };
             self.ids.insert(id, Holder::Row(Box::new(slot)));
         }
         self.older_than = self.newest_unreleased();
@@ -1216,7 +1227,7 @@ impl Machine {
     // --- deadlines ------------------------------------------------------------------------------------------------
 
     /// When a ping is due, its answer, and the progress of acknowledgements.
-    fn watched(&self) -> [Option<Duration>; 3] {
+    fn watched(&self) -> [Option<Duration>; 4] {
         let keep_alive = self.terms.keep_alive;
         let is_waiting = self.rows_out > 0;
         let silent_at = self.ping.as_ref().map(|ping| ping.at.max(self.heard_at) + self.ping_within());
@@ -1225,8 +1236,10 @@ impl Machine {
             let unanswered_at = self.heard_at.max(self.progress_at) + keep_alive / 2;
             if is_waiting { idle_at.min(unanswered_at) } else { idle_at }
         });
-        let progress_at = is_waiting.then(|| self.progress_at + PROGRESS_WITHIN.max(keep_alive * 2));
-        [silent_at, ping_at, progress_at]
+        let progress_within = PROGRESS_WITHIN.max(keep_alive * 2);
+        let progress_at = is_waiting.then(|| self.progress_at + progress_within);
+        let overtaken_at = self.overtaken.since().map(|since| since + progress_within);
+        [silent_at, ping_at, progress_at, overtaken_at]
     }
 
     fn ping_within(&self) -> Duration {
@@ -1244,11 +1257,13 @@ impl Machine {
             }
             Phase::Up => {
                 let is_due = |when: Option<Duration>| when.is_some_and(|when| when <= at.now);
-                let [silent_at, ping_at, progress_at] = self.watched();
+                let [silent_at, ping_at, progress_at, overtaken_at] = self.watched();
                 if is_due(silent_at) {
                     self.close(CloseReason::Silent);
                 } else if is_due(progress_at) {
                     self.close(CloseReason::NoProgress);
+                } else if is_due(overtaken_at) {
+                    self.close(CloseReason::Overtaken);
                 } else if is_due(ping_at) {
                     self.ping(at);
                 }
@@ -1509,7 +1524,8 @@ impl Machine {
             self.gathering.changes.push(Change::Admit { packet_id: id.get(), rows, order, encoding });
         }
         let is_held = must_follow || stage == Stage::Admitted;
-        let slot = Slot { order, stage, attempt: Some(attempt), is_sent: !is_held, is_out: true };
+        let number = self.overtaken.sent();
+        let slot = Slot { order, stage, attempt: Some(attempt), is_sent: !is_held, is_out: true, number };
         self.ids.insert(id, Holder::Row(Box::new(slot)));
         if is_held {
             self.gathering.after.push(Packet::Publish(publish));
@@ -1529,6 +1545,7 @@ impl Machine {
         let Some(Holder::Row(slot)) = self.ids.get_mut(&id) else { return };
         let qos = match slot.stage {
             Stage::Released => {
+                slot.number = self.overtaken.sent();
                 slot.is_out = true;
                 self.rows_out += 1;
                 return self.send(at, Packet::Pubrel(Ack::new(id, ReasonCode::SUCCESS)));
@@ -1549,7 +1566,7 @@ impl Machine {
         let Some(mut publish) = publish else { return };
         self.counts.resent += 1;
         if qos > self.terms.qos_max {
-            if let Some(attempt) = self.remove_row(id) {
+            if let Some(attempt) = self.remove_row(at, id) {
                 self.waiting.put_back(attempt);
             }
             return;
@@ -1558,12 +1575,13 @@ impl Machine {
         let bytes = compose::publish_bytes(&publish, self.terms.version);
         if bytes > self.terms.packet_bytes_max {
             let text = too_large(bytes, self.terms.packet_bytes_max);
-            return self.reject_slot(id, text);
+            return self.reject_slot(at, id, text);
         }
         publish.packet_id = Some(id);
         publish.dup = slot.is_sent;
         slot.is_sent |= !must_follow;
         slot.is_out = true;
+        slot.number = self.overtaken.sent();
         self.pacing.spend(at.now, bytes);
         if self.rows_out == 0 {
             self.progress_at = at.now;
@@ -1599,13 +1617,14 @@ impl Machine {
     }
 
     /// Takes a row out of flight; at QoS 2 its id is forgotten in the next transaction.
-    fn remove_row(&mut self, id: PacketId) -> Option<Attempt> {
+    fn remove_row(&mut self, at: Moment, id: PacketId) -> Option<Attempt> {
         if !matches!(self.ids.get(&id), Some(Holder::Row(_))) {
             return None;
         }
         let Some(Holder::Row(slot)) = self.ids.remove(&id) else { return None };
         if slot.is_out {
             self.rows_out = self.rows_out.saturating_sub(1);
+            self.overtaken.answered(at.now, slot.number);
         }
         if slot.stage != Stage::Sent {
             self.gathering.changes.push(Change::Forget { packet_id: id.get() });
@@ -1649,7 +1668,7 @@ impl Machine {
         if ack.reason.is_failure() {
             return self.refused(at, id, ack.reason, ack.reason_string.as_deref().unwrap_or_default());
         }
-        if let Some(attempt) = self.remove_row(id) {
+        if let Some(attempt) = self.remove_row(at, id) {
             self.settled(attempt);
         }
     }
@@ -1687,7 +1706,7 @@ impl Machine {
             return;
         }
         self.progress_at = at.now;
-        if let Some(attempt) = self.remove_row(id) {
+        if let Some(attempt) = self.remove_row(at, id) {
             // 0x92: the cloud has ended the exchange before, and its PUBCOMP was lost. Or it has lost its session in
             // between, and who knows when; sending it again could double it. It had answered PUBREC, so it had it.
             if ack.reason == ReasonCode::PACKET_IDENTIFIER_NOT_FOUND {
@@ -1722,10 +1741,10 @@ impl Machine {
     fn refused(&mut self, at: Moment, id: PacketId, reason: ReasonCode, text: &str) {
         match reason {
             ReasonCode::TOPIC_NAME_INVALID | ReasonCode::PAYLOAD_FORMAT_INVALID | ReasonCode::PACKET_TOO_LARGE => {
-                self.reject_slot(id, format!("{} ({reason}) {text}", meaning(reason)).trim_end().to_owned());
+                self.reject_slot(at, id, format!("{} ({reason}) {text}", meaning(reason)).trim_end().to_owned());
             }
             _ => {
-                let Some(attempt) = self.remove_row(id) else { return };
+                let Some(attempt) = self.remove_row(at, id) else { return };
                 self.counts.resent += 1;
                 match reason {
                     ReasonCode::QUOTA_EXCEEDED | ReasonCode::MESSAGE_RATE_TOO_HIGH => {
@@ -1743,16 +1762,16 @@ impl Machine {
         }
     }
 
-    fn unsendable(&mut self, id: PacketId, reason: String) {
+    fn unsendable(&mut self, at: Moment, id: PacketId, reason: String) {
         if matches!(self.ids.get(&id), Some(Holder::Row(_))) {
-            self.reject_slot(id, reason);
+            self.reject_slot(at, id, reason);
         } else if self.ids.remove(&id).is_some() {
             self.rows_out = self.rows_out.saturating_sub(1);
         }
     }
 
-    fn reject_slot(&mut self, id: PacketId, reason: String) {
-        if let Some(attempt) = self.remove_row(id) {
+    fn reject_slot(&mut self, at: Moment, id: PacketId, reason: String) {
+        if let Some(attempt) = self.remove_row(at, id) {
             self.reject(&attempt, reason);
         }
     }
