@@ -131,6 +131,10 @@ struct Temper {
     closes_on_topic: Option<&'static str>,
     /// Answers a body that starts with this with that reason.
     refuses: Option<(u8, u8)>,
+    /// Answers CONNECT with this.
+    connack: Option<u8>,
+    /// Ends the connection on a body that starts with this, with that reason.
+    disconnects: Option<(u8, u8)>,
     /// Takes a body that is this and does not answer, on the first connection.
     swallows: Option<&'static [u8]>,
     forgets_sessions: bool,
@@ -173,6 +177,9 @@ impl Cloud {
                 if connect.clean_start || self.temper.forgets_sessions {
                     self.has_session = false;
                     self.taken.clear();
+                }
+                if let Some(code) = self.temper.connack {
+                    return self.back.push_back(Packet::Connack(Box::new(Connack::new(ReasonCode(code)))));
                 }
                 let mut connack = Connack::new(ReasonCode::SUCCESS);
                 connack.session_present = self.has_session;
@@ -246,6 +253,11 @@ impl Cloud {
         if self.temper.closes_on.is_some() && first == self.temper.closes_on {
             self.closes = true;
             return None;
+        }
+        if let Some((body, code)) = self.temper.disconnects
+            && first == Some(body)
+        {
+            return Some(Packet::Disconnect(Disconnect::new(ReasonCode(code))));
         }
         let Some(id) = publish.packet_id else {
             self.got.push(publish);
@@ -1067,6 +1079,83 @@ fn a_message_that_the_cloud_refuses_for_good_is_a_dead_letter_and_the_rest_goes_
             let world = finish(temper, settings(Version::V5, 4), rows_of(9, |_| qos));
             assert!(matches!(world.store.settled[&Sequence(3)], Verdict::Rejected { .. }));
             assert_eq!(world.cloud.arrivals().len(), 8);
+        }
+    }
+}
+
+#[test]
+fn every_reason_of_a_refusal_costs_at_most_the_message_it_speaks_of() {
+    for code in 0x80..=0xFF {
+        for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
+            let temper = Temper { refuses: Some((b'x', code)), ..Temper::default() };
+            let mut rows = rows_of(12, |_| qos);
+            rows[4] = row(5, qos, "t/x", b"x");
+            let mut world = World::new(settings(Version::V5, 3), temper, rows);
+            world.run_for(Duration::from_secs(5));
+            let is_final = [0x90, 0x95, 0x99].contains(&code);
+            assert_eq!(world.store.settled.len(), if is_final { 12 } else { 11 }, "0x{code:02X} holds up others");
+            world.cloud.temper.refuses = None;
+            world.run(&[]);
+            for (sequence, verdict) in &world.store.settled {
+                match verdict {
+                    Verdict::Delivered => assert!(!is_final || sequence.0 != 5),
+                    Verdict::Rejected { reason } => {
+                        assert!(is_final && sequence.0 == 5, "0x{code:02X} cost row {sequence}");
+                        assert!(reason.contains(&format!("0x{code:02X}")), "{reason}");
+                    }
+                    Verdict::Lost(reason) => panic!("0x{code:02X}: {reason:?}"),
+                }
+            }
+            assert!(world.closed.is_empty(), "0x{code:02X} cost the connection");
+        }
+    }
+}
+
+#[test]
+fn every_reason_that_ends_a_connection_costs_no_message() {
+    for code in (0x80..=0xFF).chain([0x00, 0x04]) {
+        for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
+            let temper = Temper { disconnects: Some((b'5', code)), ..Temper::default() };
+            let mut world = World::new(settings(Version::V5, 3), temper, rows_of(12, |_| qos));
+            while world.closed.len() < 3 {
+                world.run_for(Duration::from_millis(100));
+            }
+            world.cloud.temper.disconnects = None;
+            world.run(&[]);
+            assert!(world.store.settled.values().all(|verdict| *verdict == Verdict::Delivered), "0x{code:02X}");
+            let arrivals = world.cloud.arrivals();
+            assert_eq!(arrivals.len(), 12);
+            assert!(qos == Qos::AtLeastOnce || arrivals.values().all(|count| *count == 1), "0x{code:02X}");
+            let ended =
+                |reason: &CloseReason| matches!(reason, CloseReason::Disconnected { reason, .. } if reason.0 == code);
+            assert!(world.closed.iter().all(ended), "{:?}", world.closed);
+        }
+    }
+}
+
+#[test]
+fn every_reason_of_a_refused_connection_is_told_and_the_next_one_that_is_accepted_goes_on() {
+    for (version, codes) in [(Version::V5, 0x80..=0xFF), (Version::V311, 0x01..=0x05)] {
+        for code in codes {
+            let mut world = World::new(settings(version, 3), Temper::default(), rows_of(6, |_| Qos::ExactlyOnce));
+            while world.store.settled.len() < 2 {
+                assert!(world.step());
+            }
+            // In 3.1.1 the decoder makes a reason of version 5 of the return code.
+            let code = if version == Version::V5 { code } else { 0x80 | code };
+            world.cloud.temper.connack = Some(code);
+            world.lose_link(false);
+            world.closed.clear();
+            while world.closed.len() < 3 {
+                world.run_for(Duration::from_millis(500));
+            }
+            let refused =
+                |reason: &CloseReason| matches!(reason, CloseReason::Refused { reason, .. } if reason.0 == code);
+            assert!(world.closed.iter().all(refused), "{:?}", world.closed);
+            world.cloud.temper.connack = None;
+            world.run(&[]);
+            assert_eq!(world.cloud.got.len(), 6, "exactly once");
+            assert!(world.store.settled.values().all(|verdict| *verdict == Verdict::Delivered));
         }
     }
 }
