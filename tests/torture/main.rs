@@ -9,6 +9,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../uplink_model/mod.rs"]
+mod uplink_model;
 
 mod budget;
+mod models;
 mod random;
