@@ -83,6 +83,7 @@ PATH="$PATH:/usr/sbin:/sbin"
 has mosquitto || missing+=(mosquitto)
 has mosquitto_sub && has mosquitto_pub || missing+=(mosquitto-clients)
 has socat || missing+=(socat)
+has nft && has ip || missing+=(nftables iproute2)
 has strace || missing+=(strace)
 has setpriv && has unshare || missing+=(util-linux)
 # File systems for power cuts and full disks.

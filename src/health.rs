@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 
 use crate::message::Stamp;
+use drain::{Drain, DrainSnapshot, Level};
+
+mod drain;
 
 /// How many clients are counted by name; what comes after them is counted together under `(others)`.
 const NAMED_CLIENTS_MAX: usize = 256;
@@ -165,7 +168,10 @@ impl Health {
     pub fn snapshot(&self, now: Stamp) -> Snapshot {
         Snapshot {
             queue: self.0.queue.snapshot(now),
-            uplinks: lock(&self.0.uplinks).iter().map(|(name, uplink)| (name.to_string(), uplink.snapshot())).collect(),
+            uplinks: lock(&self.0.uplinks)
+                .iter()
+                .map(|(name, uplink)| (name.to_string(), uplink.snapshot(now)))
+                .collect(),
             devices: lock(&self.0.devices).iter().map(|(name, device)| (name.to_string(), device.snapshot())).collect(),
             sessions: self.0.sessions.snapshot(),
             losses: lock(&self.0.losses).iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
@@ -308,6 +314,7 @@ pub struct UplinkHealth {
     pub live_dropped: AtomicU64,
     /// Counted as delivered, though the cloud did not know them any more when they were released.
     pub uncertain: AtomicU64,
+    drain: Mutex<Drain>,
 }
 
 #[derive(Debug, Default)]
@@ -334,7 +341,23 @@ impl UplinkHealth {
         lock(&self.link).state
     }
 
-    fn snapshot(&self) -> UplinkSnapshot {
+    /// Takes in how far a drain is; to be called now and then while there is one.
+    pub fn note_drain(&self, now: Stamp) {
+        lock(&self.drain).note(self.level(now));
+    }
+
+    fn level(&self, now: Stamp) -> Level {
+        Level {
+            now_ms: now.mono_ms,
+            is_connected: self.connected.load(Ordering::Relaxed),
+            waiting: self.waiting.load(Ordering::Relaxed),
+            in_flight: self.in_flight.load(Ordering::Relaxed),
+            delivered: self.delivered.load(Ordering::Relaxed),
+        }
+    }
+
+    fn snapshot(&self, now: Stamp) -> UplinkSnapshot {
+        let drain = lock(&self.drain).snapshot(self.level(now));
         let link = lock(&self.link);
         UplinkSnapshot {
             state: link.state,
@@ -352,6 +375,7 @@ impl UplinkHealth {
             refused: self.refused.load(Ordering::Relaxed),
             live_dropped: self.live_dropped.load(Ordering::Relaxed),
             uncertain: self.uncertain.load(Ordering::Relaxed),
+            drain,
         }
     }
 }
@@ -389,6 +413,8 @@ pub struct UplinkSnapshot {
     pub live_dropped: u64,
     /// Counted as delivered, though the cloud did not know them any more when they were released, since start.
     pub uncertain: u64,
+    /// How far the backlog is delivered; null = there is none, or no cloud to take it.
+    pub drain: Option<DrainSnapshot>,
 }
 
 /// State of a device.

@@ -159,6 +159,9 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
         if let Some(reason) = uplink.get("reason").and_then(Value::as_str) {
             write!(out, "\n        {reason}")?;
         }
+        if let Some(drain) = uplink.get("drain").filter(|drain| drain.is_object()) {
+            write!(out, "\n        {}", drain_words(drain))?;
+        }
         writeln!(out)?;
     }
     for (name, device) in entries(status, "devices") {
@@ -178,6 +181,18 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
         writeln!(out, "losses  {count} {}", loss_words(reason))?;
     }
     Ok(())
+}
+
+/// A backlog on its way, and when it is gone.
+fn drain_words(drain: &Value) -> String {
+    let (delivered, left) = (number(drain, "delivered"), number(drain, "left"));
+    let mut words = format!("draining: {} % ({delivered} of {}", number(drain, "percent"), delivered + left);
+    words += &format!("), {} messages/s", number(drain, "per_s"));
+    match drain.get("left_s").and_then(Value::as_u64) {
+        Some(left) => words += &format!(", about {} left", span(Duration::from_secs(left))),
+        None => words += ", time left not known",
+    }
+    words
 }
 
 /// The state of the clock, with what it means where it is not obvious.
@@ -294,12 +309,16 @@ mod tests {
     fn a_person_can_read_it() {
         let status = json!({"version": "1", "gateway": "g", "uptime_s": 61, "clock": "unset",
             "queue": {"messages": 3, "bytes": 2048, "max_bytes": 1_073_741_824, "oldest_age_s": 7200},
-            "uplinks": {"cloud": {"state": "waiting", "since": "T", "reason": "no route"}},
+            "uplinks": {"cloud": {"state": "waiting", "since": "T", "reason": "no route", "drain": null},
+                "hall": {"drain": {"delivered": 250, "left": 750, "percent": 25, "per_s": 10, "left_s": 75}},
+                "late": {"drain": {"delivered": 0, "left": 9, "percent": 0, "per_s": 0, "left_s": null}}},
             "losses": {"expired": 2}});
         let text = readable(&status, 0);
         assert!(text.contains("clock unset (no time service; [gateway] clock = \"trust\" believes it)"), "{text}");
         assert!(text.contains("queue   3 waiting, 2048 B of 1 GiB, oldest 2 h old"), "{text}");
-        assert!(text.contains("no route"), "{text}");
+        assert!(text.contains("no route\n"), "{text}");
+        assert!(text.contains("draining: 25 % (250 of 1000), 10 messages/s, about 1 min left"), "{text}");
+        assert!(text.contains("draining: 0 % (0 of 9), 0 messages/s, time left not known"), "{text}");
         assert!(text.contains("losses  2 dropped: older than max_age"), "{text}");
     }
 

@@ -162,6 +162,8 @@ pub struct UplinkConfig {
     pub window: NonZeroU16,
     /// Pauses between attempts to connect.
     pub reconnect: Reconnect,
+    /// What goes first when much waits.
+    pub drain: DrainOrder,
     /// At most this much, whatever waits.
     pub pace: Pace,
     /// Topic of the gateway's own messages at the cloud, `{gateway}` already replaced; `None` = off.
@@ -171,6 +173,16 @@ pub struct UplinkConfig {
     pub forward: Vec<ForwardRule>,
     /// `[[uplink.<name>.receive]]`
     pub receive: Vec<ReceiveRule>,
+}
+
+/// What goes first after an outage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DrainOrder {
+    /// Everything in the order in which it came.
+    #[default]
+    OldestFirst,
+    /// What comes in while the cloud is there, and the backlog beside it.
+    LiveFirst,
 }
 
 /// One address of a cloud broker.

@@ -352,6 +352,28 @@ pub struct Outlet {
     /// The last sequence that was looked at. It is kept here and moves when an answer is taken, so that an answer that
     /// nobody took comes again.
     place: u64,
+    /// The same of the live lane: what is older is the backlog.
+    head: u64,
+}
+
+/// One of the two ways through a stream that is read live first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// From the oldest message on; without a live lane, to the newest.
+    Backlog,
+    /// What came after `Outlet::mark_live`.
+    Live,
+}
+
+/// What is asked of one lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// At most so many messages.
+    pub count: usize,
+    /// At most so many bytes, but at least one message.
+    pub bytes: usize,
+    /// Answer only when there are messages.
+    pub waits: bool,
 }
 
 /// How a message is written at its way out; recorded at admission so that a resend has the same bytes.
@@ -488,31 +510,75 @@ impl Outlet {
         loop {
             // Before asking: what is stored after the answer was made must wake us.
             self.woken.borrow_and_update();
-            let fetched = self.fetch(count_max, bytes_max).await?;
+            let wanted = Wanted { count: count_max, bytes: bytes_max, waits: true };
+            let fetched = self.fetch(self.place, wanted).await?;
+            self.place = fetched.place;
             if !fetched.rows.is_empty() {
                 return Ok(fetched.rows);
             }
-            let changed = self.woken.changed();
-            let moved = match fetched.again_ms {
-                None => changed.await,
-                Some(pause_ms) => {
-                    tokio::time::timeout(Duration::from_millis(pause_ms), changed).await.unwrap_or(Ok(()))
+            self.wait(fetched.again_ms).await?;
+        }
+    }
+
+    /// What comes in from now on is the live lane's, all else is backlog.
+    pub async fn mark_live(&mut self) -> Result<(), AppendError> {
+        let (stream, after) = (self.name.clone(), self.place);
+        let (count_max, bytes_max) = (1, 1);
+        let fetched = ask(&self.jobs, |reply| Job::Next { stream, after, count_max, bytes_max, reply }).await?;
+        self.head = self.head.max(fetched.newest);
+        Ok(())
+    }
+
+    /// The next messages of either lane, those of the live one first. Cancel safe like `next`.
+    pub async fn next_of(
+        &mut self,
+        backlog: Option<Wanted>,
+        live: Option<Wanted>,
+    ) -> Result<(Lane, Vec<Queued>), AppendError> {
+        loop {
+            self.woken.borrow_and_update();
+            let mut again_ms = None;
+            if let Some(wanted) = live {
+                let fetched = self.fetch(self.head, wanted).await?;
+                again_ms = fetched.again_ms;
+                // With no backlog before it both are one.
+                if self.place >= self.head {
+                    self.place = fetched.place;
                 }
-            };
-            moved.map_err(|_| AppendError::Stopped)?;
+                self.head = fetched.place;
+                if !fetched.rows.is_empty() || !wanted.waits {
+                    return Ok((Lane::Live, fetched.rows));
+                }
+            }
+            if let Some(wanted) = backlog {
+                let mut rows = Vec::new();
+                if self.place < self.head {
+                    let fetched = self.fetch(self.place, wanted).await?;
+                    self.place = fetched.place.min(self.head);
+                    rows = fetched.rows;
+                    rows.retain(|row| row.sequence.0 <= self.head);
+                }
+                if !rows.is_empty() || !wanted.waits {
+                    return Ok((Lane::Backlog, rows));
+                }
+            }
+            self.wait(again_ms).await?;
         }
     }
 
     /// As `next`, but waits for nothing: without any rows when the queue holds none.
     pub async fn next_now(&mut self, count_max: usize, bytes_max: usize) -> Result<Vec<Queued>, AppendError> {
-        Ok(self.fetch(count_max, bytes_max).await?.rows)
+        let fetched = self.fetch(self.place, Wanted { count: count_max, bytes: bytes_max, waits: false }).await?;
+        self.place = fetched.place;
+        Ok(fetched.rows)
     }
 
-    async fn fetch(&mut self, count_max: usize, bytes_max: usize) -> Result<Fetched, AppendError> {
+    async fn fetch(&self, mut after: u64, wanted: Wanted) -> Result<Fetched, AppendError> {
+        let Wanted { count: count_max, bytes: bytes_max, .. } = wanted;
         loop {
-            let (stream, after) = (self.name.clone(), self.place);
+            let stream = self.name.clone();
             let fetched = ask(&self.jobs, |reply| Job::Next { stream, after, count_max, bytes_max, reply }).await?;
-            self.place = fetched.place;
+            after = fetched.place;
             if !fetched.is_partial {
                 return Ok(fetched);
             }
@@ -523,6 +589,16 @@ impl Outlet {
     /// it. In order with the other calls.
     pub async fn set_live(&mut self, is_live: bool) -> Result<(), AppendError> {
         self.jobs.send(Job::Live(self.name.clone(), is_live)).await.map_err(|_| AppendError::Stopped)
+    }
+
+    /// Until something new waits, or a gap may be told.
+    async fn wait(&mut self, again_ms: Option<u64>) -> Result<(), AppendError> {
+        let changed = self.woken.changed();
+        let moved = match again_ms {
+            None => changed.await,
+            Some(pause_ms) => tokio::time::timeout(Duration::from_millis(pause_ms), changed).await.unwrap_or(Ok(())),
+        };
+        moved.map_err(|_| AppendError::Stopped)
     }
 
     /// Makes `changes` durable, all or none.
@@ -563,7 +639,7 @@ pub fn open(settings: QueueSettings) -> Result<Opened, OpenError> {
     for StreamSpec { name, .. } in &settings.streams {
         let (waker, woken) = watch::channel(0);
         wakers.insert(name.clone(), waker);
-        outlets.insert(name.clone(), Outlet { name: name.clone(), jobs: to.clone(), woken, place: 0 });
+        outlets.insert(name.clone(), Outlet { name: name.clone(), jobs: to.clone(), woken, place: 0, head: 0 });
     }
     let worker = Worker::new(jobs, settings, books, wakers, lock);
     Ok(Opened { inlet: Inlet { jobs: to }, outlets, worker })

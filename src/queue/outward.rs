@@ -44,6 +44,8 @@ pub(super) struct Fetched {
     pub is_partial: bool,
     /// When a gap may be told next.
     pub again_ms: Option<u64>,
+    /// The newest place in the store.
+    pub newest: u64,
 }
 
 impl Books {
@@ -102,7 +104,11 @@ impl Books {
         }
         fetched.is_partial = fetched.rows.is_empty() && looked >= ANSWER_ROWS_MAX;
         self.settle_lost(index, &lost)?;
-        if let (Some(stream), Some(last)) = (self.streams.get_mut(index), fetched.rows.last()) {
+        fetched.newest = self.identity.sequence_next - 1;
+        // What is read ahead of a backlog does not make that one taken: it stays what gives way first.
+        if let (Some(stream), Some(last)) = (self.streams.get_mut(index), fetched.rows.last())
+            && after <= stream.taken_to
+        {
             stream.taken_to = stream.taken_to.max(last.sequence.0);
             for row in &fetched.rows {
                 self.ledger.hand_out(stream.id, row.sequence.0, &row.id, &row.message);

@@ -426,9 +426,8 @@ impl Link {
             Action::Commit(changes) => self.order(at, Order::Commit(changes)),
             Action::Restore => self.order(at, Order::Restore),
             Action::Live(is_live) => self.order(at, Order::Live(is_live)),
-            Action::Fetch { round, count, bytes, waits } => {
-                self.order(at, Order::Fetch { round, count, bytes, waits });
-            }
+            Action::Fetch { round, wanted } => self.order(at, Order::Fetch { round, wanted }),
+            Action::FetchLive { begins, wanted } => self.order(at, Order::FetchLive { begins, wanted }),
             Action::Submit { receipt, message, once } => {
                 let errand = Errand::Submit { receipt, message, once };
                 if self.errands.try_send(errand).is_err() {
@@ -466,6 +465,7 @@ impl Link {
             }
             Report::Restored(restored) => Event::Restored(restored),
             Report::Rows(round, rows) => Event::Rows { round, rows },
+            Report::LiveRows(rows) => Event::LiveRows(rows),
             Report::Submitted(receipt, Ok(())) => Event::Accepted(receipt),
             Report::Released(receipt, Ok(was_known)) => Event::Released { receipt, was_known },
             Report::Submitted(receipt, Err(Unaccepted { reason, is_full })) => {
@@ -717,6 +717,7 @@ impl Link {
         health.refused.store(counts.refused, Ordering::Relaxed);
         health.live_dropped.store(counts.live_dropped, Ordering::Relaxed);
         health.uncertain.store(counts.uncertain, Ordering::Relaxed);
+        health.note_drain(self.stamp);
     }
 }
 

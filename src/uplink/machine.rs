@@ -24,18 +24,19 @@ use thiserror::Error;
 
 use super::compose::{self, Terms};
 use super::inbound::{Inbound, Receipt, UNANSWERED_MAX};
+use super::overtaken::Overtaken;
 use super::own::{self, OwnTopic};
 use super::pacing::Pacing;
 use super::reason::{meaning, quoted, remedy};
 use super::waiting::{Attempt, Waiting};
-use crate::config::{Pace, Protocol, ReceiveRule, UplinkConfig};
+use crate::config::{DrainOrder, Pace, Protocol, ReceiveRule, UplinkConfig};
 use crate::health::LossReason;
 use crate::intake::LiveForward;
 use crate::message::{Body, Message, Origin, Properties, Qos, Sequence, Stamp, Topic};
 use crate::mqtt::{
     Ack, Connack, Connect, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Subscribe, Subscription, Version,
 };
-use crate::queue::{Change, Once, Queued, Restored, SessionNumber, Verdict};
+use crate::queue::{Change, Once, Queued, Restored, SessionNumber, Verdict, Wanted};
 
 /// The longest packet that is taken from the cloud.
 pub const INBOUND_BYTES_MAX: u32 = 1 << 20;
@@ -43,7 +44,8 @@ pub const INBOUND_BYTES_MAX: u32 = 1 << 20;
 /// CONNACK must come within this.
 pub const CONNACK_WITHIN: Duration = Duration::from_secs(10);
 
-/// In flight without any acknowledgement for this long, or two keep-alives: the link only looks open.
+/// In flight without any acknowledgement for this long, or two keep-alives: the link only looks open. The same for one
+/// message from when a later one was acknowledged.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
 
 /// After PINGREQ, half a keep-alive without any byte ends the connection, but not less than this.
@@ -118,6 +120,8 @@ pub struct Settings {
     pub keep_alive: Duration,
     /// How long the cloud keeps the session.
     pub session_expiry: Duration,
+    /// What goes first when much waits.
+    pub drain: DrainOrder,
     /// At most this fast.
     pub pace: Pace,
     /// Own topic at the cloud.
@@ -140,6 +144,7 @@ impl Settings {
             window: config.window,
             keep_alive: config.keep_alive,
             session_expiry: config.session_expiry,
+            drain: config.drain,
             pace: config.pace,
             own_topic: config.own_topic.clone(),
             receive: config.receive.clone(),
@@ -170,6 +175,8 @@ pub enum Event {
         /// In order.
         rows: Vec<Queued>,
     },
+    /// What `FetchLive` asked for, in order.
+    LiveRows(Vec<Queued>),
     /// The commit under way is on disk.
     Committed,
     /// The commit under way failed; what is on disk is not known.
@@ -223,12 +230,15 @@ pub enum Action {
     Fetch {
         /// Another one than before: from the oldest row again, not from where the last answer ended.
         round: u64,
-        /// At most so many.
-        count: usize,
-        /// At most so many bytes.
-        bytes: usize,
-        /// Answer only when there are rows; else with none when there are none.
-        waits: bool,
+        /// How many.
+        wanted: Wanted,
+    },
+    /// Get more rows of the live lane; answered by `LiveRows`. Takes the place of one that was not answered.
+    FetchLive {
+        /// What is in the queue now is backlog, and the lane is what comes after it.
+        begins: bool,
+        /// How many.
+        wanted: Wanted,
     },
     /// Tell the store whether what it holds in memory would be taken by the cloud now, at QoS 1.
     Live(bool),
@@ -282,6 +292,9 @@ pub enum CloseReason {
     /// Acknowledgements do not come.
     #[error("the cloud acknowledges nothing")]
     NoProgress,
+    /// The acknowledgement of one message does not come.
+    #[error("the cloud does not acknowledge a message, though it did later ones")]
+    Overtaken,
     /// The cloud broke the protocol.
     #[error("the cloud broke the protocol: {what}")]
     Protocol {
@@ -420,6 +433,8 @@ struct Slot {
     is_sent: bool,
     /// Counts against the window of this connection.
     is_out: bool,
+    /// Among the messages of this connection.
+    number: u64,
 }
 
 #[derive(Debug)]
@@ -490,6 +505,9 @@ pub struct Machine {
     gathering: Gathering,
     committing: Option<Gathering>,
     is_fetching: bool,
+    is_fetching_live: bool,
+    /// The live lane is to begin anew.
+    begins_live: bool,
     /// The fetch under way began at the oldest row.
     is_rewinding: bool,
     round: u64,
@@ -529,6 +547,7 @@ pub struct Machine {
     sent_at: Duration,
     heard_at: Duration,
     progress_at: Duration,
+    overtaken: Overtaken,
     published_at: Duration,
     pacing: Pacing,
     pace_until: Option<Duration>,
@@ -560,6 +579,8 @@ impl Machine {
             gathering: Gathering::default(),
             committing: None,
             is_fetching: false,
+            is_fetching_live: false,
+            begins_live: false,
             is_rewinding: false,
             round: 0,
             ids: HashMap::new(),
@@ -588,6 +609,7 @@ impl Machine {
             sent_at: Duration::ZERO,
             heard_at: Duration::ZERO,
             progress_at: Duration::ZERO,
+            overtaken: Overtaken::default(),
             published_at: Duration::ZERO,
             pacing: Pacing::new(settings.pace),
             pace_until: None,
@@ -656,6 +678,14 @@ impl Machine {
                     }
                 }
             }
+            Event::LiveRows(rows) => {
+                self.is_fetching_live = false;
+                for row in rows {
+                    if self.owned.insert(row.sequence) {
+                        self.waiting.push_live(row);
+                    }
+                }
+            }
             Event::Committed => self.committed(at),
             Event::CommitFailed => self.commit_failed(),
             Event::Accepted(receipt) => {
@@ -667,7 +697,7 @@ impl Machine {
             Event::Refused { reason, .. } => self.close(CloseReason::NotAccepted { reason }),
             Event::Released { receipt, was_known } => self.pubcomp_for(receipt, was_known),
             Event::Live(live) => self.live(at, &live),
-            Event::Unsendable { packet_id, reason } => self.unsendable(packet_id, reason),
+            Event::Unsendable { packet_id, reason } => self.unsendable(at, packet_id, reason),
             Event::Lost { by_peer } => self.lost(at, by_peer),
             Event::Stop => {
                 if self.stop_by.is_none() {
@@ -918,6 +948,7 @@ impl Machine {
             self.waiting.put_back(attempt);
         }
         self.rows_out = 0;
+        self.overtaken.clear();
         self.resend.clear();
         self.dock.clear();
         self.bench.drain(..).for_each(|attempt| self.waiting.put_back(attempt));
@@ -1007,7 +1038,7 @@ impl Machine {
         } else if is_named || (is_convicted && has_topic_alibi) {
             let code = reason.map_or_else(String::new, |reason| format!(" with {reason}"));
             let text = format!("the cloud closed the connection{code} whenever it was sent, and took others");
-            self.reject_slot(id, text);
+            self.reject_slot(at, id, text);
         } else if of_topic >= PROBES_MAX {
             // Enough of the topic wait for their trials; no further one is sent to find out.
         } else if (is_convicted || self.waiting.is_held(&row.encoding.topic)) && self.waiting.hold_topic(at.now, row) {
@@ -1106,6 +1137,7 @@ impl Machine {
         self.is_restored = true;
         self.is_restoring = false;
         self.is_fetching = false;
+        self.is_fetching_live = false;
         self.is_rewinding = false;
         self.session_key = restored.session_key;
         self.session = restored.session;
@@ -1122,6 +1154,7 @@ impl Machine {
         }
         self.bytes_out = 0;
         self.rows_out = 0;
+        self.overtaken.clear();
         for in_flight in restored.in_flight {
             let Some(id) = PacketId::new(in_flight.packet_id) else { continue };
             self.next_order = self.next_order.max(in_flight.order.saturating_add(1));
@@ -1133,7 +1166,7 @@ impl Machine {
             rows.for_each(|attempt| self.waiting.put_back(attempt));
             self.bytes_out += attempt.as_ref().map_or(0, |attempt| compose::weight(&attempt.row));
             let stage = if in_flight.released { Stage::Released } else { Stage::Admitted };
-            let slot = Slot { order: in_flight.order, stage, attempt, is_sent: true, is_out: false };
+            let slot = Slot { order: in_flight.order, stage, attempt, is_sent: true, is_out: false, number: 0 };
             self.ids.insert(id, Holder::Row(Box::new(slot)));
         }
         self.older_than = self.newest_unreleased();
@@ -1151,8 +1184,16 @@ impl Machine {
         }
     }
 
-    /// The newest row in flight whose PUBLISH may have to be sent again.
+    fn is_live_first(&self) -> bool {
+        self.settings.drain == DrainOrder::LiveFirst
+    }
+
+    /// The newest row in flight whose PUBLISH may have to be sent again, after older ones. Live first, there is no such
+    /// order.
     fn newest_unreleased(&self) -> Option<Sequence> {
+        if self.is_live_first() {
+            return None;
+        }
         let rows = self.ids.values().filter_map(|holder| match holder {
             Holder::Row(slot) if slot.stage != Stage::Released => Some(slot.attempt.as_ref()?.row.sequence),
             _ => None,
@@ -1162,6 +1203,7 @@ impl Machine {
 
     fn up(&mut self, at: Moment, session_present: bool) {
         self.phase = Phase::Up;
+        self.begins_live = self.is_live_first();
         self.expects_session = true;
         self.progress_at = at.now;
         self.published_at = at.now;
@@ -1205,7 +1247,7 @@ impl Machine {
     // --- deadlines ------------------------------------------------------------------------------------------------
 
     /// When a ping is due, its answer, and the progress of acknowledgements.
-    fn watched(&self) -> [Option<Duration>; 3] {
+    fn watched(&self) -> [Option<Duration>; 4] {
         let keep_alive = self.terms.keep_alive;
         let is_waiting = self.rows_out > 0;
         let silent_at = self.ping.as_ref().map(|ping| ping.at.max(self.heard_at) + self.ping_within());
@@ -1214,8 +1256,10 @@ impl Machine {
             let unanswered_at = self.heard_at.max(self.progress_at) + keep_alive / 2;
             if is_waiting { idle_at.min(unanswered_at) } else { idle_at }
         });
-        let progress_at = is_waiting.then(|| self.progress_at + PROGRESS_WITHIN.max(keep_alive * 2));
-        [silent_at, ping_at, progress_at]
+        let progress_within = PROGRESS_WITHIN.max(keep_alive * 2);
+        let progress_at = is_waiting.then(|| self.progress_at + progress_within);
+        let overtaken_at = self.overtaken.since().map(|since| since + progress_within);
+        [silent_at, ping_at, progress_at, overtaken_at]
     }
 
     fn ping_within(&self) -> Duration {
@@ -1233,11 +1277,13 @@ impl Machine {
             }
             Phase::Up => {
                 let is_due = |when: Option<Duration>| when.is_some_and(|when| when <= at.now);
-                let [silent_at, ping_at, progress_at] = self.watched();
+                let [silent_at, ping_at, progress_at, overtaken_at] = self.watched();
                 if is_due(silent_at) {
                     self.close(CloseReason::Silent);
                 } else if is_due(progress_at) {
                     self.close(CloseReason::NoProgress);
+                } else if is_due(overtaken_at) {
+                    self.close(CloseReason::Overtaken);
                 } else if is_due(ping_at) {
                     self.ping(at);
                 }
@@ -1349,6 +1395,7 @@ impl Machine {
             self.older_than = self.newest_unreleased().filter(|_| !self.resend.is_empty());
         }
         let window = usize::from(self.settings.window.get());
+        let count = (2 * window).clamp(16, FETCH_ROWS_MAX);
         let has_room = self.waiting.ahead() < window
             && self.waiting.ahead_bytes() < AHEAD_BYTES_MAX
             && self.waiting.stuck() < STUCK_ROWS_MAX.max(2 * window);
@@ -1358,9 +1405,16 @@ impl Machine {
         }
         if may_ask && (rewinds || (has_room && !self.is_fetching)) {
             self.is_fetching = true;
-            let waits = self.older_than.is_none();
-            let count = (2 * window).clamp(16, FETCH_ROWS_MAX);
-            self.actions.push(Action::Fetch { round: self.round, count, bytes: FETCH_BYTES_MAX, waits });
+
+            let wanted = Wanted { count, bytes: FETCH_BYTES_MAX, waits: self.older_than.is_none() };
+            self.actions.push(Action::Fetch { round: self.round, wanted });
+        }
+        let has_live_room = self.waiting.live() < window && self.waiting.live_bytes() < AHEAD_BYTES_MAX;
+        if may_ask && self.is_live_first() && (self.begins_live || (has_live_room && !self.is_fetching_live)) {
+            let begins = std::mem::take(&mut self.begins_live);
+            self.is_fetching_live = true;
+            let wanted = Wanted { count, bytes: FETCH_BYTES_MAX, waits: true };
+            self.actions.push(Action::FetchLive { begins, wanted });
         }
     }
 
@@ -1424,7 +1478,7 @@ impl Machine {
     /// The place of the row whose PUBLISH is resent under this id; nothing for a PUBREL, which waits for no row.
     fn resent_place(&self, id: PacketId) -> Option<(u64, Sequence)> {
         match self.ids.get(&id) {
-            Some(Holder::Row(slot)) if slot.stage != Stage::Released => {
+            Some(Holder::Row(slot)) if slot.stage != Stage::Released && !self.is_live_first() => {
                 slot.attempt.as_ref().map(|attempt| (slot.order, attempt.row.sequence))
             }
             _ => None,
@@ -1490,7 +1544,8 @@ impl Machine {
             self.gathering.changes.push(Change::Admit { packet_id: id.get(), rows, order, encoding });
         }
         let is_held = must_follow || stage == Stage::Admitted;
-        let slot = Slot { order, stage, attempt: Some(attempt), is_sent: !is_held, is_out: true };
+        let number = self.overtaken.sent();
+        let slot = Slot { order, stage, attempt: Some(attempt), is_sent: !is_held, is_out: true, number };
         self.ids.insert(id, Holder::Row(Box::new(slot)));
         if is_held {
             self.gathering.after.push(Packet::Publish(publish));
@@ -1510,6 +1565,7 @@ impl Machine {
         let Some(Holder::Row(slot)) = self.ids.get_mut(&id) else { return };
         let qos = match slot.stage {
             Stage::Released => {
+                slot.number = self.overtaken.sent();
                 slot.is_out = true;
                 self.rows_out += 1;
                 return self.send(at, Packet::Pubrel(Ack::new(id, ReasonCode::SUCCESS)));
@@ -1530,7 +1586,7 @@ impl Machine {
         let Some(mut publish) = publish else { return };
         self.counts.resent += 1;
         if qos > self.terms.qos_max {
-            if let Some(attempt) = self.remove_row(id) {
+            if let Some(attempt) = self.remove_row(at, id) {
                 self.waiting.put_back(attempt);
             }
             return;
@@ -1539,12 +1595,13 @@ impl Machine {
         let bytes = compose::publish_bytes(&publish, self.terms.version);
         if bytes > self.terms.packet_bytes_max {
             let text = too_large(bytes, self.terms.packet_bytes_max);
-            return self.reject_slot(id, text);
+            return self.reject_slot(at, id, text);
         }
         publish.packet_id = Some(id);
         publish.dup = slot.is_sent;
         slot.is_sent |= !must_follow;
         slot.is_out = true;
+        slot.number = self.overtaken.sent();
         self.pacing.spend(at.now, bytes);
         if self.rows_out == 0 {
             self.progress_at = at.now;
@@ -1580,13 +1637,14 @@ impl Machine {
     }
 
     /// Takes a row out of flight; at QoS 2 its id is forgotten in the next transaction.
-    fn remove_row(&mut self, id: PacketId) -> Option<Attempt> {
+    fn remove_row(&mut self, at: Moment, id: PacketId) -> Option<Attempt> {
         if !matches!(self.ids.get(&id), Some(Holder::Row(_))) {
             return None;
         }
         let Some(Holder::Row(slot)) = self.ids.remove(&id) else { return None };
         if slot.is_out {
             self.rows_out = self.rows_out.saturating_sub(1);
+            self.overtaken.answered(at.now, slot.number);
         }
         if slot.stage != Stage::Sent {
             self.gathering.changes.push(Change::Forget { packet_id: id.get() });
@@ -1630,7 +1688,7 @@ impl Machine {
         if ack.reason.is_failure() {
             return self.refused(at, id, ack.reason, ack.reason_string.as_deref().unwrap_or_default());
         }
-        if let Some(attempt) = self.remove_row(id) {
+        if let Some(attempt) = self.remove_row(at, id) {
             self.settled(attempt);
         }
     }
@@ -1668,7 +1726,7 @@ impl Machine {
             return;
         }
         self.progress_at = at.now;
-        if let Some(attempt) = self.remove_row(id) {
+        if let Some(attempt) = self.remove_row(at, id) {
             // 0x92: the cloud has ended the exchange before, and its PUBCOMP was lost. Or it has lost its session in
             // between, and who knows when; sending it again could double it. It had answered PUBREC, so it had it.
             if ack.reason == ReasonCode::PACKET_IDENTIFIER_NOT_FOUND {
@@ -1703,10 +1761,10 @@ impl Machine {
     fn refused(&mut self, at: Moment, id: PacketId, reason: ReasonCode, text: &str) {
         match reason {
             ReasonCode::TOPIC_NAME_INVALID | ReasonCode::PAYLOAD_FORMAT_INVALID | ReasonCode::PACKET_TOO_LARGE => {
-                self.reject_slot(id, format!("{} ({reason}) {text}", meaning(reason)).trim_end().to_owned());
+                self.reject_slot(at, id, format!("{} ({reason}) {text}", meaning(reason)).trim_end().to_owned());
             }
             _ => {
-                let Some(attempt) = self.remove_row(id) else { return };
+                let Some(attempt) = self.remove_row(at, id) else { return };
                 self.counts.resent += 1;
                 match reason {
                     ReasonCode::QUOTA_EXCEEDED | ReasonCode::MESSAGE_RATE_TOO_HIGH => {
@@ -1724,16 +1782,16 @@ impl Machine {
         }
     }
 
-    fn unsendable(&mut self, id: PacketId, reason: String) {
+    fn unsendable(&mut self, at: Moment, id: PacketId, reason: String) {
         if matches!(self.ids.get(&id), Some(Holder::Row(_))) {
-            self.reject_slot(id, reason);
+            self.reject_slot(at, id, reason);
         } else if self.ids.remove(&id).is_some() {
             self.rows_out = self.rows_out.saturating_sub(1);
         }
     }
 
-    fn reject_slot(&mut self, id: PacketId, reason: String) {
-        if let Some(attempt) = self.remove_row(id) {
+    fn reject_slot(&mut self, at: Moment, id: PacketId, reason: String) {
+        if let Some(attempt) = self.remove_row(at, id) {
             self.reject(&attempt, reason);
         }
     }

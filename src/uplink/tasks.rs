@@ -11,7 +11,7 @@ use super::inbound::Receipt;
 use crate::health::chain;
 use crate::intake::{AcceptError, Intake, Ticket};
 use crate::message::Message;
-use crate::queue::{AppendError, Change, Inlet, Once, Outlet, Queued, Restored};
+use crate::queue::{AppendError, Change, Inlet, Lane, Once, Outlet, Queued, Restored, Wanted};
 
 /// Pause before the store is asked again after it failed.
 const RESTORE_AGAIN: Duration = Duration::from_secs(1);
@@ -32,12 +32,15 @@ pub enum Order {
     Fetch {
         /// Another one than before: from the oldest row again.
         round: u64,
-        /// At most so many.
-        count: usize,
-        /// At most so many bytes.
-        bytes: usize,
-        /// Answer only when there are rows.
-        waits: bool,
+        /// How many.
+        wanted: Wanted,
+    },
+    /// Get rows of the live lane.
+    FetchLive {
+        /// It begins now: what is in the queue is backlog.
+        begins: bool,
+        /// How many.
+        wanted: Wanted,
     },
 }
 
@@ -86,6 +89,8 @@ pub enum Report {
     Restored(Restored),
     /// Rows of this round.
     Rows(u64, Vec<Queued>),
+    /// Rows of the live lane.
+    LiveRows(Vec<Queued>),
     /// The intake has the command, or not.
     Submitted(Receipt, Result<(), Unaccepted>),
     /// The id is forgotten; whether it was known.
@@ -96,8 +101,9 @@ pub enum Report {
 
 /// Carries out orders until there are no more to come.
 pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, reports: mpsc::Sender<Report>) {
-    let mut wanted: Option<Wanted> = None;
+    let mut wanted = None;
     let mut reading = 0;
+    let mut live = Live::None;
     loop {
         let report = tokio::select! {
             // Commits first: they free the window, and rows are fetched ahead.
@@ -106,7 +112,7 @@ pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, r
                 None => return,
                 Some(Order::Commit(changes)) => Report::Committed(outlet.commit(changes).await),
                 Some(Order::Restore) => {
-                    wanted = None;
+                    (wanted, live) = (None, live.forgotten());
                     match restore(&mut outlet).await {
                         Some(restored) => Report::Restored(restored),
                         None => Report::QueueStopped,
@@ -116,18 +122,26 @@ pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, r
                     Ok(()) => continue,
                     Err(_stopped) => Report::QueueStopped,
                 },
-                Some(Order::Fetch { round, count, bytes, waits }) => {
+                Some(Order::FetchLive { begins, wanted }) => {
+                    live = if begins { Live::Begins(wanted) } else { Live::Wanted(wanted) };
+                    continue;
+                }
+                Some(Order::Fetch { round, wanted: more }) => {
                     if std::mem::replace(&mut reading, round) != round {
                         outlet.rewind();
                     }
-                    wanted = Some(Wanted { count, bytes, waits });
+                    wanted = Some(more);
                     continue;
                 }
             },
-            rows = next(&mut outlet, wanted) => match rows {
-                Ok(rows) => {
+            rows = next(&mut outlet, wanted, &mut live) => match rows {
+                Ok((Lane::Backlog, rows)) => {
                     wanted = None;
                     Report::Rows(reading, rows)
+                }
+                Ok((Lane::Live, rows)) => {
+                    live = Live::Read;
+                    Report::LiveRows(rows)
                 }
                 Err(AppendError::Stopped) => Report::QueueStopped,
                 Err(_failed) => {
@@ -143,18 +157,42 @@ pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, r
     }
 }
 
+/// What is known of the live lane.
 #[derive(Clone, Copy)]
-struct Wanted {
-    count: usize,
-    bytes: usize,
-    waits: bool,
+enum Live {
+    /// There is none: what goes first is the oldest.
+    None,
+    /// It is to begin with this.
+    Begins(Wanted),
+    /// This is asked of it.
+    Wanted(Wanted),
+    /// Nothing is asked of it.
+    Read,
 }
 
-async fn next(outlet: &mut Outlet, wanted: Option<Wanted>) -> Result<Vec<Queued>, AppendError> {
-    match wanted {
-        Some(Wanted { count, bytes, waits: true }) => outlet.next(count, bytes).await,
-        Some(Wanted { count, bytes, waits: false }) => outlet.next_now(count, bytes).await,
-        None => std::future::pending().await,
+impl Live {
+    fn forgotten(self) -> Live {
+        if matches!(self, Live::None) { Live::None } else { Live::Read }
+    }
+}
+
+async fn next(
+    outlet: &mut Outlet,
+    wanted: Option<Wanted>,
+    live: &mut Live,
+) -> Result<(Lane, Vec<Queued>), AppendError> {
+    if let Live::Begins(more) = *live {
+        outlet.mark_live().await?;
+        *live = Live::Wanted(more);
+    }
+    match (*live, wanted) {
+        (Live::None, Some(Wanted { count, bytes, waits })) => {
+            let rows = if waits { outlet.next(count, bytes).await } else { outlet.next_now(count, bytes).await };
+            Ok((Lane::Backlog, rows?))
+        }
+        (Live::None | Live::Read, None) => std::future::pending().await,
+        (Live::Wanted(more), wanted) => outlet.next_of(wanted, Some(more)).await,
+        (_, wanted) => outlet.next_of(wanted, None).await,
     }
 }
 

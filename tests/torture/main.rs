@@ -9,6 +9,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../uplink_model/mod.rs"]
+mod uplink_model;
 
 mod balance;
 mod budget;
@@ -18,6 +20,7 @@ mod kills;
 mod ledger;
 mod line;
 mod log_disk;
+mod models;
 mod mounts;
 mod numbers;
 mod power_cuts;
