@@ -11,6 +11,8 @@
 mod common;
 #[path = "../uplink_model/mod.rs"]
 mod uplink_model;
+#[path = "../uplink_support/mod.rs"]
+mod uplink_support;
 
 mod balance;
 mod budget;
@@ -22,6 +24,7 @@ mod line;
 mod log_disk;
 mod models;
 mod mounts;
+mod network;
 mod numbers;
 mod power_cuts;
 mod publisher;
