@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what the tests need and is missing, then runs them all. Works offline once everything is there.
 #
-#   ./test.sh                 format, lints, tests with real counterparts, documentation
-#   ./test.sh --prepare       only installs
+#   ./test.sh                       format, lints, tests with real counterparts, documentation
+#   ./test.sh --torture [minutes]   the long forms of tests/torture only; 330 minutes are what they ask for
+#   ./test.sh --prepare             only installs
 #
 # On Debian 12 or Raspberry Pi OS it needs root or sudo for the packages, and a Rust toolchain.
 
@@ -10,15 +11,23 @@ set -uo pipefail
 cd "$(dirname "$0")" || exit 70
 
 usage() {
-    sed -n '2,7s/^# \{0,1\}//p' "$0"
+    sed -n '2,8s/^# \{0,1\}//p' "$0"
 }
 
 only_prepare=false
-for flag in "$@"; do
-    case "$flag" in
+torture_minutes=
+while [ $# -gt 0 ]; do
+    case "$1" in
     --prepare) only_prepare=true ;;
-    --torture | --vm | --package | --cross)
-        echo "test.sh: $flag is not in this version yet" >&2
+    --torture)
+        torture_minutes=330
+        if [[ "${2:-}" =~ ^[0-9]+([.][0-9]+)?$ ]]; then
+            torture_minutes=$2
+            shift
+        fi
+        ;;
+    --vm | --package | --cross)
+        echo "test.sh: $1 is not in this version yet" >&2
         exit 64
         ;;
     -h | --help)
@@ -26,11 +35,12 @@ for flag in "$@"; do
         exit 0
         ;;
     *)
-        echo "test.sh: there is no flag $flag" >&2
+        echo "test.sh: there is no flag $1" >&2
         usage >&2
         exit 64
         ;;
     esac
+    shift
 done
 
 # As cargo's own default, so that the tests find the Python environment where they look for it.
@@ -163,10 +173,22 @@ document() {
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 }
 
-step "format" cargo fmt --check
-step "lints" cargo clippy --locked --all-targets -- -D warnings
-step "tests" run_tests
-step "documentation" document
+torture() {
+    # With their words, because the figures are what one wants of it; one after the other, as they run anyway.
+    TIDEGATE_TORTURE_MINUTES="$torture_minutes" cargo test --locked --test torture -- --nocapture --test-threads=1 2>&1 |
+        tee "$log"
+    return "${PIPESTATUS[0]}"
+}
+
+if [ -n "$torture_minutes" ]; then
+    log="$target/torture.log"
+    step "torture" torture
+else
+    step "format" cargo fmt --check
+    step "lints" cargo clippy --locked --all-targets -- -D warnings
+    step "tests" run_tests
+    step "documentation" document
+fi
 
 echo
 echo "== summary"

@@ -1,0 +1,14 @@
+//! Does the promise hold for as long as anyone cares to try?
+//!
+//! Each module asks one question and has a short form, which `./test.sh` runs among all tests, and a long form, which
+//! `./test.sh --torture [minutes]` runs: the same code with more cases (`budget.rs`). Faults are drawn from seeds; a
+//! failure prints the seed that repeats it. Every harness has a control that must fail, so that "0 lost" is known to
+//! mean something.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod budget;
+mod random;
