@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use tidegate::clock::Timing;
 use tidegate::config::{Pace, ReceiveRule, TopicTemplate};
 use tidegate::intake::LiveForward;
 use tidegate::message::{Body, Filter, Message, MessageId, Origin, Properties, Qos, Sequence, Stamp, Topic};
@@ -358,8 +359,9 @@ fn row(number: u64, qos: Qos, topic: &str, body: &[u8]) -> Queued {
             received: Stamp::default(),
         },
         qos,
-        encoding: Encoding { topic: Topic::new(topic).unwrap(), format: Format::Json, clock_offset_ms: 0 },
+        encoding: Encoding { topic: Topic::new(topic).unwrap(), format: Format::Json, timing: Timing::Stamped },
         strict_order: false,
+        expires_mono_ms: None,
     }
 }
 

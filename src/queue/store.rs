@@ -11,9 +11,11 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Params, Row, params};
 use thiserror::Error;
 
+use super::boots::{Boot, Boots};
 use super::identity::Waiting;
 use super::row::{Start, Starts, Words};
 use super::spans::{OPEN, Span};
+use crate::clock::{Reference, Timing};
 use crate::message::{ClockState, Stamp};
 
 /// Bytes of a page: small ones spare the flash (facts: 3.1 bytes written per byte, against 4.6 with 4096).
@@ -24,8 +26,14 @@ const CHECKPOINT_PAGES: u32 = 4000;
 pub(super) const WAL_BYTES_MAX: u64 = 2 * 4000 * (1024 + 24);
 /// `TIDG`: what a file that is ours says of itself.
 const APPLICATION_ID: i32 = 0x5449_4447;
-/// The step of the schema that this program writes.
-const SCHEMA_STEP: i64 = 1;
+/// The steps of the schema. Each only adds, so that an older program can drain what a newer one stored; a step that it
+/// could not live with names the oldest program that can, in `meta`.
+const SCHEMA: [&str; 2] = [include_str!("schema.sql"), include_str!("schema_2.sql")];
+/// The step that this program writes.
+const SCHEMA_STEP: i64 = SCHEMA.len() as i64;
+/// The oldest program that may open what this one writes, by its step. That of step 1, which was never released, named
+/// no columns when it inserted, so that it cannot live with new ones.
+const OLDEST_PROGRAM: u64 = 2;
 /// Before 3.51.3 two connections on one WAL could spoil the database ("WAL-reset").
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 /// Problems that are kept.
@@ -87,6 +95,8 @@ pub(super) struct GapRow {
     pub count: u64,
     pub from_ms: i64,
     pub to_ms: i64,
+    /// One of them is of a clock that was not set.
+    pub is_unset: bool,
 }
 
 /// A packet id in flight.
@@ -98,7 +108,7 @@ pub(super) struct InFlightRow {
     pub order: u64,
     pub topic: String,
     pub format: i64,
-    pub clock_offset_ms: i64,
+    pub timing: Timing,
 }
 
 /// The open database.
@@ -130,7 +140,10 @@ impl Store {
         }
         let oldest = store.meta("oldest_program").map_err(opening)?;
         match oldest {
-            Some(step) if step.cast_signed() <= SCHEMA_STEP => Ok(store),
+            Some(step) if step.cast_signed() <= SCHEMA_STEP => {
+                store.add_steps().map_err(opening)?;
+                Ok(store)
+            }
             Some(step) => Err(StoreError::Damaged(format!("a newer program wrote it: it wants schema step {step}"))),
             None => Err(StoreError::Damaged("it does not say which program may open it".to_owned())),
         }
@@ -164,10 +177,28 @@ impl Store {
 
     fn make(&self) -> rusqlite::Result<()> {
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
-        self.connection.execute_batch(include_str!("schema.sql"))?;
+        for step in SCHEMA {
+            self.connection.execute_batch(step)?;
+        }
         self.connection.pragma_update(None, "application_id", APPLICATION_ID)?;
         self.connection.pragma_update(None, "user_version", SCHEMA_STEP)?;
-        self.set_meta("oldest_program", SCHEMA_STEP.cast_unsigned())?;
+        self.set_meta("oldest_program", OLDEST_PROGRAM)?;
+        self.connection.execute_batch("COMMIT")
+    }
+
+    /// Brings the store of an older program to today's step, in one transaction. That of a newer one keeps its step.
+    fn add_steps(&self) -> rusqlite::Result<()> {
+        let step: i64 = self.pragma("user_version")?;
+        let missing = SCHEMA.get(usize::try_from(step).unwrap_or(0)..).unwrap_or_default();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.connection.execute_batch("BEGIN IMMEDIATE")?;
+        for step in missing {
+            self.connection.execute_batch(step)?;
+        }
+        self.connection.pragma_update(None, "user_version", SCHEMA_STEP)?;
+        self.set_meta("oldest_program", OLDEST_PROGRAM)?;
         self.connection.execute_batch("COMMIT")
     }
 
@@ -244,6 +275,7 @@ impl Store {
         let sql = match name {
             "page_count" => "PRAGMA page_count",
             "freelist_count" => "PRAGMA freelist_count",
+            "user_version" => "PRAGMA user_version",
             _ => "PRAGMA application_id",
         };
         self.connection.prepare_cached(sql)?.query_row((), |row| row.get(0))
@@ -256,7 +288,7 @@ impl Store {
     }
 
     pub fn set_meta(&self, key: &str, value: u64) -> rusqlite::Result<()> {
-        let sql = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2";
+        let sql = "INSERT INTO meta(key, value) VALUES (?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2";
         self.run(sql, params![key, value.cast_signed()]).map(drop)
     }
 
@@ -265,7 +297,8 @@ impl Store {
         let starts = self.all(sql, (), |row| {
             let clock = match row.get(6)? {
                 0_i64 => ClockState::Synced,
-                1 => ClockState::Holdover,
+                // Not kept: what counts from this stamp has a clock of its own.
+                1 => ClockState::Holdover { error_ms: u32::MAX },
                 _ => ClockState::Unset,
             };
             let stamp = Stamp { wall_ms: row.get(4)?, mono_ms: unsigned(row, 5)?, clock };
@@ -278,13 +311,14 @@ impl Store {
     pub fn insert_start(&self, start: &Start) -> rusqlite::Result<()> {
         let clock = match start.stamp.clock {
             ClockState::Synced => 0,
-            ClockState::Holdover => 1,
+            ClockState::Holdover { .. } => 1,
             ClockState::Unset => 2,
         };
         let Stamp { wall_ms, mono_ms, .. } = start.stamp;
         let (store, mono_ms) = (start.store.cast_signed(), mono_ms.cast_signed());
         self.run(
-            "INSERT OR REPLACE INTO start VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO start(start, store, gateway, boot_id, wall_ms, mono_ms, clock) \
+             VALUES (?, ?, ?, ?, ?, ?, ?)",
             params![start.number, store, &*start.gateway, &*start.boot_id, wall_ms, mono_ms, clock],
         )
         .map(drop)
@@ -292,6 +326,33 @@ impl Store {
 
     pub fn delete_starts_before(&self, number: u32) -> rusqlite::Result<()> {
         self.run("DELETE FROM start WHERE start < ?", [number]).map(drop)
+    }
+
+    pub fn boots(&self) -> rusqlite::Result<Boots> {
+        let sql = "SELECT boot_id, boot_ms_min, known_wall_ms, known_mono_ms, known_error_ms FROM boot";
+        let boots = self.all(sql, (), |row| {
+            let known = match (row.get(2)?, row.get::<_, Option<i64>>(3)?, row.get(4)?) {
+                (Some(wall_ms), Some(mono_ms), Some(error_ms)) => {
+                    Some(Reference { wall_ms, mono_ms: mono_ms.cast_unsigned(), error_ms })
+                }
+                _ => None,
+            };
+            Ok((text(row, 0)?, Boot { boot_ms_min: row.get(1)?, known }))
+        })?;
+        Ok(boots.into_iter().collect())
+    }
+
+    pub fn set_boot(&self, boot_id: &str, boot: &Boot) -> rusqlite::Result<()> {
+        let sql = "INSERT OR REPLACE INTO boot(boot_id, boot_ms_min, known_wall_ms, known_mono_ms, known_error_ms) \
+                   VALUES (?, ?, ?, ?, ?)";
+        let known = boot.known.as_ref();
+        let (wall_ms, error_ms) = (known.map(|known| known.wall_ms), known.map(|known| known.error_ms));
+        let mono_ms = known.map(|known| known.mono_ms.cast_signed());
+        self.run(sql, params![boot_id, boot.boot_ms_min, wall_ms, mono_ms, error_ms]).map(drop)
+    }
+
+    pub fn delete_boots_without_starts(&self) -> rusqlite::Result<()> {
+        self.run("DELETE FROM boot WHERE boot_id NOT IN (SELECT boot_id FROM start)", ()).map(drop)
     }
 
     pub fn words(&self) -> rusqlite::Result<Words> {
@@ -303,7 +364,7 @@ impl Store {
     }
 
     pub fn insert_word(&self, number: u32, text: &str) -> rusqlite::Result<()> {
-        self.run("INSERT INTO word VALUES (?, ?)", params![number, text]).map(drop)
+        self.run("INSERT INTO word(id, text) VALUES (?, ?)", params![number, text]).map(drop)
     }
 
     pub fn rule(&self, id: i64) -> rusqlite::Result<Option<String>> {
@@ -352,7 +413,7 @@ impl Store {
     // message
 
     pub fn insert_message(&self, sequence: u64, body: &[u8]) -> rusqlite::Result<()> {
-        self.run("INSERT INTO message VALUES (?, ?)", params![sequence.cast_signed(), body]).map(drop)
+        self.run("INSERT INTO message(sequence, body) VALUES (?, ?)", params![sequence.cast_signed(), body]).map(drop)
     }
 
     pub fn delete_messages(&self, span: Span) -> rusqlite::Result<u64> {
@@ -453,15 +514,21 @@ impl Store {
                 batch = Some(number);
                 for (place, sequence) in rows.iter().enumerate() {
                     let place = i64::try_from(place).unwrap_or(i64::MAX);
-                    self.run("INSERT INTO batch_row VALUES (?, ?, ?)", params![number, place, sequence.cast_signed()])?;
+                    let sql = "INSERT INTO batch_row(batch, place, sequence) VALUES (?, ?, ?)";
+                    self.run(sql, params![number, place, sequence.cast_signed()])?;
                 }
             }
         }
-        let InFlightRow { packet_id, released, order, topic, format, clock_offset_ms, .. } = row;
+        let InFlightRow { packet_id, released, order, topic, format, timing, .. } = row;
         let order = order.cast_signed();
+        let TimingRow(code, offset_ms, error_ms, after_ms, before_ms) = timing_row(*timing);
         self.run(
-            "INSERT INTO inflight VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            params![stream, packet_id, single, batch, released, order, topic, format, clock_offset_ms],
+            "INSERT INTO inflight(stream, pid, sequence, batch, released, ord, topic, format, clock_offset_ms, timing, \
+             error_ms, after_ms, before_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            params![
+                stream, packet_id, single, batch, released, order, topic, format, offset_ms, code, error_ms, after_ms,
+                before_ms
+            ],
         )
         .map(drop)
     }
@@ -485,8 +552,8 @@ impl Store {
 
     /// All packet ids of a stream, by order of admission.
     pub fn in_flight(&self, stream: i64) -> rusqlite::Result<Vec<InFlightRow>> {
-        let sql = "SELECT pid, released, ord, topic, format, clock_offset_ms, sequence, batch FROM inflight \
-                   WHERE stream = ? ORDER BY ord, pid";
+        let sql = "SELECT pid, released, ord, topic, format, sequence, batch, timing, clock_offset_ms, error_ms, \
+                   after_ms, before_ms FROM inflight WHERE stream = ? ORDER BY ord, pid";
         let found = self.all(sql, [stream], |row| {
             let entry = InFlightRow {
                 packet_id: row.get(0)?,
@@ -495,9 +562,9 @@ impl Store {
                 order: unsigned(row, 2)?,
                 topic: row.get(3)?,
                 format: row.get(4)?,
-                clock_offset_ms: row.get(5)?,
+                timing: timing(&TimingRow(row.get(7)?, row.get(8)?, row.get(9)?, row.get(10)?, row.get(11)?)),
             };
-            Ok((entry, row.get(6)?, row.get(7)?))
+            Ok((entry, row.get(5)?, row.get(6)?))
         })?;
         let filled = found.into_iter().map(|(entry, single, batch)| {
             let rows = self.carried(single, batch)?;
@@ -523,7 +590,8 @@ impl Store {
     }
 
     pub fn insert_received(&self, session: u64, packet_id: u16) -> rusqlite::Result<()> {
-        self.run("INSERT OR IGNORE INTO rx VALUES (?, ?)", params![session.cast_signed(), packet_id]).map(drop)
+        self.run("INSERT OR IGNORE INTO rx(session, pid) VALUES (?, ?)", params![session.cast_signed(), packet_id])
+            .map(drop)
     }
 
     pub fn delete_received(&self, session: u64, packet_id: u16) -> rusqlite::Result<()> {
@@ -612,18 +680,20 @@ impl Store {
     // gap, loss, device
 
     pub fn gaps(&self) -> rusqlite::Result<Vec<GapRow>> {
-        self.all("SELECT first, last, count, from_ms, to_ms, stream, reason FROM gap", (), |row| {
+        self.all("SELECT first, last, count, from_ms, to_ms, stream, reason, is_unset FROM gap", (), |row| {
             let span = Span::new(unsigned(row, 0)?, unsigned(row, 1)?);
             let (count, from_ms, to_ms) = (unsigned(row, 2)?, row.get(3)?, row.get(4)?);
-            Ok(GapRow { stream: row.get(5)?, reason: row.get(6)?, span, count, from_ms, to_ms })
+            let (stream, reason, is_unset) = (row.get(5)?, row.get(6)?, row.get(7)?);
+            Ok(GapRow { stream, reason, span, count, from_ms, to_ms, is_unset })
         })
     }
 
     pub fn set_gap(&self, gap: &GapRow) -> rusqlite::Result<()> {
-        let GapRow { stream, reason, span, count, from_ms, to_ms } = gap;
+        let GapRow { stream, reason, span, count, from_ms, to_ms, is_unset } = gap;
         let (first, last, count) = (span.first.cast_signed(), span.last.cast_signed(), count.cast_signed());
-        let sql = "INSERT OR REPLACE INTO gap VALUES (?, ?, ?, ?, ?, ?, ?)";
-        self.run(sql, params![stream, reason, first, last, count, from_ms, to_ms]).map(drop)
+        let sql = "INSERT OR REPLACE INTO gap(stream, reason, first, last, count, from_ms, to_ms, is_unset) \
+                   VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+        self.run(sql, params![stream, reason, first, last, count, from_ms, to_ms, is_unset]).map(drop)
     }
 
     pub fn delete_gap(&self, stream: i64, reason: &str) -> rusqlite::Result<()> {
@@ -635,7 +705,8 @@ impl Store {
     }
 
     pub fn set_loss(&self, reason: &str, count: u64) -> rusqlite::Result<()> {
-        self.run("INSERT OR REPLACE INTO loss VALUES (?, ?)", params![reason, count.cast_signed()]).map(drop)
+        self.run("INSERT OR REPLACE INTO loss(reason, count) VALUES (?, ?)", params![reason, count.cast_signed()])
+            .map(drop)
     }
 
     pub fn device(&self, name: &str) -> rusqlite::Result<Option<u64>> {
@@ -643,7 +714,7 @@ impl Store {
     }
 
     pub fn set_device(&self, name: &str, seq: u64) -> rusqlite::Result<()> {
-        self.run("INSERT OR REPLACE INTO device VALUES (?, ?)", params![name, seq.cast_signed()]).map(drop)
+        self.run("INSERT OR REPLACE INTO device(name, seq) VALUES (?, ?)", params![name, seq.cast_signed()]).map(drop)
     }
 
     /// How much waits in each stream, as far as a damaged store still says.
@@ -661,6 +732,31 @@ impl Store {
         })
         .ok()?;
         is_whole.then_some(waiting)
+    }
+}
+
+/// How a timing lies in a row of `inflight`: code, offset, error, after, before.
+struct TimingRow(i64, i64, Option<u32>, Option<i64>, Option<i64>);
+
+fn timing_row(timing: Timing) -> TimingRow {
+    match timing {
+        Timing::Stamped => TimingRow(0, 0, None, None, None),
+        Timing::Corrected { offset_ms, clock: ClockState::Holdover { error_ms } } => {
+            TimingRow(2, offset_ms, Some(error_ms), None, None)
+        }
+        Timing::Corrected { offset_ms, .. } => TimingRow(1, offset_ms, None, None, None),
+        Timing::Between { after_ms, before_ms } => TimingRow(3, 0, None, Some(after_ms), before_ms),
+        Timing::Open { after_ms } => TimingRow(3, 0, None, Some(after_ms), None),
+    }
+}
+
+fn timing(row: &TimingRow) -> Timing {
+    let TimingRow(code, offset_ms, error_ms, after_ms, before_ms) = *row;
+    match code {
+        1 => Timing::Corrected { offset_ms, clock: ClockState::Synced },
+        2 => Timing::Corrected { offset_ms, clock: ClockState::Holdover { error_ms: error_ms.unwrap_or(u32::MAX) } },
+        3 => Timing::Between { after_ms: after_ms.unwrap_or(0), before_ms },
+        _ => Timing::Stamped,
     }
 }
 

@@ -20,6 +20,7 @@ use crate::message::{Body, Origin, Properties, Quality, Reading, Stamp, Value};
 
 mod ceiling;
 mod recovery;
+mod time;
 
 const MIB: u64 = 1024 * 1024;
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -802,12 +803,17 @@ async fn admitted_rows_come_back_with_id_order_and_encoding() {
     let outlet = rig.outlet("cloud");
     assert_eq!(outlet.restore().await.unwrap().session_key, None);
     let rows = outlet.next(100, 1 << 20).await.unwrap();
-    let encoding = |row: &Queued, offset| Encoding { clock_offset_ms: offset, ..row.encoding.clone() };
+    let timings = |packet_id: u16| match packet_id {
+        3 => Timing::Corrected { offset_ms: -3, clock: ClockState::Holdover { error_ms: 1200 } },
+        7 => Timing::Between { after_ms: 7, before_ms: Some(8) },
+        _ => Timing::Stamped,
+    };
+    let encoding = |row: &Queued, packet_id| Encoding { timing: timings(packet_id), ..row.encoding.clone() };
     let admit = |packet_id, places: &[usize], order| Change::Admit {
         packet_id,
         rows: places.iter().map(|place| rows[*place].sequence).collect(),
         order,
-        encoding: encoding(&rows[places[0]], i64::from(packet_id)),
+        encoding: encoding(&rows[places[0]], packet_id),
     };
     let key = Change::SessionKey(u64::MAX - 5);
     outlet.commit(vec![key, admit(7, &[1], 2), admit(3, &[2, 3, 5], 1), admit(9, &[0], 3)]).await.unwrap();
@@ -831,7 +837,7 @@ async fn admitted_rows_come_back_with_id_order_and_encoding() {
     for entry in &restored.in_flight {
         for row in &entry.rows {
             assert_eq!(row.encoding.topic.as_str(), "up/plant/press/3/sensor", "as recorded, not as configured now");
-            assert_eq!(row.encoding.clock_offset_ms, i64::from(entry.packet_id));
+            assert_eq!(row.encoding.timing, timings(entry.packet_id));
             assert_eq!(row.id, rows[usize::try_from(number_of(&row.message)).unwrap()].id);
         }
     }
