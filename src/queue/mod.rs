@@ -56,6 +56,8 @@ mod outward;
 
 mod opening;
 
+mod newer;
+
 mod rules;
 
 mod retention;

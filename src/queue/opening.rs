@@ -13,6 +13,7 @@ use rustix::fs::FlockOperation;
 use super::books::{Books, Gap, Identity, Stream, gap_topic};
 use super::boots;
 use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
+use super::newer;
 use super::retention::{self, Ceilings};
 use super::row::Start;
 use super::rules::{self, RuleList};
@@ -61,6 +62,8 @@ pub(super) struct Past {
     pub damage: Option<String>,
     /// It was moved aside, and nobody was told yet.
     pub moved: Option<Damage>,
+    /// It was put aside for a newer program.
+    pub is_put_aside: bool,
     /// What the file `start` said before this start.
     pub kept: Option<Kept>,
 }
@@ -80,12 +83,25 @@ pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Bo
         let kept = StartFile::new(&settings.dir).read_or_warn().unwrap_or_default();
         past.waiting.clone_from(&kept.waiting);
         past.kept = Some(kept);
+        match newer::take_back(&settings.dir, DATABASE, || move_aside(settings)) {
+            Ok(false) => {}
+            // What was counted at the stop waited in the other store.
+            Ok(true) => past.waiting = None,
+            Err(error) => error!(error:%; "The store of a newer program cannot be taken back"),
+        }
     }
     if past.damage.is_none() {
         match attach(settings, past) {
             Ok(books) => return Ok(books),
             Err(error @ StoreError::Unusable(_)) => return Err(failure(settings, error)),
             Err(StoreError::Damaged(reason)) => past.damage = Some(reason),
+            Err(StoreError::Newer(step)) => {
+                let failed = |source| OpenError::Directory { dir: settings.dir.clone(), source };
+                newer::set_aside(&settings.dir, DATABASE, step).map_err(failed)?;
+                // What waits in it is not lost.
+                (past.waiting, past.is_put_aside) = (Some(Waiting::new()), true);
+                return attach(settings, past).map_err(|error| failure(settings, error));
+            }
         }
     }
     let place = move_aside(settings).map_err(|source| OpenError::Directory { dir: settings.dir.clone(), source })?;
@@ -170,7 +186,7 @@ fn look(dir: &Path, file: &StartFile, is_moved_aside: bool) -> Result<bool, Stor
 
 fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError> {
     let file = StartFile::new(&settings.dir);
-    let is_new = look(&settings.dir, &file, past.moved.is_some())?;
+    let is_new = look(&settings.dir, &file, past.moved.is_some() || past.is_put_aside)?;
     let store = Store::open(&settings.dir.join(DATABASE))?;
     if is_new {
         identity::sync_dir(&settings.dir).map_err(|error| io_error(&error))?;
@@ -359,6 +375,9 @@ impl Books {
             false
         })?;
         let clock = &self.settings.clock;
+        if let Some(known) = self.boots.get(clock.boot_id()).and_then(|boot| boot.known) {
+            clock.learn_known(known);
+        }
         let passed = entered
             .and_then(|(start, stamp)| boots::passed_ms(&self.boots, &self.starts, start, stamp, clock.boot_id()));
         if let Some(passed_ms) = passed {

@@ -45,6 +45,9 @@ pub(super) enum StoreError {
     /// It is not what we wrote: to be moved aside.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// A newer program wrote it, and names this step as the oldest that may open it.
+    #[error("a newer program wrote the store: step {0} of the schema is the oldest that may open it")]
+    Newer(u64),
     /// Another one would not open either.
     #[error("the store does not open")]
     Unusable(#[source] rusqlite::Error),
@@ -144,7 +147,11 @@ impl Store {
                 store.add_steps().map_err(opening)?;
                 Ok(store)
             }
-            Some(step) => Err(StoreError::Damaged(format!("a newer program wrote it: it wants schema step {step}"))),
+            Some(step) => {
+                // All of it into the one file, so that it can be put aside whole.
+                store.close().map_err(opening)?;
+                Err(StoreError::Newer(step))
+            }
             None => Err(StoreError::Damaged("it does not say which program may open it".to_owned())),
         }
     }
