@@ -84,6 +84,10 @@ has mosquitto || missing+=(mosquitto)
 has mosquitto_sub && has mosquitto_pub || missing+=(mosquitto-clients)
 has socat || missing+=(socat)
 has strace || missing+=(strace)
+# A wall clock that is set under the program, and the system-call filter of the unit.
+ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing+=(faketime)
+has systemd-analyze || missing+=(systemd)
+ls /usr/lib/*/libseccomp.so.2 >/dev/null 2>&1 || missing+=(libseccomp2)
 has setpriv || missing+=(util-linux)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
 

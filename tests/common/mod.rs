@@ -20,6 +20,7 @@ use tokio::time::Instant;
 pub mod account;
 pub mod certificates;
 pub mod cloud;
+pub mod faketime;
 pub mod gateway;
 pub mod peers;
 pub mod port;
