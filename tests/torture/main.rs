@@ -11,4 +11,5 @@
 mod common;
 
 mod budget;
+mod clock;
 mod random;
