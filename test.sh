@@ -89,6 +89,10 @@ has setpriv && has unshare || missing+=(util-linux)
 # File systems for power cuts and full disks.
 has mount && has umount || missing+=(mount)
 has mke2fs || missing+=(e2fsprogs)
+# A wall clock that is set under the program, and the system-call filter of the unit.
+ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing+=(faketime)
+has systemd-analyze || missing+=(systemd)
+ls /usr/lib/*/libseccomp.so.2 >/dev/null 2>&1 || missing+=(libseccomp2)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
 
 as_root() {

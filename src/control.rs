@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Standing, Voucher};
 use crate::health::{Health, Snapshot};
 use crate::queue::Inlet;
 use crate::queue::ledger::Days;
@@ -60,13 +60,24 @@ pub struct Status {
     pub gateway: String,
     /// Since start.
     pub uptime_s: u64,
-    /// `synced`, `holdover` or `unset`.
-    pub clock: &'static str,
+    /// How far the time of day can be trusted.
+    pub clock: ClockStatus,
     /// The process.
     pub pid: u32,
     /// The stages.
     #[serde(flatten)]
     pub stages: Snapshot,
+}
+
+/// `clock` in `status --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct ClockStatus {
+    /// `synced`, `holdover` or `unset`.
+    pub state: &'static str,
+    /// How far off it may be, in milliseconds; null = not known.
+    pub error_ms: Option<u32>,
+    /// Who vouches for it: `mark`, `chrony`, `owner`, `kept`; null = nobody.
+    pub source: Option<&'static str>,
 }
 
 /// Why the socket cannot be served.
@@ -187,11 +198,13 @@ impl Answers {
     }
 
     fn status(&self) -> Status {
+        let Standing { state, error_ms, voucher } = self.clock.standing();
+        let clock = ClockStatus { state: state.name(), error_ms, source: voucher.map(Voucher::name) };
         Status {
             version: env!("CARGO_PKG_VERSION"),
             gateway: self.gateway.clone(),
             uptime_s: self.started.elapsed().as_secs(),
-            clock: self.clock.state().name(),
+            clock,
             pid: std::process::id(),
             stages: self.health.snapshot(self.clock.now()),
         }

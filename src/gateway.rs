@@ -79,7 +79,10 @@ enum QueueStageError {
 
 /// Runs the gateway until `stop` comes, then stops it in order.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), GatewayError> {
-    let clock = Clock::new(config.gateway.clock);
+    let mut clock = Clock::new(config.gateway.clock).kept_in(&config.gateway.state_dir);
+    if let Some(mark) = &config.gateway.clock_mark {
+        clock = clock.marked_by(mark);
+    }
     let health = Health::default();
     let gateway = config.gateway.id.clone();
     log::info!(
@@ -89,6 +92,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
         boot = clock.boot_id();
         "The gateway starts"
     );
+    clock.tell();
 
     let Opened { inlet, mut outlets, worker } =
         queue::open(queue_settings(&config, &clock, &health)).map_err(GatewayError::Queue)?;
@@ -147,6 +151,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
     }
     let ticked = inlet.clone();
     house.start("ledger", |stop| async move { tick(ticked, stop).await });
+    let watch = clock.clone();
+    house.start("clock", |stop| watch.watch(stop));
     let watched = router.clone();
     house.start("router", |stop| async move { watched.watch(stop).await });
 

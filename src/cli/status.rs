@@ -196,10 +196,14 @@ fn drain_words(drain: &Value) -> String {
 }
 
 /// The state of the clock, with what it means where it is not obvious.
-fn clock(status: &Value) -> &str {
-    match text(status, "clock") {
-        "unset" => "unset (no time service; [gateway] clock = \"trust\" believes it)",
-        state => state,
+fn clock(status: &Value) -> String {
+    let clock = status.get("clock").unwrap_or(&Value::Null);
+    let state = text(clock, "state");
+    match (state, clock.get("error_ms").and_then(Value::as_u64)) {
+        ("unset", _) => "unset (no time service; [gateway] clock = \"trust\" believes it)".to_owned(),
+        #[expect(clippy::cast_precision_loss, reason = "four digits are shown")]
+        ("holdover", Some(error_ms)) => format!("holdover (± {:.1} s)", error_ms as f64 / 1000.0),
+        _ => state.to_owned(),
     }
 }
 
@@ -307,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_person_can_read_it() {
-        let status = json!({"version": "1", "gateway": "g", "uptime_s": 61, "clock": "unset",
+        let status = json!({"version": "1", "gateway": "g", "uptime_s": 61, "clock": {"state": "unset", "error_ms": null, "source": null},
             "queue": {"messages": 3, "bytes": 2048, "max_bytes": 1_073_741_824, "oldest_age_s": 7200},
             "uplinks": {"cloud": {"state": "waiting", "since": "T", "reason": "no route", "drain": null},
                 "hall": {"drain": {"delivered": 250, "left": 750, "percent": 25, "per_s": 10, "left_s": 75}},
@@ -319,6 +323,8 @@ mod tests {
         assert!(text.contains("no route\n"), "{text}");
         assert!(text.contains("draining: 25 % (250 of 1000), 10 messages/s, about 1 min left"), "{text}");
         assert!(text.contains("draining: 0 % (0 of 9), 0 messages/s, time left not known"), "{text}");
+        let holdover = json!({"clock": {"state": "holdover", "error_ms": 1240, "source": "mark"}});
+        assert_eq!(clock(&holdover), "holdover (± 1.2 s)");
         assert!(text.contains("losses  2 dropped: older than max_age"), "{text}");
     }
 

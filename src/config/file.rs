@@ -141,9 +141,11 @@ pub(super) fn gateway(
     let clock = reader.choice(
         walk,
         "clock",
-        &[("auto", ClockSource::Timesyncd), ("trust", ClockSource::Trusted)],
+        &[("auto", ClockSource::TimeService), ("trust", ClockSource::Trusted)],
         &["chrony", "gps"],
     );
+    let clock_mark = reader.text(walk, "clock_mark");
+    let clock_mark = clock_mark.and_then(|text| walk.path("clock_mark", &text)).map(|path| path.value);
     let written = reader.leaf(walk, "id", |node| {
         let id = super::walk::text(node)?;
         name_fault(id).map(|()| id.to_owned())
@@ -167,7 +169,7 @@ pub(super) fn gateway(
     };
     let config = match (id, state_dir, clock) {
         (Some(id), Some(state_dir), Some(clock)) => {
-            Some(GatewayConfig { id: Arc::from(id), id_source, state_dir, clock: clock.value })
+            Some(GatewayConfig { id: Arc::from(id), id_source, state_dir, clock: clock.value, clock_mark })
         }
         _ => None,
     };

@@ -106,7 +106,12 @@ pub static ROOT: KeyTable = KeyTable {
 /// `[gateway]`
 pub static GATEWAY: KeyTable = KeyTable {
     title: "gateway",
-    keys: &[optional("id"), default("state_dir", "\"/var/lib/tidegate\""), default("clock", "\"auto\"")],
+    keys: &[
+        optional("id"),
+        default("state_dir", "\"/var/lib/tidegate\""),
+        default("clock", "\"auto\""),
+        optional("clock_mark"),
+    ],
     gone: &[
         ("name", "it is called `id`"),
         ("gateway_id", "it is called `id`"),

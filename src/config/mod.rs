@@ -93,6 +93,8 @@ pub struct GatewayConfig {
     pub state_dir: PathBuf,
     /// Whom to believe about the wall clock: `clock = "auto" | "trust"`.
     pub clock: ClockSource,
+    /// A file that the time service touches at each synchronisation; `None` = that of systemd-timesyncd.
+    pub clock_mark: Option<PathBuf>,
 }
 
 /// `[queue]`

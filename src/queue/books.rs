@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use log::{error, warn};
 
+use super::boots::{self, Boot, Boots};
 use super::identity::{Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::ledger::Ledger;
 use super::retention::{self, Ceilings, Refusal, Way};
@@ -18,9 +19,10 @@ use super::spans::{self, OPEN, Ranges, Span};
 use super::spare::Held;
 use super::store::{GapRow, PAGE_BYTES, Store, is_damage};
 use super::{AppendError, Appended, Fate, Once, QueueSettings, SessionNumber, Stats, StreamStats, Submission};
+use crate::clock::Timing;
 use crate::config::WhenFull;
 use crate::health::LossReason;
-use crate::message::{Body, Message, MessageId, Origin, Qos, Sequence, Stamp, Topic};
+use crate::message::{Body, ClockState, Message, MessageId, Origin, Qos, Sequence, Stamp, Topic};
 
 /// Rows of one job: so long may others have to wait.
 pub(super) const JOB_ROWS_MAX: u64 = 256;
@@ -53,6 +55,8 @@ pub(super) struct Gap {
     pub count: Option<u64>,
     pub from_ms: i64,
     pub to_ms: i64,
+    /// One of them is of a clock that was not set.
+    pub is_unset: bool,
     pub is_dirty: bool,
 }
 
@@ -124,6 +128,7 @@ pub(super) struct Books {
     pub store: Store,
     pub identity: Identity,
     pub starts: Starts,
+    pub boots: Boots,
     pub words: Words,
     pub lists: HashMap<i64, Arc<RuleList>>,
     pub streams: Vec<Stream>,
@@ -631,11 +636,13 @@ impl Books {
     pub fn lose(&mut self, index: usize, reason: LossReason, span: Span, count: Option<u64>) {
         let now = self.settings.clock.now();
         let Some(stream) = self.streams.get_mut(index) else { return };
-        let fresh = Gap { span, count: Some(0), from_ms: now.wall_ms, to_ms: now.wall_ms, is_dirty: true };
+        let (from_ms, is_unset) = (now.wall_ms, now.clock == ClockState::Unset);
+        let fresh = Gap { span, count: Some(0), from_ms, to_ms: from_ms, is_unset, is_dirty: true };
         let gap = stream.gaps.entry(reason).or_insert(fresh);
         gap.span = Span::new(gap.span.first.min(span.first), gap.span.last.max(span.last));
         gap.count = gap.count.zip(count).map(|(before, more)| before.saturating_add(more));
         gap.to_ms = now.wall_ms;
+        gap.is_unset |= is_unset;
         gap.is_dirty = true;
         stream.is_stirred |= stream.own.is_some();
         self.turn_losses.extend(count.map(|count| (reason, count)));
@@ -656,15 +663,16 @@ impl Books {
         for stream in &mut self.streams {
             for (reason, gap) in stream.gaps.iter_mut().filter(|(_, gap)| gap.is_dirty) {
                 gap.is_dirty = false;
-                let Gap { span, count, from_ms, to_ms, .. } = *gap;
+                let Gap { span, count, from_ms, to_ms, is_unset, .. } = *gap;
                 let (reason, count) = (reason.name().to_owned(), count.unwrap_or(0));
-                let row = GapRow { stream: stream.id, reason, span, count, from_ms, to_ms };
+                let row = GapRow { stream: stream.id, reason, span, count, from_ms, to_ms, is_unset };
                 self.store.write()?;
                 self.store.set_gap(&row)?;
             }
         }
         self.write_ledger()?;
         if self.store.is_writing() {
+            self.learn_time()?;
             self.write_numbers(self.settings.hold.map_or(0, |_| DEVICE_BLOCK))?;
             self.store.commit()?;
             self.settings.health.queue().commits.fetch_add(1, Ordering::Relaxed);
@@ -778,16 +786,43 @@ impl Books {
     /// How long ago something entered: powered-on time of this boot; over a boot the wall clock where both ends were
     /// trusted, else the time since this boot. Too little rather than too much: what is young is kept.
     pub fn age_ms(&self, start: u32, entered: Stamp, now: Stamp) -> u64 {
-        use crate::message::ClockState::Unset;
         let boot_id = self.settings.clock.boot_id();
         let is_this_boot = self.starts.get(&start).is_some_and(|start| *start.boot_id == *boot_id);
         if is_this_boot {
             return now.mono_ms.saturating_sub(entered.mono_ms);
         }
-        if entered.clock != Unset && now.clock != Unset {
+        let entered = boots::mended(&self.boots, &self.starts, start, entered);
+        if entered.clock != ClockState::Unset && now.clock != ClockState::Unset {
             return u64::try_from(now.wall_ms.saturating_sub(entered.wall_ms)).unwrap_or(0);
         }
         now.mono_ms
+    }
+
+    /// Writes down the first moment of this boot at which the wall time is known: it tells the time of all that was
+    /// stamped in this boot before.
+    pub fn learn_time(&mut self) -> rusqlite::Result<()> {
+        let boot_id = self.identity.start.boot_id.clone();
+        if self.boots.get(&boot_id).is_some_and(|boot| boot.known.is_some()) {
+            return Ok(());
+        }
+        let clock = &self.settings.clock;
+        let boot = Boot { boot_ms_min: clock.passed_ms(0), known: clock.known() };
+        if boot.known.is_some() || !self.boots.contains_key(&boot_id) {
+            self.store.write()?;
+            self.store.set_boot(&boot_id, &boot)?;
+            self.boots.insert(boot_id, boot);
+        }
+        Ok(())
+    }
+
+    /// What is known of a reading's time.
+    pub fn timing(&self, start: u32, message: &Message) -> Timing {
+        match &message.body {
+            Body::Bytes(_) => Timing::Stamped,
+            Body::Reading(reading) => {
+                boots::timing(&self.boots, &self.starts, start, reading.stamp, self.settings.clock.boot_id())
+            }
+        }
     }
 
     /// Numbers for people.

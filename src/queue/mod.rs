@@ -42,7 +42,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timing};
 use crate::config::{ForwardRule, WhenFull};
 use crate::health::{self, Health, LossReason};
 use crate::message::{Filter, Message, MessageId, Qos, Sequence, Topic};
@@ -64,6 +64,7 @@ mod removal;
 mod opening;
 
 pub mod ledger;
+mod newer;
 
 mod rules;
 
@@ -76,6 +77,8 @@ mod spare;
 mod segments;
 
 mod identity;
+
+mod boots;
 
 mod row;
 
@@ -383,8 +386,8 @@ pub struct Encoding {
     pub topic: Topic,
     /// Payload format of readings; `json` for now.
     pub format: Format,
-    /// Added to a reading's wall time, in milliseconds (DESIGN.md 6.4).
-    pub clock_offset_ms: i64,
+    /// How a reading's time is written (DESIGN.md 6.4).
+    pub timing: Timing,
 }
 
 /// Payload format of readings on a way out.
@@ -409,6 +412,8 @@ pub struct Queued {
     pub encoding: Encoding,
     /// The rule wants one message of a topic in flight.
     pub strict_order: bool,
+    /// When its own expiry passes, in milliseconds since this boot: no step of the wall clock moves it.
+    pub expires_mono_ms: Option<u64>,
 }
 
 /// A change of an uplink's durable state. One call of `Outlet::commit` is one transaction.

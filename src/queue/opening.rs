@@ -11,14 +11,16 @@ use log::{error, info, warn};
 use rustix::fs::{Advice, FlockOperation};
 
 use super::books::{Books, Gap, Identity, Stream, gap_topic};
+use super::boots;
 use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::ledger::Ledger;
+use super::newer;
 use super::retention::{self, Ceilings};
 use super::row::Start;
 use super::rules::{self, RuleList};
 use super::spans::{OPEN, Ranges, Span};
 use super::spare::Held;
-use super::store::{PAGE_BYTES, Store, StoreError, WAL_BYTES_MAX, opening};
+use super::store::{GapRow, PAGE_BYTES, Store, StoreError, WAL_BYTES_MAX, opening};
 use super::{OpenError, QueueSettings, StreamSpec};
 use crate::config::{ForwardRule, TopicTemplate};
 use crate::health::LossReason;
@@ -63,6 +65,8 @@ pub(super) struct Past {
     pub damage: Option<String>,
     /// It was moved aside, and nobody was told yet.
     pub moved: Option<Damage>,
+    /// It was put aside for a newer program.
+    pub is_put_aside: bool,
     /// What the file `start` said before this start.
     pub kept: Option<Kept>,
     /// Readings that were in memory only.
@@ -84,12 +88,25 @@ pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Bo
         let kept = StartFile::new(&settings.dir).read_or_warn().unwrap_or_default();
         past.waiting.clone_from(&kept.waiting);
         past.kept = Some(kept);
+        match newer::take_back(&settings.dir, DATABASE, || move_aside(settings)) {
+            Ok(false) => {}
+            // What was counted at the stop waited in the other store.
+            Ok(true) => past.waiting = None,
+            Err(error) => error!(error:%; "The store of a newer program cannot be taken back"),
+        }
     }
     if past.damage.is_none() {
         match attach(settings, past) {
             Ok(books) => return Ok(books),
-            Err(StoreError::Unusable(source)) => return Err(failure(settings, source)),
+            Err(error @ StoreError::Unusable(_)) => return Err(failure(settings, error)),
             Err(StoreError::Damaged(reason)) => past.damage = Some(reason),
+            Err(StoreError::Newer(step)) => {
+                let failed = |source| OpenError::Directory { dir: settings.dir.clone(), source };
+                newer::set_aside(&settings.dir, DATABASE, step).map_err(failed)?;
+                // What waits in it is not lost.
+                (past.waiting, past.is_put_aside) = (Some(Waiting::new()), true);
+                return attach(settings, past).map_err(|error| failure(settings, error));
+            }
         }
     }
     let place = move_aside(settings).map_err(|source| OpenError::Directory { dir: settings.dir.clone(), source })?;
@@ -103,18 +120,20 @@ pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Bo
     let waiting = past.waiting.take();
     // One that was never told of before is the one with the messages in it.
     past.moved.get_or_insert(Damage { reason, waiting, place });
-    attach(settings, past).map_err(|error| match error {
-        StoreError::Unusable(source) => failure(settings, source),
-        StoreError::Damaged(reason) => {
-            let source = Box::new(StoreError::Damaged(reason.clone()));
-            past.damage = Some(reason);
-            OpenError::Store { path: settings.dir.join(DATABASE), source }
+    attach(settings, past).map_err(|error| {
+        if let StoreError::Damaged(reason) = &error {
+            past.damage = Some(reason.clone());
         }
+        failure(settings, error)
     })
 }
 
-fn failure(settings: &QueueSettings, source: rusqlite::Error) -> OpenError {
-    OpenError::Store { path: settings.dir.join(DATABASE), source: Box::new(source) }
+fn failure(settings: &QueueSettings, error: StoreError) -> OpenError {
+    let source: Box<dyn std::error::Error + Send + Sync> = match error {
+        StoreError::Unusable(source) => Box::new(source),
+        other => Box::new(other),
+    };
+    OpenError::Store { path: settings.dir.join(DATABASE), source }
 }
 
 /// Moves all files of the database into a directory of their own: a WAL without its database is worth nothing.
@@ -172,13 +191,14 @@ fn look(dir: &Path, file: &StartFile, is_moved_aside: bool) -> Result<bool, Stor
 
 fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError> {
     let file = StartFile::new(&settings.dir);
-    let is_new = look(&settings.dir, &file, past.moved.is_some())?;
+    let is_new = look(&settings.dir, &file, past.moved.is_some() || past.is_put_aside)?;
     forget_cached(&settings.dir).map_err(|error| io_error(&error))?;
     let store = Store::open(&settings.dir.join(DATABASE))?;
     if is_new {
         identity::sync_dir(&settings.dir).map_err(|error| io_error(&error))?;
     }
     let starts = store.starts().map_err(opening)?;
+    let boots = store.boots().map_err(opening)?;
     let words = store.words().map_err(opening)?;
     let last = store.last_sequence().map_err(opening)?;
     let was_stopped = store.meta("stopped").map_err(opening)?.unwrap_or(0) == 1;
@@ -202,6 +222,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         store,
         identity: known,
         starts,
+        boots,
         words,
         lists: HashMap::new(),
         streams: Vec::new(),
@@ -372,7 +393,29 @@ impl Books {
             }
             _ => self.identity.start.number,
         };
-        self.store.delete_starts_before(oldest)
+        self.store.delete_starts_before(oldest)?;
+        self.store.delete_boots_without_starts()?;
+        self.learn_what_has_passed(last)?;
+        self.learn_time()
+    }
+
+    /// The newest message tells a clock that was not set that it is later than that.
+    fn learn_what_has_passed(&mut self, last: u64) -> rusqlite::Result<()> {
+        let mut entered = None;
+        self.store.messages(Span::new(last, last), |sequence, body| {
+            entered = super::row::entered(body, sequence, &self.starts).ok();
+            false
+        })?;
+        let clock = &self.settings.clock;
+        if let Some(known) = self.boots.get(clock.boot_id()).and_then(|boot| boot.known) {
+            clock.learn_known(known);
+        }
+        let passed = entered
+            .and_then(|(start, stamp)| boots::passed_ms(&self.boots, &self.starts, start, stamp, clock.boot_id()));
+        if let Some(passed_ms) = passed {
+            clock.learn_passed(passed_ms);
+        }
+        Ok(())
     }
 
     fn load_streams(&mut self, last: u64) -> rusqlite::Result<()> {
@@ -402,9 +445,9 @@ impl Books {
         for gap in self.store.gaps()? {
             let stream = self.streams.iter_mut().find(|stream| stream.id == gap.stream);
             if let (Some(stream), Some(reason)) = (stream, LossReason::from_name(&gap.reason)) {
-                let (span, from_ms, to_ms) = (gap.span, gap.from_ms, gap.to_ms);
+                let GapRow { span, from_ms, to_ms, is_unset, .. } = gap;
                 let count = (gap.count > 0).then_some(gap.count);
-                stream.gaps.insert(reason, Gap { span, count, from_ms, to_ms, is_dirty: false });
+                stream.gaps.insert(reason, Gap { span, count, from_ms, to_ms, is_unset, is_dirty: false });
             }
         }
         for spec in self.settings.streams.clone() {

@@ -3,7 +3,7 @@
 //! ```text
 //! byte 0   version (high half), origin kind (low half)
 //! byte 1   qos 0–1, retain 2, properties 3, reading 4, clock of the stamp 5–6, absolute 7
-//! …        start, counter, stamp │ topic │ origin │ properties │ body (to the end) │ CRC32C (4)
+//! …        start, counter, stamp (with its error in holdover) │ topic │ origin │ properties │ body (to the end) │ CRC32C (4)
 //! ```
 //!
 //! A row in the queue is *relative*: gateway, store and boot are those of its start, and its stamp counts from that
@@ -86,6 +86,7 @@ pub(super) fn encode(out: &mut Vec<u8>, sequence: u64, start: &Start, counter: u
     let mono = delta(message.received.mono_ms, start.stamp.mono_ms);
     put_i64(out, mono);
     put_i64(out, message.received.wall_ms.wrapping_sub(start.stamp.wall_ms).wrapping_sub(mono));
+    put_error(out, message.received.clock);
     put_rest(out, message, Some(words));
     seal(out, sequence);
 }
@@ -100,6 +101,7 @@ pub(super) fn encode_absolute(out: &mut Vec<u8>, sequence: u64, id: &MessageId, 
     put_u64(out, id.counter);
     put_u64(out, message.received.mono_ms);
     put_i64(out, message.received.wall_ms);
+    put_error(out, message.received.clock);
     put_rest(out, message, None);
     seal(out, sequence);
 }
@@ -328,6 +330,14 @@ fn put_reading(out: &mut Vec<u8>, reading: &Reading, received: Stamp) {
     put_u64(out, reading.seq);
     put_i64(out, delta(reading.stamp.mono_ms, received.mono_ms));
     put_i64(out, reading.stamp.wall_ms.wrapping_sub(received.wall_ms));
+    put_error(out, reading.stamp.clock);
+}
+
+/// How far off a stamp may be, where it says so.
+fn put_error(out: &mut Vec<u8>, clock: ClockState) {
+    if let ClockState::Holdover { error_ms } = clock {
+        put_u64(out, u64::from(error_ms));
+    }
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
@@ -357,13 +367,19 @@ pub(super) fn put_i64(out: &mut Vec<u8>, value: i64) {
 fn clock_code(clock: ClockState) -> u8 {
     match clock {
         ClockState::Synced => 0,
-        ClockState::Holdover => 1,
+        ClockState::Holdover { .. } => 1,
         ClockState::Unset => 2,
     }
 }
 
-fn clock_from(code: u8) -> Option<ClockState> {
-    [ClockState::Synced, ClockState::Holdover, ClockState::Unset].get(usize::from(code & 3)).copied()
+/// The clock of a stamp whose times have just been read.
+fn read_clock(code: u8, bytes: &mut Reader<'_>) -> Option<ClockState> {
+    match code & 3 {
+        0 => Some(ClockState::Synced),
+        1 => Some(ClockState::Holdover { error_ms: u32::try_from(bytes.u64()?).ok()? }),
+        2 => Some(ClockState::Unset),
+        _ => None,
+    }
 }
 
 struct Head {
@@ -379,17 +395,18 @@ fn read_name(bytes: &mut Reader<'_>, starts: &Starts) -> Option<Head> {
         return None;
     }
     let flags = bytes.byte()?;
-    let clock = clock_from(flags >> 5)?;
     if flags & ABSOLUTE != 0 {
         let gateway = Arc::from(bytes.text()?);
         let (store, start, counter) = (bytes.u64()?, u32::try_from(bytes.u64()?).ok()?, bytes.u64()?);
         let (mono_ms, wall_ms) = (bytes.u64()?, bytes.i64()?);
+        let clock = read_clock(flags >> 5, bytes)?;
         let id = MessageId { gateway, store, start, counter };
         return Some(Head { origin: first & 15, flags, id, received: Stamp { wall_ms, mono_ms, clock } });
     }
     let start = starts.get(&u32::try_from(bytes.u64()?).ok()?)?;
     let counter = bytes.u64()?;
     let (mono, wall) = (bytes.i64()?, bytes.i64()?);
+    let clock = read_clock(flags >> 5, bytes)?;
     let received = Stamp {
         wall_ms: wall.wrapping_add(start.stamp.wall_ms).wrapping_add(mono),
         mono_ms: start.stamp.mono_ms.wrapping_add_signed(mono),
@@ -458,12 +475,12 @@ fn read_reading(bytes: &mut Reader<'_>, received: Stamp) -> Option<Reading> {
     };
     let flags = bytes.byte()?;
     let quality = [Quality::Good, Quality::Uncertain, Quality::Bad].get(usize::from(flags & 3)).copied()?;
-    let clock = clock_from(flags >> 2)?;
     let unit = if flags & 16 != 0 { Some(Arc::from(bytes.text()?)) } else { None };
     let reason = if flags & 32 != 0 { Some(Arc::from(bytes.text()?)) } else { None };
     let seq = bytes.u64()?;
     let mono_ms = received.mono_ms.wrapping_add_signed(bytes.i64()?);
     let wall_ms = received.wall_ms.wrapping_add(bytes.i64()?);
+    let clock = read_clock(flags >> 2, bytes)?;
     Some(Reading { device, point, value, unit, quality, reason, seq, stamp: Stamp { wall_ms, mono_ms, clock } })
 }
 
@@ -542,7 +559,8 @@ mod tests {
     }
 
     fn stamps() -> impl Strategy<Value = Stamp> {
-        let clock = prop_oneof![Just(ClockState::Synced), Just(ClockState::Holdover), Just(ClockState::Unset)];
+        let holdover = any::<u32>().prop_map(|error_ms| ClockState::Holdover { error_ms });
+        let clock = prop_oneof![Just(ClockState::Synced), holdover, Just(ClockState::Unset)];
         (any::<i64>(), any::<u64>(), clock).prop_map(|(wall_ms, mono_ms, clock)| Stamp { wall_ms, mono_ms, clock })
     }
 

@@ -11,10 +11,12 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Params, Row, params};
 use thiserror::Error;
 
+use super::boots::{Boot, Boots};
 use super::identity::Waiting;
 use super::row::{Start, Starts, Words};
 use super::segments::{Segment, Segments};
 use super::spans::{OPEN, Span};
+use crate::clock::{Reference, Timing};
 use crate::message::{ClockState, Stamp};
 
 /// Bytes of a page: small ones spare the flash (facts: 3.1 bytes written per byte, against 4.6 with 4096).
@@ -25,8 +27,14 @@ const CHECKPOINT_PAGES: u32 = 4000;
 pub(super) const WAL_BYTES_MAX: u64 = 2 * 4000 * (1024 + 24);
 /// `TIDG`: what a file that is ours says of itself.
 const APPLICATION_ID: i32 = 0x5449_4447;
-/// The step of the schema that this program writes.
-const SCHEMA_STEP: i64 = 1;
+/// The steps of the schema. Each only adds, so that an older program can drain what a newer one stored; a step that it
+/// could not live with names the oldest program that can, in `meta`.
+const SCHEMA: [&str; 3] = [include_str!("schema.sql"), include_str!("schema_2.sql"), include_str!("ledger/schema.sql")];
+/// The step that this program writes.
+const SCHEMA_STEP: i64 = SCHEMA.len() as i64;
+/// The oldest program that may open what this one writes, by its step. That of step 1, which was never released, named
+/// no columns when it inserted, so that it cannot live with new ones.
+const OLDEST_PROGRAM: u64 = 2;
 /// Before 3.51.3 two connections on one WAL could spoil the database ("WAL-reset").
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 /// Problems that are kept.
@@ -38,6 +46,9 @@ pub(super) enum StoreError {
     /// It is not what we wrote: to be moved aside.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// A newer program wrote it, and names this step as the oldest that may open it.
+    #[error("a newer program wrote the store: step {0} of the schema is the oldest that may open it")]
+    Newer(u64),
     /// Another one would not open either.
     #[error("the store does not open")]
     Unusable(#[source] rusqlite::Error),
@@ -88,6 +99,8 @@ pub(super) struct GapRow {
     pub count: u64,
     pub from_ms: i64,
     pub to_ms: i64,
+    /// One of them is of a clock that was not set.
+    pub is_unset: bool,
 }
 
 /// A packet id in flight.
@@ -99,7 +112,7 @@ pub(super) struct InFlightRow {
     pub order: u64,
     pub topic: String,
     pub format: i64,
-    pub clock_offset_ms: i64,
+    pub timing: Timing,
 }
 
 /// The open database.
@@ -133,14 +146,18 @@ impl Store {
             (APPLICATION_ID, _) => {}
             _ => return Err(StoreError::Damaged(format!("its application id is {application_id:#x}, not ours"))),
         }
-        store.connection.execute_batch(include_str!("ledger/schema.sql")).map_err(opening)?;
         let oldest = store.meta("oldest_program").map_err(opening)?;
         match oldest {
             Some(step) if step.cast_signed() <= SCHEMA_STEP => {
+                store.add_steps().map_err(opening)?;
                 store.load_segments().map_err(opening)?;
                 Ok(store)
             }
-            Some(step) => Err(StoreError::Damaged(format!("a newer program wrote it: it wants schema step {step}"))),
+            Some(step) => {
+                // All of it into the one file, so that it can be put aside whole.
+                store.close().map_err(opening)?;
+                Err(StoreError::Newer(step))
+            }
             None => Err(StoreError::Damaged("it does not say which program may open it".to_owned())),
         }
     }
@@ -176,11 +193,29 @@ impl Store {
 
     fn make(&mut self) -> rusqlite::Result<()> {
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
-        self.connection.execute_batch(include_str!("schema.sql"))?;
+        for step in SCHEMA {
+            self.connection.execute_batch(step)?;
+        }
         self.make_tables(1)?;
         self.connection.pragma_update(None, "application_id", APPLICATION_ID)?;
         self.connection.pragma_update(None, "user_version", SCHEMA_STEP)?;
-        self.set_meta("oldest_program", SCHEMA_STEP.cast_unsigned())?;
+        self.set_meta("oldest_program", OLDEST_PROGRAM)?;
+        self.connection.execute_batch("COMMIT")
+    }
+
+    /// Brings the store of an older program to today's step, in one transaction. That of a newer one keeps its step.
+    fn add_steps(&self) -> rusqlite::Result<()> {
+        let step: i64 = self.pragma("user_version")?;
+        let missing = SCHEMA.get(usize::try_from(step).unwrap_or(0)..).unwrap_or_default();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.connection.execute_batch("BEGIN IMMEDIATE")?;
+        for step in missing {
+            self.connection.execute_batch(step)?;
+        }
+        self.connection.pragma_update(None, "user_version", SCHEMA_STEP)?;
+        self.set_meta("oldest_program", OLDEST_PROGRAM)?;
         self.connection.execute_batch("COMMIT")
     }
 
@@ -257,6 +292,7 @@ impl Store {
         let sql = match name {
             "page_count" => "PRAGMA page_count",
             "freelist_count" => "PRAGMA freelist_count",
+            "user_version" => "PRAGMA user_version",
             _ => "PRAGMA application_id",
         };
         self.connection.prepare_cached(sql)?.query_row((), |row| row.get(0))
@@ -269,7 +305,7 @@ impl Store {
     }
 
     pub fn set_meta(&self, key: &str, value: u64) -> rusqlite::Result<()> {
-        let sql = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2";
+        let sql = "INSERT INTO meta(key, value) VALUES (?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2";
         self.run(sql, params![key, value.cast_signed()]).map(drop)
     }
 
@@ -278,7 +314,8 @@ impl Store {
         let starts = self.all(sql, (), |row| {
             let clock = match row.get(6)? {
                 0_i64 => ClockState::Synced,
-                1 => ClockState::Holdover,
+                // Not kept: what counts from this stamp has a clock of its own.
+                1 => ClockState::Holdover { error_ms: u32::MAX },
                 _ => ClockState::Unset,
             };
             let stamp = Stamp { wall_ms: row.get(4)?, mono_ms: unsigned(row, 5)?, clock };
@@ -291,13 +328,14 @@ impl Store {
     pub fn insert_start(&self, start: &Start) -> rusqlite::Result<()> {
         let clock = match start.stamp.clock {
             ClockState::Synced => 0,
-            ClockState::Holdover => 1,
+            ClockState::Holdover { .. } => 1,
             ClockState::Unset => 2,
         };
         let Stamp { wall_ms, mono_ms, .. } = start.stamp;
         let (store, mono_ms) = (start.store.cast_signed(), mono_ms.cast_signed());
         self.run(
-            "INSERT OR REPLACE INTO start VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO start(start, store, gateway, boot_id, wall_ms, mono_ms, clock) \
+             VALUES (?, ?, ?, ?, ?, ?, ?)",
             params![start.number, store, &*start.gateway, &*start.boot_id, wall_ms, mono_ms, clock],
         )
         .map(drop)
@@ -305,6 +343,33 @@ impl Store {
 
     pub fn delete_starts_before(&self, number: u32) -> rusqlite::Result<()> {
         self.run("DELETE FROM start WHERE start < ?", [number]).map(drop)
+    }
+
+    pub fn boots(&self) -> rusqlite::Result<Boots> {
+        let sql = "SELECT boot_id, boot_ms_min, known_wall_ms, known_mono_ms, known_error_ms FROM boot";
+        let boots = self.all(sql, (), |row| {
+            let known = match (row.get(2)?, row.get::<_, Option<i64>>(3)?, row.get(4)?) {
+                (Some(wall_ms), Some(mono_ms), Some(error_ms)) => {
+                    Some(Reference { wall_ms, mono_ms: mono_ms.cast_unsigned(), error_ms })
+                }
+                _ => None,
+            };
+            Ok((text(row, 0)?, Boot { boot_ms_min: row.get(1)?, known }))
+        })?;
+        Ok(boots.into_iter().collect())
+    }
+
+    pub fn set_boot(&self, boot_id: &str, boot: &Boot) -> rusqlite::Result<()> {
+        let sql = "INSERT OR REPLACE INTO boot(boot_id, boot_ms_min, known_wall_ms, known_mono_ms, known_error_ms) \
+                   VALUES (?, ?, ?, ?, ?)";
+        let known = boot.known.as_ref();
+        let (wall_ms, error_ms) = (known.map(|known| known.wall_ms), known.map(|known| known.error_ms));
+        let mono_ms = known.map(|known| known.mono_ms.cast_signed());
+        self.run(sql, params![boot_id, boot.boot_ms_min, wall_ms, mono_ms, error_ms]).map(drop)
+    }
+
+    pub fn delete_boots_without_starts(&self) -> rusqlite::Result<()> {
+        self.run("DELETE FROM boot WHERE boot_id NOT IN (SELECT boot_id FROM start)", ()).map(drop)
     }
 
     pub fn words(&self) -> rusqlite::Result<Words> {
@@ -316,7 +381,7 @@ impl Store {
     }
 
     pub fn insert_word(&self, number: u32, text: &str) -> rusqlite::Result<()> {
-        self.run("INSERT INTO word VALUES (?, ?)", params![number, text]).map(drop)
+        self.run("INSERT INTO word(id, text) VALUES (?, ?)", params![number, text]).map(drop)
     }
 
     pub fn rule(&self, id: i64) -> rusqlite::Result<Option<String>> {
@@ -395,7 +460,7 @@ impl Store {
             self.segments.go_on();
             return Ok(false);
         };
-        self.run("INSERT INTO segment VALUES (?, ?)", params![first.cast_signed(), table])?;
+        self.run("INSERT INTO segment(first, tab) VALUES (?, ?)", params![first.cast_signed(), table])?;
         self.segments.begin(first, table);
         self.set_insert();
         Ok(true)
@@ -415,10 +480,9 @@ impl Store {
     }
 
     fn set_insert(&mut self) {
-        self.insert_sql = self
-            .segments
-            .newest()
-            .map_or_else(String::new, |newest| format!("INSERT INTO message_{} VALUES (?, ?)", newest.table));
+        self.insert_sql = self.segments.newest().map_or_else(String::new, |newest| {
+            format!("INSERT INTO message_{}(sequence, body) VALUES (?, ?)", newest.table)
+        });
     }
 
     /// Puts a message into the newest segment, which there must be.
@@ -558,15 +622,21 @@ impl Store {
                 batch = Some(number);
                 for (place, sequence) in rows.iter().enumerate() {
                     let place = i64::try_from(place).unwrap_or(i64::MAX);
-                    self.run("INSERT INTO batch_row VALUES (?, ?, ?)", params![number, place, sequence.cast_signed()])?;
+                    let sql = "INSERT INTO batch_row(batch, place, sequence) VALUES (?, ?, ?)";
+                    self.run(sql, params![number, place, sequence.cast_signed()])?;
                 }
             }
         }
-        let InFlightRow { packet_id, released, order, topic, format, clock_offset_ms, .. } = row;
+        let InFlightRow { packet_id, released, order, topic, format, timing, .. } = row;
         let order = order.cast_signed();
+        let TimingRow(code, offset_ms, error_ms, after_ms, before_ms) = timing_row(*timing);
         self.run(
-            "INSERT INTO inflight VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            params![stream, packet_id, single, batch, released, order, topic, format, clock_offset_ms],
+            "INSERT INTO inflight(stream, pid, sequence, batch, released, ord, topic, format, clock_offset_ms, timing, \
+             error_ms, after_ms, before_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            params![
+                stream, packet_id, single, batch, released, order, topic, format, offset_ms, code, error_ms, after_ms,
+                before_ms
+            ],
         )
         .map(drop)
     }
@@ -590,8 +660,8 @@ impl Store {
 
     /// All packet ids of a stream, by order of admission.
     pub fn in_flight(&self, stream: i64) -> rusqlite::Result<Vec<InFlightRow>> {
-        let sql = "SELECT pid, released, ord, topic, format, clock_offset_ms, sequence, batch FROM inflight \
-                   WHERE stream = ? ORDER BY ord, pid";
+        let sql = "SELECT pid, released, ord, topic, format, sequence, batch, timing, clock_offset_ms, error_ms, \
+                   after_ms, before_ms FROM inflight WHERE stream = ? ORDER BY ord, pid";
         let found = self.all(sql, [stream], |row| {
             let entry = InFlightRow {
                 packet_id: row.get(0)?,
@@ -600,9 +670,9 @@ impl Store {
                 order: unsigned(row, 2)?,
                 topic: row.get(3)?,
                 format: row.get(4)?,
-                clock_offset_ms: row.get(5)?,
+                timing: timing(&TimingRow(row.get(7)?, row.get(8)?, row.get(9)?, row.get(10)?, row.get(11)?)),
             };
-            Ok((entry, row.get(6)?, row.get(7)?))
+            Ok((entry, row.get(5)?, row.get(6)?))
         })?;
         let filled = found.into_iter().map(|(entry, single, batch)| {
             let rows = self.carried(single, batch)?;
@@ -628,7 +698,8 @@ impl Store {
     }
 
     pub fn insert_received(&self, session: u64, packet_id: u16) -> rusqlite::Result<()> {
-        self.run("INSERT OR IGNORE INTO rx VALUES (?, ?)", params![session.cast_signed(), packet_id]).map(drop)
+        self.run("INSERT OR IGNORE INTO rx(session, pid) VALUES (?, ?)", params![session.cast_signed(), packet_id])
+            .map(drop)
     }
 
     pub fn delete_received(&self, session: u64, packet_id: u16) -> rusqlite::Result<()> {
@@ -717,18 +788,20 @@ impl Store {
     // gap, loss, device
 
     pub fn gaps(&self) -> rusqlite::Result<Vec<GapRow>> {
-        self.all("SELECT first, last, count, from_ms, to_ms, stream, reason FROM gap", (), |row| {
+        self.all("SELECT first, last, count, from_ms, to_ms, stream, reason, is_unset FROM gap", (), |row| {
             let span = Span::new(unsigned(row, 0)?, unsigned(row, 1)?);
             let (count, from_ms, to_ms) = (unsigned(row, 2)?, row.get(3)?, row.get(4)?);
-            Ok(GapRow { stream: row.get(5)?, reason: row.get(6)?, span, count, from_ms, to_ms })
+            let (stream, reason, is_unset) = (row.get(5)?, row.get(6)?, row.get(7)?);
+            Ok(GapRow { stream, reason, span, count, from_ms, to_ms, is_unset })
         })
     }
 
     pub fn set_gap(&self, gap: &GapRow) -> rusqlite::Result<()> {
-        let GapRow { stream, reason, span, count, from_ms, to_ms } = gap;
+        let GapRow { stream, reason, span, count, from_ms, to_ms, is_unset } = gap;
         let (first, last, count) = (span.first.cast_signed(), span.last.cast_signed(), count.cast_signed());
-        let sql = "INSERT OR REPLACE INTO gap VALUES (?, ?, ?, ?, ?, ?, ?)";
-        self.run(sql, params![stream, reason, first, last, count, from_ms, to_ms]).map(drop)
+        let sql = "INSERT OR REPLACE INTO gap(stream, reason, first, last, count, from_ms, to_ms, is_unset) \
+                   VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+        self.run(sql, params![stream, reason, first, last, count, from_ms, to_ms, is_unset]).map(drop)
     }
 
     pub fn delete_gap(&self, stream: i64, reason: &str) -> rusqlite::Result<()> {
@@ -740,7 +813,8 @@ impl Store {
     }
 
     pub fn set_loss(&self, reason: &str, count: u64) -> rusqlite::Result<()> {
-        self.run("INSERT OR REPLACE INTO loss VALUES (?, ?)", params![reason, count.cast_signed()]).map(drop)
+        self.run("INSERT OR REPLACE INTO loss(reason, count) VALUES (?, ?)", params![reason, count.cast_signed()])
+            .map(drop)
     }
 
     pub fn device(&self, name: &str) -> rusqlite::Result<Option<u64>> {
@@ -748,7 +822,7 @@ impl Store {
     }
 
     pub fn set_device(&self, name: &str, seq: u64) -> rusqlite::Result<()> {
-        self.run("INSERT OR REPLACE INTO device VALUES (?, ?)", params![name, seq.cast_signed()]).map(drop)
+        self.run("INSERT OR REPLACE INTO device(name, seq) VALUES (?, ?)", params![name, seq.cast_signed()]).map(drop)
     }
 
     /// How much waits in each stream, as far as a damaged store still says.
@@ -766,6 +840,31 @@ impl Store {
         })
         .ok()?;
         is_whole.then_some(waiting)
+    }
+}
+
+/// How a timing lies in a row of `inflight`: code, offset, error, after, before.
+struct TimingRow(i64, i64, Option<u32>, Option<i64>, Option<i64>);
+
+fn timing_row(timing: Timing) -> TimingRow {
+    match timing {
+        Timing::Stamped => TimingRow(0, 0, None, None, None),
+        Timing::Corrected { offset_ms, clock: ClockState::Holdover { error_ms } } => {
+            TimingRow(2, offset_ms, Some(error_ms), None, None)
+        }
+        Timing::Corrected { offset_ms, .. } => TimingRow(1, offset_ms, None, None, None),
+        Timing::Between { after_ms, before_ms } => TimingRow(3, 0, None, Some(after_ms), before_ms),
+        Timing::Open { after_ms } => TimingRow(3, 0, None, Some(after_ms), None),
+    }
+}
+
+fn timing(row: &TimingRow) -> Timing {
+    let TimingRow(code, offset_ms, error_ms, after_ms, before_ms) = *row;
+    match code {
+        1 => Timing::Corrected { offset_ms, clock: ClockState::Synced },
+        2 => Timing::Corrected { offset_ms, clock: ClockState::Holdover { error_ms: error_ms.unwrap_or(u32::MAX) } },
+        3 => Timing::Between { after_ms: after_ms.unwrap_or(0), before_ms },
+        _ => Timing::Stamped,
     }
 }
 

@@ -542,14 +542,14 @@ impl Link {
         }
         self.tried += 1;
         let files = TlsFiles::from(&self.config);
-        let clock = self.clock.state();
+        let now = self.clock.now();
         let password_file = self.config.password_file.clone();
         self.line = Line::Connecting(Box::pin(async move {
             let password = match password_file {
                 Some(path) => Some(password(path).await?),
                 None => None,
             };
-            let stream = transport::connect(&endpoint, &files, clock, CONNECT_WITHIN).await;
+            let stream = transport::connect(&endpoint, &files, now, CONNECT_WITHIN).await;
             Ok((stream.map_err(AttemptError::Connect)?, password))
         }));
     }

@@ -1509,7 +1509,8 @@ impl Machine {
     }
 
     /// Takes the place `order` among those in flight, else the last one.
-    fn send_row(&mut self, at: Moment, attempt: Attempt, order: Option<u64>) {
+    fn send_row(&mut self, at: Moment, mut attempt: Attempt, order: Option<u64>) {
+        compose::fix_time(&mut attempt.row, at.stamp);
         let Some(mut publish) = compose::publish(&attempt.row, &self.terms, at.stamp) else {
             let verdict = Verdict::Lost(LossReason::MessageExpired);
             return self.give_up(&attempt, verdict);
@@ -1582,7 +1583,7 @@ impl Machine {
         let row = &attempt.row;
         // Its expiry may have passed meanwhile; but the cloud may have it already, and an id once used must be ended.
         let publish = compose::publish(row, &self.terms, at.stamp)
-            .or_else(|| compose::publish(row, &self.terms, row.message.received));
+            .or_else(|| compose::publish(row, &self.terms, Stamp { mono_ms: 0, ..at.stamp }));
         let Some(mut publish) = publish else { return };
         self.counts.resent += 1;
         if qos > self.terms.qos_max {

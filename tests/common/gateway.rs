@@ -24,7 +24,9 @@ pub struct Gateway {
     /// Where local clients connect.
     pub port: u16,
     tables: String,
+    clock: String,
     tracer: Vec<String>,
+    launcher: Vec<String>,
     process: Option<Process>,
     earlier_log: Vec<String>,
 }
@@ -48,7 +50,9 @@ impl Gateway {
             folder,
             port: port::free(),
             tables: tables.to_owned(),
+            clock: "clock = \"trust\"".to_owned(),
             tracer: Vec::new(),
+            launcher: Vec::new(),
             process: None,
             earlier_log: Vec::new(),
         }
@@ -64,6 +68,16 @@ impl Gateway {
     /// Runs it under another program from the next start on, for example strace.
     pub fn set_tracer(&mut self, tracer: &[&str]) {
         self.tracer = tracer.iter().map(|word| (*word).to_owned()).collect();
+    }
+
+    /// Starts it by a program that becomes it, as a sandbox does, from the next start on.
+    pub fn set_launcher(&mut self, launcher: &[&str]) {
+        self.launcher = launcher.iter().map(|word| (*word).to_owned()).collect();
+    }
+
+    /// What it is told about its clock from the next start on: lines of `[gateway]`.
+    pub fn set_clock(&mut self, lines: &str) {
+        lines.clone_into(&mut self.clock);
     }
 
     /// Changes its configuration from the next start on.
@@ -126,13 +140,14 @@ impl Gateway {
         assert!(self.process.is_none(), "the gateway runs already");
         fs::create_dir_all(self.state_dir()).unwrap();
         let text = format!(
-            "[gateway]\nid = \"{ID}\"\nstate_dir = \"{}\"\nclock = \"trust\"\n\n[broker.listener.local]\nbind = \"127.0.0.1:{}\"\n\n{}",
+            "[gateway]\nid = \"{ID}\"\nstate_dir = \"{}\"\n{}\n\n[broker.listener.local]\nbind = \"127.0.0.1:{}\"\n\n{}",
             self.state_dir().display(),
+            self.clock,
             self.port,
             self.tables
         );
         fs::write(self.config_path(), text).unwrap();
-        let mut words = self.tracer.clone();
+        let mut words = [self.tracer.clone(), self.launcher.clone()].concat();
         words.push(PROGRAM.to_owned());
         words.extend(["run".to_owned(), "--config".to_owned(), self.config_path().display().to_string()]);
         let program = words.remove(0);

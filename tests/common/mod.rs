@@ -20,6 +20,7 @@ use tokio::time::Instant;
 pub mod account;
 pub mod certificates;
 pub mod cloud;
+pub mod faketime;
 pub mod frames;
 pub mod gateway;
 pub mod order;

@@ -129,6 +129,7 @@ pub fn empty() -> Config {
             id_source: "the test",
             state_dir: "/nonexistent".into(),
             clock: ClockSource::Trusted,
+            clock_mark: None,
         },
         queue: QueueConfig {
             bytes_max: NonZeroU64::new(1 << 20).unwrap(),

@@ -17,6 +17,7 @@ mod uplink_support;
 mod balance;
 mod budget;
 mod call_faults;
+mod clock;
 mod disks;
 mod kills;
 mod ledger;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tidegate::clock::Timing;
 use tidegate::config::{DrainOrder, Pace, ReceiveRule, TopicTemplate};
 use tidegate::message::{Body, Filter, Message, MessageId, Origin, Properties, Qos, Sequence, Stamp, Topic};
 use tidegate::mqtt::{Ack, Connack, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Version};
@@ -402,8 +403,9 @@ pub fn row(number: u64, qos: Qos, topic: &str, body: &[u8]) -> Queued {
             received: Stamp::default(),
         },
         qos,
-        encoding: Encoding { topic: Topic::new(topic).unwrap(), format: Format::Json, clock_offset_ms: 0 },
+        encoding: Encoding { topic: Topic::new(topic).unwrap(), format: Format::Json, timing: Timing::Stamped },
         strict_order: false,
+        expires_mono_ms: None,
     }
 }
 

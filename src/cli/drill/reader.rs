@@ -15,9 +15,10 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::journal::Journal;
 use crate::cli::tally::{ID_PROPERTY, Tally};
+use crate::clock::{Clock, ClockSource};
 use crate::config::{Endpoint, UplinkConfig};
 use crate::health::chain;
-use crate::message::{ClockState, Filter, Qos};
+use crate::message::{Filter, Qos};
 use crate::mqtt::{
     Ack, Connect, DecodeError, Decoder, Disconnect, EncodeError, Encoder, Packet, PacketId, ReasonCode, Subscribe,
     Subscription, Version,
@@ -245,7 +246,8 @@ struct Line {
 impl Line {
     /// Connects and, unless the session is to be ended, subscribes.
     async fn open(source: &Source, endpoint: &Endpoint, is_clean: bool) -> Result<Line, ReadError> {
-        let connecting = transport::connect(endpoint, &source.files, ClockState::Synced, CONNECT_WITHIN);
+        let now = Clock::new(ClockSource::Trusted).now();
+        let connecting = transport::connect(endpoint, &source.files, now, CONNECT_WITHIN);
         let stream = connecting.await.map_err(ReadError::Connect)?;
         let mut line = Line {
             stream,
