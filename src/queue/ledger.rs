@@ -418,7 +418,7 @@ impl Books {
         let is_sure = alive.clock != ClockState::Unset && now.clock != ClockState::Unset;
         self.store.end_silence(None, alive.wall_ms, is_sure)?;
         if !is_sure || now.wall_ms - alive.wall_ms >= ABSENCE_MS_MIN {
-            let reason = if was_stopped { "the gateway was stopped" } else { "the gateway was off, or killed" };
+            let reason = if was_stopped { "the gateway was stopped" } else { "the gateway was off or killed" };
             self.store.insert_silence(&SilenceRow {
                 id: 0,
                 device: String::new(),
