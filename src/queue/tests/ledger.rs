@@ -51,6 +51,7 @@ enum Step {
     Reject,
     Crash,
     Restart,
+    Look,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -61,6 +62,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Reject),
         1 => Just(Step::Crash),
         1 => Just(Step::Restart),
+        1 => Just(Step::Look),
     ];
     prop::collection::vec(step, 1..40)
 }
@@ -129,13 +131,18 @@ async fn play(steps: Vec<Step>, bytes_max: u64, when_full: WhenFull) {
                 rig.stop().await;
                 rig = Rig::start(made(dir.path()));
             }
+            Step::Look => {}
         }
-        let report = rig.inlet.ledger(ALL).await.unwrap();
-        check(&report, &model, &rig).await;
+        // Looking writes the lines: after each step it would leave nothing for a crash to lose.
+        if matches!(step, Step::Crash | Step::Restart | Step::Look) {
+            let report = rig.inlet.ledger(ALL).await.unwrap();
+            check(&report, &model, &rig).await;
+        }
     }
     rig.inlet.stats().await.unwrap();
-    let told = rig.inlet.ledger(ALL).await.unwrap();
     let (_copy, read) = after_a_crash(dir.path());
+    let told = rig.inlet.ledger(ALL).await.unwrap();
+    check(&told, &model, &rig).await;
     assert_eq!((read.lines, read.ids, read.field), (told.lines, told.ids, told.field), "from the files");
     rig.stop().await;
 }
