@@ -357,6 +357,22 @@ async fn a_damaged_line_costs_its_own_account_only() {
     rig.stop().await;
 }
 
+#[tokio::test]
+async fn a_store_of_a_program_without_a_ledger_gets_one_with_what_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(settings(dir.path()));
+    rig.append_all((0..2000).map(|_| reading("a"))).await;
+    rig.stop().await;
+    sql(dir.path(), "DROP TABLE ledger; DROP TABLE ledger_source; DROP TABLE ledger_gap");
+    let mut rig = Rig::start(settings(dir.path()));
+    let report = rig.inlet.ledger(ALL).await.unwrap();
+    assert_eq!((accepted(&report, "cloud"), waiting(&report, "cloud")), (2000, 2000));
+    rig.drain("cloud").await;
+    let report = rig.inlet.ledger(ALL).await.unwrap();
+    assert_eq!((report.lines[0].delivered_numbers.clone(), report.gaps.len()), (vec![(1, 2000)], 0));
+    rig.stop().await;
+}
+
 async fn sql_while_stopped(rig: Rig, dir: &Path, statement: &str) {
     rig.stop().await;
     sql(dir, statement);
