@@ -53,6 +53,8 @@ const SILENCES_MAX: i64 = 4096;
 const ROWS_AFTER_MARK_MAX: u64 = 1024;
 /// While messages only come in, the lines are written so often.
 const WRITE_EVERY_MS: u64 = 60_000;
+/// What was read and held back is taken in so often.
+const FIELD_EVERY_MS: u64 = 30_000;
 /// A gateway in which nothing happens says so often that it is alive.
 const ALIVE_EVERY_MS: u64 = 600_000;
 /// Lines in memory; those beyond are read again when they are needed.
@@ -86,7 +88,11 @@ pub(super) struct Ledger {
     devices: HashMap<Arc<str>, i64>,
     /// Something was settled in this transaction: its rows may go, so the lines must be written with it.
     is_due: bool,
+    /// Somebody wants to see everything.
+    is_asked: bool,
     written_ms: Option<u64>,
+    /// When the field's counters were taken last.
+    field_ms: Option<u64>,
     pruned_day: Option<i64>,
     /// Written in this transaction, to be taken off once it is durable.
     accounted: Vec<(Arc<DeviceHealth>, Unaccounted)>,
@@ -131,7 +137,9 @@ impl Ledger {
             lines: HashMap::new(),
             devices: devices.collect(),
             is_due: false,
+            is_asked: false,
             written_ms: None,
+            field_ms: None,
             pruned_day: None,
             accounted: Vec::new(),
             handed: HashMap::new(),
@@ -333,6 +341,7 @@ impl Ledger {
     /// Takes in what the devices did since.
     fn take_field(&mut self, store: &Store, health: &Health, now: Stamp) -> rusqlite::Result<()> {
         self.accounted.clear();
+        (self.is_asked, self.field_ms) = (false, Some(now.mono_ms));
         for (name, device) in health.devices() {
             let done = device.unaccounted();
             if done.is_empty() {
@@ -440,7 +449,7 @@ impl Books {
         let is_sure = alive.clock != ClockState::Unset && now.clock != ClockState::Unset;
         self.store.end_silence(None, alive.wall_ms, is_sure)?;
         if !is_sure || now.wall_ms - alive.wall_ms >= ABSENCE_MS_MIN {
-            let reason = if was_stopped { "the gateway was stopped" } else { "the gateway was off, or killed" };
+            let reason = if was_stopped { "the gateway was stopped" } else { "the gateway was off or killed" };
             self.store.insert_silence(&SilenceRow {
                 id: 0,
                 device: String::new(),
@@ -494,7 +503,10 @@ impl Books {
         if !ledger.is_due && !is_time {
             return Ok(());
         }
-        ledger.take_field(&self.store, &self.settings.health, now)?;
+        // Not with each settlement: their lines would be written every second, on pages of their own.
+        if ledger.is_asked || ledger.field_ms.is_none_or(|taken| now.mono_ms.saturating_sub(taken) >= FIELD_EVERY_MS) {
+            ledger.take_field(&self.store, &self.settings.health, now)?;
+        }
         ledger.prune(&self.store, self.ceilings.soft_pages * PAGE_BYTES / SHARE / LINE_BYTES, now)?;
         ledger.write(&self.store, last, now)
     }
@@ -511,14 +523,14 @@ impl Books {
         let now_ms = self.settings.clock.now().mono_ms;
         let since = self.ledger.written_ms.map(|written| now_ms.saturating_sub(written));
         let is_busy = self.settings.health.devices().iter().any(|(_, device)| !device.unaccounted().is_empty());
-        let pause = if is_busy { WRITE_EVERY_MS / 2 } else { ALIVE_EVERY_MS };
+        let pause = if is_busy { FIELD_EVERY_MS } else { ALIVE_EVERY_MS };
         if since.is_none_or(|since| since >= pause) { self.flush_ledger() } else { Ok(()) }
     }
 
     /// Sees to it that this transaction has the lines.
     pub fn flush_ledger(&mut self) -> rusqlite::Result<()> {
         self.store.write()?;
-        self.ledger.is_due = true;
+        (self.ledger.is_due, self.ledger.is_asked) = (true, true);
         Ok(())
     }
 

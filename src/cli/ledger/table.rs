@@ -27,9 +27,9 @@ pub(super) fn lines_table(report: &Report) -> String {
     if report.damaged_lines > 0 {
         text.push_str(&format!("\n{} lines of the ledger are damaged and left out.\n", report.damaged_lines));
     }
-    let last = report.gaps.len();
-    if last > 0 {
-        text.push_str(&format!("\n{last} times without measuring: tidegate ledger --gaps\n"));
+    let gaps = report.gaps.len();
+    if gaps > 0 {
+        text.push_str(&format!("\ntimes without measuring: {gaps} (tidegate ledger --gaps)\n"));
     }
     text
 }
@@ -100,13 +100,13 @@ fn row([day, source, read, held, accepted, delivered, dropped, waiting]: [&str; 
     format!("{day:5} {source:name$} {right}\n")
 }
 
-/// A sentence in lines of at most 79 columns.
+/// A sentence in lines of at most 74 columns, so that there is room to move it in.
 fn wrapped(sentence: &str) -> String {
     let mut text = String::new();
     let mut width = 0;
     for word in sentence.split(' ') {
         let length = word.chars().count();
-        if width > 0 && width + 1 + length > 79 {
+        if width > 0 && width + 1 + length > 74 {
             text.push_str("\n     ");
             width = 5;
         }
@@ -151,7 +151,7 @@ fn gap_lines(GapLine { device, from, to, seconds, is_sure, reason }: &GapLine) -
     if first.chars().count() + who.chars().count() <= 79 {
         format!("{first}{who}\n")
     } else {
-        format!("{}\n{}", first.trim_end(), wrapped(&format!("     {who}")))
+        format!("{}\n     {}", first.trim_end(), wrapped(&who))
     }
 }
 
