@@ -61,6 +61,8 @@ pub struct Wire {
     carried: HashMap<u16, (String, Key)>,
     /// The last CONNECT asked for a clean session.
     is_clean_start: bool,
+    /// The connection of that CONNECT: it has taken the session over, and what comes late on an older one is void.
+    newest: u64,
     log: Vec<Entry>,
 }
 
@@ -229,6 +231,7 @@ impl Tap {
                 // The protocol level stands behind the name.
                 (true, 0x10) => {
                     self.is_v5 = body.get(6) == Some(&5);
+                    wire.newest = self.connection;
                     wire.is_clean_start = body.get(7).is_none_or(|flags| flags & CLEAN != 0);
                 }
                 (true, 0x30) => wire.note(self.connection, Published::read(first, &body, self.is_v5)),
@@ -293,6 +296,9 @@ impl Wire {
 
     fn release(&mut self, connection: u64, packet_id: u16) {
         self.log.push(Entry::Released(connection, packet_id));
+        if connection < self.newest {
+            return;
+        }
         if let Some(cycle) = self.carried.get(&packet_id).and_then(|place| self.cycles.get_mut(place)) {
             cycle.is_released = true;
         }
@@ -312,6 +318,9 @@ impl Wire {
         // What is not a publisher's (the gateway's own status) is no part of the account.
         let Some(key) = Key::of(&published.payload) else { return };
         self.log.push(Entry::Sent(connection, Box::new(published.clone())));
+        if connection < self.newest {
+            return;
+        }
         let place = (published.topic.clone(), key);
         if published.qos == 2 {
             self.cycle(place.clone(), published.packet_id);
@@ -353,6 +362,13 @@ fn the_line_tells_a_double_of_the_sender_from_a_repeat() {
         wire.note(2, publish(5, true));
     };
     assert_eq!(cycles(&after_its_release), 2);
+    let late_on_the_old_connection = |wire: &mut Wire| {
+        wire.newest = 2;
+        wire.note(2, publish(5, true));
+        wire.release(2, 5);
+        wire.note(1, publish(5, false));
+    };
+    assert_eq!(cycles(&late_on_the_old_connection), 1);
     let after_the_cloud_forgot = |wire: &mut Wire| {
         wire.session(false);
         wire.note(2, publish(6, false));
