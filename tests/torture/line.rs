@@ -30,7 +30,6 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     target: u16,
-    records: bool,
 }
 
 #[derive(Debug)]
@@ -61,6 +60,9 @@ pub struct Wire {
     carried: HashMap<u16, (String, Key)>,
     /// The last CONNECT asked for a clean session.
     is_clean_start: bool,
+    /// The connection of that CONNECT: it has taken the session over, and what comes late on an older one is void.
+    newest: u64,
+    is_brief: bool,
     log: Vec<Entry>,
 }
 
@@ -90,16 +92,17 @@ impl Line {
         Line::with(target, true)
     }
 
-    /// The same for a long time: nothing is written down.
-    pub fn laid_without_a_record(target: u16) -> Line {
+    /// The same for a long time: only that is kept by which one tells who has doubled a message.
+    pub fn laid_for_long(target: u16) -> Line {
         Line::with(target, false)
     }
 
     fn with(target: u16, records: bool) -> Line {
+        let wire = Wire { is_brief: !records, ..Wire::default() };
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let state = State { weather: Weather::Fair, connections: 0, open: HashMap::new(), wire: Wire::default() };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), target, records });
+        let state = State { weather: Weather::Fair, connections: 0, open: HashMap::new(), wire };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), target });
         let line = Line { port, shared: Arc::clone(&shared) };
         // It ends with the test process: nothing of it outlives that.
         std::thread::spawn(move || {
@@ -114,7 +117,7 @@ impl Line {
     pub fn set(&self, weather: Weather) {
         let mut state = self.shared.lock();
         state.weather = weather;
-        state.wire.log.push(Entry::Event(format!("{weather:?}")));
+        state.wire.write_down(Entry::Event(format!("{weather:?}")));
         if weather == Weather::Cut {
             state.open.drain().for_each(|(_, ends)| hang_up(&ends));
         }
@@ -123,7 +126,7 @@ impl Line {
 
     /// Writes down between the packets that something happened.
     pub fn note(&self, event: impl Into<String>) {
-        self.shared.lock().wire.log.push(Entry::Event(event.into()));
+        self.shared.lock().wire.write_down(Entry::Event(event.into()));
     }
 
     /// The weather now.
@@ -185,9 +188,7 @@ impl Shared {
             if !state.open.contains_key(&number) {
                 break;
             }
-            if self.records {
-                tap.watch(&buffer[..count], &mut state.wire);
-            }
+            tap.watch(&buffer[..count], &mut state.wire);
             drop(state);
             if to.write_all(&buffer[..count]).is_err() {
                 break;
@@ -229,15 +230,16 @@ impl Tap {
                 // The protocol level stands behind the name.
                 (true, 0x10) => {
                     self.is_v5 = body.get(6) == Some(&5);
+                    wire.newest = self.connection;
                     wire.is_clean_start = body.get(7).is_none_or(|flags| flags & CLEAN != 0);
                 }
                 (true, 0x30) => wire.note(self.connection, Published::read(first, &body, self.is_v5)),
                 (true, 0x60) => wire.release(self.connection, id()),
                 (false, 0x20) => {
                     wire.session(body[0] & 1 == 1);
-                    wire.log.push(Entry::Event(format!("connection {} has {body:?} as CONNACK", self.connection)));
+                    wire.write_down(Entry::Event(format!("connection {} has {body:?} as CONNACK", self.connection)));
                 }
-                (false, 0x40 | 0x50 | 0x70) => wire.log.push(Entry::Answered(self.connection, first, id())),
+                (false, 0x40 | 0x50 | 0x70) => wire.write_down(Entry::Answered(self.connection, first, id())),
                 _ => {}
             }
         }
@@ -283,8 +285,14 @@ impl Wire {
         self.cycles.iter().filter(|(_, cycle)| cycle.count > 1).map(|(place, _)| place).collect()
     }
 
+    fn write_down(&mut self, entry: Entry) {
+        if !self.is_brief {
+            self.log.push(entry);
+        }
+    }
+
     fn session(&mut self, is_present: bool) {
-        if is_present || self.is_clean_start || self.seen.is_empty() {
+        if is_present || self.is_clean_start || self.cycles.is_empty() {
             return;
         }
         self.forgotten_sessions += 1;
@@ -292,7 +300,10 @@ impl Wire {
     }
 
     fn release(&mut self, connection: u64, packet_id: u16) {
-        self.log.push(Entry::Released(connection, packet_id));
+        self.write_down(Entry::Released(connection, packet_id));
+        if connection < self.newest {
+            return;
+        }
         if let Some(cycle) = self.carried.get(&packet_id).and_then(|place| self.cycles.get_mut(place)) {
             cycle.is_released = true;
         }
@@ -311,10 +322,16 @@ impl Wire {
     fn note(&mut self, connection: u64, published: Published) {
         // What is not a publisher's (the gateway's own status) is no part of the account.
         let Some(key) = Key::of(&published.payload) else { return };
-        self.log.push(Entry::Sent(connection, Box::new(published.clone())));
+        self.write_down(Entry::Sent(connection, Box::new(published.clone())));
+        if connection < self.newest {
+            return;
+        }
         let place = (published.topic.clone(), key);
         if published.qos == 2 {
             self.cycle(place.clone(), published.packet_id);
+        }
+        if self.is_brief {
+            return;
         }
         let Some((seen_on, first)) = self.seen.get_mut(&place) else {
             self.messages += 1;
@@ -353,6 +370,13 @@ fn the_line_tells_a_double_of_the_sender_from_a_repeat() {
         wire.note(2, publish(5, true));
     };
     assert_eq!(cycles(&after_its_release), 2);
+    let late_on_the_old_connection = |wire: &mut Wire| {
+        wire.newest = 2;
+        wire.note(2, publish(5, true));
+        wire.release(2, 5);
+        wire.note(1, publish(5, false));
+    };
+    assert_eq!(cycles(&late_on_the_old_connection), 1);
     let after_the_cloud_forgot = |wire: &mut Wire| {
         wire.session(false);
         wire.note(2, publish(6, false));

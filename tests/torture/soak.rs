@@ -127,7 +127,7 @@ impl Soak {
         let mut cloud = Mosquitto::prepared(folder.path(), Access::Open);
         cloud.start();
         let application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
-        let line = Line::laid_without_a_record(cloud.port);
+        let line = Line::laid_for_long(cloud.port);
         let protocol = random.pick::<&str>(&["3.1.1", "5"]);
         let tables = "[queue]\nmax_bytes = \"16 MiB\"\n".to_owned()
             + &uplink(
@@ -279,7 +279,9 @@ impl Soak {
         end_all(&self.publishers);
         wait_for_arrivals(&mut self.application, &self.publishers, PATIENCE);
         wait_for_the_last(&mut self.application, self.gateway.port);
-        let verdict = balance(&mut self.application, &self.publishers);
+        let mut verdict = balance(&mut self.application, &self.publishers);
+        let wire = self.line.wire();
+        verdict.attribute(|topic, key| wire.cycles(topic, key));
         let storm = self.application.received_on("factory7/plant/storm").len() as u64;
         let first = self.first.expect("taken at the beginning");
         budget.say(format!("at first {first}"));
@@ -290,6 +292,7 @@ impl Soak {
             self.storm_acknowledged
         ));
         assert!(verdict.is_clean(), "{verdict}\n{}", verdict.examples.join("\n"));
+        assert!(wire.doubled().is_empty(), "given to the cloud as new more than once: {:?}", wire.doubled().first());
         assert!(storm >= self.storm_acknowledged, "a storm's messages are lost");
         let losses = self.gateway.status().unwrap()["losses"].clone();
         assert!(losses.as_object().is_some_and(|losses| losses.values().all(|count| *count == 0)), "{losses}");
