@@ -142,11 +142,15 @@ impl Site {
         disk.finish()
     }
 
-    /// Messages without a cloud while some writes fail: the record of that.
+    /// Messages while some writes fail, with or without a cloud: the record of that.
     fn recorded_with_failed_writes(&self, random: &mut Random) -> Log {
         let mut gateway = Gateway::named("gateway", &self.folder, &self.tables);
         let mut disk = LogDisk::mounted(&self.folder, DISK_BYTES, &gateway.state_dir());
         self.cloud.leave();
+        if random.happens(50) {
+            let events = disk.events();
+            self.cloud.begin(Memory::default(), Some(Box::new(move |event| events.note(event))));
+        }
         gateway.start();
         let enough = random.within(10..MESSAGES);
         self.round(&mut gateway, &mut disk, 0, (enough, Then::FailWrites), random);
@@ -155,6 +159,7 @@ impl Site {
             (1..10).any(|round| self.round(&mut gateway, &mut disk, round * MESSAGES, (0, Then::Finish), random));
         assert!(is_well, "all is acknowledged, once no write fails any more");
         gateway.kill();
+        self.cloud.leave();
         disk.finish()
     }
 }
