@@ -6,6 +6,8 @@
 #   ./test.sh --prepare             only installs
 #
 # On Debian 12 or Raspberry Pi OS it needs root or sudo for the packages, and a Rust toolchain.
+# Power cuts and full disks mount file systems: as another user than root those tests fail, unless
+# TIDEGATE_TEST_WITHOUT_ROOT=1 leaves them out.
 
 set -uo pipefail
 cd "$(dirname "$0")" || exit 70

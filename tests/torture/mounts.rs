@@ -132,17 +132,20 @@ pub fn make_ext4(image: &Path, bytes: u64) {
 
 /// Mends the file system in `image`, as a board does when it boots after a failure.
 pub fn mend_ext4(image: &Path) {
-    let output = Command::new("e2fsck").args(["-f", "-y"]).arg(image).output().unwrap();
+    let output = Command::new("e2fsck").args(["-f", "-y"]).arg(image).env("PATH", path()).output().unwrap();
     // 1: mended.
     let is_fine = matches!(output.status.code(), Some(0 | 1));
     assert!(is_fine, "e2fsck: {}\n{}", output.status, String::from_utf8_lossy(&output.stdout));
 }
 
+/// Debian keeps these programs out of the path of those who are not root by login.
+fn path() -> String {
+    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+}
+
 #[track_caller]
 fn run(command: &mut Command) {
-    // Debian keeps these out of the path of those who are not root by login.
-    let path = std::env::var("PATH").unwrap_or_default();
-    let output = command.env("PATH", format!("{path}:/usr/sbin:/sbin")).output();
+    let output = command.env("PATH", path()).output();
     let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?} failed ({}): {said}", output.status);
