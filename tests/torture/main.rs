@@ -11,7 +11,10 @@
 mod common;
 #[path = "../uplink_model/mod.rs"]
 mod uplink_model;
+#[path = "../uplink_support/mod.rs"]
+mod uplink_support;
 
 mod budget;
 mod models;
+mod network;
 mod random;

@@ -14,7 +14,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+pub mod delayed;
 pub mod gateway;
+pub mod wild;
 
 /// How the cloud behaves.
 #[derive(Debug, Clone, Copy, Default)]
