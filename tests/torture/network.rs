@@ -125,7 +125,7 @@ async fn run(case: &mut Case, budget_says: &mut Vec<String>) {
 
 #[test]
 fn network_a_cloud_that_breaks_every_rule_costs_no_message() {
-    let mut budget = Budget::begin("network", Cases { short: 6, long: 500 });
+    let mut budget = Budget::begin("network", Cases { short: 4, long: 500 });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut said = Vec::new();
     while let Some(mut case) = budget.next() {
