@@ -590,6 +590,32 @@ fn a_broker_that_closes_on_a_wide_window_gets_a_narrow_one_and_nothing_is_given_
 }
 
 #[test]
+fn in_version_5_a_window_that_deaths_have_narrowed_is_wide_again_within_minutes() {
+    for (version, is_wide) in [(Version::V5, true), (Version::V311, false)] {
+        let pace = Pace { messages_per_s: NonZeroU32::new(500), bytes_per_s: None };
+        let temper = Temper { version_311: version == Version::V311, closes_beyond: Some(2), ..Temper::default() };
+        let mut world = World::new(Settings { pace, ..settings(version, 64) }, temper, Vec::new());
+        world.run_for(Duration::from_secs(1));
+        world.store.rows = rows_of(20, |_| Qos::AtLeastOnce).into_iter().map(|row| (row.sequence, row)).collect();
+        world.run(&[]);
+        world.cloud.temper.closes_beyond = None;
+        // One message now and then, so that turns come.
+        for number in 21..=40 {
+            world.store.rows.insert(Sequence(number), row(number, Qos::AtLeastOnce, "t/0", b"1"));
+            world.run_for(Duration::from_secs(15));
+        }
+        world.cloud.out_max = 0;
+        world.cloud.temper.answers_pings_only = true;
+        for number in 41..=200 {
+            world.store.rows.insert(Sequence(number), row(number, Qos::AtLeastOnce, "t/0", b"1"));
+        }
+        world.run_for(Duration::from_secs(10));
+        let out = world.cloud.out_max;
+        assert_eq!(out == 64, is_wide, "{version:?}: {out}");
+    }
+}
+
+#[test]
 fn a_network_that_drops_connections_never_makes_a_dead_letter() {
     let mut world = World::new(settings(Version::V5, 4), Temper::default(), rows_of(9, |_| Qos::ExactlyOnce));
     let deaths: Vec<(usize, Death)> = (0..60).map(|count| (10 + count * 12, Death::Link)).collect();

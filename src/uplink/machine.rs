@@ -91,6 +91,10 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// A window that a cloud closed connections over is doubled again after this.
 const WINDOW_GROWS_AFTER: Duration = Duration::from_secs(10 * 60);
 
+/// The same in version 5, whose clouds say how much they take: there the window was hardly ever the reason, and a narrow
+/// one makes a drain crawl.
+const WINDOW_GROWS_AFTER_V5: Duration = Duration::from_secs(30);
+
 /// In 3.1.1 a command that the store has no room for is handed in again after this: it cannot be refused there.
 const SUBMIT_AGAIN: Duration = Duration::from_millis(250);
 
@@ -984,7 +988,7 @@ impl Machine {
         }
         if self.rows_out > 1 {
             self.window_max = (self.rows_out / 4).max(1);
-            self.window_grows_at = at.now + WINDOW_GROWS_AFTER;
+            self.window_grows_at = at.now + self.window_grows_after();
         }
         let first = self.ids.iter().filter_map(|(id, holder)| match holder {
             Holder::Row(slot) if slot.is_out && slot.stage != Stage::Released => {
@@ -1001,6 +1005,13 @@ impl Machine {
         }
         self.suspect = None;
         self.accuse(at, id, sequence, reason);
+    }
+
+    fn window_grows_after(&self) -> Duration {
+        match self.settings.version {
+            Version::V5 => WINDOW_GROWS_AFTER_V5,
+            Version::V311 => WINDOW_GROWS_AFTER,
+        }
     }
 
     /// A connection has died with this row alone in flight.
@@ -1428,7 +1439,7 @@ impl Machine {
     fn fill(&mut self, at: Moment) {
         if self.window_max < self.terms.window && at.now >= self.window_grows_at {
             self.window_max *= 2;
-            self.window_grows_at = at.now + WINDOW_GROWS_AFTER;
+            self.window_grows_at = at.now + self.window_grows_after();
         }
         let is_single = self.is_alone() || self.is_exploring();
         let window = if is_single { 1 } else { self.terms.window.min(self.window_max) };
