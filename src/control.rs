@@ -1,7 +1,8 @@
-//! The unix socket that `tidegate status` talks to: one JSON request a line, one JSON answer a line.
+//! The unix socket that `tidegate status` and `tidegate ledger` talk to: one JSON request a line, one JSON answer a line.
 //!
 //! Only the gateway's own user and root can connect (the socket has mode 0600 in a directory of mode 0700). A caller
-//! that dawdles is cut off; nothing it does can hold up the data path, which is only ever read through `health`.
+//! that dawdles is cut off; nothing it does can hold up the data path, which is only ever read: through `health`, and
+//! page by page through the queue.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -17,8 +18,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Standing, Voucher};
 use crate::health::{Health, Snapshot};
+use crate::queue::Inlet;
+use crate::queue::ledger::Days;
 
 /// Name of the socket in the state directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -41,6 +44,11 @@ const CALLERS_MAX: usize = 16;
 pub enum Request {
     /// `Status`.
     Status,
+    /// `queue::ledger::Report` of these days.
+    Ledger {
+        /// Which days.
+        days: Days,
+    },
 }
 
 /// The answer to `Request::Status`, as `status --json` prints it (DESIGN.md 6.11).
@@ -52,13 +60,24 @@ pub struct Status {
     pub gateway: String,
     /// Since start.
     pub uptime_s: u64,
-    /// `synced`, `holdover` or `unset`.
-    pub clock: &'static str,
+    /// How far the time of day can be trusted.
+    pub clock: ClockStatus,
     /// The process.
     pub pid: u32,
     /// The stages.
     #[serde(flatten)]
     pub stages: Snapshot,
+}
+
+/// `clock` in `status --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct ClockStatus {
+    /// `synced`, `holdover` or `unset`.
+    pub state: &'static str,
+    /// How far off it may be, in milliseconds; null = not known.
+    pub error_ms: Option<u32>,
+    /// Who vouches for it: `mark`, `chrony`, `owner`, `kept`; null = nobody.
+    pub source: Option<&'static str>,
 }
 
 /// Why the socket cannot be served.
@@ -109,12 +128,19 @@ struct Answers {
     started: Instant,
     clock: Clock,
     health: Health,
+    inlet: Inlet,
 }
 
 impl Control {
     /// Makes the socket in the state directory, in place of one that an earlier process left: the directory's lock is
     /// ours by now, so nobody else serves it.
-    pub fn bind(state_dir: &Path, gateway: &str, clock: Clock, health: Health) -> Result<Control, ControlError> {
+    pub fn bind(
+        state_dir: &Path,
+        gateway: &str,
+        clock: Clock,
+        health: Health,
+        inlet: Inlet,
+    ) -> Result<Control, ControlError> {
         let path = state_dir.join(SOCKET_NAME);
         let fault = |source| ControlError::Bind { path: path.clone(), source };
         match std::fs::remove_file(&path) {
@@ -123,7 +149,7 @@ impl Control {
         }
         let listener = UnixListener::bind(&path).map_err(fault)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(fault)?;
-        let answers = Answers { gateway: gateway.to_owned(), started: Instant::now(), clock, health };
+        let answers = Answers { gateway: gateway.to_owned(), started: Instant::now(), clock, health, inlet };
         Ok(Control { listener, path, answers: Arc::new(answers) })
     }
 
@@ -159,6 +185,10 @@ impl Answers {
         BufReader::new(reader.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
         let mut answer = match serde_json::from_str(&line) {
             Ok(Request::Status) => serde_json::to_vec(&self.status()),
+            Ok(Request::Ledger { days }) => match self.inlet.ledger(days).await {
+                Ok(report) => serde_json::to_vec(&report),
+                Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
+            },
             Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
         }
         .map_err(io::Error::other)?;
@@ -168,11 +198,13 @@ impl Answers {
     }
 
     fn status(&self) -> Status {
+        let Standing { state, error_ms, voucher } = self.clock.standing();
+        let clock = ClockStatus { state: state.name(), error_ms, source: voucher.map(Voucher::name) };
         Status {
             version: env!("CARGO_PKG_VERSION"),
             gateway: self.gateway.clone(),
             uptime_s: self.started.elapsed().as_secs(),
-            clock: self.clock.state().name(),
+            clock,
             pid: std::process::id(),
             stages: self.health.snapshot(self.clock.now()),
         }
@@ -203,7 +235,21 @@ mod tests {
     #[tokio::test]
     async fn a_status_has_the_pinned_keys_and_nonsense_gets_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        let control = Control::bind(dir.path(), "g7", Clock::new(ClockSource::Trusted), Health::default()).unwrap();
+        let (clock, health) = (Clock::new(ClockSource::Trusted), Health::default());
+        let queue = crate::queue::open(crate::queue::QueueSettings {
+            dir: dir.path().to_owned(),
+            gateway: Arc::from("g7"),
+            bytes_max: std::num::NonZeroU64::new(1 << 20).unwrap(),
+            age_max: None,
+            when_full: crate::config::WhenFull::DropOldest,
+            hold: None,
+            streams: Vec::new(),
+            clock: clock.clone(),
+            health: health.clone(),
+        })
+        .unwrap();
+        let thread = std::thread::spawn(move || queue.worker.run());
+        let control = Control::bind(dir.path(), "g7", clock, health, queue.inlet.clone()).unwrap();
         let stop = CancellationToken::new();
         let mut stage = JoinSet::new();
         stage.spawn(control.run(stop.clone()));
@@ -215,6 +261,9 @@ mod tests {
         for key in ["messages", "bytes", "max_bytes", "oldest_age_s", "full_in_s"] {
             assert!(status["queue"].get(key).is_some(), "queue.{key} is missing in {answer}");
         }
+        let answer = ask(dir.path(), Request::Ledger { days: Days { from: 20_000, to: 20_030 } }).await.unwrap();
+        let report: crate::queue::ledger::Report = serde_json::from_str(&answer).unwrap();
+        assert_eq!((report.gateway.as_str(), report.lines.len()), ("g7", 0));
         let mut socket = UnixStream::connect(dir.path().join(SOCKET_NAME)).await.unwrap();
         socket.write_all(b"{\"ask\":\"the moon\"}\n").await.unwrap();
         let mut answer = String::new();
@@ -222,6 +271,8 @@ mod tests {
         assert!(answer.contains("error"), "{answer}");
         stop.cancel();
         while stage.join_next().await.is_some() {}
+        queue.inlet.stop().await;
+        thread.join().unwrap().unwrap();
         assert!(!dir.path().join(SOCKET_NAME).exists());
     }
 }

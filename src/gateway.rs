@@ -4,12 +4,14 @@
 //! listeners → intake drained → uplink settles what is in flight → queue committed, checkpointed, closed. A kill at any
 //! step loses nothing that was acknowledged.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::broker::{BindError, Broker, BrokerLimits};
 use crate::clock::Clock;
@@ -18,7 +20,7 @@ use crate::control::Control;
 use crate::field::{Field, FieldError};
 use crate::health::{Health, chain};
 use crate::intake::Intake;
-use crate::queue::{self, OpenError, Opened, QueueSettings, StreamSpec, WorkerError};
+use crate::queue::{self, Inlet, OpenError, Opened, QueueSettings, StreamSpec, WorkerError};
 use crate::router::{Router, RouterError, RouterLimits};
 use crate::service;
 use crate::supervise::{StageError, Stages};
@@ -26,6 +28,9 @@ use crate::uplink::{Uplink, UplinkSettings};
 
 /// How long the store has to keep the reason of a stop.
 const DECLARE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How often the ledger is asked whether there is something to write.
+const LEDGER_EVERY: Duration = Duration::from_secs(30);
 
 /// How long field and listeners have to stop taking in.
 const INTAKE_DEADLINE: Duration = Duration::from_secs(4);
@@ -77,7 +82,10 @@ enum QueueStageError {
 
 /// Runs the gateway until `stop` comes, then stops it in order.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), GatewayError> {
-    let clock = Clock::new(config.gateway.clock);
+    let mut clock = Clock::new(config.gateway.clock).kept_in(&config.gateway.state_dir);
+    if let Some(mark) = &config.gateway.clock_mark {
+        clock = clock.marked_by(mark);
+    }
     let health = Health::default();
     let gateway = config.gateway.id.clone();
     log::info!(
@@ -87,6 +95,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
         boot = clock.boot_id();
         "The gateway starts"
     );
+    clock.tell();
 
     let Opened { inlet, mut outlets, worker } =
         queue::open(queue_settings(&config, &clock, &health)).map_err(GatewayError::Queue)?;
@@ -114,7 +123,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
     let broker = Broker::bind(&config.broker, limits, intake.clone(), inlet.clone(), router.clone(), health.clone())
         .await
         .map_err(GatewayError::Listener)?;
-    let control = Control::bind(&config.gateway.state_dir, &gateway, clock.clone(), health.clone());
+    let control = Control::bind(&config.gateway.state_dir, &gateway, clock.clone(), health.clone(), inlet.clone());
 
     let mut taking_in = Stages::new();
     let field = Field::new(&config, intake.clone(), clock.clone(), &health).map_err(GatewayError::Field)?;
@@ -143,6 +152,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
         // On a full or read-only disk the plant goes on without it.
         Err(error) => log::error!(error:% = chain(&error); "The gateway runs, but `tidegate status` cannot ask it"),
     }
+    let ticked = inlet.clone();
+    house.start("ledger", |stop| async move { tick(ticked, stop).await });
+    let watch = clock.clone();
+    house.start("clock", |stop| watch.watch(stop));
     let watched = router.clone();
     house.start("router", |stop| async move { watched.watch(stop).await });
 
@@ -182,6 +195,22 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
     }
 }
 
+/// Lets the ledger write down now and then what was read, and that the gateway is alive.
+async fn tick(inlet: Inlet, stop: CancellationToken) -> Result<(), Infallible> {
+    let mut every = tokio::time::interval(LEDGER_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = every.tick() => {
+                if let Err(error) = inlet.tick().await {
+                    // The queue itself says what is wrong with it, and goes on trying.
+                    log::debug!(error:%; "The ledger was not written");
+                }
+            }
+        }
+    }
+}
+
 fn queue_settings(config: &Config, clock: &Clock, health: &Health) -> QueueSettings {
     let stream = |(name, uplink): (&Arc<str>, &crate::config::UplinkConfig)| StreamSpec {
         name: name.clone(),
@@ -194,6 +223,7 @@ fn queue_settings(config: &Config, clock: &Clock, health: &Health) -> QueueSetti
         bytes_max: config.queue.bytes_max,
         age_max: config.queue.age_max,
         when_full: config.queue.when_full,
+        hold: config.queue.hold,
         streams: config.uplinks.iter().map(stream).collect(),
         clock: clock.clone(),
         health: health.clone(),

@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 
 use crate::message::Stamp;
+use drain::{Drain, DrainSnapshot, Level};
+
+mod drain;
 
 /// How many clients are counted by name; what comes after them is counted together under `(others)`.
 const NAMED_CLIENTS_MAX: usize = 256;
@@ -82,6 +85,16 @@ impl LossReason {
             LossReason::Quarantined => "quarantined",
             LossReason::StreamDropped => "stream-dropped",
         }
+    }
+
+    /// Its number in the ledger: never another one's.
+    pub fn code(self) -> u64 {
+        LossReason::ALL.iter().position(|reason| *reason == self).unwrap_or_default() as u64
+    }
+
+    /// The reason of a number.
+    pub fn from_code(code: u64) -> Option<LossReason> {
+        LossReason::ALL.get(usize::try_from(code).ok()?).copied()
     }
 
     /// The reason of a name, as the store keeps it.
@@ -158,6 +171,11 @@ impl Health {
         lock(&self.0.devices).entry(name.clone()).or_default().clone()
     }
 
+    /// All devices, by name.
+    pub fn devices(&self) -> Vec<(Arc<str>, Arc<DeviceHealth>)> {
+        lock(&self.0.devices).iter().map(|(name, device)| (name.clone(), device.clone())).collect()
+    }
+
     /// Counts `count` lost messages.
     pub fn add_losses(&self, reason: LossReason, count: u64) {
         *lock(&self.0.losses).entry(reason).or_default() += count;
@@ -222,7 +240,10 @@ impl Health {
     pub fn snapshot(&self, now: Stamp) -> Snapshot {
         Snapshot {
             queue: self.0.queue.snapshot(now),
-            uplinks: lock(&self.0.uplinks).iter().map(|(name, uplink)| (name.to_string(), uplink.snapshot())).collect(),
+            uplinks: lock(&self.0.uplinks)
+                .iter()
+                .map(|(name, uplink)| (name.to_string(), uplink.snapshot(now)))
+                .collect(),
             devices: lock(&self.0.devices).iter().map(|(name, device)| (name.to_string(), device.snapshot())).collect(),
             sessions: self.0.sessions.snapshot(),
             losses: lock(&self.0.losses).iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
@@ -401,6 +422,7 @@ pub struct UplinkHealth {
     pub live_dropped: AtomicU64,
     /// Counted as delivered, though the cloud did not know them any more when they were released.
     pub uncertain: AtomicU64,
+    drain: Mutex<Drain>,
 }
 
 #[derive(Debug, Default)]
@@ -427,7 +449,23 @@ impl UplinkHealth {
         lock(&self.link).state
     }
 
-    fn snapshot(&self) -> UplinkSnapshot {
+    /// Takes in how far a drain is; to be called now and then while there is one.
+    pub fn note_drain(&self, now: Stamp) {
+        lock(&self.drain).note(self.level(now));
+    }
+
+    fn level(&self, now: Stamp) -> Level {
+        Level {
+            now_ms: now.mono_ms,
+            is_connected: self.connected.load(Ordering::Relaxed),
+            waiting: self.waiting.load(Ordering::Relaxed),
+            in_flight: self.in_flight.load(Ordering::Relaxed),
+            delivered: self.delivered.load(Ordering::Relaxed),
+        }
+    }
+
+    fn snapshot(&self, now: Stamp) -> UplinkSnapshot {
+        let drain = lock(&self.drain).snapshot(self.level(now));
         let link = lock(&self.link);
         UplinkSnapshot {
             state: link.state,
@@ -445,6 +483,7 @@ impl UplinkHealth {
             refused: self.refused.load(Ordering::Relaxed),
             live_dropped: self.live_dropped.load(Ordering::Relaxed),
             uncertain: self.uncertain.load(Ordering::Relaxed),
+            drain,
         }
     }
 }
@@ -482,6 +521,8 @@ pub struct UplinkSnapshot {
     pub live_dropped: u64,
     /// Counted as delivered, though the cloud did not know them any more when they were released, since start.
     pub uncertain: u64,
+    /// How far the backlog is delivered; null = there is none, or no cloud to take it.
+    pub drain: Option<DrainSnapshot>,
 }
 
 /// State of a device.
@@ -514,9 +555,79 @@ pub struct DeviceHealth {
     pub failures: AtomicU64,
     /// Frames that fit nothing (serial), or replies that broke the protocol (Modbus).
     pub malformed: AtomicU64,
+    unaccounted: Mutex<Unaccounted>,
 }
 
+/// What a device did that the ledger does not have on disk yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unaccounted {
+    /// Values that were seen, failed ones included.
+    pub read: u64,
+    /// Those of them that the report rule held back.
+    pub held: u64,
+    /// When it fell silent or spoke again, in order.
+    pub silences: Vec<Silence>,
+}
+
+impl Unaccounted {
+    /// Whether there is nothing to account.
+    pub fn is_empty(&self) -> bool {
+        *self == Unaccounted::default()
+    }
+}
+
+/// A device fell silent, or spoke again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Silence {
+    /// Nothing was measured since then.
+    Began {
+        /// The last good answer, or the start.
+        from: Stamp,
+        /// For a person.
+        reason: String,
+    },
+    /// It answers.
+    Ended {
+        /// Since when.
+        at: Stamp,
+    },
+}
+
+/// Changes that wait for the ledger; a device that comes and goes more often within a minute loses some in between.
+const SILENCES_MAX: usize = 64;
+
 impl DeviceHealth {
+    /// Counts a value that was seen, for the ledger.
+    pub fn count_read(&self, is_held_back: bool) {
+        let mut unaccounted = lock(&self.unaccounted);
+        unaccounted.read += 1;
+        unaccounted.held += u64::from(is_held_back);
+    }
+
+    /// Notes that the device fell silent or spoke again, for the ledger.
+    pub fn note_silence(&self, silence: Silence) {
+        let mut unaccounted = lock(&self.unaccounted);
+        if unaccounted.silences.len() >= SILENCES_MAX {
+            // The last one is kept: with it the account is right again.
+            unaccounted.silences.pop();
+        }
+        unaccounted.silences.push(silence);
+    }
+
+    /// What the ledger does not have yet.
+    pub fn unaccounted(&self) -> Unaccounted {
+        lock(&self.unaccounted).clone()
+    }
+
+    /// The ledger has this on disk.
+    pub fn accounted(&self, done: &Unaccounted) {
+        let mut unaccounted = lock(&self.unaccounted);
+        unaccounted.read = unaccounted.read.saturating_sub(done.read);
+        unaccounted.held = unaccounted.held.saturating_sub(done.held);
+        let taken = done.silences.len().min(unaccounted.silences.len());
+        unaccounted.silences.drain(..taken);
+    }
+
     /// Changes the state; gives back the former one, so that the caller can tell a change from a repeat.
     pub fn set(&self, state: DeviceState, reason: Option<String>) -> DeviceState {
         *lock(&self.reason) = reason;

@@ -211,7 +211,7 @@ impl Ticket {
                 // A stream wanted it, or there would have been nothing to drop.
                 Fate::Dropped(_) => true,
             };
-            encode(&mut message, &appended);
+            encode(&mut message, &appended, &intake.shared.clock);
         }
         let is_forwarded = intake.forward_live(&message);
         let is_live = intake.fan_out(message).await?;
@@ -220,10 +220,11 @@ impl Ticket {
 }
 
 /// For whoever gets a reading now: as the object that it is at the cloud, with the number and the name it was given.
-fn encode(message: &mut Message, appended: &Appended) {
+fn encode(message: &mut Message, appended: &Appended, clock: &Clock) {
     if let Body::Reading(reading) = &mut message.body {
         reading.seq = appended.reading_seq;
-        message.body = Body::Bytes(json::encode(reading, &appended.id, 0));
+        let timing = clock.timing(reading.stamp);
+        message.body = Body::Bytes(json::encode(reading, &appended.id, timing));
     }
 }
 
@@ -296,6 +297,7 @@ mod tests {
             bytes_max: NonZeroU64::new(1 << 20).unwrap(),
             age_max: None,
             when_full,
+            hold: None,
             streams: vec![StreamSpec { name: cloud.clone(), rules: rules.clone(), own_topic: None }],
             clock: clock.clone(),
             health: health.clone(),

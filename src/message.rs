@@ -286,8 +286,11 @@ impl FromStr for MessageId {
 pub enum ClockState {
     /// Set from a time source and kept by it.
     Synced,
-    /// Set once, not kept at the moment: right but for a drift.
-    Holdover,
+    /// Set once, not kept since: right but for what the board's crystal may have drifted.
+    Holdover {
+        /// How far off the wall time may be.
+        error_ms: u32,
+    },
     /// Never set since this boot: the wall time may be years off.
     #[default]
     Unset,
@@ -298,7 +301,7 @@ impl ClockState {
     pub fn name(self) -> &'static str {
         match self {
             ClockState::Synced => "synced",
-            ClockState::Holdover => "holdover",
+            ClockState::Holdover { .. } => "holdover",
             ClockState::Unset => "unset",
         }
     }

@@ -1,180 +1,39 @@
 //! Does any acknowledgement leave before the sync of what it acknowledges?
 //!
 //! strace watches the real program and holds every sync back for a while, as a slow SD card does; what the program
-//! writes to the client's socket meanwhile is on record. The control is the same program and the same checker on
-//! messages that no stream wants: nothing is promised for those, no sync is due, and the checker must say so.
+//! writes to the client's socket meanwhile is on record. The control is the same program and the same proof on
+//! messages that no stream wants: nothing is promised for those, no sync is due, and the proof must say so.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::Path;
 use std::time::Duration;
 
 use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
-use common::raw::{Heard, RawClient, Version};
+use common::order::{Event, PUBACK, PUBCOMP, PUBREC, PUBREL, Proof, Reader, Shown, Watched, mark, tracer};
+use common::raw::{Heard, RawClient, Version, packet};
 use common::{PATIENCE, port, turn};
 use tokio::time::Instant;
 
 const SYNC_DELAY: Duration = Duration::from_millis(100);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Event {
-    /// A packet came from the client: its type and packet id.
-    Came(u8, u16),
-    /// The write-ahead log was written.
-    LogWritten,
-    /// A sync of the write-ahead log has ended well.
-    LogSynced,
-    /// A packet went to the client: its type and packet id.
-    Left(u8, u16),
-}
-
-const PUBLISH: u8 = 0x30;
-const PUBACK: u8 = 0x40;
-const PUBREC: u8 = 0x50;
-const PUBREL: u8 = 0x60;
-const PUBCOMP: u8 = 0x70;
-
-/// The events of a trace, in the order of the kernel's answers.
-fn events(trace: &str, client_port: u16) -> Vec<Event> {
-    let mut unfinished = BTreeMap::<&str, String>::new();
-    let mut events = Vec::new();
-    for line in trace.lines() {
-        let Some((pid, call)) = line.split_once(' ') else { continue };
-        let call = call.trim_start();
-        if let Some(head) = call.strip_suffix("<unfinished ...>") {
-            unfinished.insert(pid, head.to_owned());
-            // A write counts from its beginning: the bytes may be on their way.
-            events.extend(event(head, client_port).filter(|event| matches!(event, Event::Left(..))));
-            continue;
-        }
-        if let Some(rest) = call.strip_prefix("<... ") {
-            let Some((_, tail)) = rest.split_once("resumed>") else { continue };
-            let whole = unfinished.remove(pid).unwrap_or_default() + tail;
-            events.extend(event(&whole, client_port).filter(|event| !matches!(event, Event::Left(..))));
-            continue;
-        }
-        events.extend(event(call, client_port));
-    }
-    events
-}
-
-fn event(call: &str, client_port: u16) -> Option<Event> {
-    let (name, rest) = call.split_once('(')?;
-    match name {
-        "pwrite64" | "write" | "writev" | "pwritev" if file_of(rest).is_some_and(|file| file.ends_with("-wal")) => {
-            Some(Event::LogWritten)
-        }
-        "fdatasync" | "fsync" if file_of(rest)?.ends_with("-wal") && rest.contains(" = 0") => Some(Event::LogSynced),
-        "recvfrom" | "read" | "readv" | "recvmsg" if is_client(rest, client_port) => {
-            packet(rest).map(|(first, body)| {
-                let kind = first & 0xf0;
-                // In PUBLISH the packet id stands behind the topic.
-                let id_at = if kind == PUBLISH { 2 + usize::from(u16::from_be_bytes([body[0], body[1]])) } else { 0 };
-                Event::Came(kind, u16::from_be_bytes([body[id_at], body[id_at + 1]]))
-            })
-        }
-        "sendto" | "write" | "writev" | "sendmsg" if is_client(rest, client_port) => {
-            packet(rest).map(|(first, body)| Event::Left(first & 0xf0, u16::from_be_bytes([body[0], body[1]])))
-        }
-        _ => None,
-    }
-}
-
-fn file_of(arguments: &str) -> Option<String> {
-    let (_, rest) = arguments.split_once('<')?;
-    let (path, _) = rest.split_once('>')?;
-    Some(String::from_utf8_lossy(&unescaped(path)).into_owned())
-}
-
-fn is_client(arguments: &str, client_port: u16) -> bool {
-    arguments.split_once(">").is_some_and(|_| arguments.contains(&format!("->127.0.0.1:{client_port}]")))
-}
-
-/// First byte and body of the one packet in the quoted strings of a call that has a packet id.
-fn packet(arguments: &str) -> Option<(u8, Vec<u8>)> {
-    let bytes: Vec<u8> = arguments.split('"').skip(1).step_by(2).flat_map(unescaped).collect();
-    let (first, length) = (*bytes.first()?, *bytes.get(1)?);
-    let body = bytes.get(2..)?.to_vec();
-    assert_eq!(usize::from(length), body.len(), "this test sends one small packet at a time: {arguments}");
-    let has_id = matches!(first & 0xf0, PUBLISH | PUBACK | PUBREC | PUBREL | PUBCOMP);
-    has_id.then_some((first, body))
-}
-
-/// `\x41\x42` as bytes; other characters stand for themselves.
-fn unescaped(text: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        let hex = rest.strip_prefix("\\x").and_then(|hex| u8::from_str_radix(hex.get(..2)?, 16).ok());
-        match hex {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &rest[4..];
-            }
-            None => {
-                bytes.extend(first.to_string().bytes());
-                rest = &rest[first.len_utf8()..];
-            }
-        }
-    }
-    bytes
-}
-
-/// The acknowledgements before which nothing of their packet was synced, and how many there were in all.
-fn early(events: &[Event]) -> (Vec<Event>, usize) {
-    let mut early = Vec::new();
-    let mut count = 0;
-    for (place, left) in events.iter().enumerate() {
-        let Event::Left(kind, id) = *left else { continue };
-        let asked_by = if kind == PUBCOMP { PUBREL } else { PUBLISH };
-        let before = &events[..place];
-        let came = before.iter().rposition(|event| *event == Event::Came(asked_by, id));
-        let since = came.map_or(&[][..], |came| &before[came..]);
-        let written = since.iter().position(|event| *event == Event::LogWritten);
-        let is_synced = written.is_some_and(|written| since[written..].contains(&Event::LogSynced));
-        count += 1;
-        if !is_synced {
-            early.push(*left);
-        }
-    }
-    (early, count)
-}
-
 fn traced_gateway(folder: &Path) -> Gateway {
-    let trace = folder.join("trace");
     // A cloud that is not there.
     let tables = uplink(&format!("mqtt://127.0.0.1:{}", port::free()), "") + FORWARD_PLANT;
     let mut gateway = Gateway::prepared(folder, &tables);
     let delay = format!("inject=fdatasync,fsync:delay_enter={}", SYNC_DELAY.as_micros());
-    let calls = "trace=fdatasync,fsync,pwrite64,pwritev,write,writev,sendto,sendmsg,read,readv,recvfrom,recvmsg";
-    gateway.set_tracer(&[
-        "strace",
-        "-f",
-        "-yy",
-        "-xx",
-        "-s",
-        "128",
-        "-o",
-        trace.to_str().unwrap(),
-        "-e",
-        calls,
-        "-e",
-        &delay,
-        "setpriv",
-        "--pdeathsig",
-        "KILL",
-        "--",
-    ]);
+    gateway.set_tracer(&tracer(folder.join("trace").to_str().unwrap(), &["-e", &delay]));
     gateway.start();
     gateway
 }
 
 fn publish_once(client: &mut RawClient, topic: &str, qos: u8, id: u16) -> Duration {
     let sent = Instant::now();
-    client.publish(topic.as_bytes(), qos, id, b"1");
+    client.publish(topic.as_bytes(), qos, id, mark(topic, u64::from(id)).as_bytes());
     let expected = if qos == 2 { PUBREC } else { PUBACK };
     assert_eq!(client.hear(PATIENCE), Heard::Packet(expected, id.to_be_bytes().to_vec()));
     let took = sent.elapsed();
@@ -205,42 +64,119 @@ fn no_acknowledgement_leaves_before_the_sync_and_the_checker_knows_one_that_does
     }
     gateway.stop();
 
-    let trace = std::fs::read_to_string(folder.path().join("trace")).unwrap();
-    let (early_ones, count) = early(&events(&trace, client_port));
-    assert_eq!(count, 45, "15 PUBACK, 15 PUBREC and 15 PUBCOMP are on record");
-    assert_eq!(early_ones, [], "acknowledged before the sync");
-    let (early_ones, count) = early(&events(&trace, control_port));
-    assert_eq!((early_ones.len(), count), (15, 15), "the checker must see that these were acknowledged without a sync");
+    let trace = BufReader::new(File::open(folder.path().join("trace")).unwrap());
+    let proof = Proof::of(trace, Watched { clients: vec![client_port, control_port], cloud: None });
+    let shown = proof.shown(client_port);
+    assert_eq!(shown.acknowledgements, 45, "15 PUBACK, 15 PUBREC and 15 PUBCOMP are on record");
+    assert_eq!(shown.early, [], "acknowledged before the sync");
+    let shown = proof.shown(control_port);
+    let counts = (shown.early.len(), shown.acknowledgements);
+    assert_eq!(counts, (15, 15), "the proof must see that these were acknowledged without a sync");
+}
+
+/// The client that the proofs below watch.
+const CLIENT: u16 = 4000;
+const CLOUD: u16 = 8883;
+
+fn publish(id: u16, number: u64) -> Vec<u8> {
+    let mut body = b"\x00\x01t".to_vec();
+    body.extend(id.to_be_bytes());
+    body.extend(mark("m", number).into_bytes());
+    packet(0x32, &body)
+}
+
+fn answer(kind: u8, id: u16) -> Vec<u8> {
+    packet(kind | if kind == PUBREL { 2 } else { 0 }, &id.to_be_bytes())
+}
+
+fn came(id: u16, number: u64) -> Event {
+    Event::Came(CLIENT, publish(id, number))
+}
+
+fn leaves(kind: u8, id: u16) -> Event {
+    Event::Leaves(CLIENT, answer(kind, id))
+}
+
+fn written(number: u64) -> Event {
+    Event::LogWritten(format!("a page with {} and more", mark("m", number)).into_bytes())
+}
+
+fn shown_with(cloud: Option<u16>, events: impl IntoIterator<Item = Event>) -> Shown {
+    let mut proof = Proof::new(Watched { clients: vec![CLIENT], cloud });
+    events.into_iter().for_each(|event| proof.note(event));
+    proof.shown(CLIENT)
+}
+
+fn early(events: impl IntoIterator<Item = Event>) -> Vec<(u8, u16)> {
+    let shown = shown_with(None, events);
+    assert_eq!(shown.acknowledgements, 1);
+    shown.early
 }
 
 #[test]
-fn the_checker_bites_when_a_sync_comes_late_or_not_at_all() {
-    use Event::{Came, Left, LogSynced, LogWritten};
-    let good = [Came(PUBLISH, 1), LogWritten, LogSynced, Left(PUBACK, 1)];
-    assert_eq!(early(&good), (vec![], 1));
-    let late = [Came(PUBLISH, 1), LogWritten, Left(PUBACK, 1), LogSynced];
-    assert_eq!(early(&late), (vec![Left(PUBACK, 1)], 1));
-    let of_another = [LogWritten, Came(PUBLISH, 1), LogSynced, Left(PUBACK, 1)];
-    assert_eq!(early(&of_another), (vec![Left(PUBACK, 1)], 1));
-    let before_it_was_written = [Came(PUBLISH, 1), LogSynced, LogWritten, Left(PUBACK, 1)];
-    assert_eq!(early(&before_it_was_written), (vec![Left(PUBACK, 1)], 1));
-    let release = [Came(PUBREL, 7), Left(PUBCOMP, 7), LogWritten, LogSynced];
-    assert_eq!(early(&release), (vec![Left(PUBCOMP, 7)], 1));
+fn the_proof_bites_when_a_sync_comes_late_or_not_at_all() {
+    use Event::{SyncBegins, SyncEnds};
+    let is_early = vec![(PUBACK, 1)];
+    assert_eq!(early([came(1, 7), written(7), SyncBegins(9), SyncEnds(9), leaves(PUBACK, 1)]), []);
+    assert_eq!(early([came(1, 7), written(7), leaves(PUBACK, 1), SyncBegins(9), SyncEnds(9)]), is_early);
+    assert_eq!(early([came(1, 7), written(7), SyncBegins(9), leaves(PUBACK, 1), SyncEnds(9)]), is_early);
+    assert_eq!(early([came(1, 7), written(8), SyncBegins(9), SyncEnds(9), leaves(PUBACK, 1)]), is_early, "another row");
+    assert_eq!(
+        early([came(1, 7), SyncBegins(9), written(7), SyncEnds(9), leaves(PUBACK, 1)]),
+        is_early,
+        "another sync"
+    );
+    // The sync of another thread that began before the row was written.
+    let events = [came(1, 7), SyncBegins(8), written(7), SyncBegins(9), SyncEnds(8), leaves(PUBACK, 1)];
+    assert_eq!(early(events), is_early);
+    // What was written before a failed sync may be lost although the next sync ends well.
+    let events = [came(1, 7), written(7), SyncBegins(9), Event::Fails, SyncBegins(9), SyncEnds(9), leaves(PUBACK, 1)];
+    assert_eq!(early(events), is_early);
+    let release = Event::Came(CLIENT, answer(PUBREL, 1));
+    assert_eq!(early([release.clone(), leaves(PUBCOMP, 1), written(8), SyncBegins(9), SyncEnds(9)]), [(PUBCOMP, 1)]);
+    assert_eq!(early([release, written(8), SyncBegins(9), SyncEnds(9), leaves(PUBCOMP, 1)]), []);
 }
 
 #[test]
-fn the_checker_reads_what_strace_writes() {
+fn the_clouds_acknowledgement_is_as_good_as_the_disk_where_the_proof_is_told_so() {
+    let up = Event::Leaves(CLOUD, publish(50, 7));
+    let accepted = Event::Came(CLOUD, answer(PUBACK, 50));
+    let good = [came(1, 7), up.clone(), accepted.clone(), leaves(PUBACK, 1)];
+    let early = |cloud, events: [Event; 4]| shown_with(cloud, events).early;
+    assert_eq!(early(Some(CLOUD), good.clone()), []);
+    assert_eq!(early(None, good), [(PUBACK, 1)], "not where only the disk counts");
+    let before = [came(1, 7), up.clone(), leaves(PUBACK, 1), accepted];
+    assert_eq!(early(Some(CLOUD), before), [(PUBACK, 1)]);
+    let refused = Event::Came(CLOUD, packet(PUBACK, &[0, 50, 0x97]));
+    assert_eq!(early(Some(CLOUD), [came(1, 7), up, refused, leaves(PUBACK, 1)]), [(PUBACK, 1)]);
+}
+
+#[test]
+fn the_proof_reads_what_strace_writes() {
     let trace = r#"
 10 recvfrom(9<TCP:[127.0.0.1:1883->127.0.0.1:4000]>, "\x32\x06\x00\x01\x61\x00\x07\x31", 4096, 0, NULL, NULL) = 8
-11 pwrite64(5<\x2f\x71\x2e\x64\x62\x2d\x77\x61\x6c>, "\x00"..., 1024, 0) = 1024
+10 recvfrom(9<TCP:[127.0.0.1:1883->127.0.0.1:4000]>, 0x7ffd, 4096, 0, NULL, NULL) = -1 EAGAIN (Resource temporarily unavailable)
+11 pwrite64(5<\x2f\x71\x2e\x64\x62\x2d\x77\x61\x6c>, "\x00", 1, 0) = 1
 11 fdatasync(5<\x2f\x71\x2e\x64\x62\x2d\x77\x61\x6c> <unfinished ...>
 10 sendto(9<TCP:[127.0.0.1:1883->127.0.0.1:4000]>, "\x40\x02\x00\x07", 4, MSG_NOSIGNAL, NULL, 0 <unfinished ...>
 11 <... fdatasync resumed>) = 0 (DELAYED)
 10 <... sendto resumed>) = 4
 10 sendto(9<TCP:[127.0.0.1:1883->127.0.0.1:4001]>, "\x40\x02\x00\x08", 4, MSG_NOSIGNAL, NULL, 0) = 4
+11 fdatasync(6<\x2f\x71\x2e\x64\x62>) = 0
 "#;
-    use Event::{Came, Left, LogSynced, LogWritten};
-    assert_eq!(events(trace, 4000), [Came(PUBLISH, 7), LogWritten, Left(PUBACK, 7), LogSynced]);
+    let mut reader = Reader::default();
+    let events: Vec<Event> = trace.lines().skip(1).flat_map(|line| reader.events(line)).collect();
+    let came = |bytes: &[u8]| Event::Came(4000, bytes.to_vec());
+    let expected = [
+        came(b"\x32\x06\x00\x01\x61\x00\x07\x31"),
+        came(b""),
+        Event::LogWritten(vec![0]),
+        Event::SyncBegins(11),
+        Event::Leaves(4000, vec![0x40, 2, 0, 7]),
+        Event::SyncEnds(11),
+        Event::Leaves(4001, vec![0x40, 2, 0, 8]),
+    ];
+    assert_eq!(events, expected);
 }
 
 #[test]

@@ -69,6 +69,29 @@ fn a_cloud_with_a_certificate_of_another_authority_is_refused_with_the_reason_an
 }
 
 #[test]
+fn without_a_ca_of_its_own_the_uplink_trusts_the_roots_of_the_system_and_no_other() {
+    let _turn = turn();
+    let folder = folder();
+    let certificates = Certificates::make(&folder.path().join("cloud"), "unused");
+    let system = certificates.ca.clone();
+    let other = Certificates::make(&folder.path().join("other"), "unused");
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Tls { certificates, asks_for_client: false });
+    cloud.start();
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
+    let url = format!("mqtts://127.0.0.1:{}", cloud.tls_port.unwrap());
+    let mut gateway = Gateway::prepared(folder.path(), &(uplink(&url, "") + FORWARD_PLANT));
+    // What OpenSSL's variable names stands in for the system's store, here and for every program that uses that store.
+    gateway.start_with(&[("SSL_CERT_FILE", other.ca.to_str().unwrap())]);
+    publish(&gateway);
+    let reason = reason_of(&gateway);
+    assert!(reason.contains("certificate"), "{reason}");
+
+    gateway.stop();
+    gateway.start_with(&[("SSL_CERT_FILE", system.to_str().unwrap())]);
+    expect_all(&mut application);
+}
+
+#[test]
 fn a_cloud_whose_certificate_bears_another_name_is_refused() {
     let _turn = turn();
     let folder = folder();

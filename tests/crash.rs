@@ -161,6 +161,46 @@ fn two_gateways_on_clones_of_one_store_give_no_equal_id() {
 }
 
 #[test]
+fn a_backup_that_is_put_back_gives_no_id_again() {
+    let _turn = turn();
+    let folder = folder();
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Open);
+    let tables = uplink(&format!("mqtt://127.0.0.1:{}", cloud.port), "") + FORWARD_PLANT;
+    let mut gateway = Gateway::started(folder.path(), &tables);
+    publish_and_hear_the_acknowledgements(&gateway, "plant/before", 0..5);
+    gateway.stop();
+    let backup = folder.path().join("backup");
+    copy(&gateway.state_dir(), &backup);
+    // What is given in between is known to the cloud before it is forgotten here.
+    cloud.start();
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
+    gateway.start();
+    publish_and_hear_the_acknowledgements(&gateway, "plant/between", 0..20);
+    application.wait_for_count("factory7/plant/between", 20);
+    gateway.stop();
+    std::fs::remove_dir_all(gateway.state_dir()).unwrap();
+    copy(&backup, &gateway.state_dir());
+
+    gateway.start();
+    publish_and_hear_the_acknowledgements(&gateway, "plant/after", 0..20);
+    application.wait_for_count("factory7/plant/after", 20);
+    gateway.wait_until_drained();
+    let mut ids = |topic: &str| -> BTreeSet<String> {
+        let messages = application.received_on(topic);
+        messages.into_iter().map(|message| message.id.expect("an MQTT 5 uplink sends tidegate-id")).collect()
+    };
+    let (before, between) = (ids("factory7/plant/before"), ids("factory7/plant/between"));
+    let after = ids("factory7/plant/after");
+    assert_eq!(
+        (before.len(), between.len(), after.len()),
+        (5, 20, 20),
+        "the five of the backup bear the same ids again"
+    );
+    let different: BTreeSet<&String> = before.iter().chain(&between).chain(&after).collect();
+    assert_eq!(different.len(), 45, "no id is given twice: {between:?} {after:?}");
+}
+
+#[test]
 fn a_damaged_store_is_moved_aside_and_the_gateway_starts() {
     let _turn = turn();
     let folder = folder();

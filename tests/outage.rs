@@ -110,6 +110,29 @@ fn a_gateway_that_starts_without_a_cloud_keeps_everything_for_it() {
 }
 
 #[test]
+fn mosquitto_keeps_the_session_over_its_restart_from_the_first_connection_on() {
+    let _turn = turn();
+    for protocol in ["3.1.1", "5"] {
+        let folder = folder();
+        let mut cloud = Mosquitto::started(folder.path());
+        let tables = uplink(&format!("mqtt://127.0.0.1:{}", cloud.port), &format!("protocol = \"{protocol}\""));
+        let mut gateway = Gateway::started(folder.path(), &(tables + FORWARD_PLANT));
+        gateway.wait_until_connected();
+        cloud.stop();
+        gateway.wait_for_status("the gateway has noticed", |status| {
+            (status["uplinks"]["cloud"]["state"] != "connected").then_some(())
+        });
+        cloud.start();
+        gateway.wait_until_connected();
+        gateway.stop();
+        // It would take what it had received, but had not heard released, a second time.
+        let lost: Vec<String> =
+            gateway.log().into_iter().filter(|line| line.contains("not kept the session")).collect();
+        assert!(lost.is_empty(), "over MQTT {protocol}: {lost:?}");
+    }
+}
+
+#[test]
 fn a_line_that_falls_silent_without_being_closed_loses_and_repeats_nothing() {
     let _turn = turn();
     let folder = folder();

@@ -36,6 +36,7 @@ fn settings(dir: &Path) -> QueueSettings {
         bytes_max: NonZeroU64::new(256 << 20).unwrap(),
         age_max: None,
         when_full: WhenFull::Refuse,
+        hold: None,
         streams: vec![StreamSpec { name: Arc::from("cloud"), rules: vec![rule], own_topic: None }],
         clock: Clock::new(ClockSource::Trusted),
         health: Health::default(),

@@ -5,212 +5,22 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::num::{NonZeroU16, NonZeroU64};
+use std::collections::BTreeSet;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tempfile::TempDir;
-use tidegate::clock::{Clock, ClockSource};
-use tidegate::config::{
-    Endpoint, ForwardRule, Pace, Protocol, ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, WhenFull,
-};
-use tidegate::health::{Health, UplinkState};
-use tidegate::intake::Intake;
-use tidegate::message::{Body, Filter, Message, Origin, Properties, Qos, Topic};
+use tidegate::config::{DrainOrder, Endpoint, Pace, Protocol, UplinkConfig};
+use tidegate::health::UplinkState;
+use tidegate::message::{Origin, Properties, Qos, Topic};
 use tidegate::mqtt::{Packet, PacketId, Publish, ReasonCode};
-use tidegate::queue::{self, Inlet, Outlet, QueueSettings, StreamSpec, Submission};
-use tidegate::router::{Router, RouterLimits};
-use tidegate::uplink::{Uplink, UplinkError, UplinkSettings};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, timeout};
+use uplink_support::gateway::{Gateway, WITHIN, arrived, config, distinct, free_port, until};
 use uplink_support::{FakeCloud, Temper};
 
 mod uplink_support;
-
-const WITHIN: Duration = Duration::from_secs(30);
-
-struct Gateway {
-    inlet: Inlet,
-    intake: Intake,
-    health: Health,
-    clock: Clock,
-    /// Another stream, which shows what came in from the cloud.
-    other: Outlet,
-    stop: CancellationToken,
-    tasks: JoinSet<Result<(), UplinkError>>,
-    worker: Option<JoinHandle<()>>,
-    dir: TempDir,
-}
-
-fn forward(filter: &str, template: &str, qos: Option<Qos>) -> ForwardRule {
-    let filter = Filter::new(filter).unwrap();
-    let topic = TopicTemplate::parse(template, &filter, "g7").unwrap();
-    ForwardRule { filter, topic, qos, when_full: None, strict_order: false }
-}
-
-fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
-    let filter = Filter::new("cmd/#").unwrap();
-    UplinkConfig {
-        endpoints: vec![Endpoint { host: "127.0.0.1".to_owned(), port, tls: false }],
-        protocol,
-        client_id: "g7".to_owned(),
-        ca: None,
-        cert: None,
-        key: None,
-        alpn: Vec::new(),
-        username: None,
-        password_file: None,
-        keep_alive: Duration::from_secs(60),
-        session_expiry: Duration::from_secs(86_400),
-        window: NonZeroU16::new(100).unwrap(),
-        reconnect: Reconnect { first: Duration::from_millis(20), max: Duration::from_millis(100) },
-        pace: Pace::default(),
-        own_topic: Some("own/g7".to_owned()),
-        forward: vec![forward("plant/#", "f/{topic}", qos)],
-        receive: vec![ReceiveRule {
-            topic: TopicTemplate::parse("local/{rest}", &filter, "g7").unwrap(),
-            filter,
-            qos: Qos::ExactlyOnce,
-        }],
-    }
-}
-
-impl Gateway {
-    fn start(config: UplinkConfig) -> Gateway {
-        Gateway::start_in(tempfile::tempdir().unwrap(), config)
-    }
-
-    fn start_in(dir: TempDir, config: UplinkConfig) -> Gateway {
-        let clock = Clock::new(ClockSource::Trusted);
-        let health = Health::default();
-        let (name, other): (Arc<str>, Arc<str>) = (Arc::from("cloud"), Arc::from("other"));
-        let local = vec![forward("local/#", "{topic}", None)];
-        let mut opened = queue::open(QueueSettings {
-            dir: dir.path().to_owned(),
-            gateway: Arc::from("g7"),
-            bytes_max: NonZeroU64::new(256 << 20).unwrap(),
-            age_max: None,
-            when_full: WhenFull::DropOldest,
-            streams: vec![
-                StreamSpec { name: name.clone(), rules: config.forward.clone(), own_topic: config.own_topic.clone() },
-                StreamSpec { name: other.clone(), rules: local.clone(), own_topic: None },
-            ],
-            clock: clock.clone(),
-            health: health.clone(),
-        })
-        .unwrap();
-        let worker = opened.worker;
-        let worker = std::thread::spawn(move || worker.run().unwrap());
-        let router = Router::start(RouterLimits::default()).unwrap();
-        let forwards = BTreeMap::from([(name.clone(), config.forward.clone()), (other.clone(), local)]);
-        let intake = Intake::new(opened.inlet.clone(), router, forwards, clock.clone(), health.clone());
-        let stop = CancellationToken::new();
-        let uplink = Uplink::new(UplinkSettings {
-            name: name.clone(),
-            client_id: config.client_id.clone(),
-            config,
-            outlet: opened.outlets.remove(&name).unwrap(),
-            inlet: opened.inlet.clone(),
-            intake: intake.clone(),
-            clock: clock.clone(),
-            health: health.clone(),
-        });
-        let mut tasks = JoinSet::new();
-        tasks.spawn(uplink.run(stop.clone()));
-        Gateway {
-            inlet: opened.inlet,
-            intake,
-            health,
-            clock,
-            other: opened.outlets.remove(&other).unwrap(),
-            stop,
-            tasks,
-            worker: Some(worker),
-            dir,
-        }
-    }
-
-    fn message(&self, number: usize, qos: Qos) -> Message {
-        Message {
-            topic: Topic::new(&format!("plant/{}", number % 3)).unwrap(),
-            qos,
-            retain: false,
-            properties: None,
-            body: Body::Bytes(Bytes::from(number.to_string())),
-            origin: Origin::Client(Arc::from("plc")),
-            received: self.clock.now(),
-        }
-    }
-
-    async fn publish(&self, numbers: std::ops::Range<usize>, qos: Qos) {
-        let mut pending = Vec::new();
-        for number in numbers {
-            let submission = Submission { message: self.message(number, qos), once: None };
-            pending.push(self.inlet.begin_append(submission).await.unwrap());
-        }
-        for one in pending {
-            one.outcome().await.unwrap();
-        }
-    }
-
-    fn state(&self) -> UplinkState {
-        self.health.uplink(&Arc::from("cloud")).state()
-    }
-
-    fn delivered(&self) -> u64 {
-        self.health.uplink(&Arc::from("cloud")).delivered.load(Ordering::Relaxed)
-    }
-
-    fn in_flight(&self) -> u64 {
-        self.health.uplink(&Arc::from("cloud")).in_flight.load(Ordering::Relaxed)
-    }
-
-    fn reason(&self) -> String {
-        self.health.snapshot(self.clock.now()).uplinks["cloud"].reason.clone().unwrap_or_default()
-    }
-
-    async fn stop(mut self) -> TempDir {
-        self.stop.cancel();
-        timeout(WITHIN, self.tasks.join_next()).await.unwrap().unwrap().unwrap().unwrap();
-        self.inlet.stop().await;
-        drop(self.other);
-        self.worker.take().unwrap().join().unwrap();
-        self.dir
-    }
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let by = Instant::now() + WITHIN;
-    while !condition() {
-        assert!(Instant::now() < by, "never: {what}");
-        sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// The numbers that arrived, in order, and the ids they bore.
-fn arrived(cloud: &FakeCloud) -> Vec<(usize, String)> {
-    let seen = cloud.seen.lock().unwrap();
-    let ours = seen.got.iter().filter(|publish| publish.topic.as_ref().unwrap().as_str().starts_with("f/plant/"));
-    ours.map(|publish| {
-        let number = std::str::from_utf8(&publish.payload).unwrap().parse().unwrap();
-        let id = publish.properties.user.iter().find(|(name, _)| name == "tidegate-id");
-        (number, id.map(|(_, id)| id.clone()).unwrap_or_default())
-    })
-    .collect()
-}
-
-fn distinct(cloud: &FakeCloud) -> usize {
-    arrived(cloud).into_iter().map(|(number, _)| number).collect::<BTreeSet<_>>().len()
-}
-
-async fn free_port() -> u16 {
-    tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_stored_while_the_cloud_was_away_arrives_in_order_once() {
@@ -237,8 +47,41 @@ async fn what_was_stored_while_the_cloud_was_away_arrives_in_order_once() {
             assert!(ids.iter().all(|id| id.starts_with("g7.")));
         }
         gateway.stop().await;
-        assert_eq!(cloud.seen.lock().unwrap().farewells, if protocol == Protocol::V311 { 2 } else { 1 });
+        assert_eq!(cloud.seen.lock().unwrap().farewells, 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn live_first_new_data_passes_a_paced_backlog_and_the_status_tells_how_long_that_takes() {
+    let port = free_port().await;
+    let gateway = Gateway::start(UplinkConfig {
+        drain: DrainOrder::LiveFirst,
+        pace: Pace { messages_per_s: NonZeroU32::new(200), bytes_per_s: None },
+        window: NonZeroU16::new(10).unwrap(),
+        ..config(port, Protocol::V5, None)
+    });
+    gateway.publish(0..1000, Qos::AtLeastOnce).await;
+    until("waiting", || gateway.state() == UplinkState::Waiting).await;
+    assert_eq!(gateway.drain(), None, "nothing drains while the cloud is away");
+    let cloud = FakeCloud::start(port, Temper::default()).await;
+    until("the drain has begun", || gateway.delivered() >= 20).await;
+    gateway.publish(5000..5010, Qos::AtLeastOnce).await;
+    let (mut passed, mut left) = (0, None);
+    until("the time left is told", || {
+        left = gateway.drain().and_then(|drain| drain["left_s"].as_u64());
+        left.is_some() || gateway.delivered() >= 1010
+    })
+    .await;
+    // At 200 a second; the machine may be slow, never faster.
+    assert!(left.is_some_and(|left| left >= 2), "{left:?}");
+    until("all settled", || gateway.delivered() >= 1010).await;
+    for (number, _) in arrived(&cloud) {
+        passed += usize::from(number < 1000);
+        assert!(number < 5000 || passed < 900, "the new data came behind {passed} of the backlog");
+    }
+    assert_eq!(arrived(&cloud).len(), 1010);
+    until("the drain is over", || gateway.drain().is_none()).await;
+    gateway.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

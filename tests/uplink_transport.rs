@@ -12,8 +12,9 @@ use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use tempfile::TempDir;
+use tidegate::clock::{Clock, ClockSource};
 use tidegate::config::Endpoint;
-use tidegate::message::ClockState;
+use tidegate::message::{ClockState, Stamp};
 use tidegate::transport::{self, ConnectError, Refusal, Stream, TlsError, TlsFiles};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -125,12 +126,17 @@ fn endpoint(host: &str, port: u16, tls: bool) -> Endpoint {
     Endpoint { host: host.to_owned(), port, tls }
 }
 
+/// The true time, of a clock in this state.
+fn now(clock: ClockState) -> Stamp {
+    Stamp { clock, ..Clock::new(ClockSource::Trusted).now() }
+}
+
 async fn connect(endpoint: &Endpoint, files: &TlsFiles) -> Result<Stream, ConnectError> {
-    transport::connect(endpoint, files, ClockState::Synced, WITHIN).await
+    transport::connect(endpoint, files, now(ClockState::Synced), WITHIN).await
 }
 
 async fn refusal(endpoint: &Endpoint, files: &TlsFiles, clock: ClockState) -> Refusal {
-    let error = transport::connect(endpoint, files, clock, WITHIN).await.unwrap_err();
+    let error = transport::connect(endpoint, files, now(clock), WITHIN).await.unwrap_err();
     error.refusal().unwrap_or_else(|| panic!("{error:?}"))
 }
 
@@ -187,6 +193,25 @@ async fn a_certificate_out_of_its_time_is_named_or_the_clock_is() {
     let at = endpoint("localhost", server.port, true);
     assert_eq!(refusal(&at, &tls, ClockState::Synced).await, Refusal::NotYetValid);
     assert_eq!(refusal(&at, &tls, ClockState::Unset).await, Refusal::Clock);
+}
+
+#[tokio::test]
+async fn certificates_are_judged_at_the_time_that_is_given_and_not_by_the_systems_clock() {
+    let authority = Authority::new("root");
+    let files = Files::new();
+    let tls = TlsFiles { ca: Some(files.put("ca.pem", &authority.pem())), ..TlsFiles::default() };
+    let good = authority.issue("localhost", |params| params.not_after = rcgen::date_time_ymd(2090, 1, 1));
+    let server = serve(&good, None, &[]).await;
+    let at = endpoint("localhost", server.port, true);
+    let connect = async |wall_ms, clock| {
+        let now = Stamp { wall_ms, mono_ms: 0, clock };
+        transport::connect(&at, &tls, now, WITHIN).await.map(drop).map_err(|error| error.refusal())
+    };
+    // A board that knows no more than that 2026 has begun, and one that shows 1970 and believes it.
+    assert_eq!(connect(1_767_225_600_000, ClockState::Unset).await, Ok(()));
+    assert_eq!(connect(0, ClockState::Unset).await, Err(Some(Refusal::Clock)));
+    assert_eq!(connect(0, ClockState::Synced).await, Err(Some(Refusal::NotYetValid)));
+    assert_eq!(connect(4_000_000_000_000, ClockState::Synced).await, Err(Some(Refusal::Expired)));
 }
 
 #[tokio::test]

@@ -11,12 +11,20 @@ use crate::config::{self, LoadRequest, Loaded};
 
 mod check;
 mod demo;
+mod drill;
 mod example;
+mod ledger;
 mod run;
 mod simulate;
 mod status;
 
+mod publisher;
+
+mod tally;
+
 mod tls;
+
+mod words;
 
 /// How the program ends (DESIGN.md 5); systemd's unit relies on 78.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +69,12 @@ enum Command {
     /// Ask the running gateway how it is
     #[command(after_help = "Example: tidegate status --wait healthy --timeout 60s")]
     Status(status::StatusArguments),
+    /// Account for each day, device and uplink; compare with the cloud's export
+    #[command(after_help = ledger::EXAMPLES, after_long_help = format!("{}\n\n{}", ledger::LONG_HELP, ledger::EXAMPLES))]
+    Ledger(ledger::LedgerArguments),
+    /// The acceptance test at your site: pull the cable, pull the plug, and see that nothing is lost
+    #[command(after_help = drill::EXAMPLES, after_long_help = format!("{}\n\n{}", drill::LONG_HELP, drill::EXAMPLES))]
+    Drill(drill::DrillArguments),
     /// Print a starting configuration
     #[command(after_help = "Example: tidegate example rs485-aws > tidegate.toml")]
     Example(example::ExampleArguments),
@@ -92,6 +106,8 @@ pub fn main() -> ExitCode {
         Command::Demo(arguments) => demo::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
         Command::Status(arguments) => status::main(&arguments),
+        Command::Ledger(arguments) => ledger::main(&arguments),
+        Command::Drill(arguments) => drill::main(&arguments),
         Command::Example(arguments) => example::main(&arguments),
         Command::Simulate(arguments) => simulate::main(arguments),
     };

@@ -8,11 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Exit, block_on};
 use crate::broker::BindError;
-use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::gateway::{self, GatewayError};
 use crate::health::chain;
-use crate::message::ClockState;
 use crate::queue::OpenError;
 use crate::service;
 
@@ -26,9 +24,6 @@ pub(super) fn main(config: Option<PathBuf>) -> Exit {
         Err(exit) => return exit,
     };
     keep_id(&loaded);
-    if Clock::new(loaded.config.gateway.clock).state() == ClockState::Unset {
-        log::warn!("The time of day is not confirmed by a time service; readings say clock \"unset\"");
-    }
     block_on(async {
         let stop = CancellationToken::new();
         tokio::select! {

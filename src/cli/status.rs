@@ -165,6 +165,9 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
         if let Some(reason) = uplink.get("reason").and_then(Value::as_str) {
             write!(out, "\n        {reason}")?;
         }
+        if let Some(drain) = uplink.get("drain").filter(|drain| drain.is_object()) {
+            write!(out, "\n        {}", drain_words(drain))?;
+        }
         writeln!(out)?;
     }
     for (name, device) in entries(status, "devices") {
@@ -212,11 +215,27 @@ fn write_problems(out: &mut String, status: &Value) -> std::fmt::Result {
     Ok(())
 }
 
+/// A backlog on its way, and when it is gone.
+fn drain_words(drain: &Value) -> String {
+    let (delivered, left) = (number(drain, "delivered"), number(drain, "left"));
+    let mut words = format!("draining: {} % ({delivered} of {}", number(drain, "percent"), delivered + left);
+    words += &format!("), {} messages/s", number(drain, "per_s"));
+    match drain.get("left_s").and_then(Value::as_u64) {
+        Some(left) => words += &format!(", about {} left", span(Duration::from_secs(left))),
+        None => words += ", time left not known",
+    }
+    words
+}
+
 /// The state of the clock, with what it means where it is not obvious.
-fn clock(status: &Value) -> &str {
-    match text(status, "clock") {
-        "unset" => "unset (no time service; [gateway] clock = \"trust\" believes it)",
-        state => state,
+fn clock(status: &Value) -> String {
+    let clock = status.get("clock").unwrap_or(&Value::Null);
+    let state = text(clock, "state");
+    match (state, clock.get("error_ms").and_then(Value::as_u64)) {
+        ("unset", _) => "unset (no time service; [gateway] clock = \"trust\" believes it)".to_owned(),
+        #[expect(clippy::cast_precision_loss, reason = "four digits are shown")]
+        ("holdover", Some(error_ms)) => format!("holdover (± {:.1} s)", error_ms as f64 / 1000.0),
+        _ => state.to_owned(),
     }
 }
 
@@ -249,7 +268,7 @@ fn device_words(device: &Value, wall_ms: i64) -> String {
 }
 
 /// Why messages were given up, for a person.
-fn loss_words(reason: &str) -> &str {
+pub(super) fn loss_words(reason: &str) -> &str {
     match LossReason::from_name(reason) {
         Some(LossReason::DroppedOldest) => "dropped: the store was full, and the oldest gave way",
         Some(LossReason::DroppedNewest) => "dropped: the store was full, and the newest was not taken",
@@ -266,7 +285,7 @@ fn loss_words(reason: &str) -> &str {
 }
 
 /// Milliseconds since 1970 of a time as the gateway writes it: `2026-11-23T09:20:00.123Z`.
-fn wall_ms_of(time: &str) -> Option<i64> {
+pub(super) fn wall_ms_of(time: &str) -> Option<i64> {
     let (date, clock) = time.strip_suffix('Z')?.split_once('T')?;
     let mut date = date.split('-').map(|part| part.parse::<i64>().ok());
     let (year, month, day) = (date.next()??, date.next()??, date.next()??);
@@ -283,7 +302,7 @@ fn wall_ms_of(time: &str) -> Option<i64> {
     Some(((days * 24 + hour) * 60 + minute) * 60_000 + second * 1000 + milli.parse::<i64>().ok()?)
 }
 
-fn span(time: Duration) -> String {
+pub(super) fn span(time: Duration) -> String {
     match time.as_secs() {
         seconds @ 0..60 => format!("{seconds} s"),
         seconds @ 60..3600 => format!("{} min", seconds / 60),
@@ -303,7 +322,7 @@ fn size(bytes: u64) -> String {
 }
 
 /// Writes to standard output; a reader that left (`| head`) is no fault of ours.
-fn print_out(text: &str) {
+pub(super) fn print_out(text: &str) {
     let _closed = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
@@ -327,16 +346,22 @@ mod tests {
 
     #[test]
     fn a_person_can_read_it() {
-        let status = json!({"version": "1", "gateway": "g", "uptime_s": 61, "clock": "unset",
+        let status = json!({"version": "1", "gateway": "g", "uptime_s": 61, "clock": {"state": "unset", "error_ms": null, "source": null},
             "queue": {"messages": 3, "bytes": 2048, "max_bytes": 1_073_741_824, "oldest_age_s": 7200},
-            "uplinks": {"cloud": {"state": "waiting", "since": "T", "reason": "no route"}},
+            "uplinks": {"cloud": {"state": "waiting", "since": "T", "reason": "no route", "drain": null},
+                "hall": {"drain": {"delivered": 250, "left": 750, "percent": 25, "per_s": 10, "left_s": 75}},
+                "late": {"drain": {"delivered": 0, "left": 9, "percent": 0, "per_s": 0, "left_s": null}}},
             "losses": {"expired": 2}, "alarms": {"store-fills": {"time": "T1", "text": "the store is filled to 83 %"}},
             "problems": [{"time": "T2", "text": "moved aside"}], "last_stop": "in order",
             "salvage": {"quarantine": "/q", "salvaged": 7, "waiting": 9, "waits_for_room": true}});
         let text = readable(&status, 0);
         assert!(text.contains("clock unset (no time service; [gateway] clock = \"trust\" believes it)"), "{text}");
         assert!(text.contains("queue   3 waiting, 2048 B of 1 GiB, oldest 2 h old"), "{text}");
-        assert!(text.contains("no route"), "{text}");
+        assert!(text.contains("no route\n"), "{text}");
+        assert!(text.contains("draining: 25 % (250 of 1000), 10 messages/s, about 1 min left"), "{text}");
+        assert!(text.contains("draining: 0 % (0 of 9), 0 messages/s, time left not known"), "{text}");
+        let holdover = json!({"clock": {"state": "holdover", "error_ms": 1240, "source": "mark"}});
+        assert_eq!(clock(&holdover), "holdover (± 1.2 s)");
         assert!(text.contains("losses  2 dropped: older than max_age"), "{text}");
         assert!(text.contains("ALARM   the store is filled to 83 %, since T1"), "{text}");
         assert!(text.contains("salvage 7 messages so far of 9 from /q, waiting for room"), "{text}");

@@ -141,9 +141,11 @@ pub(super) fn gateway(
     let clock = reader.choice(
         walk,
         "clock",
-        &[("auto", ClockSource::Timesyncd), ("trust", ClockSource::Trusted)],
+        &[("auto", ClockSource::TimeService), ("trust", ClockSource::Trusted)],
         &["chrony", "gps"],
     );
+    let clock_mark = reader.text(walk, "clock_mark");
+    let clock_mark = clock_mark.and_then(|text| walk.path("clock_mark", &text)).map(|path| path.value);
     let written = reader.leaf(walk, "id", |node| {
         let id = super::walk::text(node)?;
         name_fault(id).map(|()| id.to_owned())
@@ -167,7 +169,7 @@ pub(super) fn gateway(
     };
     let config = match (id, state_dir, clock) {
         (Some(id), Some(state_dir), Some(clock)) => {
-            Some(GatewayConfig { id: Arc::from(id), id_source, state_dir, clock: clock.value })
+            Some(GatewayConfig { id: Arc::from(id), id_source, state_dir, clock: clock.value, clock_mark })
         }
         _ => None,
     };
@@ -238,12 +240,13 @@ fn queue(walk: &mut Walk, root: &Tree) -> Option<QueueConfig> {
     let bytes_max = reader.size(walk, "max_bytes", 64 << 10, 1 << 44);
     let age_max = reader.duration(walk, "max_age", Duration::from_secs(1), LONG * 10);
     let when_full = when_full(walk, &reader);
-    let flash = reader.choice(walk, "flash", &[("always", ())], &["spare"]);
-    flash?;
+    let is_spare = reader.choice(walk, "flash", &[("always", false), ("spare", true)], &[]);
+    let hold = reader.duration(walk, "hold", Duration::from_millis(10), Duration::from_secs(60));
     Some(QueueConfig {
         bytes_max: NonZeroU64::new(bytes_max?.value)?,
         age_max: if reader.has("max_age") { Some(age_max?.value) } else { None },
         when_full: when_full?.value,
+        hold: hold.filter(|_| is_spare.as_ref().is_some_and(|is_spare| is_spare.value)).map(|hold| hold.value),
     })
 }
 

@@ -106,7 +106,12 @@ pub static ROOT: KeyTable = KeyTable {
 /// `[gateway]`
 pub static GATEWAY: KeyTable = KeyTable {
     title: "gateway",
-    keys: &[optional("id"), default("state_dir", "\"/var/lib/tidegate\""), default("clock", "\"auto\"")],
+    keys: &[
+        optional("id"),
+        default("state_dir", "\"/var/lib/tidegate\""),
+        default("clock", "\"auto\""),
+        optional("clock_mark"),
+    ],
     gone: &[
         ("name", "it is called `id`"),
         ("gateway_id", "it is called `id`"),
@@ -124,6 +129,7 @@ pub static QUEUE: KeyTable = KeyTable {
         optional("max_age"),
         default("when_full", "\"drop-oldest\""),
         default("flash", "\"always\""),
+        default("hold", "\"1s\""),
     ],
     gone: &[
         ("max_size", "it is called `max_bytes`"),
@@ -134,7 +140,7 @@ pub static QUEUE: KeyTable = KeyTable {
         ("path", "the store stands in `[gateway] state_dir`"),
         ("max_messages", "the queue is bounded in bytes: `max_bytes`"),
     ],
-    later: &["hold"],
+    later: &[],
 };
 
 /// `[broker]`

@@ -93,6 +93,8 @@ pub struct GatewayConfig {
     pub state_dir: PathBuf,
     /// Whom to believe about the wall clock: `clock = "auto" | "trust"`.
     pub clock: ClockSource,
+    /// A file that the time service touches at each synchronisation; `None` = that of systemd-timesyncd.
+    pub clock_mark: Option<PathBuf>,
 }
 
 /// `[queue]`
@@ -104,6 +106,8 @@ pub struct QueueConfig {
     pub age_max: Option<Duration>,
     /// What gives way when the ceiling is reached.
     pub when_full: WhenFull,
+    /// `flash = "spare"`: how long a message may wait in memory for the cloud; `None` = it is written first.
+    pub hold: Option<Duration>,
 }
 
 /// What gives way when the store is full.
@@ -160,6 +164,8 @@ pub struct UplinkConfig {
     pub window: NonZeroU16,
     /// Pauses between attempts to connect.
     pub reconnect: Reconnect,
+    /// What goes first when much waits.
+    pub drain: DrainOrder,
     /// At most this much, whatever waits.
     pub pace: Pace,
     /// Topic of the gateway's own messages at the cloud, `{gateway}` already replaced; `None` = off.
@@ -169,6 +175,16 @@ pub struct UplinkConfig {
     pub forward: Vec<ForwardRule>,
     /// `[[uplink.<name>.receive]]`
     pub receive: Vec<ReceiveRule>,
+}
+
+/// What goes first after an outage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DrainOrder {
+    /// Everything in the order in which it came.
+    #[default]
+    OldestFirst,
+    /// What comes in while the cloud is there, and the backlog beside it.
+    LiveFirst,
 }
 
 /// One address of a cloud broker.

@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::config::{PointTopic, Report};
 use crate::field::FieldError;
 use crate::field::report::Reporter;
-use crate::health::{DeviceHealth, DeviceState};
+use crate::health::{DeviceHealth, DeviceState, Silence};
 use crate::message::{Body, Message, Origin, Qos, Quality, Reading, Stamp, Topic, Value};
 
 /// How the reason begins when a device was asked and said nothing.
@@ -73,6 +73,8 @@ pub(super) struct Device {
     told: Vec<Told>,
     batch: Vec<Message>,
     state: DeviceState,
+    /// When the line was started.
+    began: Stamp,
 }
 
 #[derive(Debug)]
@@ -108,7 +110,8 @@ pub(super) fn point_topic(template: &PointTopic, device: &str, point: &str) -> R
 impl Device {
     pub(super) fn new(spec: DeviceSpec, desk: Desk) -> Device {
         let told = spec.points.iter().map(Told::of).collect();
-        Device { spec, desk, told, batch: Vec::new(), state: DeviceState::Starting }
+        let began = desk.clock.now();
+        Device { spec, desk, told, batch: Vec::new(), state: DeviceState::Starting, began }
     }
 
     pub(super) fn health(&self) -> &DeviceHealth {
@@ -141,7 +144,9 @@ impl Device {
     pub(super) fn see(&mut self, point: usize, seen: Seen, stamp: Stamp, now: Duration) {
         let (Some(told), Some(spec)) = (self.told.get_mut(point), self.spec.points.get(point)) else { return };
         told.failing = (seen.quality == Quality::Bad).then(|| seen.reason.clone()).flatten();
-        if !told.reporter.tell(&seen.value, seen.quality, now) {
+        let is_told = told.reporter.tell(&seen.value, seen.quality, now);
+        self.spec.health.count_read(!is_told);
+        if !is_told {
             return;
         }
         let reading = Reading {
@@ -203,6 +208,7 @@ impl Device {
         if former == state {
             return;
         }
+        self.note_silence(former, reason.as_deref());
         let device = &*self.spec.name;
         let reason = reason.as_deref().unwrap_or_default();
         match state {
@@ -214,6 +220,21 @@ impl Device {
             DeviceState::Degraded => warn!(device, reason; "The device answers only in part"),
             DeviceState::Dead => warn!(device, reason; "The device does not answer"),
             DeviceState::Starting => {}
+        }
+    }
+
+    /// Tells the ledger when nothing was measured: from the last good answer on, or from the start.
+    fn note_silence(&self, former: DeviceState, reason: Option<&str>) {
+        let health = &self.spec.health;
+        let now = self.desk.clock.now();
+        if self.state == DeviceState::Dead {
+            let from = match health.last_good_ms.load(Ordering::Relaxed) {
+                0 => self.began,
+                wall_ms => Stamp { wall_ms, ..now },
+            };
+            health.note_silence(Silence::Began { from, reason: reason.unwrap_or("no answer").to_owned() });
+        } else if former == DeviceState::Dead {
+            health.note_silence(Silence::Ended { at: now });
         }
     }
 

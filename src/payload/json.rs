@@ -1,14 +1,15 @@
 //! A reading as one JSON object:
-//! `{"ts", "value", "unit", "quality", "reason"?, "device", "point", "seq", "id", "clock"?}`. Pure.
+//! `{"ts", "value", "unit"?, "quality", "reason"?, "device", "point", "seq", "id", "clock"?, …}`. Pure.
 //!
 //! `ts` is RFC 3339 in UTC with milliseconds. `unit` is absent where none is configured, `reason` where the quality
-//! is good, `clock` where the clock is synced.
+//! is good, `clock` where the clock is synced. With `"clock":"holdover"` stands `ts_error_ms`, how far off `ts` may be;
+//! with `"clock":"unset"` stand `ts_after` and, where a later boot knows it, `ts_before`: `ts` is a guess between them.
 
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::clock::rfc3339;
-use crate::message::{ClockState, MessageId, Reading, Value};
+use crate::clock::{Timing, rfc3339};
+use crate::message::{ClockState, MessageId, Reading, Stamp, Value};
 
 #[derive(Serialize)]
 struct Object<'a> {
@@ -25,6 +26,12 @@ struct Object<'a> {
     id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     clock: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ts_error_ms: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ts_after: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ts_before: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -38,8 +45,8 @@ enum JsonValue<'a> {
     Text(&'a str),
 }
 
-/// `reading` as JSON, with its wall time moved by `clock_offset_ms`.
-pub fn encode(reading: &Reading, id: &MessageId, clock_offset_ms: i64) -> Bytes {
+/// `reading` as JSON, with its time as `timing` says.
+pub fn encode(reading: &Reading, id: &MessageId, timing: Timing) -> Bytes {
     let value = match &reading.value {
         Value::Null => JsonValue::Null,
         Value::Bool(value) => JsonValue::Bool(*value),
@@ -50,9 +57,13 @@ pub fn encode(reading: &Reading, id: &MessageId, clock_offset_ms: i64) -> Bytes 
         Value::Float(value) => JsonValue::Float(*value),
         Value::Text(value) => JsonValue::Text(value),
     };
-    let clock = reading.stamp.clock;
+    let Time { wall_ms, clock, after_ms, before_ms } = time(reading.stamp, timing);
+    let error_ms = match clock {
+        ClockState::Holdover { error_ms } => Some(error_ms),
+        ClockState::Synced | ClockState::Unset => None,
+    };
     let object = Object {
-        ts: rfc3339(reading.stamp.wall_ms.saturating_add(clock_offset_ms)),
+        ts: rfc3339(wall_ms),
         value,
         unit: reading.unit.as_deref(),
         quality: reading.quality.name(),
@@ -62,9 +73,36 @@ pub fn encode(reading: &Reading, id: &MessageId, clock_offset_ms: i64) -> Bytes 
         seq: reading.seq,
         id: id.to_string(),
         clock: (clock != ClockState::Synced).then(|| clock.name()),
+        ts_error_ms: error_ms,
+        ts_after: after_ms.map(rfc3339),
+        ts_before: before_ms.map(rfc3339),
     };
     // Strings, numbers and options only: there is nothing in it that cannot be written.
     Bytes::from(serde_json::to_vec(&object).unwrap_or_default())
+}
+
+struct Time {
+    wall_ms: i64,
+    clock: ClockState,
+    after_ms: Option<i64>,
+    before_ms: Option<i64>,
+}
+
+fn time(stamp: Stamp, timing: Timing) -> Time {
+    let Stamp { wall_ms, clock, .. } = stamp;
+    let known = |wall_ms, clock| Time { wall_ms, clock, after_ms: None, before_ms: None };
+    let unset = |after_ms: i64, before_ms: Option<i64>| {
+        // Should the two cross, which only a clock that was set wrongly can do, the later word stands.
+        let before_ms = before_ms.filter(|before_ms| *before_ms >= after_ms);
+        let wall_ms = wall_ms.clamp(after_ms, before_ms.unwrap_or(i64::MAX));
+        Time { wall_ms, clock: ClockState::Unset, after_ms: Some(after_ms), before_ms }
+    };
+    match timing {
+        Timing::Stamped => known(wall_ms, clock),
+        Timing::Corrected { offset_ms, clock } => known(wall_ms.saturating_add(offset_ms), clock),
+        Timing::Between { after_ms, before_ms } => unset(after_ms, before_ms),
+        Timing::Open { after_ms } => unset(after_ms, None),
+    }
 }
 
 #[cfg(test)]
@@ -92,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_good_reading_has_no_reason_and_no_clock() {
-        let bytes = encode(&reading(Value::Float(6.5)), &id(), 0);
+        let bytes = encode(&reading(Value::Float(6.5)), &id(), Timing::Stamped);
         let expected = r#"{"ts":"2026-11-23T09:20:00.123Z","value":6.5,"unit":"°C","quality":"good","device":"chiller","point":"supply","seq":7,"id":"g7.000000000001.2.3"}"#;
         assert_eq!(std::str::from_utf8(&bytes).unwrap(), expected);
     }
@@ -103,16 +141,49 @@ mod tests {
         bad.quality = Quality::Bad;
         bad.reason = Some(Arc::from("no answer within 1 s"));
         bad.stamp.clock = ClockState::Unset;
-        let json: serde_json::Value = serde_json::from_slice(&encode(&bad, &id(), 1000)).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&encode(&bad, &id(), Timing::Stamped)).unwrap();
         assert_eq!(json["value"], serde_json::Value::Null);
         assert_eq!(json["reason"], "no answer within 1 s");
         assert_eq!(json["clock"], "unset");
-        assert_eq!(json["ts"], "2026-11-23T09:20:01.123Z");
+        assert_eq!(json["ts"], "2026-11-23T09:20:00.123Z");
+    }
+
+    fn timed(clock: ClockState, timing: Timing) -> String {
+        let mut reading = reading(Value::Null);
+        reading.stamp.clock = clock;
+        let json: serde_json::Value = serde_json::from_slice(&encode(&reading, &id(), timing)).unwrap();
+        let keys = ["ts", "clock", "ts_error_ms", "ts_after", "ts_before"];
+        keys.iter().filter_map(|key| json.get(key)).map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_time_says_how_good_it_is() {
+        let (synced, unset) = (ClockState::Synced, ClockState::Unset);
+        let holdover = ClockState::Holdover { error_ms: 812 };
+        let noon = 1_795_425_600_000;
+        assert_eq!(timed(synced, Timing::Stamped), r#""2026-11-23T09:20:00.123Z""#);
+        assert_eq!(timed(holdover, Timing::Stamped), r#""2026-11-23T09:20:00.123Z" "holdover" 812"#);
+        let moved = |clock| Timing::Corrected { offset_ms: 60_000, clock };
+        assert_eq!(timed(unset, moved(synced)), r#""2026-11-23T09:21:00.123Z""#);
+        assert_eq!(timed(unset, moved(holdover)), r#""2026-11-23T09:21:00.123Z" "holdover" 812"#);
+        let between = |after_ms, before_ms| timed(unset, Timing::Between { after_ms, before_ms });
+        assert_eq!(
+            between(noon, Some(noon + 3_600_000)),
+            r#""2026-11-23T09:20:00.123Z" "unset" "2026-11-23T09:20:00.000Z" "2026-11-23T10:20:00.000Z""#
+        );
+        assert_eq!(
+            between(noon - 7_200_000, Some(noon - 3_600_000)),
+            r#""2026-11-23T08:20:00.000Z" "unset" "2026-11-23T07:20:00.000Z" "2026-11-23T08:20:00.000Z""#,
+            "a guess that cannot be is moved to where it can"
+        );
+        assert_eq!(between(noon + 1000, None), r#""2026-11-23T09:20:01.000Z" "unset" "2026-11-23T09:20:01.000Z""#);
+        assert_eq!(timed(unset, Timing::Open { after_ms: noon }), between(noon, None));
+        assert_eq!(between(noon, Some(noon - 1)), between(noon, None));
     }
 
     #[test]
     fn large_whole_numbers_keep_every_digit() {
-        let text = encode(&reading(Value::Uint(u64::MAX)), &id(), 0);
+        let text = encode(&reading(Value::Uint(u64::MAX)), &id(), Timing::Stamped);
         assert!(std::str::from_utf8(&text).unwrap().contains("18446744073709551615"));
     }
 }

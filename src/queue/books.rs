@@ -10,28 +10,32 @@ use std::sync::atomic::Ordering;
 
 use log::{error, info, warn};
 
+use super::boots::{self, Boot, Boots};
 use super::identity::{Kept, SEQUENCE_BLOCK, StartFile, Waiting};
+use super::ledger::Ledger;
 use super::retention::{self, Ceilings, Refusal, Way};
 use super::row::{self, Start, Starts, Words};
 use super::rules::{self, RuleList};
 use super::salvage::Salvage;
 use super::scrub::Scrub;
 use super::spans::{self, OPEN, Ranges, Span};
+use super::spare::Held;
 use super::store::{GapRow, PAGE_BYTES, Store, is_damage};
 use super::{AppendError, Appended, Fate, Once, QueueSettings, SessionNumber, Stats, StreamStats, Submission};
+use crate::clock::Timing;
 use crate::config::WhenFull;
 use crate::health::{Alarm as Raised, LossReason};
-use crate::message::{Body, Message, MessageId, Origin, Qos, Sequence, Stamp, Topic};
+use crate::message::{Body, ClockState, Message, MessageId, Origin, Qos, Sequence, Stamp, Topic};
 
 /// Rows of one job: so long may others have to wait.
 pub(super) const JOB_ROWS_MAX: u64 = 256;
-/// Settled rows that are removed in one transaction. A leaf of the tree is written for nearly every second leaf that
-/// goes, and those around the cut each time: four times the rows of a job spare the flash 2 % of all that is written.
-const REMOVAL_ROWS: u64 = 4 * JOB_ROWS_MAX;
 /// Names that rows bear as numbers; what comes after them is written out.
 const WORDS_MAX: usize = 1024;
 /// Session numbers that are reserved at a time.
 const SESSION_BLOCK: u64 = 1024;
+/// Numbers of a device's readings that are reserved at a time where the flash is spared: after a power cut so many may
+/// be passed over, and none is given twice.
+const DEVICE_BLOCK: u64 = 4096;
 /// Rows that one transaction may look at in vain to find some that may be evicted.
 pub(super) const EVICT_LOOK_MAX: u64 = 512;
 /// Each reason is logged at most so often.
@@ -41,6 +45,8 @@ const ALARM_PAUSE_MS: u64 = 60_000;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Open {
     pub first: u64,
+    /// The place after its last row. Places from here on that were given meanwhile are not in the store.
+    pub next: u64,
     pub rule: i64,
 }
 
@@ -52,6 +58,8 @@ pub(super) struct Gap {
     pub count: Option<u64>,
     pub from_ms: i64,
     pub to_ms: i64,
+    /// One of them is of a clock that was not set.
+    pub is_unset: bool,
     pub is_dirty: bool,
 }
 
@@ -80,6 +88,8 @@ pub(super) struct Stream {
     pub told: BTreeMap<LossReason, u64>,
     /// Something new waits since the consumer was last woken.
     pub is_stirred: bool,
+    /// Its uplink is connected and takes messages at QoS 1.
+    pub is_live: bool,
 }
 
 /// What must go on when a store is opened again: counted in this process, whatever the disk says.
@@ -104,8 +114,10 @@ pub(super) struct Identity {
 
 #[derive(Debug, Default)]
 pub(super) struct Device {
+    /// Of its last reading.
     seq: u64,
-    is_dirty: bool,
+    /// What the store says: the next one is given only after that.
+    kept: u64,
 }
 
 #[derive(Debug, Default)]
@@ -121,16 +133,19 @@ pub(super) struct Books {
     pub store: Store,
     pub identity: Identity,
     pub starts: Starts,
+    pub boots: Boots,
     pub words: Words,
     pub lists: HashMap<i64, Arc<RuleList>>,
     pub streams: Vec<Stream>,
     pub ceilings: Ceilings,
     /// The ceiling is lower than it should be, because the disk has too little room.
     pub is_clamped: bool,
-    /// Rows that some stream may still want.
+    /// Rows that some stream still wants.
     pub rows: u64,
-    /// Settled by somebody; their rows go when nobody else wants them.
+    /// Rows that nobody wants any more and that are still there.
     pub removable: Ranges,
+    /// Since when the queue is empty, and the place that was next then.
+    pub empty_since: Option<(u64, u64)>,
     /// After a crash: what has still to be looked through for rows that nobody wants.
     pub sweep: Option<Span>,
     pub session_reserved: u64,
@@ -138,8 +153,13 @@ pub(super) struct Books {
     pub dead_letters: (u64, u64),
     pub losses: BTreeMap<LossReason, u64>,
     pub devices: HashMap<Arc<str>, Device>,
+    /// What is in memory only.
+    pub held: Held,
+    pub ledger: Ledger,
     /// Bytes of pages that intake may still fill, as far as known in this transaction.
     pub room: Option<u64>,
+    /// Bytes of pages in use after the last commit.
+    pub used_bytes: u64,
     /// Where the search for what may be evicted goes on.
     pub evict_from: u64,
     /// In a pass that does not spare what was handed out.
@@ -194,14 +214,12 @@ impl Books {
             self.store.write()?;
             self.store.insert_received(once.session.0, once.packet_id)?;
         }
-        if let (Some(seq), Body::Reading(reading)) = (seq, &message.body) {
-            self.devices.insert(reading.device.clone(), Device { seq, is_dirty: true });
-        }
+        self.note_number(&message);
         Ok(Ok(Appended { id, reading_seq: seq.unwrap_or(0), fate }))
     }
 
     /// Which streams want a message, and what gives way for it there.
-    fn wanted(&self, message: &Message) -> Vec<(usize, WhenFull)> {
+    pub fn wanted(&self, message: &Message) -> Vec<(usize, WhenFull)> {
         let default = self.settings.when_full;
         let mut wanted = Vec::new();
         for (index, stream) in self.streams.iter().enumerate().filter(|(_, stream)| stream.is_active) {
@@ -218,18 +236,26 @@ impl Books {
     }
 
     /// Gives a reading its number, which counts from the next submission on only if this one is taken.
-    fn number(&mut self, message: &mut Message) -> rusqlite::Result<Option<u64>> {
+    pub fn number(&mut self, message: &mut Message) -> rusqlite::Result<Option<u64>> {
         let Body::Reading(reading) = &mut message.body else { return Ok(None) };
         let last = match self.devices.get(&reading.device) {
             Some(device) => device.seq,
             None => {
                 let seq = self.store.device(&reading.device)?.unwrap_or(0);
-                self.devices.insert(reading.device.clone(), Device { seq, is_dirty: false });
+                self.devices.insert(reading.device.clone(), Device { seq, kept: seq });
                 seq
             }
         };
         reading.seq = last + 1;
         Ok(Some(reading.seq))
+    }
+
+    /// A reading was taken: its number counts. Says whether the store has to be told before it leaves.
+    pub fn note_number(&mut self, message: &Message) -> bool {
+        let Body::Reading(reading) = &message.body else { return false };
+        let Some(device) = self.devices.get_mut(&reading.device) else { return false };
+        device.seq = reading.seq;
+        device.seq > device.kept
     }
 
     fn take(
@@ -252,7 +278,12 @@ impl Books {
             return match refusal {
                 Refusal::Refuse => Ok(Err(AppendError::Full)),
                 Refusal::Drop => {
+                    let entry = row::fresh_entry(scratch, &self.starts);
                     for (index, _) in wanted {
+                        if let (Some(entry), Some(stream)) = (&entry, self.streams.get(*index)) {
+                            self.store.write()?;
+                            self.ledger.turn_away(&self.store, stream.id, entry, LossReason::DroppedNewest)?;
+                        }
                         self.lose(*index, LossReason::DroppedNewest, Span::new(sequence, sequence), Some(1));
                     }
                     Ok(Ok(Fate::Dropped(LossReason::DroppedNewest)))
@@ -263,7 +294,8 @@ impl Books {
         Ok(Ok(Fate::Stored { sequence: Sequence(sequence), streams: wanted.len() }))
     }
 
-    /// Puts a row in its place and extends the spans of those that want it.
+    /// Puts a row in its place and extends the spans of those that want it. What is held goes first: it has its place
+    /// before this one.
     pub fn place(
         &mut self,
         sequence: u64,
@@ -271,6 +303,7 @@ impl Books {
         is_wanted: impl Fn(usize) -> bool,
         is_own: bool,
     ) -> rusqlite::Result<()> {
+        self.write_held(sequence)?;
         self.put(sequence, body, |index, stream| {
             is_wanted(index).then(|| match &stream.own {
                 Some(own) if is_own => own.id,
@@ -281,25 +314,29 @@ impl Books {
 
     /// As `place`, for streams that want it by a list of rules of another day.
     pub fn place_as(&mut self, sequence: u64, body: &[u8], wanted: &[(usize, i64)]) -> rusqlite::Result<()> {
+        self.write_held(sequence)?;
         self.put(sequence, body, |index, _| wanted.iter().find(|(other, _)| *other == index).map(|(_, rule)| *rule))
     }
 
-    fn put(
+    /// As `place`, for the oldest row that is held.
+    pub fn put(
         &mut self,
         sequence: u64,
         body: &[u8],
         rule_of: impl Fn(usize, &Stream) -> Option<i64>,
     ) -> rusqlite::Result<()> {
         self.store.write()?;
+        self.prepare_segment(sequence, body.len())?;
         self.store.insert_message(sequence, body)?;
+        let entry = row::fresh_entry(body, &self.starts);
         for index in 0..self.streams.len() {
             let Some(stream) = self.streams.get_mut(index) else { continue };
             let wanted = rule_of(index, stream);
             match stream.open {
-                Some(open) if wanted == Some(open.rule) => {}
+                Some(open) if wanted == Some(open.rule) && open.next == sequence => {}
                 Some(open) => {
-                    if open.first < sequence {
-                        self.store.set_span_last(stream.id, Span::new(open.first, sequence - 1))?;
+                    if open.first < open.next {
+                        self.store.set_span_last(stream.id, Span::new(open.first, open.next - 1))?;
                     } else {
                         self.store.delete_span(stream.id, open.first)?;
                     }
@@ -310,15 +347,43 @@ impl Books {
             if let Some(rule) = wanted {
                 if stream.open.is_none() {
                     self.store.insert_span(stream.id, Span::new(sequence, OPEN), rule)?;
-                    stream.open = Some(Open { first: sequence, rule });
+                    stream.open = Some(Open { first: sequence, next: sequence, rule });
+                }
+                if let Some(open) = &mut stream.open {
+                    open.next = sequence + 1;
                 }
                 stream.waiting += 1;
                 stream.is_stirred = true;
+                if let Some(entry) = &entry {
+                    self.ledger.accept(&self.store, stream.id, entry)?;
+                }
             }
         }
         self.rows += 1;
-        self.identity.sequence_next = sequence + 1;
+        self.identity.sequence_next = self.identity.sequence_next.max(sequence + 1);
         Ok(())
+    }
+
+    /// Sees to it that there is a segment for a message, a new one when the newest is full.
+    fn prepare_segment(&mut self, sequence: u64, body_bytes: usize) -> rusqlite::Result<()> {
+        let store_bytes = self.ceilings.soft_pages * PAGE_BYTES;
+        if !self.store.segments().is_full(store_bytes, self.used_bytes) {
+            return Ok(());
+        }
+        if self.end_newest()? {
+            return Ok(());
+        }
+        if self.store.segments().free_table().is_none() {
+            let missing = self.store.segments().tables_missing(store_bytes);
+            // A root page for each table, and what the schema says of it. Near the ceiling the room is for messages.
+            let pages = u64::from(missing + missing / 4 + 4);
+            if self.measure()? >= pages * PAGE_BYTES + retention::row_bytes(body_bytes, PAGE_BYTES) {
+                self.store.make_tables(missing)?;
+            }
+        }
+        // Each has a page above its leaves.
+        self.room = None;
+        self.store.begin_segment(sequence).map(drop)
     }
 
     /// The next place, reserved on disk before it is used: neither a crash nor a quarantine gives it again.
@@ -363,7 +428,7 @@ impl Books {
     pub fn inherit_device(&mut self, name: &Arc<str>, seq: u64) {
         let device = self.devices.entry(name.clone()).or_default();
         if seq > device.seq {
-            *device = Device { seq, is_dirty: true };
+            *device = Device { seq, kept: 0 };
         }
     }
 
@@ -383,7 +448,7 @@ impl Books {
         MessageId { gateway: gateway.clone(), store: *store, start: *number, counter: self.identity.counter }
     }
 
-    fn learn_word(&mut self, origin: &Origin) -> rusqlite::Result<()> {
+    pub fn learn_word(&mut self, origin: &Origin) -> rusqlite::Result<()> {
         let (Origin::Client(name) | Origin::Uplink(name)) = origin else { return Ok(()) };
         if self.words.number(name).is_none() && self.words.len() < WORDS_MAX {
             let number = self.words.number_next();
@@ -507,10 +572,12 @@ impl Books {
             for run in spans::runs(&victims) {
                 for index in 0..self.streams.len() {
                     for gone in self.remove_span(index, run)? {
+                        self.account_settled(index, gone, Some(LossReason::DroppedOldest))?;
                         self.lose(index, LossReason::DroppedOldest, gone, Some(gone.count()));
                     }
                 }
                 self.rows = self.rows.saturating_sub(self.store.delete_messages(run)?);
+                self.end_segments(run)?;
             }
             if self.measure()? >= target {
                 return Ok(true);
@@ -556,7 +623,7 @@ impl Books {
     pub fn covering(&self, index: usize, sequence: u64) -> rusqlite::Result<Option<i64>> {
         let Some(stream) = self.streams.get(index).filter(|stream| stream.waiting > 0) else { return Ok(None) };
         if let Some(open) = stream.open.filter(|open| open.first <= sequence) {
-            return Ok((sequence < self.identity.sequence_next).then_some(open.rule));
+            return Ok((sequence < open.next).then_some(open.rule));
         }
         let found = self.store.span_at(stream.id, sequence)?;
         Ok(found.filter(|(span, _)| span.contains(sequence)).map(|(_, rule)| rule))
@@ -584,20 +651,19 @@ impl Books {
         Ok(found)
     }
 
-    // What goes
-
     /// Takes sequences out of a stream's spans; gives back those that it had. Their rows stay for now.
     pub fn remove_span(&mut self, index: usize, hole: Span) -> rusqlite::Result<Vec<Span>> {
         let sequence_next = self.identity.sequence_next;
-        let hole = Span::new(hole.first, hole.last.min(sequence_next.saturating_sub(1)));
         let mut removed = Vec::new();
         let Some(stream) = self.streams.get_mut(index) else { return Ok(removed) };
+        let open_next = stream.open.map_or(sequence_next, |open| open.next);
+        let hole = Span::new(hole.first, hole.last.min(open_next.saturating_sub(1)));
         let mut from = hole.last;
         while let Some((span, rule)) = self.store.span_at(stream.id, from)? {
             let Some(cut) = spans::cut(span, hole) else { break };
             self.store.write()?;
             // An open span that has become empty is kept only where it costs no row more.
-            let right = cut.right.filter(|right| cut.left.is_none() || right.first < sequence_next);
+            let right = cut.right.filter(|right| cut.left.is_none() || right.first < open_next);
             match (cut.left, right) {
                 (None, None) => self.store.delete_span(stream.id, span.first)?,
                 (Some(left), None) => self.store.set_span_last(stream.id, left)?,
@@ -608,7 +674,7 @@ impl Books {
                 }
             }
             if span.last == OPEN {
-                stream.open = right.map(|right| Open { first: right.first, rule });
+                stream.open = right.map(|right| Open { first: right.first, next: open_next, rule });
             }
             stream.waiting = stream.waiting.saturating_sub(cut.removed.count());
             removed.push(cut.removed);
@@ -620,107 +686,17 @@ impl Books {
         Ok(removed)
     }
 
-    /// Settles sequences of a stream: durable with this transaction; the rows may go later.
-    pub fn settle(&mut self, index: usize, hole: Span, lost: Option<LossReason>) -> rusqlite::Result<()> {
-        for gone in self.remove_span(index, hole)? {
-            self.removable.insert(gone);
-            if let Some(reason) = lost {
-                self.lose(index, reason, gone, Some(gone.count()));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether it pays to remove rows in this transaction: many at once cost the flash less, but an empty queue is left
-    /// empty.
-    pub fn is_removal_due(&self) -> bool {
-        let is_idle = self.streams.iter().all(|stream| stream.waiting == 0);
-        self.removable.count() >= REMOVAL_ROWS || (is_idle && self.removable.count() > 0)
-    }
-
-    /// Removes what is due. Less than all of it would make each settlement pay for a share of its own.
-    pub fn remove_due(&mut self) -> rusqlite::Result<()> {
-        for _ in 0..REMOVAL_ROWS / JOB_ROWS_MAX {
-            self.remove_bodies()?;
-        }
-        Ok(())
-    }
-
-    /// Removes one job's share of settled rows that nobody else wants.
-    pub fn remove_bodies(&mut self) -> rusqlite::Result<()> {
-        if let Some(span) = self.removable.take_first(JOB_ROWS_MAX) {
-            self.remove_unwanted(span)?;
-        }
-        Ok(())
-    }
-
-    /// Removes rows of `span` that no stream's span covers. Never by a watermark: one slow stream would keep all.
-    fn remove_unwanted(&mut self, span: Span) -> rusqlite::Result<()> {
-        let mut place = span.first;
-        while place <= span.last {
-            match self.cover(place)? {
-                Cover::Until(last) => place = last.saturating_add(1),
-                Cover::NoneBefore(next) => {
-                    let bare = Span::new(place, span.last.min(next - 1));
-                    self.store.write()?;
-                    self.rows = self.rows.saturating_sub(self.store.delete_messages(bare)?);
-                    place = bare.last + 1;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// How far the streams cover `place`, or where the next one begins.
-    fn cover(&self, place: u64) -> rusqlite::Result<Cover> {
-        let mut next = OPEN;
-        let mut last = None;
-        for stream in self.streams.iter().filter(|stream| stream.waiting > 0) {
-            if let Some(open) = stream.open
-                && open.first <= place
-            {
-                return Ok(Cover::Until(OPEN));
-            }
-            match self.store.span_at(stream.id, place)? {
-                Some((span, _)) if span.contains(place) => last = last.max(Some(span.last)),
-                _ => next = next.min(self.store.span_after(stream.id, place)?.map_or(OPEN, |(span, _)| span.first)),
-            }
-        }
-        Ok(last.map_or(Cover::NoneBefore(next), Cover::Until))
-    }
-
-    /// Looks through one job's share of what a crash may have left.
-    pub fn sweep_step(&mut self) -> rusqlite::Result<()> {
-        let Some(sweep) = self.sweep else { return Ok(()) };
-        self.sweep = None;
-        let Some(place) = self.store.message_from(sweep.first)?.filter(|place| *place <= sweep.last) else {
-            return Ok(());
-        };
-        let done = match self.cover(place)? {
-            Cover::Until(last) => last,
-            Cover::NoneBefore(next) => {
-                let bare = Span::new(place, sweep.last.min(next - 1).min(place + JOB_ROWS_MAX - 1));
-                self.store.write()?;
-                // Not counted in `rows`, which was counted from the spans.
-                self.store.delete_messages(bare)?;
-                bare.last
-            }
-        };
-        if done < sweep.last {
-            self.sweep = Some(Span::new(done + 1, sweep.last));
-        }
-        Ok(())
-    }
-
     /// Counts a loss, as far as its number is known, and opens or widens its gap.
     pub fn lose(&mut self, index: usize, reason: LossReason, span: Span, count: Option<u64>) {
         let now = self.settings.clock.now();
         let Some(stream) = self.streams.get_mut(index) else { return };
-        let fresh = Gap { span, count: Some(0), from_ms: now.wall_ms, to_ms: now.wall_ms, is_dirty: true };
+        let (from_ms, is_unset) = (now.wall_ms, now.clock == ClockState::Unset);
+        let fresh = Gap { span, count: Some(0), from_ms, to_ms: from_ms, is_unset, is_dirty: true };
         let gap = stream.gaps.entry(reason).or_insert(fresh);
         gap.span = Span::new(gap.span.first.min(span.first), gap.span.last.max(span.last));
         gap.count = gap.count.zip(count).map(|(before, more)| before.saturating_add(more));
         gap.to_ms = now.wall_ms;
+        gap.is_unset |= is_unset;
         gap.is_dirty = true;
         stream.is_stirred |= stream.own.is_some();
         self.turn_losses.extend(count.map(|count| (reason, count)));
@@ -741,25 +717,25 @@ impl Books {
         for stream in &mut self.streams {
             for (reason, gap) in stream.gaps.iter_mut().filter(|(_, gap)| gap.is_dirty) {
                 gap.is_dirty = false;
-                let Gap { span, count, from_ms, to_ms, .. } = *gap;
+                let Gap { span, count, from_ms, to_ms, is_unset, .. } = *gap;
                 let (reason, count) = (reason.name().to_owned(), count.unwrap_or(0));
-                let row = GapRow { stream: stream.id, reason, span, count, from_ms, to_ms };
+                let row = GapRow { stream: stream.id, reason, span, count, from_ms, to_ms, is_unset };
                 self.store.write()?;
                 self.store.set_gap(&row)?;
             }
         }
+        self.write_ledger()?;
         if self.store.is_writing() {
-            // Numbers of readings that nobody wanted wait for the next commit: they are promised to nobody.
-            for (name, device) in self.devices.iter_mut().filter(|(_, device)| device.is_dirty) {
-                device.is_dirty = false;
-                self.store.set_device(name, device.seq)?;
-            }
+            self.learn_time()?;
+            self.write_numbers(self.settings.hold.map_or(0, |_| DEVICE_BLOCK))?;
             self.store.commit()?;
             self.settings.health.queue().commits.fetch_add(1, Ordering::Relaxed);
+            self.ledger_committed();
         }
         for stream in &mut self.streams {
             stream.committed = stream.waiting;
         }
+        self.held.committed();
         let losses = std::mem::take(&mut self.turn_losses);
         for (reason, count) in losses {
             self.settings.health.add_losses(reason, count);
@@ -780,6 +756,18 @@ impl Books {
         Ok(())
     }
 
+    /// Keeps the numbers of readings. Those of readings that nobody wanted wait for the next commit: they are promised
+    /// to nobody. Where the flash is spared, a block of them is reserved instead.
+    pub fn write_numbers(&mut self, block: u64) -> rusqlite::Result<()> {
+        for (name, device) in &mut self.devices {
+            if device.seq > device.kept || (block == 0 && device.seq < device.kept) {
+                device.kept = device.seq + block;
+                self.store.set_device(name, device.kept)?;
+            }
+        }
+        Ok(())
+    }
+
     fn alarm(&mut self, reason: LossReason, count: u64) {
         let now_ms = self.settings.clock.now().mono_ms;
         let alarm = self.alarms.entry(reason).or_default();
@@ -793,15 +781,17 @@ impl Books {
     /// Writes the gauges.
     fn show(&mut self) -> rusqlite::Result<()> {
         self.find_oldest()?;
+        self.used_bytes = self.store.pages_used()? * PAGE_BYTES;
         let health = &self.settings.health;
         let queue = health.queue();
         queue.messages.store(self.messages(), Ordering::Relaxed);
-        queue.bytes.store(self.store.pages_used()? * PAGE_BYTES, Ordering::Relaxed);
+        queue.bytes.store(self.used_bytes, Ordering::Relaxed);
         queue.bytes_max.store(self.ceilings.soft_pages * PAGE_BYTES, Ordering::Relaxed);
         queue.oldest_mono_ms.store(self.oldest.map_or(0, |(_, mono_ms)| mono_ms.max(1)), Ordering::Relaxed);
         self.watch_filling();
         for stream in self.streams.iter().filter(|stream| stream.is_active) {
-            health.uplink(&stream.name).waiting.store(stream.waiting, Ordering::Relaxed);
+            let waiting = stream.waiting + self.held.count_of(&stream.name);
+            health.uplink(&stream.name).waiting.store(waiting, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -832,7 +822,7 @@ impl Books {
         }
     }
 
-    /// Rows wait for their removal, and one row may be wanted by several.
+    /// One row may be wanted by several.
     fn messages(&self) -> u64 {
         let waiting = self.streams.iter().map(|stream| stream.waiting).fold(0, u64::saturating_add);
         self.rows.min(waiting)
@@ -848,7 +838,7 @@ impl Books {
         for stream in self.streams.iter().filter(|stream| stream.waiting > 0) {
             let head = match stream.open {
                 // Nothing stands before the open span.
-                Some(open) if self.identity.sequence_next - open.first == stream.waiting => Some(open.first),
+                Some(open) if open.next - open.first == stream.waiting => Some(open.first),
                 _ => self.store.span_after(stream.id, 0)?.map(|(span, _)| span.first),
             };
             oldest = match (oldest, head) {
@@ -879,16 +869,43 @@ impl Books {
     /// How long ago something entered: powered-on time of this boot; over a boot the wall clock where both ends were
     /// trusted, else the time since this boot. Too little rather than too much: what is young is kept.
     pub fn age_ms(&self, start: u32, entered: Stamp, now: Stamp) -> u64 {
-        use crate::message::ClockState::Unset;
         let boot_id = self.settings.clock.boot_id();
         let is_this_boot = self.starts.get(&start).is_some_and(|start| *start.boot_id == *boot_id);
         if is_this_boot {
             return now.mono_ms.saturating_sub(entered.mono_ms);
         }
-        if entered.clock != Unset && now.clock != Unset {
+        let entered = boots::mended(&self.boots, &self.starts, start, entered);
+        if entered.clock != ClockState::Unset && now.clock != ClockState::Unset {
             return u64::try_from(now.wall_ms.saturating_sub(entered.wall_ms)).unwrap_or(0);
         }
         now.mono_ms
+    }
+
+    /// Writes down the first moment of this boot at which the wall time is known: it tells the time of all that was
+    /// stamped in this boot before.
+    pub fn learn_time(&mut self) -> rusqlite::Result<()> {
+        let boot_id = self.identity.start.boot_id.clone();
+        if self.boots.get(&boot_id).is_some_and(|boot| boot.known.is_some()) {
+            return Ok(());
+        }
+        let clock = &self.settings.clock;
+        let boot = Boot { boot_ms_min: clock.passed_ms(0), known: clock.known() };
+        if boot.known.is_some() || !self.boots.contains_key(&boot_id) {
+            self.store.write()?;
+            self.store.set_boot(&boot_id, &boot)?;
+            self.boots.insert(boot_id, boot);
+        }
+        Ok(())
+    }
+
+    /// What is known of a reading's time.
+    pub fn timing(&self, start: u32, message: &Message) -> Timing {
+        match &message.body {
+            Body::Bytes(_) => Timing::Stamped,
+            Body::Reading(reading) => {
+                boots::timing(&self.boots, &self.starts, start, reading.stamp, self.settings.clock.boot_id())
+            }
+        }
     }
 
     /// Numbers for people.
@@ -941,13 +958,6 @@ impl Books {
         self.identity.session_next += 1;
         Ok(self.identity.session_next - 1)
     }
-}
-
-enum Cover {
-    /// Covered up to here.
-    Until(u64),
-    /// Not covered, nor anything before this place.
-    NoneBefore(u64),
 }
 
 /// Where gap records are published locally.

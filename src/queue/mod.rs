@@ -28,6 +28,10 @@
 //! What a stream wants is kept as *spans* of sequences, not as a row for each message: a span is extended in place
 //! while messages arrive and trimmed at its front while they are settled, so that a backlog of a million messages
 //! costs one row in `delivery`. Settling is by (stream, sequence) all the same: out of order, a span is split.
+//!
+//! The messages themselves lie in *segments*, a table for about each mebibyte of them (segments.rs). A segment that
+//! nobody wants any more is emptied whole, which writes none of its pages; rows leave one by one only where their room
+//! is needed before that (removal.rs).
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -38,12 +42,13 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timing};
 use crate::config::{ForwardRule, WhenFull};
 use crate::health::{self, Health, LossReason};
 use crate::message::{Filter, Message, MessageId, Qos, Sequence, Topic};
 
 use opening::Past;
+use outward::Fetched;
 use worker::{Away, JOBS_MAX, Job, Reply};
 
 pub use worker::Worker;
@@ -54,7 +59,12 @@ mod books;
 
 mod outward;
 
+mod removal;
+
 mod opening;
+
+pub mod ledger;
+mod newer;
 
 mod rules;
 
@@ -62,7 +72,13 @@ mod retention;
 
 mod spans;
 
+mod spare;
+
+mod segments;
+
 mod identity;
+
+mod boots;
 
 mod row;
 
@@ -92,6 +108,9 @@ pub struct QueueSettings {
     pub age_max: Option<Duration>,
     /// What gives way at the ceiling, unless a rule says otherwise.
     pub when_full: WhenFull,
+    /// How long a message may wait in memory for the cloud's acknowledgement before it is written; `None` = it is
+    /// written first (DESIGN.md 6.3).
+    pub hold: Option<Duration>,
     /// One for each uplink.
     pub streams: Vec<StreamSpec>,
     /// For ages and stamps of gap records.
@@ -349,6 +368,28 @@ pub struct Outlet {
     /// The last sequence that was looked at. It is kept here and moves when an answer is taken, so that an answer that
     /// nobody took comes again.
     place: u64,
+    /// The same of the live lane: what is older is the backlog.
+    head: u64,
+}
+
+/// One of the two ways through a stream that is read live first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// From the oldest message on; without a live lane, to the newest.
+    Backlog,
+    /// What came after `Outlet::mark_live`.
+    Live,
+}
+
+/// What is asked of one lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// At most so many messages.
+    pub count: usize,
+    /// At most so many bytes, but at least one message.
+    pub bytes: usize,
+    /// Answer only when there are messages.
+    pub waits: bool,
 }
 
 /// How a message is written at its way out; recorded at admission so that a resend has the same bytes.
@@ -358,8 +399,8 @@ pub struct Encoding {
     pub topic: Topic,
     /// Payload format of readings; `json` for now.
     pub format: Format,
-    /// Added to a reading's wall time, in milliseconds (DESIGN.md 6.4).
-    pub clock_offset_ms: i64,
+    /// How a reading's time is written (DESIGN.md 6.4).
+    pub timing: Timing,
 }
 
 /// Payload format of readings on a way out.
@@ -384,6 +425,8 @@ pub struct Queued {
     pub encoding: Encoding,
     /// The rule wants one message of a topic in flight.
     pub strict_order: bool,
+    /// When its own expiry passes, in milliseconds since this boot: no step of the wall clock moves it.
+    pub expires_mono_ms: Option<u64>,
 }
 
 /// A change of an uplink's durable state. One call of `Outlet::commit` is one transaction.
@@ -485,24 +528,95 @@ impl Outlet {
         loop {
             // Before asking: what is stored after the answer was made must wake us.
             self.woken.borrow_and_update();
-            let (stream, after) = (self.name.clone(), self.place);
-            let fetched = ask(&self.jobs, |reply| Job::Next { stream, after, count_max, bytes_max, reply }).await?;
+            let wanted = Wanted { count: count_max, bytes: bytes_max, waits: true };
+            let fetched = self.fetch(self.place, wanted).await?;
             self.place = fetched.place;
             if !fetched.rows.is_empty() {
                 return Ok(fetched.rows);
             }
-            if fetched.is_partial {
-                continue;
-            }
-            let changed = self.woken.changed();
-            let moved = match fetched.again_ms {
-                None => changed.await,
-                Some(pause_ms) => {
-                    tokio::time::timeout(Duration::from_millis(pause_ms), changed).await.unwrap_or(Ok(()))
-                }
-            };
-            moved.map_err(|_| AppendError::Stopped)?;
+            self.wait(fetched.again_ms).await?;
         }
+    }
+
+    /// What comes in from now on is the live lane's, all else is backlog.
+    pub async fn mark_live(&mut self) -> Result<(), AppendError> {
+        let (stream, after) = (self.name.clone(), self.place);
+        let (count_max, bytes_max) = (1, 1);
+        let fetched = ask(&self.jobs, |reply| Job::Next { stream, after, count_max, bytes_max, reply }).await?;
+        self.head = self.head.max(fetched.newest);
+        Ok(())
+    }
+
+    /// The next messages of either lane, those of the live one first. Cancel safe like `next`.
+    pub async fn next_of(
+        &mut self,
+        backlog: Option<Wanted>,
+        live: Option<Wanted>,
+    ) -> Result<(Lane, Vec<Queued>), AppendError> {
+        loop {
+            self.woken.borrow_and_update();
+            let mut again_ms = None;
+            if let Some(wanted) = live {
+                let fetched = self.fetch(self.head, wanted).await?;
+                again_ms = fetched.again_ms;
+                // With no backlog before it both are one.
+                if self.place >= self.head {
+                    self.place = fetched.place;
+                }
+                self.head = fetched.place;
+                if !fetched.rows.is_empty() || !wanted.waits {
+                    return Ok((Lane::Live, fetched.rows));
+                }
+            }
+            if let Some(wanted) = backlog {
+                let mut rows = Vec::new();
+                if self.place < self.head {
+                    let fetched = self.fetch(self.place, wanted).await?;
+                    self.place = fetched.place.min(self.head);
+                    rows = fetched.rows;
+                    rows.retain(|row| row.sequence.0 <= self.head);
+                }
+                if !rows.is_empty() || !wanted.waits {
+                    return Ok((Lane::Backlog, rows));
+                }
+            }
+            self.wait(again_ms).await?;
+        }
+    }
+
+    /// As `next`, but waits for nothing: without any rows when the queue holds none.
+    pub async fn next_now(&mut self, count_max: usize, bytes_max: usize) -> Result<Vec<Queued>, AppendError> {
+        let fetched = self.fetch(self.place, Wanted { count: count_max, bytes: bytes_max, waits: false }).await?;
+        self.place = fetched.place;
+        Ok(fetched.rows)
+    }
+
+    async fn fetch(&self, mut after: u64, wanted: Wanted) -> Result<Fetched, AppendError> {
+        let Wanted { count: count_max, bytes: bytes_max, .. } = wanted;
+        loop {
+            let stream = self.name.clone();
+            let fetched = ask(&self.jobs, |reply| Job::Next { stream, after, count_max, bytes_max, reply }).await?;
+            after = fetched.place;
+            if !fetched.is_partial {
+                return Ok(fetched);
+            }
+        }
+    }
+
+    /// Says whether the uplink is connected and takes messages at QoS 1: only then may messages be held in memory for
+    /// it. In order with the other calls.
+    pub async fn set_live(&mut self, is_live: bool) -> Result<(), AppendError> {
+        self.jobs.send(Job::Live(self.name.clone(), is_live)).await.map_err(|_| AppendError::Stopped)
+    }
+
+    /// Until something new waits, or a gap may be told.
+    async fn wait(&mut self, again_ms: Option<u64>) -> Result<(), AppendError> {
+        let changed = self.woken.changed();
+        let moved = match again_ms {
+            None => changed.await,
+            Some(pause_ms) => tokio::time::timeout(Duration::from_millis(pause_ms), changed).await.unwrap_or(Ok(())),
+        };
+        moved.map_err(|_| AppendError::Stopped)
     }
 
     /// Makes `changes` durable, all or none.
@@ -543,7 +657,7 @@ pub fn open(settings: QueueSettings) -> Result<Opened, OpenError> {
     for StreamSpec { name, .. } in &settings.streams {
         let (waker, woken) = watch::channel(0);
         wakers.insert(name.clone(), waker);
-        outlets.insert(name.clone(), Outlet { name: name.clone(), jobs: to.clone(), woken, place: 0 });
+        outlets.insert(name.clone(), Outlet { name: name.clone(), jobs: to.clone(), woken, place: 0, head: 0 });
     }
     let worker = Worker::new(jobs, settings, books, wakers, lock);
     Ok(Opened { inlet: Inlet { jobs: to }, outlets, worker })

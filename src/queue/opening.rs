@@ -8,10 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use log::{error, info, warn};
-use rustix::fs::FlockOperation;
+use rustix::fs::{Advice, FlockOperation};
 
 use super::books::{Books, Gap, Identity, Stream, gap_topic};
+use super::boots;
 use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
+use super::ledger::Ledger;
+use super::newer;
 use super::pages::Pages;
 use super::remains::Remains;
 use super::retention::{self, Ceilings};
@@ -20,12 +23,14 @@ use super::rules::{self, RuleList};
 use super::salvage::{self, Ticket};
 use super::scrub::Scrub;
 use super::spans::{OPEN, Ranges, Span};
-use super::store::{DATABASE, PAGE_BYTES, Store, StoreError, WAL_BYTES_MAX, miscounted, opening};
+use super::spare::Held;
+use super::store::{DATABASE, GapRow, PAGE_BYTES, Store, StoreError, WAL_BYTES_MAX, miscounted, opening};
 use super::{OpenError, QueueSettings, StreamSpec};
 use crate::config::{ForwardRule, TopicTemplate};
 use crate::health::LossReason;
 use crate::message::{Filter, Qos};
 
+const LOG: &str = "queue.db-wal";
 const QUARANTINE: &str = "quarantine";
 /// Why the program stopped, where nothing else is known.
 const STOPPED: &str = "in order, as it was told to";
@@ -72,8 +77,12 @@ pub(super) struct Past {
     pub damage: Option<String>,
     /// It was moved aside: that there is none is no surprise.
     pub is_moved: bool,
+    /// It was put aside for a newer program.
+    pub is_put_aside: bool,
     /// What the file `start` said before this start.
     pub kept: Option<Kept>,
+    /// Readings that were in memory only.
+    pub held: Option<Held>,
 }
 
 /// Opens the store in the state directory, which this process has taken.
@@ -84,18 +93,31 @@ pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Bo
         past.waiting.clone_from(&kept.waiting);
         past.settled = kept.settled;
         past.kept = Some(kept);
+        match newer::take_back(&settings.dir, DATABASE, || move_aside(settings, None)) {
+            Ok(false) => {}
+            // What was counted at the stop waited in the other store.
+            Ok(true) => past.waiting = None,
+            Err(error) => error!(error:%; "The store of a newer program cannot be taken back"),
+        }
     }
     if past.damage.is_none() {
         match attach(settings, past) {
             Ok(books) => return Ok(books),
-            Err(StoreError::Unusable(source)) => return Err(failure(settings, source)),
+            Err(error @ StoreError::Unusable(_)) => return Err(failure(settings, error)),
             Err(StoreError::Damaged(reason)) => past.damage = Some(reason),
+            Err(StoreError::Newer(step)) => {
+                let failed = |source| OpenError::Directory { dir: settings.dir.clone(), source };
+                newer::set_aside(&settings.dir, DATABASE, step).map_err(failed)?;
+                // What waits in it is not lost.
+                (past.waiting, past.is_put_aside) = (Some(Waiting::new()), true);
+                return attach(settings, past).map_err(|error| failure(settings, error));
+            }
         }
     }
     let reason = past.damage.clone().unwrap_or_default();
     let ticket = ticket(settings, past, reason.clone());
-    let place =
-        move_aside(settings, &ticket).map_err(|source| OpenError::Directory { dir: settings.dir.clone(), source })?;
+    let place = move_aside(settings, Some(&ticket))
+        .map_err(|source| OpenError::Directory { dir: settings.dir.clone(), source })?;
     past.damage = None;
     past.is_moved = true;
     let total = ticket.waiting.as_ref().map(|waiting| waiting.values().copied().fold(0, u64::saturating_add));
@@ -106,18 +128,20 @@ pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Bo
     );
     // They belong to the store that is gone.
     (past.waiting, past.settled) = (None, 0);
-    attach(settings, past).map_err(|error| match error {
-        StoreError::Unusable(source) => failure(settings, source),
-        StoreError::Damaged(reason) => {
-            let source = Box::new(StoreError::Damaged(reason.clone()));
-            past.damage = Some(reason);
-            OpenError::Store { path: settings.dir.join(DATABASE), source }
+    attach(settings, past).map_err(|error| {
+        if let StoreError::Damaged(reason) = &error {
+            past.damage = Some(reason.clone());
         }
+        failure(settings, error)
     })
 }
 
-fn failure(settings: &QueueSettings, source: rusqlite::Error) -> OpenError {
-    OpenError::Store { path: settings.dir.join(DATABASE), source: Box::new(source) }
+fn failure(settings: &QueueSettings, error: StoreError) -> OpenError {
+    let source: Box<dyn std::error::Error + Send + Sync> = match error {
+        StoreError::Unusable(source) => Box::new(source),
+        other => Box::new(other),
+    };
+    OpenError::Store { path: settings.dir.join(DATABASE), source }
 }
 
 /// What is known of a store that is to be moved aside.
@@ -138,7 +162,7 @@ fn ticket(settings: &QueueSettings, past: &mut Past, reason: String) -> Ticket {
 
 /// Moves all files of the database into a directory of their own: a WAL without its database is worth nothing. The
 /// ticket is there before them, so that a crash in between is no loss.
-fn move_aside(settings: &QueueSettings, ticket: &Ticket) -> io::Result<PathBuf> {
+fn move_aside(settings: &QueueSettings, ticket: Option<&Ticket>) -> io::Result<PathBuf> {
     let quarantine = settings.dir.join(QUARANTINE);
     DirBuilder::new().recursive(true).mode(0o700).create(&quarantine)?;
     let mut kept = salvage::numbered(&quarantine);
@@ -153,7 +177,10 @@ fn move_aside(settings: &QueueSettings, ticket: &Ticket) -> io::Result<PathBuf> 
     let seconds = settings.clock.now().wall_ms / 1000;
     let place = quarantine.join(format!("{seconds}-{number}"));
     DirBuilder::new().mode(0o700).create(&place)?;
-    ticket.write(&place)?;
+    // Without one nobody salvages it.
+    if let Some(ticket) = ticket {
+        ticket.write(&place)?;
+    }
     identity::sync_dir(&place)?;
     identity::sync_dir(&quarantine)?;
     for name in ["queue.db", "queue.db-wal", "queue.db-shm", "queue.db-journal"] {
@@ -196,12 +223,14 @@ fn is_foreign(starts: &Starts, past: &Past) -> bool {
 }
 
 fn has_log(dir: &Path) -> bool {
-    fs::metadata(dir.join("queue.db-wal")).is_ok_and(|log| log.len() > 0)
+    fs::metadata(dir.join(LOG)).is_ok_and(|log| log.len() > 0)
 }
 
 fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError> {
     let file = StartFile::new(&settings.dir);
-    let is_new = look(&settings.dir, &file, past.is_moved)?;
+    // First, since what follows reads the files.
+    forget_cached(&settings.dir).map_err(|error| io_error(&error))?;
+    let is_new = look(&settings.dir, &file, past.is_moved || past.is_put_aside)?;
     let store = Store::open(&settings.dir.join(DATABASE))?;
     if is_new {
         identity::sync_dir(&settings.dir).map_err(|error| io_error(&error))?;
@@ -211,6 +240,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         past.is_log_foreign = true;
         return Err(StoreError::Damaged("its write-ahead log is another store's".to_owned()));
     }
+    let boots = store.boots().map_err(opening)?;
     let words = store.words().map_err(opening)?;
     let last = store.last_sequence().map_err(opening)?;
     let is_swept = store.meta("stopped").map_err(opening)? == Some(1)
@@ -218,8 +248,10 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         && store.meta("swept").map_err(opening)?.unwrap_or(1) == 1;
     let start = starts.last_key_value().map_or(0, |(number, _)| *number);
     let sequence = store.meta("sequence").map_err(opening)?.unwrap_or(0).max(last).min(OPEN / 2);
+    let was_stopped = store.meta("stopped").map_err(opening)? == Some(1);
     let salvages: VecDeque<PathBuf> = salvage::places(&settings.dir.join(QUARANTINE)).into();
-    let (ceilings, is_clamped) = ceilings(settings, &store).map_err(opening)?;
+    let (ceilings, is_clamped) = ceilings(settings, &store, past.identity.is_none()).map_err(opening)?;
+    let ledger = Ledger::open(&store, settings.clock.now()).map_err(opening)?;
     store.limit_pages(ceilings.hard_pages).map_err(opening)?;
     let known = match past.identity.take() {
         Some(known) => {
@@ -243,6 +275,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         store,
         identity: known,
         starts,
+        boots,
         words,
         lists: HashMap::new(),
         streams: Vec::new(),
@@ -250,13 +283,17 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         is_clamped,
         rows: 0,
         removable: Ranges::default(),
+        empty_since: None,
         sweep: (!is_swept && last > 0).then(|| Span::new(1, last)),
         session_reserved: 0,
         retained: (0, 0),
         dead_letters: (0, 0),
         losses: BTreeMap::new(),
         devices: HashMap::new(),
+        held: past.held.take().unwrap_or_default(),
+        ledger,
         room: None,
+        used_bytes: 0,
         evict_from: 0,
         evict_taken: false,
         evict_looked: 0,
@@ -272,7 +309,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         fault: None,
         is_stale: false,
     };
-    match books.load(last, past).map_err(opening) {
+    match books.load(last, past, was_stopped).map_err(opening) {
         Ok(()) => {
             past.is_moved = false;
             Ok(books)
@@ -284,6 +321,25 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
             Err(error)
         }
     }
+}
+
+/// Makes the kernel read both files from the disk, before anything is built on what they say.
+///
+/// When a write fails, the kernel tells it once, at the sync, and then calls the pages clean: they read well, and no
+/// later sync brings them to the disk. SQLite would find its log whole, here or in a process that comes after this one,
+/// and go on behind a hole; all that follows would be acknowledged, and lost with the power. Writing the log over itself
+/// does not help: on ext4 a block whose first write failed stays marked as unwritten while its page is in memory.
+fn forget_cached(dir: &Path) -> io::Result<()> {
+    for name in [DATABASE, LOG] {
+        let file = match File::open(dir.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        // Only clean pages are given up.
+        file.sync_data()?;
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
+    }
+    Ok(())
 }
 
 fn io_error(error: &io::Error) -> StoreError {
@@ -316,7 +372,8 @@ fn begin(
     Ok(Identity { file, start, counter: 0, sequence_next, reserved, session_next: 1, sessions, settled })
 }
 
-fn ceilings(settings: &QueueSettings, store: &Store) -> rusqlite::Result<(Ceilings, bool)> {
+/// `is_first`: at the start, and not each time that a full disk has made us open the store again.
+fn ceilings(settings: &QueueSettings, store: &Store, is_first: bool) -> rusqlite::Result<(Ceilings, bool)> {
     let bytes_max = settings.bytes_max.get();
     let used = store.pages_used()? * PAGE_BYTES;
     let available = match rustix::fs::statvfs(&settings.dir) {
@@ -327,7 +384,7 @@ fn ceilings(settings: &QueueSettings, store: &Store) -> rusqlite::Result<(Ceilin
         }
     };
     let (ceilings, is_clamped) = retention::ceilings(bytes_max, available, used, WAL_BYTES_MAX, PAGE_BYTES);
-    if is_clamped {
+    if is_clamped && is_first {
         let bytes = ceilings.soft_pages * PAGE_BYTES;
         warn!(bytes_max, bytes, available; "The disk has too little room for the queue; its ceiling is lower");
     }
@@ -357,7 +414,7 @@ impl Books {
         Ok(())
     }
 
-    fn load(&mut self, last: u64, past: &Past) -> rusqlite::Result<()> {
+    fn load(&mut self, last: u64, past: &Past, was_stopped: bool) -> rusqlite::Result<()> {
         self.store.write()?;
         // Before it is set: `None` = the store is new.
         self.was_stopped = self.store.meta("stopped")?.map(|stopped| stopped == 1);
@@ -372,6 +429,7 @@ impl Books {
             // Pages in each other's place: the end of the messages seems to be elsewhere.
             return Err(miscounted());
         }
+        self.load_ledger(last, past.was_open, was_stopped)?;
         if !past.was_open {
             self.store.delete_passing_sessions()?;
         }
@@ -438,7 +496,29 @@ impl Books {
             }
             _ => self.identity.start.number,
         };
-        self.store.delete_starts_before(oldest)
+        self.store.delete_starts_before(oldest)?;
+        self.store.delete_boots_without_starts()?;
+        self.learn_what_has_passed(last)?;
+        self.learn_time()
+    }
+
+    /// The newest message tells a clock that was not set that it is later than that.
+    fn learn_what_has_passed(&mut self, last: u64) -> rusqlite::Result<()> {
+        let mut entered = None;
+        self.store.messages(Span::new(last, last), |sequence, body| {
+            entered = super::row::entered(body, sequence, &self.starts).ok();
+            false
+        })?;
+        let clock = &self.settings.clock;
+        if let Some(known) = self.boots.get(clock.boot_id()).and_then(|boot| boot.known) {
+            clock.learn_known(known);
+        }
+        let passed = entered
+            .and_then(|(start, stamp)| boots::passed_ms(&self.boots, &self.starts, start, stamp, clock.boot_id()));
+        if let Some(passed_ms) = passed {
+            clock.learn_passed(passed_ms);
+        }
+        Ok(())
     }
 
     fn load_streams(&mut self, last: u64) -> rusqlite::Result<()> {
@@ -461,15 +541,16 @@ impl Books {
                 gaps: BTreeMap::new(),
                 told: BTreeMap::new(),
                 is_stirred: true,
+                is_live: false,
             });
         }
         self.load_spans(last)?;
         for gap in self.store.gaps()? {
             let stream = self.streams.iter_mut().find(|stream| stream.id == gap.stream);
             if let (Some(stream), Some(reason)) = (stream, LossReason::from_name(&gap.reason)) {
-                let (span, from_ms, to_ms) = (gap.span, gap.from_ms, gap.to_ms);
+                let GapRow { span, from_ms, to_ms, is_unset, .. } = gap;
                 let count = (gap.count > 0).then_some(gap.count);
-                stream.gaps.insert(reason, Gap { span, count, from_ms, to_ms, is_dirty: false });
+                stream.gaps.insert(reason, Gap { span, count, from_ms, to_ms, is_unset, is_dirty: false });
             }
         }
         for spec in self.settings.streams.clone() {
@@ -577,17 +658,19 @@ impl Books {
             gaps: BTreeMap::new(),
             told: BTreeMap::new(),
             is_stirred: false,
+            is_live: false,
         });
         Ok(self.streams.len() - 1)
     }
 
-    /// Leaves nothing to be looked through, empties the WAL and closes the files.
+    /// Empties what can be emptied whole, then the WAL, and closes the files.
     pub fn close(mut self) -> rusqlite::Result<()> {
         self.store.write()?;
-        while self.removable.count() > 0 {
-            self.remove_bodies()?;
-        }
-        let is_swept = self.sweep.is_none();
+        self.write_held(u64::MAX)?;
+        self.write_numbers(0)?;
+        self.clear_bare()?;
+        // Settled rows beside others that are wanted stay with them: the next start finds them, or their segment ends.
+        let is_swept = self.sweep.is_none() && self.removable.count() == 0;
         let sequence = self.identity.sequence_next - 1;
         self.store.set_meta("sequence", sequence)?;
         self.store.set_meta("session", self.identity.session_next)?;
@@ -595,6 +678,7 @@ impl Books {
         self.store.set_meta("swept", u64::from(is_swept))?;
         let reason = self.stop_reason.clone().unwrap_or_else(|| STOPPED.to_owned());
         self.store.set_note("stop", &reason)?;
+        self.flush_ledger()?;
         self.commit()?;
         // The file last: until then it says more than was used, which is safe.
         let settled = self.settled_to()?;

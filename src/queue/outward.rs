@@ -15,9 +15,9 @@ use super::rules::{self, RuleList};
 use super::spans::{self, Span};
 use super::store::{InFlightRow, PAGE_BYTES, missing};
 use super::{Change, Encoding, Format, InFlight, Queued, Restored, SessionNumber, Verdict};
-use crate::clock::rfc3339;
+use crate::clock::{Timing, rfc3339};
 use crate::health::LossReason;
-use crate::message::{Body, Filter, Message, MessageId, Origin, Qos, Sequence, Stamp, Topic};
+use crate::message::{Body, ClockState, Filter, Message, MessageId, Origin, Qos, Sequence, Stamp, Topic};
 
 /// What one answer carries at most, unless a single message is larger. More rows than other jobs take: a drain fetches
 /// once for each commit of acknowledgements, so that 256 rows held it at a quarter of a window of 1000, and what
@@ -44,11 +44,14 @@ pub(super) struct Fetched {
     pub is_partial: bool,
     /// When a gap may be told next.
     pub again_ms: Option<u64>,
+    /// The newest place in the store.
+    pub newest: u64,
 }
 
 impl Books {
     /// The next messages of a stream after `after`.
     pub fn next(&mut self, index: usize, after: u64, count_max: usize, bytes_max: usize) -> rusqlite::Result<Fetched> {
+        self.learn_time()?;
         let again_ms = self.tell_gaps(index)?;
         let now = self.settings.clock.now();
         let count_max = count_max.clamp(1, usize::try_from(ANSWER_ROWS_MAX).unwrap_or(usize::MAX));
@@ -57,12 +60,13 @@ impl Books {
         let mut lost: Vec<(u64, LossReason)> = Vec::new();
         let (mut bytes, mut looked, mut is_full) = (0, 0, false);
         while !is_full && looked < ANSWER_ROWS_MAX {
-            let Some((span, rule)) = self.span_from(index, fetched.place + 1)? else { break };
-            let first = span.first.max(fetched.place + 1);
-            let last = span.last.min(self.identity.sequence_next - 1);
-            if first > last {
+            let found = self.span_from(index, fetched.place + 1)?;
+            let place = fetched.place + 1;
+            let found = found.map(|(span, rule)| (span.first.max(place), span.last.min(self.last_row(index)), rule));
+            let Some((first, last, rule)) = found.filter(|(first, last, _)| first <= last) else {
+                self.add_held(index, &mut fetched, count_max, bytes, bytes_max);
                 break;
-            }
+            };
             let last = last.min(first + (ANSWER_ROWS_MAX - looked) - 1);
             let list = self.list(rule)?;
             let Some(stream) = self.streams.get(index) else { break };
@@ -88,7 +92,12 @@ impl Books {
                         Some(reason) => lost.push((sequence, reason)),
                         None => {
                             bytes += body.len();
-                            fetched.rows.push(queued(sequence, id, message, &list, &stream.rules, None));
+                            let expires = self.expires_mono_ms(id.start, &message, now);
+                            let timing = self.timing(id.start, &message);
+                            fetched.rows.push(Queued {
+                                expires_mono_ms: expires,
+                                ..queued(sequence, id, message, &list, &stream.rules, Way::First(timing))
+                            });
                         }
                     },
                 }
@@ -102,10 +111,42 @@ impl Books {
         }
         fetched.is_partial = fetched.rows.is_empty() && looked >= ANSWER_ROWS_MAX;
         self.settle_lost(index, &lost)?;
-        if let (Some(stream), Some(last)) = (self.streams.get_mut(index), fetched.rows.last()) {
+        fetched.newest = self.identity.sequence_next - 1;
+        // What is read ahead of a backlog does not make that one taken: it stays what gives way first.
+        if let (Some(stream), Some(last)) = (self.streams.get_mut(index), fetched.rows.last())
+            && after <= stream.taken_to
+        {
             stream.taken_to = stream.taken_to.max(last.sequence.0);
+            for row in &fetched.rows {
+                self.ledger.hand_out(stream.id, row.sequence.0, &row.id, &row.message);
+            }
         }
         Ok(fetched)
+    }
+
+    /// The last place that a stream's open span has a row for.
+    fn last_row(&self, index: usize) -> u64 {
+        let open = self.streams.get(index).and_then(|stream| stream.open);
+        open.map_or(self.identity.sequence_next, |open| open.next).saturating_sub(1)
+    }
+
+    /// Adds what is held in memory to an answer that has all that is on disk.
+    fn add_held(&mut self, index: usize, fetched: &mut Fetched, count_max: usize, mut bytes: usize, bytes_max: usize) {
+        let now = self.settings.clock.now();
+        let Some(stream) = self.streams.get(index) else { return };
+        for (sequence, row) in self.held.after(&stream.name, fetched.place) {
+            let size = row.message.topic.as_str().len() + 64;
+            if fetched.rows.len() >= count_max || (!fetched.rows.is_empty() && bytes + size > bytes_max) {
+                break;
+            }
+            bytes += size;
+            let way = Way::First(self.timing(row.id.start, &row.message));
+            let expires_mono_ms = self.expires_mono_ms(row.id.start, &row.message, now);
+            let (id, message) = (row.id.clone(), row.message.clone());
+            let row = queued(sequence, id, message, &stream.rules, &stream.rules, way);
+            fetched.rows.push(Queued { expires_mono_ms, ..row });
+            fetched.place = sequence;
+        }
     }
 
     /// The span that covers `place`, or the next one after it.
@@ -141,6 +182,13 @@ impl Books {
         (u128::from(age_ms) > age_max.as_millis() && message.origin != Origin::Gateway).then_some(LossReason::Expired)
     }
 
+    /// When a message's own expiry passes, by the time since this boot.
+    fn expires_mono_ms(&self, start: u32, message: &Message, now: Stamp) -> Option<u64> {
+        let expiry_s = message.properties.as_ref().and_then(|properties| properties.expiry_s)?;
+        let left_ms = (u64::from(expiry_s) * 1000).saturating_sub(self.age_ms(start, message.received, now));
+        Some(now.mono_ms.saturating_add(left_ms))
+    }
+
     /// Drops one job's share of what is too old at the head of each stream, also of those that nobody drains. Says
     /// whether there may be more.
     pub fn expire(&mut self) -> rusqlite::Result<bool> {
@@ -151,7 +199,7 @@ impl Books {
         let mut is_more = false;
         for index in 0..self.streams.len() {
             let Some((span, _)) = self.span_from(index, 1)? else { continue };
-            let last = span.last.min(self.identity.sequence_next - 1).min(span.first + JOB_ROWS_MAX - 1);
+            let last = span.last.min(self.last_row(index)).min(span.first + JOB_ROWS_MAX - 1);
             if last < span.first {
                 continue;
             }
@@ -202,7 +250,7 @@ impl Books {
         let Some(gap) = stream.gaps.remove(&reason) else { return Ok(()) };
         stream.told.insert(reason, now.mono_ms);
         let stream_id = stream.id;
-        let told = serde_json::json!({
+        let mut told = serde_json::json!({
             "id": id.to_string(),
             "stream": &*stream.name,
             "first": gap.span.first,
@@ -212,6 +260,9 @@ impl Books {
             "from": rfc3339(gap.from_ms),
             "to": rfc3339(gap.to_ms),
         });
+        if let Some(told) = told.as_object_mut().filter(|_| gap.is_unset) {
+            told.insert("clock".to_owned(), ClockState::Unset.name().into());
+        }
         let message = Message {
             topic,
             qos: Qos::AtLeastOnce,
@@ -237,6 +288,7 @@ impl Books {
         let (id, session, session_key) = (stream.id, SessionNumber(stream.session), stream.session_key);
         let mut in_flight = Vec::new();
         for entry in self.store.in_flight(id)? {
+            let now = self.settings.clock.now();
             let encoding = recorded(&entry);
             let mut rows = Vec::new();
             let mut damaged = Vec::new();
@@ -245,7 +297,14 @@ impl Books {
                 let list = self.list(rule)?;
                 match (self.read(sequence)?, self.streams.get(index)) {
                     (Some((id, message)), Some(stream)) => {
-                        rows.push(queued(sequence, id, message, &list, &stream.rules, encoding.clone()));
+                        self.ledger.hand_out(stream.id, sequence, &id, &message);
+                        let way = match encoding.clone() {
+                            Some(encoding) => Way::Again(encoding),
+                            None => Way::First(entry.timing),
+                        };
+                        let expires_mono_ms = self.expires_mono_ms(id.start, &message, now);
+                        let row = queued(sequence, id, message, &list, &stream.rules, way);
+                        rows.push(Queued { expires_mono_ms, ..row });
                     }
                     _ => damaged.push((sequence, LossReason::Damaged)),
                 }
@@ -268,6 +327,17 @@ impl Books {
         let Some(stream_id) = self.streams.get(index).map(|stream| stream.id) else { return Ok(()) };
         let mut delivered = Vec::new();
         for change in changes {
+            match &change {
+                Change::Settle { sequence, verdict: Verdict::Delivered } if self.settle_held(index, sequence.0)? => {
+                    continue;
+                }
+                // Anything else that becomes of what is held becomes of it on disk.
+                Change::Settle { sequence, .. } if self.held.contains(sequence.0) => self.write_held(u64::MAX)?,
+                Change::Admit { rows, .. } if rows.iter().any(|row| self.held.contains(row.0)) => {
+                    self.write_held(u64::MAX)?;
+                }
+                _ => {}
+            }
             self.store.write()?;
             match change {
                 Change::Admit { packet_id, rows, order, encoding } => {
@@ -276,10 +346,9 @@ impl Books {
                     if let Some(stream) = self.streams.get_mut(index) {
                         stream.in_flight.extend(rows.iter().copied());
                     }
-                    let Encoding { topic, format: Format::Json, clock_offset_ms } = encoding;
+                    let Encoding { topic, format: Format::Json, timing } = encoding;
                     let topic = topic.as_str().to_owned();
-                    let row =
-                        InFlightRow { packet_id, rows, released: false, order, topic, format: 0, clock_offset_ms };
+                    let row = InFlightRow { packet_id, rows, released: false, order, topic, format: 0, timing };
                     self.store.insert_in_flight(stream_id, &row)?;
                 }
                 Change::Release { packet_id } => self.store.set_released(stream_id, packet_id)?,
@@ -304,10 +373,7 @@ impl Books {
         for run in spans::runs(&delivered) {
             self.settle(index, run, None)?;
         }
-        while self.is_removal_due() {
-            self.remove_due()?;
-        }
-        Ok(())
+        self.remove_due()
     }
 
     fn forget(&mut self, index: usize, packet_id: u16) -> rusqlite::Result<()> {
@@ -392,19 +458,27 @@ impl Books {
         let next = if is_last { None } else { found.last().map(|(topic, _)| topic.clone()) };
         let mut messages = Vec::new();
         for (topic, body) in found {
-            let Ok((id, message)) = row::decode(&body, 0, &self.starts, &self.words) else {
+            let Ok((id, mut message)) = row::decode(&body, 0, &self.starts, &self.words) else {
                 warn!(topic = topic.as_str(); "A retained message is damaged and was removed");
                 self.store.write()?;
                 self.store.delete_retained(&topic)?;
                 self.turn_losses.push((LossReason::Damaged, 1));
                 continue;
             };
-            let expiry_s = message.properties.as_ref().and_then(|properties| properties.expiry_s);
-            let is_over = expiry_s
-                .is_some_and(|seconds| self.age_ms(id.start, message.received, now) >= u64::from(seconds) * 1000);
-            if !is_over && filter.matches(&message.topic) {
-                messages.push(message);
+            if !filter.matches(&message.topic) {
+                continue;
             }
+            if let Some(expiry_s) = message.properties.as_mut().and_then(|properties| properties.expiry_s.as_mut()) {
+                let age_ms = self.age_ms(id.start, message.received, now);
+                let left_ms = (u64::from(*expiry_s) * 1000).saturating_sub(age_ms);
+                if left_ms == 0 {
+                    continue;
+                }
+                // What is left of it counts from now: whoever gets it need not know how old it is.
+                *expiry_s = u32::try_from(left_ms.div_ceil(1000)).unwrap_or(u32::MAX);
+                message.received = now;
+            }
+            messages.push(message);
         }
         Ok((messages, next))
     }
@@ -420,18 +494,17 @@ fn end_of_prefix(prefix: &str) -> Option<String> {
 
 fn recorded(entry: &InFlightRow) -> Option<Encoding> {
     let topic = Topic::new(&entry.topic).ok()?;
-    Some(Encoding { topic, format: Format::Json, clock_offset_ms: entry.clock_offset_ms })
+    Some(Encoding { topic, format: Format::Json, timing: entry.timing })
+}
+
+/// Whether a message was sent before.
+enum Way {
+    First(Timing),
+    Again(Encoding),
 }
 
 /// A message as it leaves: by the recorded encoding, else by today's rule, else by that of the day it came.
-fn queued(
-    sequence: u64,
-    id: MessageId,
-    message: Message,
-    then: &RuleList,
-    now: &Arc<RuleList>,
-    encoding: Option<Encoding>,
-) -> Queued {
+fn queued(sequence: u64, id: MessageId, message: Message, then: &RuleList, now: &Arc<RuleList>, way: Way) -> Queued {
     let matched = then.first(&message.topic);
     let current = if then.is_own || then.id == now.id { matched } else { now.first(&message.topic).or(matched) };
     // What was taken is never sent at QoS 0: that would be forgetting it without an answer.
@@ -441,7 +514,10 @@ fn queued(
         let first = || matched.and_then(|rule| rules::topic(rule, &message.topic));
         today.or_else(first).unwrap_or_else(|| message.topic.clone())
     };
-    let encoding = encoding.unwrap_or_else(|| Encoding { topic: topic(), format: Format::Json, clock_offset_ms: 0 });
+    let encoding = match way {
+        Way::Again(encoding) => encoding,
+        Way::First(timing) => Encoding { topic: topic(), format: Format::Json, timing },
+    };
     let strict_order = current.is_some_and(|rule| rule.strict_order);
-    Queued { sequence: Sequence(sequence), id, qos, encoding, strict_order, message }
+    Queued { sequence: Sequence(sequence), id, qos, encoding, strict_order, message, expires_mono_ms: None }
 }

@@ -12,7 +12,7 @@ use super::pages::{Pages, Spot, Value};
 use super::row::{self, Start, Starts, Words};
 use super::salvage::{self, Ticket};
 use super::spans::{OPEN, Span};
-use super::store::{InFlightRow, Store};
+use super::store::{InFlightRow, Store, TimingRow, timing};
 use crate::message::{ClockState, Message, MessageId, Stamp};
 
 /// How much the spans of a damaged store are worth.
@@ -309,7 +309,8 @@ fn roots(pages: &Pages) -> BTreeMap<String, u32> {
 fn start(number: Option<u64>, values: &[Value]) -> Option<Start> {
     let clock = match values.get(6)?.int()? {
         0 => ClockState::Synced,
-        1 => ClockState::Holdover,
+        // Not kept: what counts from this stamp has a clock of its own.
+        1 => ClockState::Holdover { error_ms: u32::MAX },
         _ => ClockState::Unset,
     };
     let stamp = Stamp { wall_ms: values.get(4)?.int()?, mono_ms: values.get(5)?.unsigned()?, clock };
@@ -325,6 +326,7 @@ fn in_flight(values: &[Value], batches: &BTreeMap<i64, Vec<u64>>) -> Option<(i64
         (None, Some(batch)) => batches.get(&batch).cloned().unwrap_or_default(),
         (None, None) => Vec::new(),
     };
+    let small = |index: usize| int(index).and_then(|value| u32::try_from(value).ok());
     let row = InFlightRow {
         packet_id: u16::try_from(int(1)?).ok()?,
         rows,
@@ -332,7 +334,7 @@ fn in_flight(values: &[Value], batches: &BTreeMap<i64, Vec<u64>>) -> Option<(i64
         order: int(5)?.cast_unsigned(),
         topic: values.get(6)?.text()?.to_owned(),
         format: int(7)?,
-        clock_offset_ms: int(8)?,
+        timing: timing(&TimingRow(int(9).unwrap_or(0), int(8)?, small(10), int(11), int(12))),
     };
     Some((int(0)?, row))
 }

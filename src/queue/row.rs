@@ -3,7 +3,7 @@
 //! ```text
 //! byte 0   version (high half), origin kind (low half)
 //! byte 1   qos 0–1, retain 2, properties 3, reading 4, clock of the stamp 5–6, absolute 7
-//! …        start, counter, stamp │ topic │ origin │ properties │ body (to the end) │ CRC32C (4)
+//! …        start, counter, stamp (with its error in holdover) │ topic │ origin │ properties │ body (to the end) │ CRC32C (4)
 //! ```
 //!
 //! A row in the queue is *relative*: gateway, store and boot are those of its start, and its stamp counts from that
@@ -86,6 +86,7 @@ pub(super) fn encode(out: &mut Vec<u8>, sequence: u64, start: &Start, counter: u
     let mono = delta(message.received.mono_ms, start.stamp.mono_ms);
     put_i64(out, mono);
     put_i64(out, message.received.wall_ms.wrapping_sub(start.stamp.wall_ms).wrapping_sub(mono));
+    put_error(out, message.received.clock);
     put_rest(out, message, Some(words));
     seal(out, sequence);
 }
@@ -100,6 +101,7 @@ pub(super) fn encode_absolute(out: &mut Vec<u8>, sequence: u64, id: &MessageId, 
     put_u64(out, id.counter);
     put_u64(out, message.received.mono_ms);
     put_i64(out, message.received.wall_ms);
+    put_error(out, message.received.clock);
     put_rest(out, message, None);
     seal(out, sequence);
 }
@@ -129,6 +131,88 @@ pub(super) fn start_number(row: &[u8], sequence: u64) -> Option<u32> {
     u32::try_from(bytes.u64()?).ok()
 }
 
+/// Where a message came from, as far as its account wants to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source<'a> {
+    /// A reading: the device and the reading's number.
+    Device(&'a str, u64),
+    Clients,
+    Uplinks,
+    Gateway,
+}
+
+/// What an account wants to know of a row.
+#[derive(Debug)]
+pub(super) struct Entry<'a> {
+    pub id: MessageId,
+    pub received: Stamp,
+    pub source: Source<'a>,
+}
+
+/// What an account wants to know of a row, proven first.
+pub(super) fn entry<'a>(row: &'a [u8], sequence: u64, starts: &Starts) -> Option<Entry<'a>> {
+    read_entry(proven(row, sequence)?, starts)
+}
+
+/// The same of a row that was just written.
+pub(super) fn fresh_entry<'a>(row: &'a [u8], starts: &Starts) -> Option<Entry<'a>> {
+    read_entry(row, starts)
+}
+
+fn read_entry<'a>(row: &'a [u8], starts: &Starts) -> Option<Entry<'a>> {
+    let mut bytes = Reader(row);
+    let Head { origin, flags, id, received } = read_name(&mut bytes, starts)?;
+    let source = match origin {
+        _ if flags & 16 != 0 => {
+            bytes.bytes()?;
+            match origin {
+                ORIGIN_FIELD | ORIGIN_GATEWAY => {}
+                ORIGIN_CLIENT | ORIGIN_UPLINK => {
+                    bytes.bytes()?;
+                }
+                _ => {
+                    bytes.u64()?;
+                }
+            }
+            if flags & 8 != 0 {
+                read_properties(&mut bytes)?;
+            }
+            let (device, seq) = read_device(&mut bytes)?;
+            Source::Device(device, seq)
+        }
+        ORIGIN_FIELD | ORIGIN_GATEWAY => Source::Gateway,
+        ORIGIN_CLIENT | 4 => Source::Clients,
+        _ => Source::Uplinks,
+    };
+    Some(Entry { id, received, source })
+}
+
+/// A reading's device and number; the rest is passed over.
+fn read_device<'a>(bytes: &mut Reader<'a>) -> Option<(&'a str, u64)> {
+    let device = bytes.text()?;
+    bytes.bytes()?;
+    match bytes.byte()? {
+        0..=2 => {}
+        3 | 4 => {
+            bytes.u64()?;
+        }
+        5 => {
+            bytes.take(8)?;
+        }
+        6 => {
+            bytes.bytes()?;
+        }
+        _ => return None,
+    }
+    let flags = bytes.byte()?;
+    for bit in [16, 32] {
+        if flags & bit != 0 {
+            bytes.bytes()?;
+        }
+    }
+    Some((device, bytes.u64()?))
+}
+
 /// Whether a row's checksum is right for its place.
 pub(super) fn proven(row: &[u8], sequence: u64) -> Option<&[u8]> {
     let (body, sum) = row.split_last_chunk::<4>()?;
@@ -139,7 +223,7 @@ fn checksum(body: &[u8], sequence: u64) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&sequence.to_le_bytes()), body)
 }
 
-fn seal(out: &mut Vec<u8>, sequence: u64) {
+pub(super) fn seal(out: &mut Vec<u8>, sequence: u64) {
     let sum = checksum(out, sequence);
     out.extend_from_slice(&sum.to_le_bytes());
 }
@@ -254,6 +338,14 @@ fn put_reading(out: &mut Vec<u8>, reading: &Reading, received: Stamp) {
     put_u64(out, reading.seq);
     put_i64(out, delta(reading.stamp.mono_ms, received.mono_ms));
     put_i64(out, reading.stamp.wall_ms.wrapping_sub(received.wall_ms));
+    put_error(out, reading.stamp.clock);
+}
+
+/// How far off a stamp may be, where it says so.
+fn put_error(out: &mut Vec<u8>, clock: ClockState) {
+    if let ClockState::Holdover { error_ms } = clock {
+        put_u64(out, u64::from(error_ms));
+    }
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
@@ -267,7 +359,7 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Seven bits a byte, low ones first (LEB128).
 #[expect(clippy::cast_possible_truncation, reason = "the low seven bits are what is wanted")]
-fn put_u64(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn put_u64(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -276,20 +368,26 @@ fn put_u64(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Small numbers of either sign stay short (zigzag).
-fn put_i64(out: &mut Vec<u8>, value: i64) {
+pub(super) fn put_i64(out: &mut Vec<u8>, value: i64) {
     put_u64(out, (value.wrapping_shl(1) ^ (value >> 63)).cast_unsigned());
 }
 
 fn clock_code(clock: ClockState) -> u8 {
     match clock {
         ClockState::Synced => 0,
-        ClockState::Holdover => 1,
+        ClockState::Holdover { .. } => 1,
         ClockState::Unset => 2,
     }
 }
 
-fn clock_from(code: u8) -> Option<ClockState> {
-    [ClockState::Synced, ClockState::Holdover, ClockState::Unset].get(usize::from(code & 3)).copied()
+/// The clock of a stamp whose times have just been read.
+fn read_clock(code: u8, bytes: &mut Reader<'_>) -> Option<ClockState> {
+    match code & 3 {
+        0 => Some(ClockState::Synced),
+        1 => Some(ClockState::Holdover { error_ms: u32::try_from(bytes.u64()?).ok()? }),
+        2 => Some(ClockState::Unset),
+        _ => None,
+    }
 }
 
 struct Head {
@@ -305,17 +403,18 @@ fn read_name(bytes: &mut Reader<'_>, starts: &Starts) -> Option<Head> {
         return None;
     }
     let flags = bytes.byte()?;
-    let clock = clock_from(flags >> 5)?;
     if flags & ABSOLUTE != 0 {
         let gateway = Arc::from(bytes.text()?);
         let (store, start, counter) = (bytes.u64()?, u32::try_from(bytes.u64()?).ok()?, bytes.u64()?);
         let (mono_ms, wall_ms) = (bytes.u64()?, bytes.i64()?);
+        let clock = read_clock(flags >> 5, bytes)?;
         let id = MessageId { gateway, store, start, counter };
         return Some(Head { origin: first & 15, flags, id, received: Stamp { wall_ms, mono_ms, clock } });
     }
     let start = starts.get(&u32::try_from(bytes.u64()?).ok()?)?;
     let counter = bytes.u64()?;
     let (mono, wall) = (bytes.i64()?, bytes.i64()?);
+    let clock = read_clock(flags >> 5, bytes)?;
     let received = Stamp {
         wall_ms: wall.wrapping_add(start.stamp.wall_ms).wrapping_add(mono),
         mono_ms: start.stamp.mono_ms.wrapping_add_signed(mono),
@@ -384,20 +483,20 @@ fn read_reading(bytes: &mut Reader<'_>, received: Stamp) -> Option<Reading> {
     };
     let flags = bytes.byte()?;
     let quality = [Quality::Good, Quality::Uncertain, Quality::Bad].get(usize::from(flags & 3)).copied()?;
-    let clock = clock_from(flags >> 2)?;
     let unit = if flags & 16 != 0 { Some(Arc::from(bytes.text()?)) } else { None };
     let reason = if flags & 32 != 0 { Some(Arc::from(bytes.text()?)) } else { None };
     let seq = bytes.u64()?;
     let mono_ms = received.mono_ms.wrapping_add_signed(bytes.i64()?);
     let wall_ms = received.wall_ms.wrapping_add(bytes.i64()?);
+    let clock = read_clock(flags >> 2, bytes)?;
     Some(Reading { device, point, value, unit, quality, reason, seq, stamp: Stamp { wall_ms, mono_ms, clock } })
 }
 
 /// Takes bytes off the front; `None` when there are too few.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn byte(&mut self) -> Option<u8> {
+    pub(super) fn byte(&mut self) -> Option<u8> {
         let (first, rest) = self.0.split_first()?;
         self.0 = rest;
         Some(*first)
@@ -409,7 +508,7 @@ impl<'a> Reader<'a> {
         Some(taken)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(super) fn u64(&mut self) -> Option<u64> {
         let mut value = 0_u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -421,7 +520,7 @@ impl<'a> Reader<'a> {
         None
     }
 
-    fn i64(&mut self) -> Option<i64> {
+    pub(super) fn i64(&mut self) -> Option<i64> {
         let value = self.u64()?;
         Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
     }
@@ -468,7 +567,8 @@ mod tests {
     }
 
     fn stamps() -> impl Strategy<Value = Stamp> {
-        let clock = prop_oneof![Just(ClockState::Synced), Just(ClockState::Holdover), Just(ClockState::Unset)];
+        let holdover = any::<u32>().prop_map(|error_ms| ClockState::Holdover { error_ms });
+        let clock = prop_oneof![Just(ClockState::Synced), holdover, Just(ClockState::Unset)];
         (any::<i64>(), any::<u64>(), clock).prop_map(|(wall_ms, mono_ms, clock)| Stamp { wall_ms, mono_ms, clock })
     }
 
@@ -544,6 +644,15 @@ mod tests {
             let expected = MessageId { gateway: start().gateway, store: start().store, start: 3, counter };
             prop_assert_eq!(&id, &expected);
             prop_assert_eq!(entered(&row, sequence, &starts()), Ok((3, message.received)));
+            let entry = entry(&row, sequence, &starts()).unwrap();
+            prop_assert_eq!((&entry.id, entry.received), (&expected, message.received));
+            let source = match (&message.body, &message.origin) {
+                (Body::Reading(reading), _) => Source::Device(&reading.device, reading.seq),
+                (_, Origin::Client(_)) => Source::Clients,
+                (_, Origin::Uplink(_)) => Source::Uplinks,
+                _ => Source::Gateway,
+            };
+            prop_assert_eq!(entry.source, source);
 
             encode_absolute(&mut row, sequence, &id, &message);
             let alone = decode(&row, sequence, &Starts::new(), &Words::default());
@@ -569,6 +678,7 @@ mod tests {
             }
             seal(&mut row, 9);
             let _read_or_damaged = decode(&row, 9, &starts(), &words());
+            let _read_or_none = entry(&row, 9, &starts());
         }
     }
 

@@ -20,8 +20,11 @@ CREATE TABLE stream(
 -- Forward rules as they were when messages were matched, each list once.
 CREATE TABLE rule(id INTEGER PRIMARY KEY, definition TEXT NOT NULL UNIQUE) STRICT;
 
--- The messages: encoded and checksummed by row.rs.
-CREATE TABLE message(sequence INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
+-- The messages lie in tables message_0, message_1, … that store.rs makes as they are needed:
+--   CREATE TABLE message_<n>(sequence INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT
+-- encoded and checksummed by row.rs. A table holds the sequences from the first of its segment to below the first of
+-- the next one; a table without a segment is empty (segments.rs).
+CREATE TABLE segment(first INTEGER PRIMARY KEY, tab INTEGER NOT NULL UNIQUE) STRICT;
 
 -- What a stream wants: spans of sequences, matched under one list of rules. last = 2^63-1: open, it reaches to
 -- the newest message. lane: a session's subscription; 0 for uplinks. Spans of one (stream, lane) do not overlap.

@@ -91,6 +91,24 @@ impl Ranges {
         self.count += Span::new(first, last).count();
     }
 
+    /// The lowest sequence.
+    pub fn first(&self) -> Option<u64> {
+        self.by_first.first_key_value().map(|(first, _)| *first)
+    }
+
+    /// Takes out all that `hole` covers.
+    pub fn remove(&mut self, hole: Span) {
+        while let Some(span) = self.by_first.range(..=hole.last).next_back().map(|(f, l)| Span::new(*f, *l))
+            && let Some(cut) = cut(span, hole)
+        {
+            self.by_first.remove(&span.first);
+            self.count -= cut.removed.count();
+            for rest in [cut.left, cut.right].into_iter().flatten() {
+                self.by_first.insert(rest.first, rest.last);
+            }
+        }
+    }
+
     /// Takes at most `count_max` sequences from the lowest span.
     pub fn take_first(&mut self, count_max: u64) -> Option<Span> {
         let (first, last) = self.by_first.pop_first()?;
@@ -131,13 +149,22 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
         #[test]
-        fn ranges_are_the_set_of_what_was_put_in(spans in prop::collection::vec((0_u64..60, 0_u64..9), 0..20), take: u8) {
+        fn ranges_are_the_set_of_what_was_put_in_and_not_taken_out(
+            spans in prop::collection::vec((0_u64..60, 0_u64..9, any::<bool>()), 0..30),
+            take: u8,
+        ) {
             let mut ranges = Ranges::default();
             let mut model = BTreeSet::new();
-            for (first, length) in spans {
-                ranges.insert(Span::new(first, first + length));
-                model.extend(first..=first + length);
-                prop_assert_eq!(ranges.count(), model.len() as u64);
+            for (first, length, is_put_in) in spans {
+                let span = Span::new(first, first + length);
+                if is_put_in {
+                    ranges.insert(span);
+                    model.extend(first..=first + length);
+                } else {
+                    ranges.remove(span);
+                    model.retain(|sequence| !span.contains(*sequence));
+                }
+                prop_assert_eq!((ranges.count(), ranges.first()), (model.len() as u64, model.first().copied()));
             }
             let mut taken = Vec::new();
             while let Some(span) = ranges.take_first(u64::from(take) + 1) {

@@ -11,9 +11,12 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Params, Row, params};
 use thiserror::Error;
 
+use super::boots::{Boot, Boots};
 use super::identity::Waiting;
 use super::row::{Start, Starts, Words};
+use super::segments::{Segment, Segments};
 use super::spans::{OPEN, Span};
+use crate::clock::{Reference, Timing};
 use crate::message::{ClockState, Stamp};
 
 /// The file, in the state directory and in a quarantine.
@@ -26,8 +29,19 @@ const CHECKPOINT_PAGES: u32 = 4000;
 pub(super) const WAL_BYTES_MAX: u64 = 2 * 4000 * (1024 + 24);
 /// `TIDG`: what a file that is ours says of itself.
 const APPLICATION_ID: i32 = 0x5449_4447;
-/// The step of the schema that this program writes.
-const SCHEMA_STEP: i64 = 1;
+/// The steps of the schema. Each only adds, so that an older program can drain what a newer one stored; a step that it
+/// could not live with names the oldest program that can, in `meta`.
+const SCHEMA: [&str; 4] = [
+    include_str!("schema.sql"),
+    include_str!("schema_2.sql"),
+    include_str!("ledger/schema.sql"),
+    include_str!("schema_4.sql"),
+];
+/// The step that this program writes.
+const SCHEMA_STEP: i64 = SCHEMA.len() as i64;
+/// The oldest program that may open what this one writes, by its step. That of step 1, which was never released, named
+/// no columns when it inserted, so that it cannot live with new ones.
+const OLDEST_PROGRAM: u64 = 2;
 /// Before 3.51.3 two connections on one WAL could spoil the database ("WAL-reset").
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 /// Problems that are kept.
@@ -39,6 +53,9 @@ pub(super) enum StoreError {
     /// It is not what we wrote: to be moved aside.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// A newer program wrote it, and names this step as the oldest that may open it.
+    #[error("a newer program wrote the store: step {0} of the schema is the oldest that may open it")]
+    Newer(u64),
     /// Another one would not open either.
     #[error("the store does not open")]
     Unusable(#[source] rusqlite::Error),
@@ -104,6 +121,8 @@ pub(super) struct GapRow {
     pub count: u64,
     pub from_ms: i64,
     pub to_ms: i64,
+    /// One of them is of a clock that was not set.
+    pub is_unset: bool,
 }
 
 /// A packet id in flight.
@@ -115,7 +134,7 @@ pub(super) struct InFlightRow {
     pub order: u64,
     pub topic: String,
     pub format: i64,
-    pub clock_offset_ms: i64,
+    pub timing: Timing,
 }
 
 /// The open database.
@@ -123,6 +142,9 @@ pub(super) struct InFlightRow {
 pub(super) struct Store {
     connection: Connection,
     is_writing: bool,
+    segments: Segments,
+    /// Puts a message into the newest segment.
+    insert_sql: String,
 }
 
 impl Store {
@@ -134,9 +156,11 @@ impl Store {
         }
         let connection = Connection::open(path).map_err(opening)?;
         connection.set_prepared_statement_cache_capacity(96);
-        // Closing a connection deletes a log that SQLite could not read, and with it what is still in it.
+        // Closing a connection deletes a log that SQLite could not read, and with it what is still in it; and it empties
+        // one whose last write has failed into the database, with what the disk may not have. `close` empties it.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(opening)?;
-        let store = Store { connection, is_writing: false };
+        let mut store =
+            Store { connection, is_writing: false, segments: Segments::default(), insert_sql: String::new() };
         store.set_up().map_err(opening)?;
         let application_id: i32 = store.pragma("application_id").map_err(opening)?;
         let tables: i64 =
@@ -150,10 +174,15 @@ impl Store {
         let oldest = store.meta("oldest_program").map_err(opening)?;
         match oldest {
             Some(step) if step.cast_signed() <= SCHEMA_STEP => {
-                store.add_tables().map_err(opening)?;
+                store.add_steps().map_err(opening)?;
+                store.load_segments().map_err(opening)?;
                 Ok(store)
             }
-            Some(step) => Err(StoreError::Damaged(format!("a newer program wrote it: it wants schema step {step}"))),
+            Some(step) => {
+                // All of it into the one file, so that it can be put aside whole.
+                store.close().map_err(opening)?;
+                Err(StoreError::Newer(step))
+            }
             None => Err(StoreError::Damaged("it does not say which program may open it".to_owned())),
         }
     }
@@ -184,23 +213,32 @@ impl Store {
         Ok(())
     }
 
-    fn make(&self) -> rusqlite::Result<()> {
+    fn make(&mut self) -> rusqlite::Result<()> {
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
-        self.connection.execute_batch(include_str!("schema.sql"))?;
+        for step in SCHEMA {
+            self.connection.execute_batch(step)?;
+        }
+        self.make_tables(1)?;
         self.connection.pragma_update(None, "application_id", APPLICATION_ID)?;
         self.connection.pragma_update(None, "user_version", SCHEMA_STEP)?;
-        self.set_meta("oldest_program", SCHEMA_STEP.cast_unsigned())?;
+        self.set_meta("oldest_program", OLDEST_PROGRAM)?;
         self.connection.execute_batch("COMMIT")
     }
 
-    /// Tables that came after the first stores were made.
-    fn add_tables(&self) -> rusqlite::Result<()> {
-        // Looked for first: a store that has them is opened without a write.
-        let sql = "SELECT count(*) FROM sqlite_schema WHERE name IN ('salvage', 'note')";
-        if self.one(sql, (), |row| row.get::<_, i64>(0))? == Some(2) {
+    /// Brings the store of an older program to today's step, in one transaction. That of a newer one keeps its step.
+    fn add_steps(&self) -> rusqlite::Result<()> {
+        let step: i64 = self.pragma("user_version")?;
+        let missing = SCHEMA.get(usize::try_from(step).unwrap_or(0)..).unwrap_or_default();
+        if missing.is_empty() {
             return Ok(());
         }
-        self.connection.execute_batch(include_str!("additions.sql"))
+        self.connection.execute_batch("BEGIN IMMEDIATE")?;
+        for step in missing {
+            self.connection.execute_batch(step)?;
+        }
+        self.connection.pragma_update(None, "user_version", SCHEMA_STEP)?;
+        self.set_meta("oldest_program", OLDEST_PROGRAM)?;
+        self.connection.execute_batch("COMMIT")
     }
 
     /// Where the tables of a new store begin: a damaged one has them in the same places, even if its own list of them
@@ -208,7 +246,9 @@ impl Store {
     pub fn usual_roots() -> rusqlite::Result<BTreeMap<String, u32>> {
         let connection = Connection::open_in_memory()?;
         connection.pragma_update(None, "page_size", PAGE_BYTES.cast_signed())?;
-        connection.execute_batch(include_str!("schema.sql"))?;
+        for step in SCHEMA {
+            connection.execute_batch(step)?;
+        }
         let mut statement = connection.prepare("SELECT name, rootpage FROM sqlite_schema WHERE type = 'table'")?;
         statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     }
@@ -257,7 +297,7 @@ impl Store {
         self.connection.close().map_err(|(_, error)| error)
     }
 
-    fn run(&self, sql: &str, params: impl Params) -> rusqlite::Result<usize> {
+    pub(super) fn run(&self, sql: &str, params: impl Params) -> rusqlite::Result<usize> {
         let mut statement = self.connection.prepare_cached(sql)?;
         if statement.column_count() > 0 {
             statement.query(params)?.next()?;
@@ -266,7 +306,7 @@ impl Store {
         statement.execute(params)
     }
 
-    fn one<T>(
+    pub(super) fn one<T>(
         &self,
         sql: &str,
         params: impl Params,
@@ -275,7 +315,7 @@ impl Store {
         self.connection.prepare_cached(sql)?.query_row(params, read).optional()
     }
 
-    fn all<T>(
+    pub(super) fn all<T>(
         &self,
         sql: &str,
         params: impl Params,
@@ -288,6 +328,7 @@ impl Store {
         let sql = match name {
             "page_count" => "PRAGMA page_count",
             "freelist_count" => "PRAGMA freelist_count",
+            "user_version" => "PRAGMA user_version",
             _ => "PRAGMA application_id",
         };
         self.connection.prepare_cached(sql)?.query_row((), |row| row.get(0))
@@ -300,7 +341,7 @@ impl Store {
     }
 
     pub fn set_meta(&self, key: &str, value: u64) -> rusqlite::Result<()> {
-        let sql = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2";
+        let sql = "INSERT INTO meta(key, value) VALUES (?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2";
         self.run(sql, params![key, value.cast_signed()]).map(drop)
     }
 
@@ -309,7 +350,8 @@ impl Store {
         let starts = self.all(sql, (), |row| {
             let clock = match row.get(6)? {
                 0_i64 => ClockState::Synced,
-                1 => ClockState::Holdover,
+                // Not kept: what counts from this stamp has a clock of its own.
+                1 => ClockState::Holdover { error_ms: u32::MAX },
                 _ => ClockState::Unset,
             };
             let stamp = Stamp { wall_ms: row.get(4)?, mono_ms: unsigned(row, 5)?, clock };
@@ -322,13 +364,14 @@ impl Store {
     pub fn insert_start(&self, start: &Start) -> rusqlite::Result<()> {
         let clock = match start.stamp.clock {
             ClockState::Synced => 0,
-            ClockState::Holdover => 1,
+            ClockState::Holdover { .. } => 1,
             ClockState::Unset => 2,
         };
         let Stamp { wall_ms, mono_ms, .. } = start.stamp;
         let (store, mono_ms) = (start.store.cast_signed(), mono_ms.cast_signed());
         self.run(
-            "INSERT OR REPLACE INTO start VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO start(start, store, gateway, boot_id, wall_ms, mono_ms, clock) \
+             VALUES (?, ?, ?, ?, ?, ?, ?)",
             params![start.number, store, &*start.gateway, &*start.boot_id, wall_ms, mono_ms, clock],
         )
         .map(drop)
@@ -336,6 +379,33 @@ impl Store {
 
     pub fn delete_starts_before(&self, number: u32) -> rusqlite::Result<()> {
         self.run("DELETE FROM start WHERE start < ?", [number]).map(drop)
+    }
+
+    pub fn boots(&self) -> rusqlite::Result<Boots> {
+        let sql = "SELECT boot_id, boot_ms_min, known_wall_ms, known_mono_ms, known_error_ms FROM boot";
+        let boots = self.all(sql, (), |row| {
+            let known = match (row.get(2)?, row.get::<_, Option<i64>>(3)?, row.get(4)?) {
+                (Some(wall_ms), Some(mono_ms), Some(error_ms)) => {
+                    Some(Reference { wall_ms, mono_ms: mono_ms.cast_unsigned(), error_ms })
+                }
+                _ => None,
+            };
+            Ok((text(row, 0)?, Boot { boot_ms_min: row.get(1)?, known }))
+        })?;
+        Ok(boots.into_iter().collect())
+    }
+
+    pub fn set_boot(&self, boot_id: &str, boot: &Boot) -> rusqlite::Result<()> {
+        let sql = "INSERT OR REPLACE INTO boot(boot_id, boot_ms_min, known_wall_ms, known_mono_ms, known_error_ms) \
+                   VALUES (?, ?, ?, ?, ?)";
+        let known = boot.known.as_ref();
+        let (wall_ms, error_ms) = (known.map(|known| known.wall_ms), known.map(|known| known.error_ms));
+        let mono_ms = known.map(|known| known.mono_ms.cast_signed());
+        self.run(sql, params![boot_id, boot.boot_ms_min, wall_ms, mono_ms, error_ms]).map(drop)
+    }
+
+    pub fn delete_boots_without_starts(&self) -> rusqlite::Result<()> {
+        self.run("DELETE FROM boot WHERE boot_id NOT IN (SELECT boot_id FROM start)", ()).map(drop)
     }
 
     pub fn words(&self) -> rusqlite::Result<Words> {
@@ -347,7 +417,7 @@ impl Store {
     }
 
     pub fn insert_word(&self, number: u32, text: &str) -> rusqlite::Result<()> {
-        self.run("INSERT INTO word VALUES (?, ?)", params![number, text]).map(drop)
+        self.run("INSERT INTO word(id, text) VALUES (?, ?)", params![number, text]).map(drop)
     }
 
     pub fn rule(&self, id: i64) -> rusqlite::Result<Option<String>> {
@@ -417,44 +487,135 @@ impl Store {
         self.run("UPDATE stream SET session_key = ? WHERE id = ?", params![key.cast_signed(), stream]).map(drop)
     }
 
-    // message
+    // message_<n>, segment
 
-    pub fn insert_message(&self, sequence: u64, body: &[u8]) -> rusqlite::Result<()> {
-        self.run("INSERT INTO message VALUES (?, ?)", params![sequence.cast_signed(), body]).map(drop)
+    fn load_segments(&mut self) -> rusqlite::Result<()> {
+        let sql = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name GLOB 'message_[0-9]*'";
+        let tables = self.one(sql, (), |row| row.get(0))?.unwrap_or(0);
+        let begins = self.all("SELECT first, tab FROM segment", (), |row| Ok((unsigned(row, 0)?, row.get(1)?)))?;
+        let nonsense = rusqlite::Error::IntegralValueOutOfRange(1, i64::from(tables));
+        self.segments = Segments::new(tables, begins).ok_or(nonsense)?;
+        self.set_insert();
+        Ok(())
     }
 
+    /// Where the messages are.
+    pub fn segments(&self) -> &Segments {
+        &self.segments
+    }
+
+    /// Makes tables for so many more segments.
+    pub fn make_tables(&mut self, count: u32) -> rusqlite::Result<()> {
+        for table in self.segments.tables()..self.segments.tables().saturating_add(count) {
+            let sql = format!("CREATE TABLE message_{table}(sequence INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT");
+            self.connection.execute(&sql, ())?;
+        }
+        self.segments.add_tables(count);
+        Ok(())
+    }
+
+    /// What comes from `first` on goes to a table that is empty now. Says whether there was one.
+    pub fn begin_segment(&mut self, first: u64) -> rusqlite::Result<bool> {
+        let Some(table) = self.segments.free_table() else {
+            self.segments.go_on();
+            return Ok(false);
+        };
+        self.run("INSERT INTO segment(first, tab) VALUES (?, ?)", params![first.cast_signed(), table])?;
+        self.segments.begin(first, table);
+        self.set_insert();
+        Ok(true)
+    }
+
+    /// Empties the table of a segment, without writing the pages that were in it. Gives back how many messages there
+    /// were.
+    pub fn clear_segment(&mut self, segment: Segment) -> rusqlite::Result<u64> {
+        let Segment { table, span } = segment;
+        // Without WHERE: that is what makes SQLite drop the pages unseen.
+        let count = self.run(&format!("DELETE FROM message_{table}"), ())? as u64;
+        if span.last != OPEN {
+            self.run("DELETE FROM segment WHERE first = ?", [span.first.cast_signed()])?;
+        }
+        self.segments.end(segment);
+        Ok(count)
+    }
+
+    fn set_insert(&mut self) {
+        self.insert_sql = self.segments.newest().map_or_else(String::new, |newest| {
+            format!("INSERT INTO message_{}(sequence, body) VALUES (?, ?)", newest.table)
+        });
+    }
+
+    /// Puts a message into the newest segment, which there must be.
+    pub fn insert_message(&mut self, sequence: u64, body: &[u8]) -> rusqlite::Result<()> {
+        self.run(&self.insert_sql, params![sequence.cast_signed(), body])?;
+        self.segments.add(body.len());
+        Ok(())
+    }
+
+    /// Removes messages one by one.
     pub fn delete_messages(&self, span: Span) -> rusqlite::Result<u64> {
-        let sql = "DELETE FROM message WHERE sequence BETWEEN ? AND ?";
-        Ok(self.run(sql, params![span.first.cast_signed(), span.last.cast_signed()])? as u64)
+        let mut count = 0;
+        for segment in self.segments.over(span) {
+            let sql = format!("DELETE FROM message_{} WHERE sequence BETWEEN ? AND ?", segment.table);
+            count += self.run(&sql, params![span.first.cast_signed(), span.last.cast_signed()])? as u64;
+        }
+        Ok(count)
     }
 
     pub fn last_sequence(&self) -> rusqlite::Result<u64> {
-        let last = self.one("SELECT max(sequence) FROM message", (), |row| row.get::<_, Option<i64>>(0))?;
-        Ok(last.flatten().unwrap_or(0).cast_unsigned())
+        for segment in self.segments.newest_first() {
+            let sql = format!("SELECT max(sequence) FROM message_{}", segment.table);
+            if let Some(last) = self.one(&sql, (), |row| row.get::<_, Option<i64>>(0))?.flatten() {
+                return Ok(last.cast_unsigned());
+            }
+        }
+        Ok(0)
     }
 
     /// The first message at or after `sequence`.
     pub fn message_from(&self, sequence: u64) -> rusqlite::Result<Option<u64>> {
-        let sql = "SELECT sequence FROM message WHERE sequence >= ? ORDER BY sequence LIMIT 1";
-        self.one(sql, [sequence.cast_signed()], |row| unsigned(row, 0))
+        for segment in self.segments.over(Span::new(sequence, OPEN)) {
+            let sql =
+                format!("SELECT sequence FROM message_{} WHERE sequence >= ? ORDER BY sequence LIMIT 1", segment.table);
+            let found = self.one(&sql, [sequence.cast_signed()], |row| unsigned(row, 0))?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
     }
 
-    /// Places and lengths of at most `count_max` messages from `sequence` on.
+    /// Places and lengths of at most `count_max` messages from `sequence` on, none only if there is none.
     pub fn lengths_from(&self, sequence: u64, count_max: u64) -> rusqlite::Result<Vec<(u64, u64)>> {
-        let sql = "SELECT sequence, length(body) FROM message WHERE sequence >= ? ORDER BY sequence LIMIT ?";
-        let count_max = count_max.cast_signed();
-        self.all(sql, params![sequence.cast_signed(), count_max], |row| Ok((unsigned(row, 0)?, unsigned(row, 1)?)))
+        for segment in self.segments.over(Span::new(sequence, OPEN)) {
+            let sql = format!(
+                "SELECT sequence, length(body) FROM message_{} WHERE sequence >= ? ORDER BY sequence LIMIT ?",
+                segment.table
+            );
+            let found = self.all(&sql, params![sequence.cast_signed(), count_max.cast_signed()], |row| {
+                Ok((unsigned(row, 0)?, unsigned(row, 1)?))
+            })?;
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// Shows the messages of a span in order until `take` says that it has enough.
     pub fn messages(&self, span: Span, mut take: impl FnMut(u64, &[u8]) -> bool) -> rusqlite::Result<()> {
-        let sql = "SELECT sequence, body FROM message WHERE sequence BETWEEN ? AND ? ORDER BY sequence";
-        let mut statement = self.connection.prepare_cached(sql)?;
-        let mut rows = statement.query(params![span.first.cast_signed(), span.last.cast_signed()])?;
-        while let Some(row) = rows.next()? {
-            let body = row.get_ref(1)?.as_blob().unwrap_or_default();
-            if !take(unsigned(row, 0)?, body) {
-                break;
+        for segment in self.segments.over(span) {
+            let sql = format!(
+                "SELECT sequence, body FROM message_{} WHERE sequence BETWEEN ? AND ? ORDER BY sequence",
+                segment.table
+            );
+            let mut statement = self.connection.prepare_cached(&sql)?;
+            let mut rows = statement.query(params![span.first.cast_signed(), span.last.cast_signed()])?;
+            while let Some(row) = rows.next()? {
+                let body = row.get_ref(1)?.as_blob().unwrap_or_default();
+                if !take(unsigned(row, 0)?, body) {
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -521,15 +682,21 @@ impl Store {
                 batch = Some(number);
                 for (place, sequence) in rows.iter().enumerate() {
                     let place = i64::try_from(place).unwrap_or(i64::MAX);
-                    self.run("INSERT INTO batch_row VALUES (?, ?, ?)", params![number, place, sequence.cast_signed()])?;
+                    let sql = "INSERT INTO batch_row(batch, place, sequence) VALUES (?, ?, ?)";
+                    self.run(sql, params![number, place, sequence.cast_signed()])?;
                 }
             }
         }
-        let InFlightRow { packet_id, released, order, topic, format, clock_offset_ms, .. } = row;
+        let InFlightRow { packet_id, released, order, topic, format, timing, .. } = row;
         let order = order.cast_signed();
+        let TimingRow(code, offset_ms, error_ms, after_ms, before_ms) = timing_row(*timing);
         self.run(
-            "INSERT INTO inflight VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            params![stream, packet_id, single, batch, released, order, topic, format, clock_offset_ms],
+            "INSERT INTO inflight(stream, pid, sequence, batch, released, ord, topic, format, clock_offset_ms, timing, \
+             error_ms, after_ms, before_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            params![
+                stream, packet_id, single, batch, released, order, topic, format, offset_ms, code, error_ms, after_ms,
+                before_ms
+            ],
         )
         .map(drop)
     }
@@ -553,8 +720,8 @@ impl Store {
 
     /// All packet ids of a stream, by order of admission.
     pub fn in_flight(&self, stream: i64) -> rusqlite::Result<Vec<InFlightRow>> {
-        let sql = "SELECT pid, released, ord, topic, format, clock_offset_ms, sequence, batch FROM inflight \
-                   WHERE stream = ? ORDER BY ord, pid";
+        let sql = "SELECT pid, released, ord, topic, format, sequence, batch, timing, clock_offset_ms, error_ms, \
+                   after_ms, before_ms FROM inflight WHERE stream = ? ORDER BY ord, pid";
         let found = self.all(sql, [stream], |row| {
             let entry = InFlightRow {
                 packet_id: row.get(0)?,
@@ -563,9 +730,9 @@ impl Store {
                 order: unsigned(row, 2)?,
                 topic: row.get(3)?,
                 format: row.get(4)?,
-                clock_offset_ms: row.get(5)?,
+                timing: timing(&TimingRow(row.get(7)?, row.get(8)?, row.get(9)?, row.get(10)?, row.get(11)?)),
             };
-            Ok((entry, row.get(6)?, row.get(7)?))
+            Ok((entry, row.get(5)?, row.get(6)?))
         })?;
         let filled = found.into_iter().map(|(entry, single, batch)| {
             let rows = self.carried(single, batch)?;
@@ -591,7 +758,8 @@ impl Store {
     }
 
     pub fn insert_received(&self, session: u64, packet_id: u16) -> rusqlite::Result<()> {
-        self.run("INSERT OR IGNORE INTO rx VALUES (?, ?)", params![session.cast_signed(), packet_id]).map(drop)
+        self.run("INSERT OR IGNORE INTO rx(session, pid) VALUES (?, ?)", params![session.cast_signed(), packet_id])
+            .map(drop)
     }
 
     pub fn delete_received(&self, session: u64, packet_id: u16) -> rusqlite::Result<()> {
@@ -696,18 +864,20 @@ impl Store {
     // gap, loss, device
 
     pub fn gaps(&self) -> rusqlite::Result<Vec<GapRow>> {
-        self.all("SELECT first, last, count, from_ms, to_ms, stream, reason FROM gap", (), |row| {
+        self.all("SELECT first, last, count, from_ms, to_ms, stream, reason, is_unset FROM gap", (), |row| {
             let span = Span::new(unsigned(row, 0)?, unsigned(row, 1)?);
             let (count, from_ms, to_ms) = (unsigned(row, 2)?, row.get(3)?, row.get(4)?);
-            Ok(GapRow { stream: row.get(5)?, reason: row.get(6)?, span, count, from_ms, to_ms })
+            let (stream, reason, is_unset) = (row.get(5)?, row.get(6)?, row.get(7)?);
+            Ok(GapRow { stream, reason, span, count, from_ms, to_ms, is_unset })
         })
     }
 
     pub fn set_gap(&self, gap: &GapRow) -> rusqlite::Result<()> {
-        let GapRow { stream, reason, span, count, from_ms, to_ms } = gap;
+        let GapRow { stream, reason, span, count, from_ms, to_ms, is_unset } = gap;
         let (first, last, count) = (span.first.cast_signed(), span.last.cast_signed(), count.cast_signed());
-        let sql = "INSERT OR REPLACE INTO gap VALUES (?, ?, ?, ?, ?, ?, ?)";
-        self.run(sql, params![stream, reason, first, last, count, from_ms, to_ms]).map(drop)
+        let sql = "INSERT OR REPLACE INTO gap(stream, reason, first, last, count, from_ms, to_ms, is_unset) \
+                   VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+        self.run(sql, params![stream, reason, first, last, count, from_ms, to_ms, is_unset]).map(drop)
     }
 
     pub fn delete_gap(&self, stream: i64, reason: &str) -> rusqlite::Result<()> {
@@ -719,7 +889,8 @@ impl Store {
     }
 
     pub fn set_loss(&self, reason: &str, count: u64) -> rusqlite::Result<()> {
-        self.run("INSERT OR REPLACE INTO loss VALUES (?, ?)", params![reason, count.cast_signed()]).map(drop)
+        self.run("INSERT OR REPLACE INTO loss(reason, count) VALUES (?, ?)", params![reason, count.cast_signed()])
+            .map(drop)
     }
 
     pub fn device(&self, name: &str) -> rusqlite::Result<Option<u64>> {
@@ -727,7 +898,7 @@ impl Store {
     }
 
     pub fn set_device(&self, name: &str, seq: u64) -> rusqlite::Result<()> {
-        self.run("INSERT OR REPLACE INTO device VALUES (?, ?)", params![name, seq.cast_signed()]).map(drop)
+        self.run("INSERT OR REPLACE INTO device(name, seq) VALUES (?, ?)", params![name, seq.cast_signed()]).map(drop)
     }
 
     /// How much waits in each stream, as far as a damaged store still says.
@@ -748,12 +919,37 @@ impl Store {
     }
 }
 
+/// How a timing lies in a row of `inflight`: code, offset, error, after, before.
+pub(super) struct TimingRow(pub i64, pub i64, pub Option<u32>, pub Option<i64>, pub Option<i64>);
+
+fn timing_row(timing: Timing) -> TimingRow {
+    match timing {
+        Timing::Stamped => TimingRow(0, 0, None, None, None),
+        Timing::Corrected { offset_ms, clock: ClockState::Holdover { error_ms } } => {
+            TimingRow(2, offset_ms, Some(error_ms), None, None)
+        }
+        Timing::Corrected { offset_ms, .. } => TimingRow(1, offset_ms, None, None, None),
+        Timing::Between { after_ms, before_ms } => TimingRow(3, 0, None, Some(after_ms), before_ms),
+        Timing::Open { after_ms } => TimingRow(3, 0, None, Some(after_ms), None),
+    }
+}
+
+pub(super) fn timing(row: &TimingRow) -> Timing {
+    let TimingRow(code, offset_ms, error_ms, after_ms, before_ms) = *row;
+    match code {
+        1 => Timing::Corrected { offset_ms, clock: ClockState::Synced },
+        2 => Timing::Corrected { offset_ms, clock: ClockState::Holdover { error_ms: error_ms.unwrap_or(u32::MAX) } },
+        3 => Timing::Between { after_ms: after_ms.unwrap_or(0), before_ms },
+        _ => Timing::Stamped,
+    }
+}
+
 fn no_rows_is_fine(error: rusqlite::Error) -> rusqlite::Result<()> {
     // mmap may be compiled out, and then answers nothing.
     if matches!(error, rusqlite::Error::QueryReturnedNoRows) { Ok(()) } else { Err(error) }
 }
 
-fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
+pub(super) fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
     row.get::<_, i64>(index).map(i64::cast_unsigned)
 }
 

@@ -8,13 +8,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use log::{error, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::error::Elapsed;
+use tokio::time::Instant;
 
 use super::books::Books;
+use super::ledger::{Page, PageAsk};
 use super::opening::{self, Past};
 use super::outward::Fetched;
 use super::store::{is_damage, is_unreadable};
@@ -41,6 +43,8 @@ const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(2);
 const AWAY_LOOK: Duration = Duration::from_millis(10);
 /// While the store is away or fails again and again, so often it is said.
 const AWAY_LOG_MS: u64 = 60_000;
+/// Nobody waits longer without a look at the clock.
+const REST_MS_MAX: u64 = 3_600_000;
 /// A store whose pages cannot be read so many times, over so long, is damaged. Less may be a bus that comes back.
 const UNREADABLE_MAX: u32 = 5;
 const UNREADABLE_MS: u64 = 30_000;
@@ -61,10 +65,13 @@ pub(super) enum Job {
     SetRules(StreamSpec, Reply<()>),
     DeclareStop(String, Reply<()>),
     Commit(Arc<str>, Vec<Change>, Reply<()>),
+    Live(Arc<str>, bool),
     Next { stream: Arc<str>, after: u64, count_max: usize, bytes_max: usize, reply: Reply<Fetched> },
     Restore(Arc<str>, Reply<Restored>),
     Retained { filter: Filter, after: Option<String>, reply: Reply<(Vec<Message>, Option<String>)> },
     Stats(Reply<Stats>),
+    Ledger(PageAsk, Reply<Page>),
+    Tick(Reply<()>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -134,8 +141,6 @@ struct Thread {
     lock: File,
     /// Reads whose turn has not come.
     reads: VecDeque<Job>,
-    /// For waits that end by themselves. Without it (there were no descriptors left) old work waits for a job.
-    timer: Option<tokio::runtime::Runtime>,
     /// Set when the last job was taken; with whom to tell, if somebody asked.
     stopping: Option<Option<oneshot::Sender<()>>>,
     turns: u64,
@@ -201,6 +206,18 @@ impl Trouble {
     }
 }
 
+/// It is time for something else.
+struct Overdue;
+
+/// Wakes the worker's thread.
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
 impl Worker {
     pub(super) fn new(
         jobs: mpsc::Receiver<Job>,
@@ -212,8 +229,8 @@ impl Worker {
         let reads = VecDeque::new();
         let trouble =
             Trouble { failed_ms: None, logged_ms: None, pause: Duration::ZERO, unreadable: None, to_keep: None };
-        let (timer, stopping, expired_ms) = (None, None, None);
-        let thread = Thread { jobs, settings, wakers, lock, reads, timer, stopping, turns: 0, expired_ms, trouble };
+        let (stopping, expired_ms) = (None, None);
+        let thread = Thread { jobs, settings, wakers, lock, reads, stopping, turns: 0, expired_ms, trouble };
         Worker { books, thread }
     }
 
@@ -221,8 +238,6 @@ impl Worker {
     /// thread of its own.
     pub fn run(self) -> Result<(), WorkerError> {
         let Worker { books, mut thread } = self;
-        // Here, because a runtime must not be dropped where another one runs.
-        thread.timer = tokio::runtime::Builder::new_current_thread().enable_time().build().ok();
         let mut books = match books {
             Ok(books) => Some(books),
             Err(away) => thread.reopen(away),
@@ -268,6 +283,13 @@ impl Thread {
         if self.stopping.is_some() {
             return Ok(());
         }
+        if let Some(due_ms) = books.held.due_ms() {
+            let now_ms = self.settings.clock.now().mono_ms;
+            if due_ms <= now_ms {
+                books.write_due(now_ms)?;
+                books.commit()?;
+            }
+        }
         self.turns += 1;
         if self.turns.is_multiple_of(CHORES_EVERY) {
             // What nobody waits for must not starve while there is always a job.
@@ -289,9 +311,9 @@ impl Thread {
                     }
                     return Ok(());
                 }
-                match self.wait(self.rest(books, now_ms)) {
+                match self.receive(self.rest(books, now_ms)) {
                     Ok(job) => job,
-                    Err(_) => return Ok(()),
+                    Err(Overdue) => return Ok(()),
                 }
             }
         };
@@ -313,15 +335,24 @@ impl Thread {
         let has_dates = self.settings.age_max.is_some() || books.is_clamped || books.is_salvage_due();
         let is_troubled = self.settings.health.is_raised(Alarm::StoreFails);
         let most = if has_dates || is_troubled { EXPIRE_EVERY_MS } else { u64::MAX };
-        Duration::from_millis(scrub_ms.min(most).max(1))
+        let held_ms = books.held.due_ms().map_or(u64::MAX, |due_ms| due_ms.saturating_sub(now_ms));
+        Duration::from_millis(scrub_ms.min(most).min(held_ms).clamp(1, REST_MS_MAX))
     }
 
     /// Waits for a job, but not longer than `pause`. `None`: all ends are dropped.
-    fn wait(&mut self, pause: Duration) -> Result<Option<Job>, Elapsed> {
-        let jobs = &mut self.jobs;
-        match &self.timer {
-            Some(timer) => timer.block_on(async { tokio::time::timeout(pause, jobs.recv()).await }),
-            None => Ok(jobs.blocking_recv()),
+    fn receive(&mut self, pause: Duration) -> Result<Option<Job>, Overdue> {
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut context = Context::from_waker(&waker);
+        let until = Instant::now() + pause;
+        loop {
+            if let Poll::Ready(job) = self.jobs.poll_recv(&mut context) {
+                return Ok(job);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Overdue);
+            }
+            std::thread::park_timeout(left);
         }
     }
 
@@ -337,7 +368,9 @@ impl Thread {
                     self.stopping = Some(Some(reply));
                     break;
                 }
-                Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) => self.reads.push_back(job),
+                Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Ledger(..) => {
+                    self.reads.push_back(job);
+                }
                 _ => writes.push(job),
             }
             if writes.len() + self.reads.len() < GROUP_JOBS_MAX && bytes < GROUP_BYTES_MAX {
@@ -352,7 +385,7 @@ impl Thread {
         let now_ms = self.settings.clock.now().mono_ms;
         let is_expiry_due = self.expired_ms.is_none_or(|last| now_ms.saturating_sub(last) >= EXPIRE_EVERY_MS);
         let is_salvage_due = books.is_salvage_due() && (is_expiry_due || !books.is_salvage_held());
-        if books.sweep.is_none() && !is_expiry_due && !is_salvage_due {
+        if books.sweep.is_none() && !is_expiry_due && !is_salvage_due && !books.is_removal_due() {
             return Ok(false);
         }
         books.sweep_step()?;
@@ -366,8 +399,11 @@ impl Thread {
             }
         }
         let is_more = is_expiry_due && books.expire()?;
-        if is_more || books.is_removal_due() {
+        if books.is_removal_due() {
             books.remove_bodies()?;
+        }
+        if is_expiry_due {
+            books.clear_if_empty(now_ms)?;
         }
         if books.store.is_writing() {
             books.commit()?;
@@ -375,7 +411,7 @@ impl Thread {
         if is_expiry_due && !is_more {
             self.expired_ms = Some(now_ms);
         }
-        Ok(is_more || is_salvaging || books.sweep.is_some())
+        Ok(is_more || is_salvaging || books.sweep.is_some() || books.is_removal_due())
     }
 
     /// Tells the outlets for whom something new waits.
@@ -397,7 +433,8 @@ impl Thread {
         let taken = books.streams.iter().map(|stream| (stream.name.clone(), stream.taken_to)).collect();
         let is_lost = self.trouble.is_lost(error, self.settings.clock.now().mono_ms);
         let damage = (is_lost || is_damage(error)).then(|| error.to_string());
-        let Books { mut identity, store, settings, streams, .. } = books;
+        let Books { mut identity, store, settings, streams, held, .. } = books;
+        let held = held.failed(&AppendError::Failed { reason: error.to_string() });
         identity.sessions = streams.into_iter().map(|stream| (stream.name, stream.session)).collect();
         drop(store);
         // Rules may have come since the start.
@@ -410,6 +447,7 @@ impl Thread {
             devices,
             losses,
             damage,
+            held: Some(held),
             ..Past::default()
         };
         self.reopen(Away { past, taken, reason: error.to_string() })
@@ -524,6 +562,7 @@ fn refuse(job: Job, failure: &AppendError) {
         Job::Restore(_, reply) => send(reply, Err(failure.clone())),
         Job::Retained { reply, .. } => send(reply, Err(failure.clone())),
         Job::Stats(reply) => send(reply, Err(failure.clone())),
+        Job::Ledger(_, reply) => send(reply, Err(failure.clone())),
         job => unapplied(job).into_iter().for_each(|answer| answer.give(Some(failure))),
     }
 }
@@ -549,6 +588,8 @@ fn write(books: &mut Books, writes: Vec<Job>) -> rusqlite::Result<()> {
 fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Result<()> {
     match job {
         Job::Append(submission, reply) => {
+            // Held in memory, it is answered later.
+            let Some((submission, reply)) = books.hold(submission, reply)? else { return Ok(()) };
             let appended = books.append(submission);
             let (answer, outcome) = match appended {
                 Ok(answer) => (answer, Ok(())),
@@ -588,7 +629,17 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
                 None => Ok(()),
             }
         }
-        Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Stop(_) => Ok(()),
+        Job::Live(stream, is_live) => match index(books, &stream) {
+            Some(index) => books.set_live(index, is_live),
+            None => Ok(()),
+        },
+        Job::Tick(reply) => {
+            answers.push(Answer::Done(reply));
+            books.tick_ledger()
+        }
+        Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Ledger(..) | Job::Stop(_) => {
+            Ok(())
+        }
     }
 }
 
@@ -601,8 +652,15 @@ fn unapplied(job: Job) -> Option<Answer> {
         Job::CloseSession(_, reply)
         | Job::SetRules(_, reply)
         | Job::DeclareStop(_, reply)
-        | Job::Commit(_, _, reply) => Some(Answer::Done(reply)),
-        Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Stop(_) => None,
+        | Job::Commit(_, _, reply)
+        | Job::Tick(reply) => Some(Answer::Done(reply)),
+        Job::Next { .. }
+        | Job::Restore(..)
+        | Job::Retained { .. }
+        | Job::Stats(_)
+        | Job::Ledger(..)
+        | Job::Live(..)
+        | Job::Stop(_) => None,
     }
 }
 
@@ -634,6 +692,10 @@ fn read(books: &mut Books, job: Job) -> rusqlite::Result<()> {
         }
         Job::Stats(reply) => {
             let found = books.stats();
+            answer(books, found, reply)
+        }
+        Job::Ledger(page, reply) => {
+            let found = books.ledger_page(page);
             answer(books, found, reply)
         }
         _ => Ok(()),

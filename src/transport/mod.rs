@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 
 use crate::config::Endpoint;
-use crate::message::ClockState;
+use crate::message::{ClockState, Stamp};
 
 pub use tls::{Refusal, TlsError, TlsFiles, check_tls};
 
@@ -109,18 +109,19 @@ impl ConnectError {
     }
 }
 
-/// Connects to `endpoint` within `limit`, with TLS when the endpoint says so. `clock` is how far this board's wall
-/// clock can be trusted: a certificate that is "expired" on a board whose clock was never set is the clock's fault.
+/// Connects to `endpoint` within `limit`, with TLS when the endpoint says so. Certificates are judged at `now`: one that
+/// is "expired" on a board whose clock was never set is the clock's fault.
 pub async fn connect(
     endpoint: &Endpoint,
     files: &TlsFiles,
-    clock: ClockState,
+    now: Stamp,
     limit: Duration,
 ) -> Result<Stream, ConnectError> {
     let (host, port) = (endpoint.host.as_str(), endpoint.port);
     let too_slow = |step| ConnectError::Timeout { host: host.to_owned(), port, step };
     // Before the network: files that cannot be read need no connection to be found out.
-    let connector = if endpoint.tls { Some(files.connector().await.map_err(ConnectError::Setup)?) } else { None };
+    let connector =
+        if endpoint.tls { Some(files.connector(now.wall_ms).await.map_err(ConnectError::Setup)?) } else { None };
     let tcp = timeout(limit, connect_tcp(host, port)).await.map_err(|_| too_slow("TCP handshake"))??;
     prepare(&tcp).map_err(|source| ConnectError::Tcp { host: host.to_owned(), port, source })?;
     let Some(connector) = connector else {
@@ -131,7 +132,7 @@ pub async fn connect(
     match handshake {
         Ok(stream) => Ok(Stream::Tls(Box::new(TlsStream::Client(stream)))),
         Err(source) => {
-            let refusal = tls::refusal(&source, clock).unwrap_or(Refusal::Handshake);
+            let refusal = tls::refusal(&source, now.clock).unwrap_or(Refusal::Handshake);
             Err(ConnectError::Tls { host: host.to_owned(), refusal, source })
         }
     }

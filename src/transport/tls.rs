@@ -6,9 +6,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::time_provider::TimeProvider;
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use thiserror::Error;
 use tokio_rustls::TlsConnector;
@@ -119,16 +121,17 @@ pub enum Refusal {
 pub fn check_tls(config: &UplinkConfig) -> Result<(), TlsError> {
     for endpoint in config.endpoints.iter().filter(|endpoint| endpoint.tls) {
         server_name(&endpoint.host)?;
-        client_config(&TlsFiles::from(config))?;
+        // Nothing is judged yet, so the time is of no account.
+        client_config(&TlsFiles::from(config), 0)?;
     }
     Ok(())
 }
 
 impl TlsFiles {
     /// Reads the files; off the runtime's threads, because the system's roots are some hundred files.
-    pub(super) async fn connector(&self) -> Result<TlsConnector, TlsError> {
+    pub(super) async fn connector(&self, wall_ms: i64) -> Result<TlsConnector, TlsError> {
         let files = self.clone();
-        let built = tokio::task::spawn_blocking(move || client_config(&files)).await;
+        let built = tokio::task::spawn_blocking(move || client_config(&files, wall_ms)).await;
         match built {
             Ok(config) => Ok(TlsConnector::from(Arc::new(config?))),
             Err(_gone) => Err(TlsError::Library(rustls::Error::General("the runtime is stopping".to_owned()))),
@@ -182,9 +185,21 @@ fn when_trusted(clock: ClockState, refusal: Refusal) -> Refusal {
     if clock == ClockState::Unset { Refusal::Clock } else { refusal }
 }
 
-fn client_config(files: &TlsFiles) -> Result<ClientConfig, TlsError> {
+/// The moment at which certificates are judged. Not the system's clock: on a board without one that shows a time before
+/// every certificate, where ours shows at least one that has certainly passed.
+#[derive(Debug)]
+struct JudgedAt(UnixTime);
+
+impl TimeProvider for JudgedAt {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(self.0)
+    }
+}
+
+fn client_config(files: &TlsFiles, wall_ms: i64) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
+    let now = UnixTime::since_unix_epoch(Duration::from_millis(u64::try_from(wall_ms).unwrap_or(0)));
+    let builder = ClientConfig::builder_with_details(provider, Arc::new(JudgedAt(now)))
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Library)?
         .with_root_certificates(roots(files.ca.as_deref())?);

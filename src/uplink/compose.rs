@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::message::{Body, ClockState, Message, MessageId, Properties, Qos, Stamp, Topic};
+use crate::clock::Timing;
+use crate::message::{Body, Message, MessageId, Properties, Qos, Stamp, Topic};
 use crate::mqtt::{Connack, Publish, Version};
 use crate::payload::json;
 use crate::queue::{Encoding, Format, Queued};
@@ -54,8 +55,8 @@ impl Terms {
 
 /// `row` as a PUBLISH without packet id, at the QoS that the cloud takes; `None` when its own expiry has passed.
 pub fn publish(row: &Queued, terms: &Terms, now: Stamp) -> Option<Publish> {
-    let expiry_s = remaining_expiry_s(&row.message, now)?;
     let message = &row.message;
+    let expiry_s = remaining_expiry_s(message, row.expires_mono_ms, now)?;
     let qos = row.qos.min(terms.qos_max);
     Some(assemble(
         message,
@@ -70,11 +71,13 @@ pub fn publish(row: &Queued, terms: &Terms, now: Stamp) -> Option<Publish> {
 
 /// A QoS 0 message, which has no place in the queue and therefore no id of its own; `None` when it has expired.
 pub fn live(message: &Message, topic: &Topic, terms: &Terms, now: Stamp) -> Option<Publish> {
-    let expiry_s = remaining_expiry_s(message, now)?;
+    let expiry_s = message.properties.as_ref().and_then(|properties| properties.expiry_s);
+    let expires_mono_ms = expiry_s.map(|expiry_s| message.received.mono_ms.saturating_add(u64::from(expiry_s) * 1000));
+    let expiry_s = remaining_expiry_s(message, expires_mono_ms, now)?;
     let payload = match &message.body {
         Body::Bytes(bytes) => bytes.clone(),
         // A reading is always stored; one that comes this way all the same has no name to bear.
-        Body::Reading(reading) => json::encode(reading, &unnamed(), 0),
+        Body::Reading(reading) => json::encode(reading, &unnamed(), Timing::Stamped),
     };
     Some(assemble(message, topic, payload, Qos::AtMostOnce, None, expiry_s, terms))
 }
@@ -142,7 +145,7 @@ fn assemble(
 fn body(message: &Message, id: &MessageId, encoding: &Encoding) -> Bytes {
     match (&message.body, encoding.format) {
         (Body::Bytes(bytes), _) => bytes.clone(),
-        (Body::Reading(reading), Format::Json) => json::encode(reading, id, encoding.clock_offset_ms),
+        (Body::Reading(reading), Format::Json) => json::encode(reading, id, encoding.timing),
     }
 }
 
@@ -150,25 +153,23 @@ fn unnamed() -> MessageId {
     MessageId { gateway: std::sync::Arc::from("-"), store: 0, start: 0, counter: 0 }
 }
 
-/// `Some(None)` = never expires, `Some(Some(s))` = so many seconds are left, `None` = none is left.
-#[expect(clippy::option_option, reason = "no limit, some seconds and none left are three answers")]
-fn remaining_expiry_s(message: &Message, now: Stamp) -> Option<Option<u32>> {
-    let Some(expiry_s) = message.properties.as_ref().and_then(|properties| properties.expiry_s) else {
-        return Some(None);
-    };
-    let waited_s = u32::try_from(waited_ms(message.received, now) / 1000).unwrap_or(u32::MAX);
-    let left = expiry_s.saturating_sub(waited_s);
-    // Expiry 0 is legal and means "now or never"; the message has arrived, so it gets its try (MQTT 5.0, 3.3.2.3.3).
-    if left == 0 && waited_s > 0 { None } else { Some(Some(left)) }
+/// How the time of a reading is written from now on, when its row is sent for the first time.
+pub fn fix_time(row: &mut Queued, now: Stamp) {
+    if let Body::Reading(reading) = &row.message.body {
+        row.encoding.timing = row.encoding.timing.at_admission(reading.stamp, now);
+    }
 }
 
-/// By the wall clock when both ends were trusted, so that a restart of the board counts; else by the clock of this
-/// boot, which says nothing about a former one: then nothing is taken off.
-fn waited_ms(since: Stamp, now: Stamp) -> u64 {
-    if since.clock == ClockState::Synced && now.clock == ClockState::Synced {
-        return u64::try_from(now.wall_ms.saturating_sub(since.wall_ms)).unwrap_or(0);
-    }
-    now.mono_ms.saturating_sub(since.mono_ms)
+/// `Some(None)` = never expires, `Some(Some(s))` = so many seconds are left, `None` = none is left. By the time since
+/// boot, in which the queue has reckoned the end: a wall clock that is set makes nothing older.
+#[expect(clippy::option_option, reason = "no limit, some seconds and none left are three answers")]
+fn remaining_expiry_s(message: &Message, expires_mono_ms: Option<u64>, now: Stamp) -> Option<Option<u32>> {
+    let expiry_s = message.properties.as_ref().and_then(|properties| properties.expiry_s);
+    let (Some(expiry_s), Some(expires_mono_ms)) = (expiry_s, expires_mono_ms) else { return Some(expiry_s) };
+    let left_s = expires_mono_ms.saturating_sub(now.mono_ms).div_ceil(1000);
+    let left_s = u32::try_from(left_s).unwrap_or(u32::MAX).min(expiry_s);
+    // Expiry 0 is legal and means "now or never"; the message has arrived, so it gets its try (MQTT 5.0, 3.3.2.3.3).
+    if left_s == 0 && expiry_s > 0 { None } else { Some(Some(left_s)) }
 }
 
 fn properties_bytes(properties: &Properties) -> usize {
@@ -197,7 +198,7 @@ mod tests {
     use bytes::BytesMut;
 
     use super::*;
-    use crate::message::{Origin, Quality, Reading, Sequence, Value};
+    use crate::message::{ClockState, Origin, Quality, Reading, Sequence, Value};
     use crate::mqtt::{Encoder, Packet, PacketId, ReasonCode};
 
     fn terms(version: Version) -> Terms {
@@ -220,8 +221,9 @@ mod tests {
                 received: Stamp { wall_ms: 2_000_000, mono_ms: 10_000, clock: ClockState::Synced },
             },
             qos: Qos::ExactlyOnce,
-            encoding: Encoding { topic, format: Format::Json, clock_offset_ms: 0 },
+            encoding: Encoding { topic, format: Format::Json, timing: Timing::Stamped },
             strict_order: false,
+            expires_mono_ms: None,
         }
     }
 
@@ -277,13 +279,19 @@ mod tests {
     #[test]
     fn the_time_that_a_message_waited_is_taken_off_its_expiry() {
         let properties = Properties { expiry_s: Some(60), ..Properties::default() };
-        let row = row(Body::Bytes(Bytes::new()), Some(properties));
+        let mut row = row(Body::Bytes(Bytes::new()), Some(properties));
+        row.expires_mono_ms = Some(70_000);
         let terms = terms(Version::V5);
-        let left = |seconds| publish(&row, &terms, after(seconds)).map(|publish| publish.properties.expiry_s);
-        assert_eq!(left(0), Some(Some(60)));
-        assert_eq!(left(45), Some(Some(15)));
-        assert_eq!(left(-45), Some(Some(60)), "a clock that was set back takes nothing off");
-        assert_eq!(left(60), None);
+        let left = |wall_ms, mono_ms| {
+            let now = Stamp { wall_ms, mono_ms, clock: ClockState::Synced };
+            publish(&row, &terms, now).map(|publish| publish.properties.expiry_s)
+        };
+        assert_eq!(left(2_000_000, 10_000), Some(Some(60)));
+        assert_eq!(left(2_000_000, 55_000), Some(Some(15)));
+        for stepped in [0, -86_400_000, 34_560_000_000, 2_147_483_647_000] {
+            assert_eq!(left(stepped, 55_000), Some(Some(15)), "a clock that is set takes nothing off");
+        }
+        assert_eq!(left(2_000_000, 70_000), None);
     }
 
     #[test]

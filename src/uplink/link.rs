@@ -120,7 +120,7 @@ impl Uplink {
     /// session stays at the cloud.
     pub async fn run(self, stop: CancellationToken) -> Result<(), UplinkError> {
         let UplinkSettings { name, config, client_id, outlet, inlet, intake, clock, health } = self.settings;
-        let (orders, order_inbox) = mpsc::channel(8);
+        let (orders, order_inbox) = mpsc::channel(16);
         let (errands, errand_inbox) = mpsc::channel(1024);
         let (report_outbox, reports) = mpsc::channel(1024);
         let lane = intake.live_lane(&name);
@@ -425,7 +425,9 @@ impl Link {
             }
             Action::Commit(changes) => self.order(at, Order::Commit(changes)),
             Action::Restore => self.order(at, Order::Restore),
-            Action::Fetch { round, count, bytes } => self.order(at, Order::Fetch { round, count, bytes }),
+            Action::Live(is_live) => self.order(at, Order::Live(is_live)),
+            Action::Fetch { round, wanted } => self.order(at, Order::Fetch { round, wanted }),
+            Action::FetchLive { begins, wanted } => self.order(at, Order::FetchLive { begins, wanted }),
             Action::Submit { receipt, message, once } => {
                 let errand = Errand::Submit { receipt, message, once };
                 if self.errands.try_send(errand).is_err() {
@@ -444,7 +446,8 @@ impl Link {
         }
     }
 
-    /// The machine has one order of each kind under way at most, so there is always room for one.
+    /// The machine has one order of each kind under way at most, so there is always room for one. But a store that does
+    /// not answer may see many connections come and go: that one of them is not told costs the flash a write.
     fn order(&mut self, at: Moment, order: Order) {
         let is_commit = matches!(order, Order::Commit(_));
         if self.orders.try_send(order).is_err() && is_commit {
@@ -462,6 +465,7 @@ impl Link {
             }
             Report::Restored(restored) => Event::Restored(restored),
             Report::Rows(round, rows) => Event::Rows { round, rows },
+            Report::LiveRows(rows) => Event::LiveRows(rows),
             Report::Submitted(receipt, Ok(())) => Event::Accepted(receipt),
             Report::Released(receipt, Ok(was_known)) => Event::Released { receipt, was_known },
             Report::Submitted(receipt, Err(Unaccepted { reason, is_full })) => {
@@ -538,14 +542,14 @@ impl Link {
         }
         self.tried += 1;
         let files = TlsFiles::from(&self.config);
-        let clock = self.clock.state();
+        let now = self.clock.now();
         let password_file = self.config.password_file.clone();
         self.line = Line::Connecting(Box::pin(async move {
             let password = match password_file {
                 Some(path) => Some(password(path).await?),
                 None => None,
             };
-            let stream = transport::connect(&endpoint, &files, clock, CONNECT_WITHIN).await;
+            let stream = transport::connect(&endpoint, &files, now, CONNECT_WITHIN).await;
             Ok((stream.map_err(AttemptError::Connect)?, password))
         }));
     }
@@ -713,6 +717,7 @@ impl Link {
         health.refused.store(counts.refused, Ordering::Relaxed);
         health.live_dropped.store(counts.live_dropped, Ordering::Relaxed);
         health.uncertain.store(counts.uncertain, Ordering::Relaxed);
+        health.note_drain(self.stamp);
     }
 }
 

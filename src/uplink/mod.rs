@@ -30,6 +30,8 @@ pub mod machine;
 
 mod waiting;
 
+mod overtaken;
+
 mod compose;
 
 mod inbound;

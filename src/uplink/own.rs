@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use crate::clock::rfc3339;
-use crate::message::{Properties, Qos, Stamp, Topic};
+use crate::message::{ClockState, Properties, Qos, Stamp, Topic};
 use crate::mqtt::{ReasonCode, Will};
 
 /// Connections that ended with the own status unanswered, after which it is not sent any more.
@@ -138,8 +138,9 @@ pub fn offline() -> Bytes {
 
 /// What they see while it is there.
 pub fn online(since: Stamp) -> Bytes {
+    let clock = if since.clock == ClockState::Unset { r#","clock":"unset""# } else { "" };
     let (since, version) = (rfc3339(since.wall_ms), env!("CARGO_PKG_VERSION"));
-    Bytes::from(format!(r#"{{"state":"online","since":"{since}","version":"{version}"}}"#))
+    Bytes::from(format!(r#"{{"state":"online","since":"{since}","version":"{version}"{clock}}}"#))
 }
 
 #[cfg(test)]

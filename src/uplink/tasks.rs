@@ -11,7 +11,7 @@ use super::inbound::Receipt;
 use crate::health::chain;
 use crate::intake::{AcceptError, Intake, Ticket};
 use crate::message::Message;
-use crate::queue::{AppendError, Change, Inlet, Once, Outlet, Queued, Restored};
+use crate::queue::{AppendError, Change, Inlet, Lane, Once, Outlet, Queued, Restored, Wanted};
 
 /// Pause before the store is asked again after it failed.
 const RESTORE_AGAIN: Duration = Duration::from_secs(1);
@@ -26,14 +26,21 @@ pub enum Order {
     Commit(Vec<Change>),
     /// Read the durable state.
     Restore,
+    /// Whether messages may be held in memory for the cloud.
+    Live(bool),
     /// Get rows.
     Fetch {
         /// Another one than before: from the oldest row again.
         round: u64,
-        /// At most so many.
-        count: usize,
-        /// At most so many bytes.
-        bytes: usize,
+        /// How many.
+        wanted: Wanted,
+    },
+    /// Get rows of the live lane.
+    FetchLive {
+        /// It begins now: what is in the queue is backlog.
+        begins: bool,
+        /// How many.
+        wanted: Wanted,
     },
 }
 
@@ -80,8 +87,10 @@ pub enum Report {
     Committed(Result<(), AppendError>),
     /// The durable state.
     Restored(Restored),
-    /// Rows, at least one, of this round.
+    /// Rows of this round.
     Rows(u64, Vec<Queued>),
+    /// Rows of the live lane.
+    LiveRows(Vec<Queued>),
     /// The intake has the command, or not.
     Submitted(Receipt, Result<(), Unaccepted>),
     /// The id is forgotten; whether it was known.
@@ -92,8 +101,9 @@ pub enum Report {
 
 /// Carries out orders until there are no more to come.
 pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, reports: mpsc::Sender<Report>) {
-    let mut wanted: Option<(usize, usize)> = None;
+    let mut wanted = None;
     let mut reading = 0;
+    let mut live = Live::None;
     loop {
         let report = tokio::select! {
             // Commits first: they free the window, and rows are fetched ahead.
@@ -102,24 +112,36 @@ pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, r
                 None => return,
                 Some(Order::Commit(changes)) => Report::Committed(outlet.commit(changes).await),
                 Some(Order::Restore) => {
-                    wanted = None;
+                    (wanted, live) = (None, live.forgotten());
                     match restore(&mut outlet).await {
                         Some(restored) => Report::Restored(restored),
                         None => Report::QueueStopped,
                     }
                 }
-                Some(Order::Fetch { round, count, bytes }) => {
+                Some(Order::Live(is_live)) => match outlet.set_live(is_live).await {
+                    Ok(()) => continue,
+                    Err(_stopped) => Report::QueueStopped,
+                },
+                Some(Order::FetchLive { begins, wanted }) => {
+                    live = if begins { Live::Begins(wanted) } else { Live::Wanted(wanted) };
+                    continue;
+                }
+                Some(Order::Fetch { round, wanted: more }) => {
                     if std::mem::replace(&mut reading, round) != round {
                         outlet.rewind();
                     }
-                    wanted = Some((count, bytes));
+                    wanted = Some(more);
                     continue;
                 }
             },
-            rows = next(&mut outlet, wanted) => match rows {
-                Ok(rows) => {
+            rows = next(&mut outlet, wanted, &mut live) => match rows {
+                Ok((Lane::Backlog, rows)) => {
                     wanted = None;
                     Report::Rows(reading, rows)
+                }
+                Ok((Lane::Live, rows)) => {
+                    live = Live::Read;
+                    Report::LiveRows(rows)
                 }
                 Err(AppendError::Stopped) => Report::QueueStopped,
                 Err(_failed) => {
@@ -135,10 +157,42 @@ pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, r
     }
 }
 
-async fn next(outlet: &mut Outlet, wanted: Option<(usize, usize)>) -> Result<Vec<Queued>, AppendError> {
-    match wanted {
-        Some((count, bytes)) => outlet.next(count, bytes).await,
-        None => std::future::pending().await,
+/// What is known of the live lane.
+#[derive(Clone, Copy)]
+enum Live {
+    /// There is none: what goes first is the oldest.
+    None,
+    /// It is to begin with this.
+    Begins(Wanted),
+    /// This is asked of it.
+    Wanted(Wanted),
+    /// Nothing is asked of it.
+    Read,
+}
+
+impl Live {
+    fn forgotten(self) -> Live {
+        if matches!(self, Live::None) { Live::None } else { Live::Read }
+    }
+}
+
+async fn next(
+    outlet: &mut Outlet,
+    wanted: Option<Wanted>,
+    live: &mut Live,
+) -> Result<(Lane, Vec<Queued>), AppendError> {
+    if let Live::Begins(more) = *live {
+        outlet.mark_live().await?;
+        *live = Live::Wanted(more);
+    }
+    match (*live, wanted) {
+        (Live::None, Some(Wanted { count, bytes, waits })) => {
+            let rows = if waits { outlet.next(count, bytes).await } else { outlet.next_now(count, bytes).await };
+            Ok((Lane::Backlog, rows?))
+        }
+        (Live::None | Live::Read, None) => std::future::pending().await,
+        (Live::Wanted(more), wanted) => outlet.next_of(wanted, Some(more)).await,
+        (_, wanted) => outlet.next_of(wanted, None).await,
     }
 }
 

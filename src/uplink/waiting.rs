@@ -34,6 +34,9 @@ const BEHIND_EACH_MAX: usize = 64;
 /// First pause after which refused rows that were let go of are asked for again.
 const REWIND_FIRST: Duration = Duration::from_secs(30);
 
+/// Live first, after so many rows of the live lane one of the backlog goes.
+const LIVE_IN_A_ROW: u32 = 4;
+
 /// A row on its way: the row, and how often the cloud refused it for the moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attempt {
@@ -125,12 +128,17 @@ struct Behind {
 #[derive(Debug, Default)]
 pub struct Waiting {
     ready: VecDeque<Attempt>,
+    /// The same of the live lane, which is only there where it goes first.
+    live: VecDeque<Attempt>,
+    /// How many of those have left since the last one of the backlog.
+    live_in_a_row: u32,
     /// By when they may go, then by place.
     again: BTreeMap<(Duration, Sequence), Attempt>,
     held: HashMap<Topic, Hold>,
     /// Topics of strict rules with a row under way.
     strict: HashMap<Topic, Behind>,
     ready_load: Load,
+    live_load: Load,
     again_load: Load,
     held_load: Load,
     behind_load: Load,
@@ -153,6 +161,16 @@ impl Waiting {
     /// The memory that these hold, roughly.
     pub fn ahead_bytes(&self) -> usize {
         self.ready_load.bytes
+    }
+
+    /// The same of the live lane.
+    pub fn live(&self) -> usize {
+        self.live.len()
+    }
+
+    /// The memory that these hold, roughly.
+    pub fn live_bytes(&self) -> usize {
+        self.live_load.bytes
     }
 
     /// Rows that wait for something else.
@@ -189,6 +207,12 @@ impl Waiting {
     pub fn push(&mut self, row: Queued) {
         self.ready_load.add(&row);
         self.ready.push_back(Attempt::first(row));
+    }
+
+    /// A row of the live lane, behind all of it that came before.
+    pub fn push_live(&mut self, row: Queued) {
+        self.live_load.add(&row);
+        self.live.push_back(Attempt::first(row));
     }
 
     /// A row that was taken and did not leave after all, or must go again without its being at fault.
@@ -249,6 +273,12 @@ impl Waiting {
     /// Whether messages of the topic wait because the cloud does not allow them.
     pub fn is_held(&self, topic: &Topic) -> bool {
         self.held.contains_key(topic)
+    }
+
+    /// The oldest of the rows that wait for nothing but room in the window, if `take` would come to it.
+    pub fn first_ready(&self, now: Duration) -> Option<Sequence> {
+        let first = self.ready.front().filter(|_| now >= self.paused_until && !self.must_rewind)?;
+        Some(first.row.sequence)
     }
 
     /// The next row that may leave at `now`.
@@ -356,6 +386,20 @@ impl Waiting {
         Some(attempt)
     }
 
+    /// The next of both lanes: the live one first, but so that the backlog never stands still.
+    fn next_ready(&mut self) -> Option<Attempt> {
+        let is_live = self.ready.is_empty() || self.live_in_a_row < LIVE_IN_A_ROW;
+        if is_live && let Some(attempt) = self.live.pop_front() {
+            self.live_load.subtract(&attempt.row);
+            self.live_in_a_row += u32::from(!self.ready.is_empty());
+            return Some(attempt);
+        }
+        self.live_in_a_row = 0;
+        let attempt = self.ready.pop_front()?;
+        self.ready_load.subtract(&attempt.row);
+        Some(attempt)
+    }
+
     /// The next fresh row that no strict topic holds up.
     fn take_ready(&mut self) -> Option<Attempt> {
         // Older rows of the same topics are on their way.
@@ -363,8 +407,7 @@ impl Waiting {
             return None;
         }
         loop {
-            let attempt = self.ready.pop_front()?;
-            self.ready_load.subtract(&attempt.row);
+            let attempt = self.next_ready()?;
             if !attempt.row.strict_order {
                 return Some(attempt);
             }

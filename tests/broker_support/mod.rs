@@ -100,6 +100,7 @@ impl Gateway {
             bytes_max: NonZeroU64::new(options.bytes_max).unwrap(),
             age_max: None,
             when_full: options.when_full,
+            hold: None,
             streams,
             clock: clock.clone(),
             health: health.clone(),

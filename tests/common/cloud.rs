@@ -19,6 +19,7 @@ pub struct Mosquitto {
     /// The port with TLS, where there is one.
     pub tls_port: Option<u16>,
     access: Access,
+    more: String,
     process: Option<Process>,
 }
 
@@ -45,7 +46,13 @@ impl Mosquitto {
         let folder = folder.join("mosquitto");
         fs::create_dir_all(&folder).unwrap();
         let tls_port = matches!(access, Access::Tls { .. }).then(port::free);
-        Mosquitto { folder, port: port::free(), tls_port, access, process: None }
+        Mosquitto { folder, port: port::free(), tls_port, access, more: String::new(), process: None }
+    }
+
+    /// Adds a line to its configuration from the next start on.
+    pub fn configure(&mut self, line: &str) {
+        self.more += line;
+        self.more.push('\n');
     }
 
     /// Starts it with what it has kept, and waits until this very process listens.
@@ -107,6 +114,7 @@ impl Mosquitto {
                 text += &format!("allow_anonymous false\npassword_file {}\n", file.display());
             }
         }
+        text += &self.more;
         text += &format!("listener {} 127.0.0.1\n", self.port);
         if let (Access::Tls { certificates, asks_for_client }, Some(tls_port)) = (&self.access, self.tls_port) {
             let Certificates { ca, server_cert, server_key, .. } = certificates;

@@ -24,7 +24,9 @@ pub struct Gateway {
     /// Where local clients connect.
     pub port: u16,
     tables: String,
+    clock: String,
     tracer: Vec<String>,
+    launcher: Vec<String>,
     process: Option<Process>,
     earlier_log: Vec<String>,
 }
@@ -48,7 +50,9 @@ impl Gateway {
             folder,
             port: port::free(),
             tables: tables.to_owned(),
+            clock: "clock = \"trust\"".to_owned(),
             tracer: Vec::new(),
+            launcher: Vec::new(),
             process: None,
             earlier_log: Vec::new(),
         }
@@ -64,6 +68,16 @@ impl Gateway {
     /// Runs it under another program from the next start on, for example strace.
     pub fn set_tracer(&mut self, tracer: &[&str]) {
         self.tracer = tracer.iter().map(|word| (*word).to_owned()).collect();
+    }
+
+    /// Starts it by a program that becomes it, as a sandbox does, from the next start on.
+    pub fn set_launcher(&mut self, launcher: &[&str]) {
+        self.launcher = launcher.iter().map(|word| (*word).to_owned()).collect();
+    }
+
+    /// What it is told about its clock from the next start on: lines of `[gateway]`.
+    pub fn set_clock(&mut self, lines: &str) {
+        lines.clone_into(&mut self.clock);
     }
 
     /// Changes its configuration from the next start on.
@@ -98,21 +112,13 @@ impl Gateway {
         self.try_start(environment).unwrap_or_else(|said| panic!("the gateway did not start:\n{said}"));
     }
 
+    /// Starts it and does not wait for anything: for a fault while it starts.
+    pub fn spawn(&mut self) {
+        self.process = Some(self.spawned(&[]));
+    }
+
     fn try_start(&mut self, environment: &[(&str, &str)]) -> Result<(), String> {
-        assert!(self.process.is_none(), "the gateway runs already");
-        fs::create_dir_all(self.state_dir()).unwrap();
-        let text = format!(
-            "[gateway]\nid = \"{ID}\"\nstate_dir = \"{}\"\nclock = \"trust\"\n\n[broker.listener.local]\nbind = \"127.0.0.1:{}\"\n\n{}",
-            self.state_dir().display(),
-            self.port,
-            self.tables
-        );
-        fs::write(self.config_path(), text).unwrap();
-        let mut words = self.tracer.clone();
-        words.push(PROGRAM.to_owned());
-        words.extend(["run".to_owned(), "--config".to_owned(), self.config_path().display().to_string()]);
-        let program = words.remove(0);
-        let mut process = Process::start_with("gateway", program, &words, environment);
+        let mut process = self.spawned(environment);
         let is_traced = !self.tracer.is_empty();
         let port = self.port;
         let ready = wait_until(PATIENCE, "the gateway listens for local clients", || {
@@ -128,6 +134,24 @@ impl Gateway {
         ready?;
         self.process = Some(process);
         Ok(())
+    }
+
+    fn spawned(&self, environment: &[(&str, &str)]) -> Process {
+        assert!(self.process.is_none(), "the gateway runs already");
+        fs::create_dir_all(self.state_dir()).unwrap();
+        let text = format!(
+            "[gateway]\nid = \"{ID}\"\nstate_dir = \"{}\"\n{}\n\n[broker.listener.local]\nbind = \"127.0.0.1:{}\"\n\n{}",
+            self.state_dir().display(),
+            self.clock,
+            self.port,
+            self.tables
+        );
+        fs::write(self.config_path(), text).unwrap();
+        let mut words = [self.tracer.clone(), self.launcher.clone()].concat();
+        words.push(PROGRAM.to_owned());
+        words.extend(["run".to_owned(), "--config".to_owned(), self.config_path().display().to_string()]);
+        let program = words.remove(0);
+        Process::start_with("gateway", program, &words, environment)
     }
 
     /// SIGKILL: no destructor, no checkpoint, no goodbye.
@@ -167,9 +191,23 @@ impl Gateway {
         self.process.as_mut().expect("the gateway was started").status()
     }
 
+    /// Waits until it has ended by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("the gateway was started");
+        let status = process.wait(PATIENCE);
+        self.keep_log(&process);
+        status
+    }
+
     /// The process id.
     pub fn id(&self) -> u32 {
         self.process.as_ref().expect("the gateway runs").id()
+    }
+
+    /// The process id of the program itself, also under a tracer; nothing while the tracer has not started it yet.
+    pub fn program_id(&self) -> Option<u32> {
+        let process = self.process.as_ref().expect("the gateway runs");
+        if self.tracer.is_empty() { Some(process.id()) } else { process.first_child_id() }
     }
 
     /// What it wrote to standard error, over all its starts.

@@ -42,7 +42,13 @@ impl RawClient {
     }
 
     fn connected_with(port: u16, version: Version, client_id: &str, will: Option<&str>) -> RawClient {
-        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        RawClient::try_connected(port, version, client_id, will)
+            .unwrap_or_else(|heard| panic!("CONNECT of {client_id} was answered by {heard:?}"))
+    }
+
+    /// The same, where it may be that nobody is there or that the answer is no.
+    pub fn try_connected(port: u16, version: Version, client_id: &str, will: Option<&str>) -> Result<RawClient, Heard> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).map_err(|_| Heard::Closed)?;
         stream.set_nodelay(true).unwrap();
         let mut client = RawClient { stream, version };
         let mut body = vec![0, 4];
@@ -59,8 +65,8 @@ impl RawClient {
         }
         client.send(&packet(0x10, &body));
         match client.hear(Duration::from_secs(20)) {
-            Heard::Packet(0x20, body) if body.get(1) == Some(&0) => client,
-            other => panic!("CONNECT of {client_id} was answered by {other:?}"),
+            Heard::Packet(0x20, body) if body.get(1) == Some(&0) => Ok(client),
+            other => Err(other),
         }
     }
 

@@ -2,12 +2,16 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 /// Passes connections on to a loopback port for the life of the test process.
 pub struct Relay {
     /// Where it listens.
     pub port: u16,
+    is_cut: Arc<AtomicBool>,
 }
 
 impl Relay {
@@ -15,22 +19,38 @@ impl Relay {
     pub fn started(address: &str, target: u16) -> Relay {
         let listener = TcpListener::bind((address, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
+        let is_cut = Arc::new(AtomicBool::new(false));
+        let cut = is_cut.clone();
         // It ends with the test process: nothing of it outlives that.
         thread::spawn(move || {
             for near in listener.incoming().filter_map(Result::ok) {
                 let Ok(far) = TcpStream::connect(("127.0.0.1", target)) else { continue };
                 let (near_back, far_back) = (near.try_clone().unwrap(), far.try_clone().unwrap());
-                thread::spawn(move || pass(near, far));
-                thread::spawn(move || pass(far_back, near_back));
+                let (there, back) = (cut.clone(), cut.clone());
+                thread::spawn(move || pass(near, far, &there));
+                thread::spawn(move || pass(far_back, near_back, &back));
             }
         });
-        Relay { port }
+        Relay { port, is_cut }
+    }
+
+    /// From now on nothing arrives, and nobody is told: bytes stay on the way, new connections are not answered.
+    pub fn cut(&self) {
+        self.is_cut.store(true, Ordering::SeqCst);
+    }
+
+    /// The line is back.
+    pub fn restore(&self) {
+        self.is_cut.store(false, Ordering::SeqCst);
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream) {
+fn pass(mut from: TcpStream, mut to: TcpStream, is_cut: &AtomicBool) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(count) = from.read(&mut buffer) {
+        while is_cut.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(20));
+        }
         if count == 0 || to.write_all(&buffer[..count]).is_err() {
             break;
         }

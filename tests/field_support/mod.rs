@@ -129,11 +129,13 @@ pub fn empty() -> Config {
             id_source: "the test",
             state_dir: "/nonexistent".into(),
             clock: ClockSource::Trusted,
+            clock_mark: None,
         },
         queue: QueueConfig {
             bytes_max: NonZeroU64::new(1 << 20).unwrap(),
             age_max: None,
             when_full: WhenFull::DropOldest,
+            hold: None,
         },
         broker: BrokerConfig { listeners: BTreeMap::new() },
         uplinks: BTreeMap::new(),

@@ -19,10 +19,12 @@ use super::random::Random;
 
 /// The long form's minutes when all get what they need, by test. Other minutes are shared in the same proportion.
 const SHARES: &[(&str, u32)] = &[
-    ("kills", 60),
+    ("kills", 40),
+    ("kills_controls", 20),
     ("trace", 10),
     ("soak", 120),
     ("power_cuts", 45),
+    ("failed_writes", 8),
     ("call_faults", 20),
     ("disks", 10),
     ("stores", 20),
@@ -106,8 +108,9 @@ impl Iterator for Budget {
 impl Drop for Case {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let (name, seed) = (self.name, self.seed);
-            eprintln!("to repeat it: TIDEGATE_SEED={seed} cargo test --test torture {name} -- --nocapture");
+            let thread = std::thread::current();
+            let test = thread.name().filter(|name| name.contains("::")).unwrap_or(self.name);
+            eprintln!("to repeat it: TIDEGATE_SEED={} cargo test --test torture {test} -- --nocapture", self.seed);
         }
     }
 }

@@ -9,7 +9,29 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../uplink_model/mod.rs"]
+mod uplink_model;
+#[path = "../uplink_support/mod.rs"]
+mod uplink_support;
 
+mod balance;
 mod budget;
+mod call_faults;
+mod clock;
+mod disks;
+mod kills;
+mod ledger;
+mod line;
+mod log_disk;
+mod models;
+mod mounts;
+mod network;
+mod numbers;
+mod power_cuts;
+mod publisher;
 mod random;
+mod soak;
+mod stand_in;
 mod stores;
+mod subject;
+mod trace;

@@ -44,6 +44,7 @@ fn settings(dir: &Path, health: &Health) -> QueueSettings {
         bytes_max: NonZeroU64::new(64 << 20).unwrap(),
         age_max: None,
         when_full: WhenFull::Refuse,
+        hold: None,
         streams: vec![StreamSpec { name: Arc::from("cloud"), rules: vec![rule], own_topic: None }],
         clock: Clock::new(ClockSource::Trusted),
         health: health.clone(),

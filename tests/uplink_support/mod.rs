@@ -1,5 +1,7 @@
 //! A cloud broker for tests: speaks both versions by our own codec, keeps a session, and misbehaves when told to.
 
+#![allow(dead_code, reason = "each test file uses its own part of this")]
+
 use std::collections::BTreeSet;
 use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex};
@@ -11,6 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+
+pub mod delayed;
+pub mod gateway;
+pub mod wild;
 
 /// How the cloud behaves.
 #[derive(Debug, Clone, Copy, Default)]
@@ -66,10 +72,18 @@ impl FakeCloud {
         let mut tasks = JoinSet::new();
         let shared = seen.clone();
         tasks.spawn(async move {
+            let mut next = None;
             loop {
-                let (stream, _) = listener.accept().await.unwrap();
+                let stream: TcpStream = match next.take() {
+                    Some(stream) => stream,
+                    None => listener.accept().await.unwrap().0,
+                };
                 stream.set_nodelay(true).unwrap();
-                serve(stream, &shared, &mut sayings).await;
+                tokio::select! {
+                    () = serve(stream, &shared, &mut sayings) => {}
+                    // The one client came again: its old connection, which may be half open, is void.
+                    accepted = listener.accept() => next = Some(accepted.unwrap().0),
+                }
             }
         });
         FakeCloud { port, seen, say, _tasks: tasks }

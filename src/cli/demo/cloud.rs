@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::tally::{ID_PROPERTY, Tally};
+use crate::cli::tally::{ID_PROPERTY, Tally};
 use crate::message::Qos;
 use crate::mqtt::{
     Ack, Connack, Connect, DecodeError, Decoder, Disconnect, EncodeError, Encoder, Packet, PacketId, Publish,
@@ -290,9 +290,9 @@ pub(super) async fn wait_until(limit: Duration, every: Duration, mut reached: im
 
 #[cfg(test)]
 mod tests {
-    use super::super::publisher::{Order, Publisher};
-    use super::super::tally::Count;
     use super::*;
+    use crate::cli::publisher::{Order, Publisher, Sent};
+    use crate::cli::tally::Count;
     use crate::message::{Properties, Topic};
     use bytes::Bytes;
 
@@ -324,7 +324,15 @@ mod tests {
         let mut tasks = JoinSet::new();
         tasks.spawn(cloud.clone().run(listener));
         let publishing = publisher.clone();
-        tasks.spawn(async move { publishing.run(address, "plant/x").await.map_err(io::Error::other) });
+        let sent = Sent {
+            client_id: "press".to_owned(),
+            topic: Topic::new("plant/x").unwrap(),
+            members: "\"x\":1".to_owned(),
+        };
+        tasks.spawn(async move {
+            publishing.run(address, sent).await;
+            Ok(())
+        });
 
         let first = publisher.order(Order::Burst { end: 500 });
         assert!(wait_until(DEADLINE, LOOK, || publisher.record(|record| record.is_at_rest())).await);

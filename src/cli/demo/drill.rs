@@ -8,9 +8,9 @@ use tokio::time::{Instant, sleep};
 use super::cloud::{Cloud, wait_until};
 use super::line::Line;
 use super::process::{ProcessError, Program};
-use super::publisher::{Order, Publisher};
 use super::scene::{Drill, Outcome, Progress, Scene};
-use super::tally::Count;
+use crate::cli::publisher::{Order, Publisher};
+use crate::cli::tally::Count;
 
 /// Messages a second from the local publisher.
 const PER_SECOND: u32 = 200;

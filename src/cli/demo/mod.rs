@@ -18,13 +18,9 @@ use self::stand::{Report, Stand, StandError, Subject};
 use super::{Exit, block_on};
 use crate::health::chain;
 
-mod tally;
-
 mod cloud;
 
 mod line;
-
-mod publisher;
 
 mod process;
 
@@ -158,7 +154,7 @@ async fn demo(mosquitto: Option<&Path>, forever: bool) -> Result<Exit, DemoError
 fn conclude(report: &Report, beside: Option<&Report>) -> Exit {
     print(&format!("\n{}", report.table()));
     if let Some(beside) = beside {
-        print(&format!("\n{}", beside.table()));
+        print(&format!("\n{}", report.side_by_side(beside)));
     }
     let lost = report.losses();
     if lost == 0 {

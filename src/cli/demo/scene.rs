@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::tally::{Count, DeviceCount};
+use crate::cli::tally::{Count, DeviceCount};
 
 /// The three drills, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

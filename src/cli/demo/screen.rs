@@ -11,10 +11,11 @@ use rustix::termios::tcgetwinsize;
 use super::cloud::Cloud;
 use super::line::Line;
 use super::plant::{DEAD_UNIT, NEIGHBOURS, POLL_MS};
-use super::publisher::Publisher;
 use super::scene::{Drill, Outcome, Progress, Scene, View};
-use super::table::{COUNTED_BY, grouped};
-use super::tally::{Count, DeviceCount};
+use super::table::COUNTED_BY;
+use crate::cli::publisher::Publisher;
+use crate::cli::tally::{Count, DeviceCount};
+use crate::cli::words::grouped;
 
 /// Ten times a second.
 pub(super) const REDRAW: Duration = Duration::from_millis(100);

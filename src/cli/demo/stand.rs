@@ -14,11 +14,12 @@ use super::drill::{DrillError, Rig};
 use super::line::Line;
 use super::plant::{Plant, TOPIC};
 use super::process::{ProcessError, Program, TemporaryDirectory, free_address};
-use super::publisher::{Order, Publisher};
 use super::scene::{Drill, Field, Outcome, Scene};
 use super::screen::{REDRAW, Screen, Watched, result};
 use super::{mosquitto, table};
+use crate::cli::publisher::{Order, Publisher, Sent};
 use crate::field::simulate::SimulateError;
+use crate::message::Topic;
 
 /// Readings of the last moments are on their way when the last drill ends.
 const LAST_READINGS: Duration = Duration::from_secs(3);
@@ -54,7 +55,6 @@ pub(super) struct Report {
     title: String,
     outcomes: Vec<Outcome>,
     field: Option<Field>,
-    has_ids: bool,
 }
 
 /// Why there is no result.
@@ -148,9 +148,14 @@ impl Stand {
         let (ground, way, sender) = (cloud.clone(), line.clone(), publisher.clone());
         parts.spawn(async move { ground.run(cloud_listener).await.map_err(StandError::Listen) });
         parts.spawn(async move { way.run(line_listener, cloud_address).await.map_err(StandError::Listen) });
+        let sent = Sent {
+            client_id: "demo-press".to_owned(),
+            topic: Topic::new(TOPIC).map_err(|_| StandError::Part { part: "the local sender" })?,
+            members: r#""machine":"press-3","force_kn":412.5"#.to_owned(),
+        };
         parts.spawn(async move {
-            let part = "the local sender";
-            sender.run(broker, TOPIC).await.map_err(|_| StandError::Part { part })
+            sender.run(broker, sent).await;
+            Ok(())
         });
         let scene = Scene::new(name, matches!(subject, Subject::Gateway), began);
         let rig = Rig { cloud, line, publisher, program, scene };
@@ -200,10 +205,7 @@ impl Stand {
         };
         screen.draw(&watched);
         match drilled {
-            Ok((outcomes, field)) => {
-                let has_ids = matches!(self.subject, Subject::Gateway);
-                Ok(Report { title: self.title.clone(), outcomes, field, has_ids })
-            }
+            Ok((outcomes, field)) => Ok(Report { title: self.title.clone(), outcomes, field }),
             Err(source) => Err(StandError::Drill {
                 source,
                 last_words: self.rig.program.last_words(),
@@ -241,7 +243,12 @@ impl Stand {
 impl Report {
     /// As the last screen shows it.
     pub(super) fn table(&self) -> String {
-        table::table(&self.title, &self.outcomes, self.field.as_ref(), self.has_ids)
+        table::table(&self.title, &self.outcomes, self.field.as_ref())
+    }
+
+    /// With that of another subject, a column for each.
+    pub(super) fn side_by_side(&self, other: &Report) -> String {
+        table::side_by_side([&self.title, &other.title], [&self.outcomes, &other.outcomes])
     }
 
     /// What was acknowledged, or read, and did not arrive.

@@ -1,8 +1,11 @@
 //! The last screen: what was acknowledged, what arrived, what was lost. Pure.
 
+use std::time::Duration;
+
 use super::plant::{DEAD_UNIT, NEIGHBOURS, POLL_MS};
-use super::scene::{Field, Outcome};
-use super::tally::DeviceCount;
+use super::scene::{Drill, Field, Outcome};
+use crate::cli::tally::DeviceCount;
+use crate::cli::words::grouped;
 
 /// A neighbour keeps its interval when its median is at most this many percent of what was asked.
 const KEPT_PERCENT: u32 = 120;
@@ -11,10 +14,32 @@ const KEPT_PERCENT: u32 = 120;
 pub(super) const COUNTED_BY: &str = "Counted by the cloud from message ids, not by the gateway.";
 
 /// The same for a bridge, which gives its messages no ids.
-const COUNTED_BY_NUMBERS: &str = "Counted by the cloud from the sender's numbers: a bridge gives no message ids.";
+const COUNTED_BY_NUMBERS: &str = "The bridge's are counted from the sender's numbers: it gives no message ids.";
+
+/// One subject beside another, a column for each.
+pub(super) fn side_by_side(titles: [&str; 2], outcomes: [&[Outcome]; 2]) -> String {
+    let rule = "-".repeat(79);
+    let [left, right] = titles;
+    let mut text = format!("{:31} {left:>20} {right:>26}\n{rule}\n", "");
+    for drill in Drill::ALL {
+        let [left, right] = outcomes.map(|outcomes| outcomes.iter().find(|outcome| outcome.drill == drill));
+        text.push_str(&format!("{}\n", drill.name()));
+        let mut row = |what: &str, value: fn(&Outcome) -> String| {
+            let [left, right] = [left, right].map(|outcome| outcome.map_or_else(|| "-".to_owned(), value));
+            text.push_str(&format!("  {what:29} {left:>20} {right:>26}\n"));
+        };
+        row("acknowledged to the sender", |outcome| grouped(outcome.count.acknowledged));
+        row("received by the cloud", |outcome| grouped(outcome.count.received));
+        row("lost", |outcome| grouped(outcome.count.lost()));
+        row("repeated", |outcome| grouped(outcome.count.repeated));
+        row("seconds to catch up", |outcome| seconds(outcome.catch_up));
+    }
+    text.push_str(&format!("{rule}\n{COUNTED_BY}\n{COUNTED_BY_NUMBERS}\n"));
+    text
+}
 
 /// The table of one subject, with its heading.
-pub(super) fn table(subject: &str, outcomes: &[Outcome], field: Option<&Field>, has_ids: bool) -> String {
+pub(super) fn table(subject: &str, outcomes: &[Outcome], field: Option<&Field>) -> String {
     let mut text = String::new();
     let rule = "-".repeat(79);
     text.push_str(&format!(
@@ -33,7 +58,6 @@ pub(super) fn table(subject: &str, outcomes: &[Outcome], field: Option<&Field>, 
         "seconds",
     ));
     for Outcome { drill, count, catch_up } in outcomes {
-        let seconds = catch_up.map_or_else(|| "never".to_owned(), |time| format!("{:.1}", time.as_secs_f64()));
         text.push_str(&format!(
             "{:31} {:>12} {:>9} {:>6} {:>8}  {:>8}\n",
             drill.name(),
@@ -41,7 +65,7 @@ pub(super) fn table(subject: &str, outcomes: &[Outcome], field: Option<&Field>, 
             grouped(count.received),
             grouped(count.lost()),
             grouped(count.repeated),
-            seconds,
+            seconds(*catch_up),
         ));
     }
     if let Some(field) = field {
@@ -56,8 +80,7 @@ pub(super) fn table(subject: &str, outcomes: &[Outcome], field: Option<&Field>, 
             "-",
         ));
     }
-    let counted_by = if has_ids { COUNTED_BY } else { COUNTED_BY_NUMBERS };
-    text.push_str(&format!("{rule}\n{counted_by}\n"));
+    text.push_str(&format!("{rule}\n{COUNTED_BY}\n"));
     let again: u64 = outcomes.iter().map(|outcome| outcome.count.sent_again).sum();
     if again > 0 {
         text.push_str(&format!(
@@ -76,6 +99,10 @@ pub(super) fn table(subject: &str, outcomes: &[Outcome], field: Option<&Field>, 
         }
     }
     text
+}
+
+fn seconds(catch_up: Option<Duration>) -> String {
+    catch_up.map_or_else(|| "never".to_owned(), |time| format!("{:.1}", time.as_secs_f64()))
 }
 
 /// Messages that were acknowledged and did not arrive, and readings that are missing.
@@ -99,25 +126,10 @@ pub(super) fn neighbours(field: &Field) -> String {
     )
 }
 
-/// `1234567` → `1,234,567`
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::scene::Drill;
-    use super::super::tally::Count;
     use super::*;
-    use std::time::Duration;
+    use crate::cli::tally::Count;
 
     fn field(interval_ms: u32) -> Field {
         let device = |name: &str| DeviceCount {
@@ -141,7 +153,7 @@ mod tests {
             .into_iter()
             .map(|drill| Outcome { drill, count, catch_up: Some(Duration::from_millis(1234)) })
             .collect();
-        let text = table("tidegate", &outcomes, Some(&field(510)), true);
+        let text = table("tidegate", &outcomes, Some(&field(510)));
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{line}");
         }
@@ -153,7 +165,21 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_grouped() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    fn two_subjects_stand_in_a_column_each_and_what_never_came_is_shown() {
+        let outcome = |drill, received, catch_up| Outcome {
+            drill,
+            count: Count { acknowledged: 2000, received, repeated: 0, sent_again: 0 },
+            catch_up,
+        };
+        let ours = Drill::ALL.map(|drill| outcome(drill, 2000, Some(Duration::from_millis(900))));
+        let theirs = [outcome(Drill::Cut, 1000, Some(Duration::from_secs(4))), outcome(Drill::KillInOutage, 0, None)];
+        let text = side_by_side(["tidegate", "mosquitto"], [&ours, &theirs]);
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+        let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        let lost: Vec<_> = rows.iter().filter(|row| row[0] == "lost").map(|row| (row[1], row[2])).collect();
+        assert_eq!(lost, [("0", "1,000"), ("0", "2,000"), ("0", "-")], "{text}");
+        assert!(rows.iter().any(|row| row.ends_with(&["0.9", "never"])), "{text}");
     }
 }

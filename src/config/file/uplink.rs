@@ -8,7 +8,7 @@ use super::super::tree::{Spot, Tree};
 use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
 use super::super::{
-    Endpoint, ForwardRule, Pace, Protocol, ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, check, keys,
+    DrainOrder, Endpoint, ForwardRule, Pace, Protocol, ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, check, keys,
 };
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
 use crate::message::{Filter, Topic};
@@ -49,7 +49,12 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         _ => window,
     };
     let reconnect = reconnect(walk, &reader);
-    let drain = reader.choice(walk, "drain", &[("oldest-first", ())], &["live-first"]);
+    let drain = reader.choice(
+        walk,
+        "drain",
+        &[("oldest-first", DrainOrder::OldestFirst), ("live-first", DrainOrder::LiveFirst)],
+        &[],
+    );
     let pace = pace(walk, &reader);
     let link = reader.choice(walk, "link", &[("normal", ())], &["metered"]);
     let own_topic = own_topic(walk, &reader, words);
@@ -67,7 +72,6 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             return None;
         }
         profile?;
-        drain?;
         link?;
         Some(UplinkConfig {
             endpoints: endpoints.as_ref()?.iter().map(|at| at.value.clone()).collect(),
@@ -83,6 +87,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             session_expiry: session_expiry?,
             window: NonZeroU16::new(u16::try_from(window?.value).ok()?)?,
             reconnect: reconnect?,
+            drain: drain?.value,
             pace: pace?,
             own_topic: own_topic?,
             forward: match forward.is_empty() {

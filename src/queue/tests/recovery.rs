@@ -80,6 +80,8 @@ async fn q1_what_is_committed_is_answered_even_if_the_gauges_cannot_be_read() {
     let mut rig = Rig::start(settings(dir.path()));
     let outcomes = rig.append_all((0..60).map(|number| numbered(number, 100_000))).await;
     let place = |index: usize| delivered(stored(outcomes[index].as_ref().unwrap()));
+    let rows = rig.outlet("cloud").next(2, 1 << 20).await.unwrap();
+    assert_eq!(rows.len(), 2);
     // What settling needs is in the page cache then.
     rig.outlet("cloud").commit(vec![place(0)]).await.unwrap();
     write_over(dir.path());

@@ -1,6 +1,6 @@
 //! The local publisher: one MQTT 5 client of the gateway that sends numbered messages at QoS 1.
 //!
-//! It writes down which numbers were acknowledged to it; nothing else in the demo decides that. After a lost
+//! It writes down which numbers were acknowledged to it; nothing else in a drill decides that. After a lost
 //! connection it sends again what was not acknowledged, as any client with a clean session must.
 
 use std::collections::{HashMap, VecDeque};
@@ -16,7 +16,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::tally;
-use crate::message::{Properties, Qos, Topic, TopicError};
+use crate::health::chain;
+use crate::message::{Properties, Qos, Topic};
 use crate::mqtt::{Connect, DecodeError, Decoder, EncodeError, Encoder, Packet, PacketId, Publish, Version};
 
 /// Unacknowledged messages at most.
@@ -55,6 +56,17 @@ pub(super) enum Order {
 #[derive(Debug, Clone)]
 pub(super) struct Publisher(Arc<Mutex<Record>>);
 
+/// What it sends, and as whom.
+#[derive(Debug, Clone)]
+pub(super) struct Sent {
+    /// Client id at the gateway.
+    pub(super) client_id: String,
+    /// Local topic.
+    pub(super) topic: Topic,
+    /// Members of the JSON object that follow the number.
+    pub(super) members: String,
+}
+
 /// What was sent and what was acknowledged, by number.
 #[derive(Debug)]
 pub(super) struct Record {
@@ -67,6 +79,7 @@ pub(super) struct Record {
     base: u64,
     connected: bool,
     fault: Option<String>,
+    connections: u64,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -104,6 +117,7 @@ impl Default for Publisher {
             base: 0,
             connected: false,
             fault: None,
+            connections: 0,
         })))
     }
 }
@@ -123,12 +137,21 @@ impl Publisher {
         look(&mut self.lock())
     }
 
-    /// Publishes to `topic` at `gateway` until it is dropped.
-    pub(super) async fn run(self, gateway: SocketAddr, topic: &'static str) -> Result<(), TopicError> {
-        let topic = Topic::new(topic)?;
+    /// One that goes on from an earlier process: for each number how often it was sent, and whether it was acknowledged.
+    pub(super) fn resumed(known: impl Iterator<Item = (u32, bool)>) -> Publisher {
+        let publisher = Publisher::default();
+        publisher.record(|record| {
+            record.entries.extend(known.map(|(sends, acknowledged)| Entry { sends, acknowledged }));
+            record.acknowledged = record.entries.iter().filter(|entry| entry.acknowledged).count() as u64;
+        });
+        publisher
+    }
+
+    /// Publishes what `sent` says at `gateway` until it is dropped.
+    pub(super) async fn run(self, gateway: SocketAddr, sent: Sent) {
         loop {
-            let fault = match self.connection(gateway, &topic).await {
-                Err(error) => error.to_string(),
+            let fault = match self.connection(gateway, &sent).await {
+                Err(error) => chain(&error),
                 Ok(()) => ConnectionError::Closed.to_string(),
             };
             self.record(|record| {
@@ -144,7 +167,7 @@ impl Publisher {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn connection(&self, gateway: SocketAddr, topic: &Topic) -> Result<(), ConnectionError> {
+    async fn connection(&self, gateway: SocketAddr, sent: &Sent) -> Result<(), ConnectionError> {
         let mut stream = TcpStream::connect(gateway).await.map_err(ConnectionError::Connect)?;
         stream.set_nodelay(true).map_err(ConnectionError::Socket)?;
         let mut decoder = Decoder::from_server(Version::V5, PACKET_BYTES_MAX);
@@ -152,7 +175,7 @@ impl Publisher {
         let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
 
         encoder
-            .encode(&Packet::Connect(Box::new(Connect::new(Version::V5, "demo-press"))), &mut output)
+            .encode(&Packet::Connect(Box::new(Connect::new(Version::V5, sent.client_id.clone()))), &mut output)
             .map_err(ConnectionError::Encode)?;
         stream.write_all_buf(&mut output).await.map_err(ConnectionError::Socket)?;
         let answer = async {
@@ -198,7 +221,7 @@ impl Publisher {
                 _ = ticks.tick() => {}
             }
             while let Some((id, number)) = self.record(|record| flight.admit(record)) {
-                let packet = Packet::Publish(numbered(topic, id, number));
+                let packet = Packet::Publish(numbered(sent, id, number));
                 encoder.encode(&packet, &mut output).map_err(ConnectionError::Encode)?;
             }
             stream.write_all_buf(&mut output).await.map_err(ConnectionError::Socket)?;
@@ -232,6 +255,11 @@ impl Record {
         self.connected
     }
 
+    /// How often it has connected.
+    pub(super) fn connections(&self) -> u64 {
+        self.connections
+    }
+
     /// How its connection is, in words.
     pub(super) fn state(&self) -> &str {
         match &self.fault {
@@ -251,6 +279,7 @@ impl Record {
     /// Numbers that were sent and not acknowledged, in order: they are sent again first.
     fn connected_again(&mut self) -> VecDeque<u64> {
         self.connected = true;
+        self.connections += 1;
         let open = self.entries.iter().enumerate().filter(|(_, entry)| !entry.acknowledged);
         open.map(|(place, _)| self.base + place as u64).collect()
     }
@@ -341,8 +370,9 @@ impl Flight {
     }
 }
 
-fn numbered(topic: &Topic, id: PacketId, number: u64) -> Publish {
-    let payload = format!(r#"{{"n":{number},"machine":"press-3","strokes":{},"force_kn":412.5}}"#, number * 7);
+fn numbered(sent: &Sent, id: PacketId, number: u64) -> Publish {
+    let Sent { topic, members, .. } = sent;
+    let payload = format!(r#"{{"n":{number},{members}}}"#);
     Publish {
         // A clean session knows no earlier attempt: the flag would be wrong over a new connection (MQTT 5.0, 3.3.1.1).
         dup: false,
