@@ -48,6 +48,7 @@ use crate::health::{self, Health, LossReason};
 use crate::message::{Filter, Message, MessageId, Qos, Sequence, Topic};
 
 use opening::Past;
+use outward::Fetched;
 use worker::{Away, JOBS_MAX, Job, Reply};
 
 pub use worker::Worker;
@@ -63,6 +64,8 @@ mod removal;
 mod opening;
 
 mod rules;
+
+mod routes;
 
 mod retention;
 
@@ -225,6 +228,15 @@ impl Pending {
     pub async fn outcome(self) -> Result<Appended, AppendError> {
         self.reply.await.unwrap_or(Err(AppendError::Stopped))
     }
+
+    /// What came of it, if that is known by now; to be asked no more after it was told.
+    pub fn outcome_now(&mut self) -> Option<Result<Appended, AppendError>> {
+        match self.reply.try_recv() {
+            Ok(outcome) => Some(outcome),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(AppendError::Stopped)),
+        }
+    }
 }
 
 impl Inlet {
@@ -234,6 +246,13 @@ impl Inlet {
         let (to, reply) = oneshot::channel();
         self.jobs.send(Job::Append(submission, to)).await.map_err(|_| AppendError::Stopped)?;
         Ok(Pending { reply })
+    }
+
+    /// As `begin_append`, if the channel has room at the moment; `None`: it has to be handed over by that.
+    pub fn begin_append_now(&self, submission: Submission) -> Option<Pending> {
+        let (to, reply) = oneshot::channel();
+        self.jobs.try_send(Job::Append(submission, to)).ok()?;
+        Some(Pending { reply })
     }
 
     /// Hands a submission over and waits for the commit.
@@ -344,6 +363,28 @@ pub struct Outlet {
     /// The last sequence that was looked at. It is kept here and moves when an answer is taken, so that an answer that
     /// nobody took comes again.
     place: u64,
+    /// What was asked for and has not come: a caller that gave up and comes again with the same wish gets it.
+    asked: Option<Asked>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    count_max: usize,
+    bytes_max: usize,
+    reply: oneshot::Receiver<Result<Fetched, AppendError>>,
+}
+
+/// Changes under way.
+#[derive(Debug)]
+pub struct Committing {
+    reply: oneshot::Receiver<Result<(), AppendError>>,
+}
+
+impl Committing {
+    /// Waits for the commit. Cancel safe.
+    pub async fn outcome(&mut self) -> Result<(), AppendError> {
+        (&mut self.reply).await.unwrap_or(Err(AppendError::Stopped))
+    }
 }
 
 /// How a message is written at its way out; recorded at admission so that a resend has the same bytes.
@@ -465,23 +506,21 @@ impl Outlet {
     /// The session's durable state. Also puts the outlet's place back to the oldest row that is neither settled nor
     /// in flight at QoS 2: what was taken by `next` and is not settled comes again.
     pub async fn restore(&mut self) -> Result<Restored, AppendError> {
-        self.place = 0;
+        self.rewind();
         ask(&self.jobs, |reply| Job::Restore(self.name.clone(), reply)).await
     }
 
     /// Puts the outlet's place back to the oldest row: what was taken by `next` and is not settled comes again.
     pub fn rewind(&mut self) {
         self.place = 0;
+        self.asked = None;
     }
 
     /// The next messages in order, at least one: waits until there is one. Open gap records of the stream become
     /// messages of it here. Cancel safe: what was not returned comes with the next call.
     pub async fn next(&mut self, count_max: usize, bytes_max: usize) -> Result<Vec<Queued>, AppendError> {
         loop {
-            // Before asking: what is stored after the answer was made must wake us.
-            self.woken.borrow_and_update();
-            let (stream, after) = (self.name.clone(), self.place);
-            let fetched = ask(&self.jobs, |reply| Job::Next { stream, after, count_max, bytes_max, reply }).await?;
+            let fetched = self.fetch(count_max, bytes_max).await?;
             self.place = fetched.place;
             if !fetched.rows.is_empty() {
                 return Ok(fetched.rows);
@@ -500,9 +539,49 @@ impl Outlet {
         }
     }
 
+    /// Has the answer to the following `next` of the same wish made while the last one is worked on.
+    pub fn read_ahead(&mut self, count_max: usize, bytes_max: usize) {
+        if self.asked.is_none() {
+            let (job, asked) = self.question(count_max, bytes_max);
+            // Without room in the channel `next` asks.
+            self.asked = self.jobs.try_send(job).is_ok().then_some(asked);
+        }
+    }
+
+    /// Asks, or waits for what was asked for before.
+    async fn fetch(&mut self, count_max: usize, bytes_max: usize) -> Result<Fetched, AppendError> {
+        let is_same = |asked: &Asked| asked.count_max == count_max && asked.bytes_max == bytes_max;
+        if !self.asked.as_ref().is_some_and(is_same) {
+            let (job, asked) = self.question(count_max, bytes_max);
+            self.jobs.send(job).await.map_err(|_| AppendError::Stopped)?;
+            self.asked = Some(asked);
+        }
+        let Some(asked) = &mut self.asked else { return Err(AppendError::Stopped) };
+        let answer = (&mut asked.reply).await;
+        self.asked = None;
+        answer.unwrap_or(Err(AppendError::Stopped))
+    }
+
+    fn question(&mut self, count_max: usize, bytes_max: usize) -> (Job, Asked) {
+        // Before asking: what is stored after the answer was made must wake us.
+        self.woken.borrow_and_update();
+        let (to, reply) = oneshot::channel();
+        let (stream, after) = (self.name.clone(), self.place);
+        let job = Job::Next { stream, after, count_max, bytes_max, reply: to };
+        (job, Asked { count_max, bytes_max, reply })
+    }
+
     /// Makes `changes` durable, all or none.
     pub async fn commit(&mut self, changes: Vec<Change>) -> Result<(), AppendError> {
-        ask(&self.jobs, |reply| Job::Commit(self.name.clone(), changes, reply)).await
+        self.begin_commit(changes).await?.outcome().await
+    }
+
+    /// Hands `changes` over and comes back as soon as they have their place in the order: what is asked for from then
+    /// on follows them. Fetching goes on meanwhile.
+    pub async fn begin_commit(&self, changes: Vec<Change>) -> Result<Committing, AppendError> {
+        let (to, reply) = oneshot::channel();
+        self.jobs.send(Job::Commit(self.name.clone(), changes, to)).await.map_err(|_| AppendError::Stopped)?;
+        Ok(Committing { reply })
     }
 }
 
@@ -538,7 +617,7 @@ pub fn open(settings: QueueSettings) -> Result<Opened, OpenError> {
     for StreamSpec { name, .. } in &settings.streams {
         let (waker, woken) = watch::channel(0);
         wakers.insert(name.clone(), waker);
-        outlets.insert(name.clone(), Outlet { name: name.clone(), jobs: to.clone(), woken, place: 0 });
+        outlets.insert(name.clone(), Outlet { name: name.clone(), jobs: to.clone(), woken, place: 0, asked: None });
     }
     let worker = Worker::new(jobs, settings, books, wakers, lock);
     Ok(Opened { inlet: Inlet { jobs: to }, outlets, worker })

@@ -13,6 +13,7 @@ use rustix::fs::FlockOperation;
 use super::books::{Books, Gap, Identity, Stream, gap_topic};
 use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::retention::{self, Ceilings};
+use super::routes::Routes;
 use super::row::Start;
 use super::rules::{self, RuleList};
 use super::spans::{OPEN, Ranges, Span};
@@ -197,6 +198,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         starts,
         words,
         lists: HashMap::new(),
+        routes: Routes::default(),
         streams: Vec::new(),
         ceilings,
         is_clamped,

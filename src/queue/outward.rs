@@ -3,15 +3,13 @@
 //! Promises: a row is proven before it is handed out; what cannot be handed out is counted and declared; a message
 //! leaves under the topic of today's configuration, or, once it was admitted, under the recorded one.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use log::warn;
 
 use super::books::{Books, JOB_ROWS_MAX, gap_topic};
 use super::retention;
+use super::routes::Route;
 use super::row;
-use super::rules::{self, RuleList};
 use super::spans::{self, Span};
 use super::store::{InFlightRow, PAGE_BYTES};
 use super::{Change, Encoding, Format, InFlight, Queued, Restored, SessionNumber, Verdict};
@@ -67,7 +65,9 @@ impl Books {
             let list = self.list(rule)?;
             let Some(stream) = self.streams.get(index) else { break };
             let mut expected = first;
-            self.store.messages(Span::new(first, last), |sequence, body| {
+            let mut routes = std::mem::take(&mut self.routes);
+            fetched.rows.reserve(usize::try_from(last - first + 1).unwrap_or(0).min(count_max));
+            let read = self.store.messages(Span::new(first, last), |sequence, body| {
                 lost.extend((expected..sequence).map(|missing| (missing, LossReason::Damaged)));
                 expected = sequence;
                 if stream.in_flight.contains(&sequence) {
@@ -79,18 +79,21 @@ impl Books {
                     return false;
                 }
                 expected += 1;
-                match row::decode(body, sequence, &self.starts, &self.words) {
+                match row::decode_with(body, sequence, &self.starts, &self.words, |text| routes.topic(text)) {
                     Err(row::Damaged) => lost.push((sequence, LossReason::Damaged)),
                     Ok((id, message)) => match self.expired(&id, &message, now) {
                         Some(reason) => lost.push((sequence, reason)),
                         None => {
                             bytes += body.len();
-                            fetched.rows.push(queued(sequence, id, message, &list, &stream.rules, None));
+                            let route = routes.route(&message.topic, &list, &stream.rules);
+                            fetched.rows.push(queued(sequence, id, message, route, None));
                         }
                     },
                 }
                 true
-            })?;
+            });
+            self.routes = routes;
+            read?;
             if !is_full {
                 // Rows that should be there and are not.
                 lost.extend((expected..=last).map(|missing| (missing, LossReason::Damaged)));
@@ -244,7 +247,8 @@ impl Books {
                 let list = self.list(rule)?;
                 match (self.read(sequence)?, self.streams.get(index)) {
                     (Some((id, message)), Some(stream)) => {
-                        rows.push(queued(sequence, id, message, &list, &stream.rules, encoding.clone()));
+                        let route = Route::new(&message.topic, &list, &stream.rules);
+                        rows.push(queued(sequence, id, message, route, encoding.clone()));
                     }
                     _ => damaged.push((sequence, LossReason::Damaged)),
                 }
@@ -419,25 +423,10 @@ fn recorded(entry: &InFlightRow) -> Option<Encoding> {
     Some(Encoding { topic, format: Format::Json, clock_offset_ms: entry.clock_offset_ms })
 }
 
-/// A message as it leaves: by the recorded encoding, else by today's rule, else by that of the day it came.
-fn queued(
-    sequence: u64,
-    id: MessageId,
-    message: Message,
-    then: &RuleList,
-    now: &Arc<RuleList>,
-    encoding: Option<Encoding>,
-) -> Queued {
-    let matched = then.first(&message.topic);
-    let current = if then.is_own || then.id == now.id { matched } else { now.first(&message.topic).or(matched) };
-    // What was taken is never sent at QoS 0: that would be forgetting it without an answer.
-    let qos = matched.map_or(message.qos, |rule| rules::qos(rule, &message)).max(Qos::AtLeastOnce);
-    let topic = || {
-        let today = current.and_then(|rule| rules::topic(rule, &message.topic));
-        let first = || matched.and_then(|rule| rules::topic(rule, &message.topic));
-        today.or_else(first).unwrap_or_else(|| message.topic.clone())
-    };
-    let encoding = encoding.unwrap_or_else(|| Encoding { topic: topic(), format: Format::Json, clock_offset_ms: 0 });
-    let strict_order = current.is_some_and(|rule| rule.strict_order);
+/// A message as it leaves: by the recorded encoding, else by its route.
+fn queued(sequence: u64, id: MessageId, message: Message, route: Route, encoding: Option<Encoding>) -> Queued {
+    let qos = route.qos(&message);
+    let Route { topic, strict_order, .. } = route;
+    let encoding = encoding.unwrap_or(Encoding { topic, format: Format::Json, clock_offset_ms: 0 });
     Queued { sequence: Sequence(sequence), id, qos, encoding, strict_order, message }
 }

@@ -377,7 +377,11 @@ impl Link {
                 break;
             }
             for action in actions {
-                self.act(at, action).await;
+                match action {
+                    // Nearly all are of this kind, and need no future.
+                    Action::Send(packet) => self.send(at, &packet),
+                    other => self.act(at, other).await,
+                }
             }
         }
         self.count();
@@ -410,19 +414,21 @@ impl Link {
         any
     }
 
+    fn send(&mut self, at: Moment, packet: &Packet) {
+        let Line::Open(wire) = &mut self.line else { return };
+        if let Err(error) = wire.encoder.encode(packet, &mut wire.output) {
+            debug!(uplink = self.name.as_ref(), error:% = error; "A packet cannot be written");
+            if let Packet::Publish(publish) = packet
+                && let Some(packet_id) = publish.packet_id
+            {
+                self.machine.handle(at, Event::Unsendable { packet_id, reason: chain(&error) });
+            }
+        }
+    }
+
     async fn act(&mut self, at: Moment, action: Action) {
         match action {
-            Action::Send(packet) => {
-                let Line::Open(wire) = &mut self.line else { return };
-                if let Err(error) = wire.encoder.encode(&packet, &mut wire.output) {
-                    debug!(uplink = self.name.as_ref(), error:% = error; "A packet cannot be written");
-                    if let Packet::Publish(publish) = &packet
-                        && let Some(packet_id) = publish.packet_id
-                    {
-                        self.machine.handle(at, Event::Unsendable { packet_id, reason: chain(&error) });
-                    }
-                }
-            }
+            Action::Send(packet) => self.send(at, &packet),
             Action::Commit(changes) => self.order(at, Order::Commit(changes)),
             Action::Restore => self.order(at, Order::Restore),
             Action::Fetch { round, count, bytes } => self.order(at, Order::Fetch { round, count, bytes }),
