@@ -48,6 +48,10 @@ const READ_BYTES: usize = 64 * 1024;
 /// With more than this to write, no live messages are added.
 const WRITE_BYTES_MAX: usize = 256 * 1024;
 
+/// Packets that are handed over before what they set free is written. A window of acknowledgements comes at once; were
+/// it answered by a window of messages at once, we and the cloud would take turns instead of working side by side.
+const PACKETS_AT_ONCE: usize = 128;
+
 /// Reports and live messages of one turn.
 const TURN_MAX: usize = 64;
 
@@ -177,6 +181,8 @@ struct Wire {
     input: BytesMut,
     output: BytesMut,
     is_unflushed: bool,
+    /// There may be whole packets in the input.
+    has_more: bool,
 }
 
 #[derive(Debug, Error)]
@@ -234,6 +240,8 @@ impl Line {
 
 impl Wire {
     async fn event(&mut self, may_read: bool) -> LineEvent {
+        // What has come is looked at first: nothing is heaped up while a write does not move.
+        let may_read = may_read && !self.has_more;
         let Wire { reader, writer, input, output, is_unflushed, .. } = self;
         input.reserve(READ_BYTES);
         let has_output = !output.is_empty();
@@ -383,6 +391,9 @@ impl Link {
                     other => self.act(at, other).await,
                 }
             }
+            if matches!(&self.line, Line::Open(wire) if wire.has_more && !wire.output.is_empty()) {
+                break;
+            }
         }
         self.count();
     }
@@ -391,7 +402,15 @@ impl Link {
     fn decode(&mut self, at: Moment) -> bool {
         let Line::Open(wire) = &mut self.line else { return false };
         let mut any = false;
-        while self.machine.wants_packets() {
+        wire.has_more = false;
+        for count in 0.. {
+            if !self.machine.wants_packets() {
+                break;
+            }
+            if count == PACKETS_AT_ONCE {
+                wire.has_more = true;
+                break;
+            }
             match wire.decoder.decode(&mut wire.input) {
                 Ok(Some(packet)) => {
                     any = true;
@@ -574,6 +593,7 @@ impl Link {
             input: BytesMut::new(),
             output: BytesMut::new(),
             is_unflushed: false,
+            has_more: false,
         });
         match wire.encoder.encode(&connect, &mut wire.output) {
             Ok(()) => self.line = Line::Open(wire),
