@@ -16,6 +16,7 @@ use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::ledger::Ledger;
 use super::newer;
 use super::retention::{self, Ceilings};
+use super::routes::Routes;
 use super::row::Start;
 use super::rules::{self, RuleList};
 use super::spans::{OPEN, Ranges, Span};
@@ -225,6 +226,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         boots,
         words,
         lists: HashMap::new(),
+        routes: Routes::default(),
         streams: Vec::new(),
         ceilings,
         is_clamped,
