@@ -4,6 +4,10 @@
 //! cargo bench --bench bridge                     3 rounds of 100,000 messages at windows 100 and 1000
 //! cargo bench --bench bridge -- --rounds 5       what the README quotes
 //! cargo bench --bench bridge -- --messages 20000 a quick look
+//! cargo bench --bench bridge -- --window 1       one window instead of the two
+//! cargo bench --bench bridge -- --round-trip 50  the cloud acknowledges so many milliseconds later
+//! cargo bench --bench bridge -- --backlog 1000000
+//!                                                the gateway alone, started again with nothing queued and with so much
 //! ```
 //!
 //! It needs Debian's mosquitto and nothing else, uses loopback only, and stops by itself: every wait has a deadline.
@@ -19,15 +23,19 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::thread::sleep;
+use std::sync::mpsc;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 const TOPIC: &str = "plant/press-3/counts";
 const PAYLOAD_BYTES: usize = 200;
 const NUMBER_DIGITS: usize = 16;
 const WINDOWS: [usize; 2] = [100, 1000];
+/// Of the gateway and the bridge towards the cloud.
+const UPLINK_WINDOW: usize = 1000;
 
 /// A start, and a connection of the bridge or gateway to the cloud.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -52,36 +60,49 @@ fn main() -> ExitCode {
 }
 
 fn harness() -> io::Result<()> {
-    let Options { rounds, messages } = Options::from_arguments()?;
+    let options = Options::from_arguments()?;
     let mut systems = vec![System::Gateway];
-    match find_program("mosquitto") {
-        Some(program) => systems.push(System::Bridge(program)),
-        None => println!("mosquitto is not installed: the gateway runs alone, and there are no ratios"),
+    if options.backlog.is_none() {
+        match find_program("mosquitto") {
+            Some(program) => systems.push(System::Bridge(program)),
+            None => println!("mosquitto is not installed: the gateway runs alone, and there are no ratios"),
+        }
     }
     let example = Place { dir: PathBuf::from("DIRECTORY"), broker: loopback(1), cloud: loopback(2) };
     for system in &systems {
         println!("# Configuration of {}\n{}", system.name(), system.configuration(&example));
     }
-    println!("{messages} messages of {PAYLOAD_BYTES} + {} bytes, {rounds} rounds\n", TOPIC.len());
-
-    if cfg!(debug_assertions) {
-        println!("The gateway was built without optimisation: these figures show that the harness works, no more.\n");
+    let Options { rounds, messages, .. } = options;
+    println!("{messages} messages of {PAYLOAD_BYTES} + {} bytes, {rounds} rounds", TOPIC.len());
+    if !options.round_trip.is_zero() {
+        println!("The cloud acknowledges after {:?}.", options.round_trip);
     }
+    if cfg!(debug_assertions) {
+        println!("The gateway was built without optimisation: these figures show that the harness works, no more.");
+    }
+    println!("\n{}", Run::HEADING);
     let mut runs = Vec::new();
-    println!("{}", Run::HEADING);
     for round in 1..=rounds {
-        for window in WINDOWS {
+        for window in options.windows.iter().copied() {
             // Who goes first changes, so that what one leaves behind in caches and on the disk meets both.
-            let turn: Vec<&System> =
-                if round % 2 == 1 { systems.iter().collect() } else { systems.iter().rev().collect() };
-            for system in turn {
-                let run = measure(system, round, window, messages)?;
+            let mut turn: Vec<(&System, Option<u64>)> = match options.backlog {
+                None => systems.iter().map(|system| (system, None)).collect(),
+                Some(backlog) => systems.iter().flat_map(|one| [(one, Some(0)), (one, Some(backlog))]).collect(),
+            };
+            if round % 2 == 0 {
+                turn.reverse();
+            }
+            for (system, backlog) in turn {
+                let run = measure(system, round, window, backlog, &options)?;
                 println!("{run}");
                 runs.push(run);
             }
         }
     }
-    print!("\n{}", summary(&runs, rounds));
+    match options.backlog {
+        None => print!("\n{}", summary(&runs, &options)),
+        Some(backlog) => print!("\n{}", backlog_summary(&runs, backlog, &options)),
+    }
     Ok(())
 }
 
@@ -90,11 +111,15 @@ fn harness() -> io::Result<()> {
 struct Options {
     rounds: u32,
     messages: u64,
+    windows: Vec<usize>,
+    round_trip: Duration,
+    backlog: Option<u64>,
 }
 
 impl Options {
     fn from_arguments() -> io::Result<Options> {
-        let mut options = Options { rounds: 3, messages: 100_000 };
+        let (windows, round_trip) = (WINDOWS.to_vec(), Duration::ZERO);
+        let mut options = Options { rounds: 3, messages: 100_000, windows, round_trip, backlog: None };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             let mut number = |range: std::ops::RangeInclusive<u64>| {
@@ -106,9 +131,15 @@ impl Options {
             match argument.as_str() {
                 "--rounds" => options.rounds = u32::try_from(number(1..=20)?).unwrap_or(3),
                 "--messages" => options.messages = number(1_000..=1_000_000)?,
+                "--window" => options.windows = vec![usize::try_from(number(1..=10_000)?).unwrap_or(1)],
+                "--round-trip" => options.round_trip = Duration::from_millis(number(1..=1_000)?),
+                "--backlog" => options.backlog = Some(number(1_000..=10_000_000)?),
                 // cargo bench says this to every harness.
                 "--bench" => {}
-                _ => return Err(other(format!("unknown option {argument}; there are --rounds N and --messages N"))),
+                _ => {
+                    let known = "--rounds, --messages, --window, --round-trip and --backlog, each with a number";
+                    return Err(other(format!("unknown option {argument}; there are {known}")));
+                }
             }
         }
         Ok(options)
@@ -142,14 +173,14 @@ impl System {
             System::Gateway => format!(
                 "[gateway]\nid = \"bench\"\nstate_dir = \"{}\"\nclock = \"trust\"\n\n\
                  [broker.listener.local]\nbind = \"{broker}\"\n\n\
-                 [uplink.cloud]\nurl = \"mqtt://{cloud}\"\nwindow = 1000\n\
+                 [uplink.cloud]\nurl = \"mqtt://{cloud}\"\nwindow = {UPLINK_WINDOW}\n\
                  reconnect = {{ first = \"200ms\", max = \"1s\" }}\nown_topic = \"\"\n\
                  [[uplink.cloud.forward]]\nfilter = \"plant/#\"\n",
                 dir.display(),
             ),
             System::Bridge(_) => format!(
                 "listener {} {}\nallow_anonymous true\npersistence false\n\
-                 max_queued_messages 0\nmax_inflight_messages 1000\n\
+                 max_queued_messages 0\nmax_inflight_messages {UPLINK_WINDOW}\n\
                  connection cloud\naddress {cloud}\nremote_clientid bench\ncleansession false\n\
                  restart_timeout 1\nnotifications false\ntry_private false\ntopic plant/# out 1\n",
                 broker.port(),
@@ -209,6 +240,21 @@ struct Use {
 }
 
 impl Running {
+    /// Asks it to stop and waits until it has.
+    fn stop(mut self) -> io::Result<()> {
+        let id = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let id = id.ok_or_else(|| other("a process without an id".to_owned()))?;
+        rustix::process::kill_process(id, rustix::process::Signal::TERM)?;
+        let deadline = Instant::now() + START_TIMEOUT;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                return Err(other(format!("it did not stop in {START_TIMEOUT:?}")));
+            }
+            sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
     fn usage(&self) -> io::Result<Use> {
         let process = PathBuf::from(format!("/proc/{}", self.child.id()));
         let stat = fs::read_to_string(process.join("stat"))?;
@@ -234,6 +280,9 @@ struct Run {
     system: &'static str,
     round: u32,
     window: usize,
+    backlog: Option<u64>,
+    /// From the start of the process until its port listens.
+    start_s: f64,
     accept_per_s: f64,
     drain_per_s: f64,
     /// From the moment the cloud listens to its first message.
@@ -249,26 +298,37 @@ struct Run {
     repeated: u64,
 }
 
-fn measure(system: &System, round: u32, window: usize, messages: u64) -> io::Result<Run> {
+fn measure(system: &System, round: u32, window: usize, backlog: Option<u64>, options: &Options) -> io::Result<Run> {
+    let Options { messages, round_trip, .. } = *options;
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bridge-{}", std::process::id()));
     // What an earlier run left would be drained again.
     let _absent = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir)?;
     let place = Place { broker: free_address()?, cloud: free_address()?, dir };
+    if let Some(backlog) = backlog {
+        let running = system.start(&place)?;
+        publish(place.broker, UPLINK_WINDOW, 0..backlog)?;
+        running.stop()?;
+    }
+    let begin = Instant::now();
     let running = system.start(&place)?;
+    let start_s = begin.elapsed().as_secs_f64();
     sleep(SETTLE);
     let idle = running.usage()?;
 
-    let accepting = publish(place.broker, window, messages)?;
+    let before = backlog.unwrap_or(0);
+    let total = before + messages;
+    let accepting = publish(place.broker, window, before..total)?;
     sleep(SETTLE);
     let queued = running.usage()?;
 
-    let drained = drain(place.cloud, messages)?;
+    let drained = drain(place.cloud, total, round_trip)?;
     sleep(SETTLE);
     let done = running.usage()?;
     drop(running);
     let _gone = fs::remove_dir_all(&place.dir);
 
+    let drain_count = f64::from(u32::try_from(total).unwrap_or(u32::MAX));
     let count = f64::from(u32::try_from(messages).unwrap_or(u32::MAX));
     let payload = count * 200.0;
     let written = |from: Use, to: Use| as_f64(to.written_bytes - from.written_bytes) / payload;
@@ -277,17 +337,19 @@ fn measure(system: &System, round: u32, window: usize, messages: u64) -> io::Res
         system: system.name(),
         round,
         window,
+        backlog,
+        start_s,
         accept_per_s: count / accepting.as_secs_f64(),
         drain_per_s: as_f64(drained.distinct) / drained.took.as_secs_f64().max(1e-6),
         first_s: drained.first.as_secs_f64(),
         accept_cpu: (queued.cpu_s - idle.cpu_s) * 1e5 / count,
-        drain_cpu: (done.cpu_s - queued.cpu_s) * 1e5 / count,
+        drain_cpu: (done.cpu_s - queued.cpu_s) * 1e5 / drain_count,
         accept_written: written(idle, queued),
         both_written: written(idle, done),
         rss_idle: mb(idle),
         rss_queued: mb(queued),
         rss_drained: mb(done),
-        lost: messages - drained.distinct,
+        lost: total - drained.distinct,
         repeated: drained.repeated,
     })
 }
@@ -333,12 +395,13 @@ const FIGURES: [Figure; 6] = [
     ("RSS with all queued", |run| run.rss_queued),
 ];
 
-fn summary(runs: &[Run], rounds: u32) -> String {
+fn summary(runs: &[Run], options: &Options) -> String {
+    let rounds = options.rounds;
     let mut text = String::new();
     let find = |system: &str, window: usize, round: u32| {
         runs.iter().find(|run| run.system == system && run.window == window && run.round == round)
     };
-    for window in WINDOWS {
+    for window in options.windows.iter().copied() {
         for (name, figure) in FIGURES {
             let pairs = (1..=rounds).filter_map(|round| {
                 let (ours, theirs) = (find("tidegate", window, round)?, find("mosquitto", window, round)?);
@@ -371,6 +434,41 @@ fn summary(runs: &[Run], rounds: u32) -> String {
             median(ours().map(|run| run.first_s).collect()),
         )
         .unwrap_or_default();
+        if !options.round_trip.is_zero() {
+            let possible = as_f64(UPLINK_WINDOW as u64) / options.round_trip.as_secs_f64();
+            let share = median(ours().map(|run| run.drain_per_s).collect()) / possible * 100.0;
+            let line =
+                writeln!(text, "window {window:>4}: tidegate drains at {share:.0} % of window ÷ round trip (median)");
+            line.unwrap_or_default();
+        }
+    }
+    text
+}
+
+/// The gateway with a backlog beside itself without one.
+fn backlog_summary(runs: &[Run], backlog: u64, options: &Options) -> String {
+    let figures: [Figure; 4] = [
+        ("start", |run| run.start_s),
+        ("CPU of accept", |run| run.accept_cpu),
+        ("CPU of drain", |run| run.drain_cpu),
+        ("RSS with all queued", |run| run.rss_queued),
+    ];
+    let mut text = String::new();
+    for window in options.windows.iter().copied() {
+        for (name, figure) in figures {
+            let of = |wanted: u64| {
+                median(runs.iter().filter(|r| r.window == window && r.backlog == Some(wanted)).map(figure).collect())
+            };
+            let (with, without) = (of(backlog), of(0));
+            let line = writeln!(
+                text,
+                "window {window:>4}: {name:20} with {backlog} queued {with:.3}, with none {without:.3}: {:.2} times, {:+.3} (medians)",
+                with / without,
+                with - without,
+            );
+            // Writing to a String cannot fail.
+            line.unwrap_or_default();
+        }
     }
     text
 }
@@ -384,8 +482,10 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 // ---- the publisher -------------------------------------------------------------------------------------------------
 
-/// Publishes all messages with `window` of them unacknowledged; gives back the time to the last acknowledgement.
-fn publish(broker: SocketAddr, window: usize, messages: u64) -> io::Result<Duration> {
+/// Publishes messages of these numbers with `window` of them unacknowledged; gives back the time to the last
+/// acknowledgement.
+fn publish(broker: SocketAddr, window: usize, numbers: Range<u64>) -> io::Result<Duration> {
+    let messages = numbers.end - numbers.start;
     let mut socket = TcpStream::connect(broker)?;
     socket.set_nodelay(true)?;
     socket.set_read_timeout(Some(QUIET))?;
@@ -404,7 +504,7 @@ fn publish(broker: SocketAddr, window: usize, messages: u64) -> io::Result<Durat
     while acknowledged < messages {
         output.clear();
         while sent < messages && sent - acknowledged < window as u64 {
-            write_publish(&mut output, sent);
+            write_publish(&mut output, numbers.start + sent);
             sent += 1;
         }
         socket.write_all(&output)?;
@@ -455,8 +555,9 @@ struct Drained {
     first: Duration,
 }
 
-/// Listens, acknowledges everything at once, and counts numbers until all have come or nothing comes any more.
-fn drain(address: SocketAddr, messages: u64) -> io::Result<Drained> {
+/// Listens, acknowledges everything after `round_trip`, and counts numbers until all have come or nothing comes any
+/// more.
+fn drain(address: SocketAddr, messages: u64, round_trip: Duration) -> io::Result<Drained> {
     let listener = TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
     let begin = Instant::now();
@@ -478,6 +579,7 @@ fn drain(address: SocketAddr, messages: u64) -> io::Result<Drained> {
         socket.set_read_timeout(Some(QUIET))?;
         let mut wire = Wire::default();
         let (mut input, mut output) = (vec![0; 256 * 1024], Vec::new());
+        let late = if round_trip.is_zero() { None } else { Some(answer_late(socket.try_clone()?, round_trip)) };
         // A connection that fails is followed by the next one, until nothing comes any more.
         while let Ok(read @ 1..) = socket.read(&mut input) {
             wire.pending.extend_from_slice(input.get(..read).unwrap_or_default());
@@ -494,7 +596,11 @@ fn drain(address: SocketAddr, messages: u64) -> io::Result<Drained> {
                     _ => drained.repeated += 1,
                 }
             })?;
-            if socket.write_all(&output).is_err() || drained.distinct >= messages {
+            let is_answered = match &late {
+                Some(late) => late.send((Instant::now(), output.clone())).is_ok(),
+                None => socket.write_all(&output).is_ok(),
+            };
+            if !is_answered || drained.distinct >= messages {
                 break;
             }
         }
@@ -504,6 +610,20 @@ fn drain(address: SocketAddr, messages: u64) -> io::Result<Drained> {
         drained.first = first - begin;
     }
     Ok(drained)
+}
+
+/// Writes each answer so long after what it answers has come. The thread ends with the channel or the connection.
+fn answer_late(mut socket: TcpStream, round_trip: Duration) -> mpsc::Sender<(Instant, Vec<u8>)> {
+    let (sender, answers) = mpsc::channel::<(Instant, Vec<u8>)>();
+    thread::spawn(move || {
+        for (came, answer) in answers {
+            sleep((came + round_trip).saturating_duration_since(Instant::now()));
+            if socket.write_all(&answer).is_err() {
+                break;
+            }
+        }
+    });
+    sender
 }
 
 /// The cloud's side of one connection: just enough of MQTT 3.1.1 and 5 to be a receiver.

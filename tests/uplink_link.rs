@@ -81,6 +81,21 @@ async fn live_first_new_data_passes_a_paced_backlog_and_the_status_tells_how_lon
     }
     assert_eq!(arrived(&cloud).len(), 1010);
     until("the drain is over", || gateway.drain().is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_window_of_acknowledgements_at_once_is_worked_off_though_nothing_more_comes() {
+    let port = free_port().await;
+    let mut config = config(port, Protocol::V5, Some(Qos::AtLeastOnce));
+    config.window = NonZeroU16::new(1000).unwrap();
+    config.own_topic = None;
+    let gateway = Gateway::start(config);
+    gateway.publish(0..4000, Qos::AtLeastOnce).await;
+    let cloud = FakeCloud::start(port, Temper { pubacks_at_once: Some(1000), ..Temper::default() }).await;
+    until("all arrived", || arrived(&cloud).len() >= 4000).await;
+    until("all settled", || gateway.delivered() >= 4000).await;
+    let numbers: Vec<usize> = arrived(&cloud).into_iter().map(|(number, _)| number).collect();
+    assert_eq!(numbers, (0..4000).collect::<Vec<_>>());
     gateway.stop().await;
 }
 

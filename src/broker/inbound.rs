@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use log::warn;
 use tokio::time::{self, Instant};
 
-use super::Services;
+use super::{BrokerLimits, Services};
 use crate::intake::{AcceptError, Accepted, Ticket};
-use crate::message::{Filter, Message, Qos};
+use crate::message::{Body, Filter, Message, Qos};
 use crate::mqtt::{PacketId, ReasonCode, Suback, Version};
 use crate::queue::{AppendError, Once, SessionNumber};
 
@@ -79,6 +79,24 @@ pub(super) enum Work {
     },
 }
 
+impl Arrival {
+    fn bytes(&self) -> usize {
+        match &self.message.body {
+            Body::Bytes(bytes) => bytes.len(),
+            Body::Reading(_) => 0,
+        }
+    }
+}
+
+impl Work {
+    fn bytes(&self) -> usize {
+        match self {
+            Work::Publish { arrival, .. } => arrival.bytes(),
+            _ => 0,
+        }
+    }
+}
+
 /// Work that is done.
 #[derive(Debug)]
 pub(super) enum Settled {
@@ -92,6 +110,8 @@ pub(super) enum Settled {
 /// The line of one session.
 pub(super) struct Inbound {
     line: VecDeque<(Mark, Work)>,
+    /// Of the messages in it.
+    line_bytes: usize,
     head: Option<(Mark, Running<Settled>)>,
     /// QoS 2 packet ids between PUBLISH and PUBREL.
     received: HashSet<PacketId>,
@@ -101,7 +121,7 @@ pub(super) struct Inbound {
 
 impl Inbound {
     pub(super) fn new() -> Inbound {
-        Inbound { line: VecDeque::new(), head: None, received: HashSet::new(), number: None }
+        Inbound { line: VecDeque::new(), line_bytes: 0, head: None, received: HashSet::new(), number: None }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -112,7 +132,14 @@ impl Inbound {
         self.len() == 0
     }
 
+    /// Whether more is read while this waits. Of short messages many are, so that they share a commit.
+    pub(super) fn has_room(&self, limits: &BrokerLimits) -> bool {
+        self.len() < 2 * usize::from(limits.inbound)
+            || (self.len() < limits.inbound_line && self.line_bytes < limits.inbound_bytes)
+    }
+
     pub(super) fn push(&mut self, mark: Mark, work: Work) {
+        self.line_bytes += work.bytes();
         self.line.push_back((mark, work));
     }
 
@@ -121,12 +148,23 @@ impl Inbound {
         if self.head.is_none()
             && let Some((mark, work)) = self.line.pop_front()
         {
+            self.line_bytes = self.line_bytes.saturating_sub(work.bytes());
             self.head = Some((mark, Box::pin(settle(work, services.clone()))));
         }
     }
 
     /// The next piece of work, if it is done or ends at once.
     pub(super) fn settled_now(&mut self, services: &Arc<Services>) -> Option<(Mark, Settled)> {
+        if self.head.is_none()
+            && let Some((mark, Work::Publish { arrival, ticket: Ok(ticket), .. })) = self.line.front_mut()
+            && let Some(accepted) = ticket.outcome_now()
+        {
+            let settled = Settled::Publish { qos: arrival.qos, packet_id: arrival.packet_id, result: Ok(accepted) };
+            self.line_bytes = self.line_bytes.saturating_sub(arrival.bytes());
+            let mark = *mark;
+            self.line.pop_front();
+            return Some((mark, settled));
+        }
         self.start(services);
         let (mark, future) = self.head.as_mut()?;
         let settled = (*mark, poll_now(future.as_mut())?);
@@ -225,7 +263,8 @@ async fn publish(
 ) -> Result<Accepted, AcceptError> {
     // Version 3.1.1 has no word for "not now": the message stays the head of its session until there is space.
     let waits = version == Version::V311 && arrival.qos != Qos::AtMostOnce;
-    let again = waits.then(|| arrival.message.clone());
+    let Arrival { message, once, .. } = *arrival;
+    let again = waits.then_some(message);
     let mut result = match ticket {
         Ok(ticket) => ticket.outcome().await,
         Err(error) => Err(error),
@@ -238,7 +277,7 @@ async fn publish(
         }
         signs.held.store(true, Ordering::Relaxed);
         time::sleep(services.limits.full_retry).await;
-        result = match services.intake.submit(message.clone(), arrival.once).await {
+        result = match services.intake.submit(message.clone(), once).await {
             Ok(ticket) => ticket.outcome().await,
             Err(error) => Err(error),
         };

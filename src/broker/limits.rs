@@ -35,6 +35,10 @@ pub struct BrokerLimits {
     /// What a client gets away with: paho sends its whole backlog when it is back, whatever Receive Maximum says, and
     /// would do so for ever if it were thrown out for it. Version 3.1.1 knows no such bound but its packet ids.
     pub inbound_tolerated: u16,
+    /// Messages that are taken from such a client before the first of them is on disk: a large window shares a commit.
+    pub inbound_line: usize,
+    /// Their bytes; of longer messages twice `inbound` are taken.
+    pub inbound_bytes: usize,
     /// Topic aliases that a client may set.
     pub topic_aliases: u16,
     /// Messages to a client that it has not acknowledged, if it does not ask for fewer.
@@ -89,6 +93,8 @@ impl Default for BrokerLimits {
             output_bytes: 64 * 1024,
             inbound: 128,
             inbound_tolerated: 16_384,
+            inbound_line: 1024,
+            inbound_bytes: 256 * 1024,
             topic_aliases: 16,
             outbound: 100,
             waiting_messages: 1000,

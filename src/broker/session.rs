@@ -21,7 +21,7 @@ use super::outbound::{Delivery, Fit, Next, Outbound};
 use super::socket::{Socket, Turn};
 use super::{Services, is_reserved};
 use crate::intake::AcceptError;
-use crate::message::{Body, Filter, Message, Origin, Qos, Topic};
+use crate::message::{Body, Filter, Message, Origin, Qos, Stamp, Topic};
 use crate::mqtt::{
     Ack, Connack, Connect, DecodeError, Disconnect, EncodeError, Packet, PacketId, Publish, ReasonCode, Suback,
     Subscribe, Unsuback, Unsubscribe, Version, Will,
@@ -41,7 +41,7 @@ pub(super) struct Attachment {
 }
 
 /// Answers that are written before the socket has its turn again.
-const ANSWERED_AT_ONCE: usize = 64;
+const ANSWERED_AT_ONCE: usize = 1024;
 
 /// Options of a subscription.
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +89,8 @@ pub(super) struct Session {
     will: Option<(Instant, Will)>,
     /// The gateway stops: what was begun may take until then.
     stopping: Option<Instant>,
+    /// When what is being read was taken from the socket.
+    arrived: Stamp,
 }
 
 enum Event {
@@ -125,6 +127,7 @@ impl Session {
             expires: None,
             will: None,
             stopping: None,
+            arrived: Stamp::default(),
         }
     }
 
@@ -203,7 +206,7 @@ impl Session {
         let limits = &self.services.limits;
         self.stopping.is_none()
             && self.begun.is_none()
-            && self.inbound.len() < 2 * usize::from(limits.inbound)
+            && self.inbound.has_room(limits)
             && self.connection.as_ref().is_some_and(|connection| {
                 !connection.signs.held.load(Ordering::Relaxed)
                     && connection.socket.waiting_bytes() < limits.output_bytes
@@ -423,11 +426,14 @@ impl Session {
                 connection.socket.excuse();
             }
         }
+        // One look at the clocks for all that one read brought.
+        let now = Instant::now();
+        self.arrived = self.services.intake.now();
         while self.may_read() {
             let Some(connection) = &mut self.connection else { return };
             match connection.socket.decode() {
                 Ok(Some(packet)) => {
-                    connection.heard_at = Instant::now();
+                    connection.heard_at = now;
                     self.handle(packet).await;
                     self.hurry().await;
                 }
@@ -544,8 +550,16 @@ impl Session {
             properties: (!publish.properties.is_empty()).then(|| Box::new(publish.properties)),
             body: Body::Bytes(publish.payload),
             origin: Origin::Client(self.client.clone()),
-            received: self.services.intake.now(),
+            received: self.arrived,
         };
+        if qos != Qos::ExactlyOnce
+            && let Some(ticket) = self.services.intake.submit_now(&message, None)
+        {
+            let signs = connection.signs.clone();
+            let arrival = Box::new(Arrival { message, qos, packet_id, once: None });
+            let work = Work::Publish { arrival, ticket: Ok(Box::new(ticket)), version, signs };
+            return self.inbound.push(self.mark, work);
+        }
         let arrival = Box::new(Arrival { message, qos, packet_id, once: None });
         let work = submit(self.services.clone(), self.inbound.number, arrival);
         self.begun = Some((self.mark, Box::pin(work)));

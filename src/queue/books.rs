@@ -14,6 +14,7 @@ use super::boots::{self, Boot, Boots};
 use super::identity::{Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::ledger::Ledger;
 use super::retention::{self, Ceilings, Refusal, Way};
+use super::routes::Routes;
 use super::row::{self, Start, Starts, Words};
 use super::rules::{self, RuleList};
 use super::salvage::Salvage;
@@ -136,6 +137,7 @@ pub(super) struct Books {
     pub boots: Boots,
     pub words: Words,
     pub lists: HashMap<i64, Arc<RuleList>>,
+    pub routes: Routes,
     pub streams: Vec<Stream>,
     pub ceilings: Ceilings,
     /// The ceiling is lower than it should be, because the disk has too little room.
@@ -450,7 +452,7 @@ impl Books {
 
     pub fn learn_word(&mut self, origin: &Origin) -> rusqlite::Result<()> {
         let (Origin::Client(name) | Origin::Uplink(name)) = origin else { return Ok(()) };
-        if self.words.number(name).is_none() && self.words.len() < WORDS_MAX {
+        if self.words.find(name).is_none() && self.words.len() < WORDS_MAX {
             let number = self.words.number_next();
             self.store.write()?;
             self.store.insert_word(number, name)?;

@@ -68,6 +68,8 @@ mod newer;
 
 mod rules;
 
+mod routes;
+
 mod retention;
 
 mod spans;
@@ -244,6 +246,15 @@ impl Pending {
     pub async fn outcome(self) -> Result<Appended, AppendError> {
         self.reply.await.unwrap_or(Err(AppendError::Stopped))
     }
+
+    /// What came of it, if that is known by now; to be asked no more after it was told.
+    pub fn outcome_now(&mut self) -> Option<Result<Appended, AppendError>> {
+        match self.reply.try_recv() {
+            Ok(outcome) => Some(outcome),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(AppendError::Stopped)),
+        }
+    }
 }
 
 impl Inlet {
@@ -253,6 +264,13 @@ impl Inlet {
         let (to, reply) = oneshot::channel();
         self.jobs.send(Job::Append(submission, to)).await.map_err(|_| AppendError::Stopped)?;
         Ok(Pending { reply })
+    }
+
+    /// As `begin_append`, if the channel has room at the moment; `None`: it has to be handed over by that.
+    pub fn begin_append_now(&self, submission: Submission) -> Option<Pending> {
+        let (to, reply) = oneshot::channel();
+        self.jobs.try_send(Job::Append(submission, to)).ok()?;
+        Some(Pending { reply })
     }
 
     /// Hands a submission over and waits for the commit.
@@ -370,6 +388,31 @@ pub struct Outlet {
     place: u64,
     /// The same of the live lane: what is older is the backlog.
     head: u64,
+    /// What was asked for and has not come: a caller that gave up and comes again with the same wish gets it.
+    asked: Option<Asked>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    after: u64,
+    count_max: usize,
+    bytes_max: usize,
+    /// How often the stream had been stirred when it was asked: what came since has to wake whoever waits.
+    stirred: u64,
+    reply: oneshot::Receiver<Result<Fetched, AppendError>>,
+}
+
+/// Changes under way.
+#[derive(Debug)]
+pub struct Committing {
+    reply: oneshot::Receiver<Result<(), AppendError>>,
+}
+
+impl Committing {
+    /// Waits for the commit. Cancel safe.
+    pub async fn outcome(&mut self) -> Result<(), AppendError> {
+        (&mut self.reply).await.unwrap_or(Err(AppendError::Stopped))
+    }
 }
 
 /// One of the two ways through a stream that is read live first.
@@ -513,36 +556,33 @@ impl Outlet {
     /// The session's durable state. Also puts the outlet's place back to the oldest row that is neither settled nor
     /// in flight at QoS 2: what was taken by `next` and is not settled comes again.
     pub async fn restore(&mut self) -> Result<Restored, AppendError> {
-        self.place = 0;
+        self.rewind();
         ask(&self.jobs, |reply| Job::Restore(self.name.clone(), reply)).await
     }
 
     /// Puts the outlet's place back to the oldest row: what was taken by `next` and is not settled comes again.
     pub fn rewind(&mut self) {
         self.place = 0;
+        self.asked = None;
     }
 
     /// The next messages in order, at least one: waits until there is one. Open gap records of the stream become
     /// messages of it here. Cancel safe: what was not returned comes with the next call.
     pub async fn next(&mut self, count_max: usize, bytes_max: usize) -> Result<Vec<Queued>, AppendError> {
         loop {
-            // Before asking: what is stored after the answer was made must wake us.
-            self.woken.borrow_and_update();
             let wanted = Wanted { count: count_max, bytes: bytes_max, waits: true };
-            let fetched = self.fetch(self.place, wanted).await?;
+            let (fetched, stirred) = self.fetch(self.place, wanted).await?;
             self.place = fetched.place;
             if !fetched.rows.is_empty() {
                 return Ok(fetched.rows);
             }
-            self.wait(fetched.again_ms).await?;
+            self.wait(stirred, fetched.again_ms).await?;
         }
     }
 
     /// What comes in from now on is the live lane's, all else is backlog.
     pub async fn mark_live(&mut self) -> Result<(), AppendError> {
-        let (stream, after) = (self.name.clone(), self.place);
-        let (count_max, bytes_max) = (1, 1);
-        let fetched = ask(&self.jobs, |reply| Job::Next { stream, after, count_max, bytes_max, reply }).await?;
+        let (fetched, _) = self.ask(self.place, 1, 1).await?;
         self.head = self.head.max(fetched.newest);
         Ok(())
     }
@@ -554,10 +594,12 @@ impl Outlet {
         live: Option<Wanted>,
     ) -> Result<(Lane, Vec<Queued>), AppendError> {
         loop {
-            self.woken.borrow_and_update();
             let mut again_ms = None;
+            // Of the first question: what came after it may be the live lane's.
+            let mut first_stirred = None;
             if let Some(wanted) = live {
-                let fetched = self.fetch(self.head, wanted).await?;
+                let (fetched, stirred) = self.fetch(self.head, wanted).await?;
+                first_stirred = Some(stirred);
                 again_ms = fetched.again_ms;
                 // With no backlog before it both are one.
                 if self.place >= self.head {
@@ -571,7 +613,8 @@ impl Outlet {
             if let Some(wanted) = backlog {
                 let mut rows = Vec::new();
                 if self.place < self.head {
-                    let fetched = self.fetch(self.place, wanted).await?;
+                    let (fetched, stirred) = self.fetch(self.place, wanted).await?;
+                    first_stirred.get_or_insert(stirred);
                     self.place = fetched.place.min(self.head);
                     rows = fetched.rows;
                     rows.retain(|row| row.sequence.0 <= self.head);
@@ -580,27 +623,59 @@ impl Outlet {
                     return Ok((Lane::Backlog, rows));
                 }
             }
-            self.wait(again_ms).await?;
+            let stirred = first_stirred.unwrap_or_else(|| *self.woken.borrow());
+            self.wait(stirred, again_ms).await?;
         }
     }
 
     /// As `next`, but waits for nothing: without any rows when the queue holds none.
     pub async fn next_now(&mut self, count_max: usize, bytes_max: usize) -> Result<Vec<Queued>, AppendError> {
-        let fetched = self.fetch(self.place, Wanted { count: count_max, bytes: bytes_max, waits: false }).await?;
+        let wanted = Wanted { count: count_max, bytes: bytes_max, waits: false };
+        let (fetched, _) = self.fetch(self.place, wanted).await?;
         self.place = fetched.place;
         Ok(fetched.rows)
     }
 
-    async fn fetch(&self, mut after: u64, wanted: Wanted) -> Result<Fetched, AppendError> {
-        let Wanted { count: count_max, bytes: bytes_max, .. } = wanted;
+    /// Has the answer to the following `next` of the same wish made while the last one is worked on.
+    pub fn read_ahead(&mut self, count_max: usize, bytes_max: usize) {
+        if self.asked.is_none() {
+            let (job, asked) = self.question(self.place, count_max, bytes_max);
+            // Without room in the channel `next` asks.
+            self.asked = self.jobs.try_send(job).is_ok().then_some(asked);
+        }
+    }
+
+    /// What one question after another finds, and how often the stream had been stirred at the last one.
+    async fn fetch(&mut self, mut after: u64, wanted: Wanted) -> Result<(Fetched, u64), AppendError> {
         loop {
-            let stream = self.name.clone();
-            let fetched = ask(&self.jobs, |reply| Job::Next { stream, after, count_max, bytes_max, reply }).await?;
+            let (fetched, stirred) = self.ask(after, wanted.count, wanted.bytes).await?;
             after = fetched.place;
             if !fetched.is_partial {
-                return Ok(fetched);
+                return Ok((fetched, stirred));
             }
         }
+    }
+
+    /// Asks, or waits for what was asked for before.
+    async fn ask(&mut self, after: u64, count_max: usize, bytes_max: usize) -> Result<(Fetched, u64), AppendError> {
+        let wish = (after, count_max, bytes_max);
+        if self.asked.as_ref().is_none_or(|asked| (asked.after, asked.count_max, asked.bytes_max) != wish) {
+            let (job, asked) = self.question(after, count_max, bytes_max);
+            self.jobs.send(job).await.map_err(|_| AppendError::Stopped)?;
+            self.asked = Some(asked);
+        }
+        let Some(asked) = &mut self.asked else { return Err(AppendError::Stopped) };
+        let (answer, stirred) = ((&mut asked.reply).await, asked.stirred);
+        self.asked = None;
+        Ok((answer.unwrap_or(Err(AppendError::Stopped))?, stirred))
+    }
+
+    fn question(&self, after: u64, count_max: usize, bytes_max: usize) -> (Job, Asked) {
+        // Before asking: what is stored after the answer was made must wake us.
+        let stirred = *self.woken.borrow();
+        let (to, reply) = oneshot::channel();
+        let job = Job::Next { stream: self.name.clone(), after, count_max, bytes_max, reply: to };
+        (job, Asked { after, count_max, bytes_max, stirred, reply })
     }
 
     /// Says whether the uplink is connected and takes messages at QoS 1: only then may messages be held in memory for
@@ -609,19 +684,30 @@ impl Outlet {
         self.jobs.send(Job::Live(self.name.clone(), is_live)).await.map_err(|_| AppendError::Stopped)
     }
 
-    /// Until something new waits, or a gap may be told.
-    async fn wait(&mut self, again_ms: Option<u64>) -> Result<(), AppendError> {
-        let changed = self.woken.changed();
+    /// Until something has come since the stream had been stirred so often, or a gap may be told.
+    async fn wait(&mut self, stirred: u64, again_ms: Option<u64>) -> Result<(), AppendError> {
+        let moved = self.woken.wait_for(|count| *count != stirred);
         let moved = match again_ms {
-            None => changed.await,
-            Some(pause_ms) => tokio::time::timeout(Duration::from_millis(pause_ms), changed).await.unwrap_or(Ok(())),
+            None => moved.await.map(drop),
+            Some(pause_ms) => match tokio::time::timeout(Duration::from_millis(pause_ms), moved).await {
+                Ok(moved) => moved.map(drop),
+                Err(_elapsed) => return Ok(()),
+            },
         };
         moved.map_err(|_| AppendError::Stopped)
     }
 
     /// Makes `changes` durable, all or none.
     pub async fn commit(&mut self, changes: Vec<Change>) -> Result<(), AppendError> {
-        ask(&self.jobs, |reply| Job::Commit(self.name.clone(), changes, reply)).await
+        self.begin_commit(changes).await?.outcome().await
+    }
+
+    /// Hands `changes` over and comes back as soon as they have their place in the order: what is asked for from then
+    /// on follows them. Fetching goes on meanwhile.
+    pub async fn begin_commit(&self, changes: Vec<Change>) -> Result<Committing, AppendError> {
+        let (to, reply) = oneshot::channel();
+        self.jobs.send(Job::Commit(self.name.clone(), changes, to)).await.map_err(|_| AppendError::Stopped)?;
+        Ok(Committing { reply })
     }
 }
 
@@ -657,7 +743,10 @@ pub fn open(settings: QueueSettings) -> Result<Opened, OpenError> {
     for StreamSpec { name, .. } in &settings.streams {
         let (waker, woken) = watch::channel(0);
         wakers.insert(name.clone(), waker);
-        outlets.insert(name.clone(), Outlet { name: name.clone(), jobs: to.clone(), woken, place: 0, head: 0 });
+        outlets.insert(
+            name.clone(),
+            Outlet { name: name.clone(), jobs: to.clone(), woken, place: 0, head: 0, asked: None },
+        );
     }
     let worker = Worker::new(jobs, settings, books, wakers, lock);
     Ok(Opened { inlet: Inlet { jobs: to }, outlets, worker })

@@ -18,6 +18,7 @@ use super::newer;
 use super::pages::Pages;
 use super::remains::Remains;
 use super::retention::{self, Ceilings};
+use super::routes::Routes;
 use super::row::{Start, Starts};
 use super::rules::{self, RuleList};
 use super::salvage::{self, Ticket};
@@ -278,6 +279,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         boots,
         words,
         lists: HashMap::new(),
+        routes: Routes::default(),
         streams: Vec::new(),
         ceilings,
         is_clamped,

@@ -3,15 +3,13 @@
 //! Promises: a row is proven before it is handed out; what cannot be handed out is counted and declared; a message
 //! leaves under the topic of today's configuration, or, once it was admitted, under the recorded one.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use log::warn;
 
 use super::books::{Books, JOB_ROWS_MAX, gap_topic};
 use super::retention;
+use super::routes::Route;
 use super::row;
-use super::rules::{self, RuleList};
 use super::spans::{self, Span};
 use super::store::{InFlightRow, PAGE_BYTES, missing};
 use super::{Change, Encoding, Format, InFlight, Queued, Restored, SessionNumber, Verdict};
@@ -72,7 +70,9 @@ impl Books {
             let Some(stream) = self.streams.get(index) else { break };
             let mut expected = first;
             let mut is_missing = false;
-            self.store.messages(Span::new(first, last), |sequence, body| {
+            let mut routes = std::mem::take(&mut self.routes);
+            fetched.rows.reserve(usize::try_from(last - first + 1).unwrap_or(0).min(count_max));
+            let read = self.store.messages(Span::new(first, last), |sequence, body| {
                 if expected != sequence {
                     is_missing = true;
                     return false;
@@ -86,7 +86,7 @@ impl Books {
                     return false;
                 }
                 expected += 1;
-                match row::decode(body, sequence, &self.starts, &self.words) {
+                match row::decode_with(body, sequence, &self.starts, &self.words, |text| routes.topic(text)) {
                     Err(row::Damaged) => lost.push((sequence, LossReason::Damaged)),
                     Ok((id, message)) => match self.expired(&id, &message, now) {
                         Some(reason) => lost.push((sequence, reason)),
@@ -94,15 +94,18 @@ impl Books {
                             bytes += body.len();
                             let expires = self.expires_mono_ms(id.start, &message, now);
                             let timing = self.timing(id.start, &message);
+                            let route = routes.route(&message.topic, &list, &stream.rules);
                             fetched.rows.push(Queued {
                                 expires_mono_ms: expires,
-                                ..queued(sequence, id, message, &list, &stream.rules, Way::First(timing))
+                                ..queued(sequence, id, message, route, Way::First(timing))
                             });
                         }
                     },
                 }
                 true
-            })?;
+            });
+            self.routes = routes;
+            read?;
             if is_missing || (!is_full && expected <= last) {
                 return Err(missing(expected));
             }
@@ -143,7 +146,8 @@ impl Books {
             let way = Way::First(self.timing(row.id.start, &row.message));
             let expires_mono_ms = self.expires_mono_ms(row.id.start, &row.message, now);
             let (id, message) = (row.id.clone(), row.message.clone());
-            let row = queued(sequence, id, message, &stream.rules, &stream.rules, way);
+            let route = Route::new(&message.topic, &stream.rules, &stream.rules);
+            let row = queued(sequence, id, message, route, way);
             fetched.rows.push(Queued { expires_mono_ms, ..row });
             fetched.place = sequence;
         }
@@ -303,7 +307,8 @@ impl Books {
                             None => Way::First(entry.timing),
                         };
                         let expires_mono_ms = self.expires_mono_ms(id.start, &message, now);
-                        let row = queued(sequence, id, message, &list, &stream.rules, way);
+                        let route = Route::new(&message.topic, &list, &stream.rules);
+                        let row = queued(sequence, id, message, route, way);
                         rows.push(Queued { expires_mono_ms, ..row });
                     }
                     _ => damaged.push((sequence, LossReason::Damaged)),
@@ -503,21 +508,13 @@ enum Way {
     Again(Encoding),
 }
 
-/// A message as it leaves: by the recorded encoding, else by today's rule, else by that of the day it came.
-fn queued(sequence: u64, id: MessageId, message: Message, then: &RuleList, now: &Arc<RuleList>, way: Way) -> Queued {
-    let matched = then.first(&message.topic);
-    let current = if then.is_own || then.id == now.id { matched } else { now.first(&message.topic).or(matched) };
-    // What was taken is never sent at QoS 0: that would be forgetting it without an answer.
-    let qos = matched.map_or(message.qos, |rule| rules::qos(rule, &message)).max(Qos::AtLeastOnce);
-    let topic = || {
-        let today = current.and_then(|rule| rules::topic(rule, &message.topic));
-        let first = || matched.and_then(|rule| rules::topic(rule, &message.topic));
-        today.or_else(first).unwrap_or_else(|| message.topic.clone())
-    };
+/// A message as it leaves: by the recorded encoding, else by its route.
+fn queued(sequence: u64, id: MessageId, message: Message, route: Route, way: Way) -> Queued {
+    let qos = route.qos(&message);
+    let Route { topic, strict_order, .. } = route;
     let encoding = match way {
         Way::Again(encoding) => encoding,
-        Way::First(timing) => Encoding { topic: topic(), format: Format::Json, timing },
+        Way::First(timing) => Encoding { topic, format: Format::Json, timing },
     };
-    let strict_order = current.is_some_and(|rule| rule.strict_order);
     Queued { sequence: Sequence(sequence), id, qos, encoding, strict_order, message, expires_mono_ms: None }
 }

@@ -52,6 +52,8 @@ pub(super) type Starts = BTreeMap<u32, Start>;
 pub(super) struct Words {
     texts: BTreeMap<u32, Arc<str>>,
     numbers: std::collections::HashMap<Arc<str>, u32>,
+    /// The one that was asked for last: a client's messages come in a row, and bear the very same text.
+    recent: Option<(Arc<str>, u32)>,
 }
 
 impl Words {
@@ -61,7 +63,19 @@ impl Words {
     }
 
     pub fn number(&self, text: &Arc<str>) -> Option<u32> {
-        self.numbers.get(text).copied()
+        match &self.recent {
+            Some((recent, number)) if Arc::ptr_eq(recent, text) => Some(*number),
+            _ => self.numbers.get(text).copied(),
+        }
+    }
+
+    /// As `number`, and remembers it.
+    pub fn find(&mut self, text: &Arc<str>) -> Option<u32> {
+        let number = self.number(text)?;
+        if !self.recent.as_ref().is_some_and(|(recent, _)| Arc::ptr_eq(recent, text)) {
+            self.recent = Some((text.clone(), number));
+        }
+        Some(number)
     }
 
     pub fn len(&self) -> usize {
@@ -113,8 +127,19 @@ pub(super) fn decode(
     starts: &Starts,
     words: &Words,
 ) -> Result<(MessageId, Message), Damaged> {
+    decode_with(row, sequence, starts, words, |text| Topic::new(text).ok())
+}
+
+/// As `decode`, with the topic from somewhere that may have it already.
+pub(super) fn decode_with(
+    row: &[u8],
+    sequence: u64,
+    starts: &Starts,
+    words: &Words,
+    topic: impl FnOnce(&str) -> Option<Topic>,
+) -> Result<(MessageId, Message), Damaged> {
     let body = proven(row, sequence).ok_or(Damaged)?;
-    read(body, starts, words).ok_or(Damaged)
+    read(body, starts, words, topic).ok_or(Damaged)
 }
 
 /// The start in which a row was written and the stamp it entered with, read without the rest.
@@ -424,10 +449,15 @@ fn read_name(bytes: &mut Reader<'_>, starts: &Starts) -> Option<Head> {
     Some(Head { origin: first & 15, flags, id, received })
 }
 
-fn read(row: &[u8], starts: &Starts, words: &Words) -> Option<(MessageId, Message)> {
+fn read(
+    row: &[u8],
+    starts: &Starts,
+    words: &Words,
+    topic: impl FnOnce(&str) -> Option<Topic>,
+) -> Option<(MessageId, Message)> {
     let mut bytes = Reader(row);
     let Head { origin, flags, id, received } = read_name(&mut bytes, starts)?;
-    let topic = Topic::new(bytes.text()?).ok()?;
+    let topic = topic(bytes.text()?)?;
     let origin = match origin {
         ORIGIN_FIELD => Origin::Field,
         ORIGIN_GATEWAY => Origin::Gateway,

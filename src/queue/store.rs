@@ -249,6 +249,7 @@ impl Store {
         for step in SCHEMA {
             connection.execute_batch(step)?;
         }
+        connection.execute_batch(&message_table(0))?;
         let mut statement = connection.prepare("SELECT name, rootpage FROM sqlite_schema WHERE type = 'table'")?;
         statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     }
@@ -507,8 +508,7 @@ impl Store {
     /// Makes tables for so many more segments.
     pub fn make_tables(&mut self, count: u32) -> rusqlite::Result<()> {
         for table in self.segments.tables()..self.segments.tables().saturating_add(count) {
-            let sql = format!("CREATE TABLE message_{table}(sequence INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT");
-            self.connection.execute(&sql, ())?;
+            self.connection.execute(&message_table(table), ())?;
         }
         self.segments.add_tables(count);
         Ok(())
@@ -942,6 +942,10 @@ pub(super) fn timing(row: &TimingRow) -> Timing {
         3 => Timing::Between { after_ms: after_ms.unwrap_or(0), before_ms },
         _ => Timing::Stamped,
     }
+}
+
+fn message_table(number: u32) -> String {
+    format!("CREATE TABLE message_{number}(sequence INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT")
 }
 
 fn no_rows_is_fine(error: rusqlite::Error) -> rusqlite::Result<()> {

@@ -778,6 +778,26 @@ async fn q5_an_answer_that_nobody_took_comes_again() {
 }
 
 #[tokio::test]
+async fn q5_what_was_read_ahead_comes_next_and_not_after_a_rewind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(settings(dir.path()));
+    rig.append_all((0..20).map(|number| numbered(number, 20))).await;
+    let numbers = |rows: Vec<Queued>| rows.iter().map(|row| number_of(&row.message)).collect::<Vec<_>>();
+    let outlet = rig.outlet("cloud");
+    assert_eq!(numbers(outlet.next(5, 1 << 20).await.unwrap()), [0, 1, 2, 3, 4]);
+    outlet.read_ahead(5, 1 << 20);
+    // A commit passes by what was asked for.
+    outlet.commit(vec![delivered(Sequence(1))]).await.unwrap();
+    assert_eq!(numbers(outlet.next(5, 1 << 20).await.unwrap()), [5, 6, 7, 8, 9]);
+    outlet.read_ahead(5, 1 << 20);
+    assert_eq!(numbers(outlet.next(3, 1 << 20).await.unwrap()), [10, 11, 12], "another wish is asked for anew");
+    outlet.read_ahead(3, 1 << 20);
+    outlet.rewind();
+    assert_eq!(numbers(outlet.next(3, 1 << 20).await.unwrap()), [1, 2, 3]);
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn q5_an_outlet_that_waits_is_woken_by_an_append() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(settings(dir.path()));

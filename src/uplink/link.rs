@@ -48,6 +48,10 @@ const READ_BYTES: usize = 64 * 1024;
 /// With more than this to write, no live messages are added.
 const WRITE_BYTES_MAX: usize = 256 * 1024;
 
+/// Packets that are handed over before what they set free is written. A window of acknowledgements comes at once; were
+/// it answered by a window of messages at once, we and the cloud would take turns instead of working side by side.
+const PACKETS_AT_ONCE: usize = 128;
+
 /// Reports and live messages of one turn.
 const TURN_MAX: usize = 64;
 
@@ -177,6 +181,8 @@ struct Wire {
     input: BytesMut,
     output: BytesMut,
     is_unflushed: bool,
+    /// There may be whole packets in the input.
+    has_more: bool,
 }
 
 #[derive(Debug, Error)]
@@ -234,6 +240,8 @@ impl Line {
 
 impl Wire {
     async fn event(&mut self, may_read: bool) -> LineEvent {
+        // What has come is looked at first: nothing is heaped up while a write does not move.
+        let may_read = may_read && !self.has_more;
         let Wire { reader, writer, input, output, is_unflushed, .. } = self;
         input.reserve(READ_BYTES);
         let has_output = !output.is_empty();
@@ -377,7 +385,14 @@ impl Link {
                 break;
             }
             for action in actions {
-                self.act(at, action).await;
+                match action {
+                    // Nearly all are of this kind, and need no future.
+                    Action::Send(packet) => self.send(at, &packet),
+                    other => self.act(at, other).await,
+                }
+            }
+            if matches!(&self.line, Line::Open(wire) if wire.has_more && !wire.output.is_empty()) {
+                break;
             }
         }
         self.count();
@@ -387,7 +402,15 @@ impl Link {
     fn decode(&mut self, at: Moment) -> bool {
         let Line::Open(wire) = &mut self.line else { return false };
         let mut any = false;
-        while self.machine.wants_packets() {
+        wire.has_more = false;
+        for count in 0.. {
+            if !self.machine.wants_packets() {
+                break;
+            }
+            if count == PACKETS_AT_ONCE {
+                wire.has_more = true;
+                break;
+            }
             match wire.decoder.decode(&mut wire.input) {
                 Ok(Some(packet)) => {
                     any = true;
@@ -410,19 +433,21 @@ impl Link {
         any
     }
 
+    fn send(&mut self, at: Moment, packet: &Packet) {
+        let Line::Open(wire) = &mut self.line else { return };
+        if let Err(error) = wire.encoder.encode(packet, &mut wire.output) {
+            debug!(uplink = self.name.as_ref(), error:% = error; "A packet cannot be written");
+            if let Packet::Publish(publish) = packet
+                && let Some(packet_id) = publish.packet_id
+            {
+                self.machine.handle(at, Event::Unsendable { packet_id, reason: chain(&error) });
+            }
+        }
+    }
+
     async fn act(&mut self, at: Moment, action: Action) {
         match action {
-            Action::Send(packet) => {
-                let Line::Open(wire) = &mut self.line else { return };
-                if let Err(error) = wire.encoder.encode(&packet, &mut wire.output) {
-                    debug!(uplink = self.name.as_ref(), error:% = error; "A packet cannot be written");
-                    if let Packet::Publish(publish) = &packet
-                        && let Some(packet_id) = publish.packet_id
-                    {
-                        self.machine.handle(at, Event::Unsendable { packet_id, reason: chain(&error) });
-                    }
-                }
-            }
+            Action::Send(packet) => self.send(at, &packet),
             Action::Commit(changes) => self.order(at, Order::Commit(changes)),
             Action::Restore => self.order(at, Order::Restore),
             Action::Live(is_live) => self.order(at, Order::Live(is_live)),
@@ -572,6 +597,7 @@ impl Link {
             input: BytesMut::new(),
             output: BytesMut::new(),
             is_unflushed: false,
+            has_more: false,
         });
         match wire.encoder.encode(&connect, &mut wire.output) {
             Ok(()) => self.line = Line::Open(wire),

@@ -24,6 +24,7 @@ use thiserror::Error;
 
 use super::compose::{self, Terms};
 use super::inbound::{Inbound, Receipt, UNANSWERED_MAX};
+use super::numbers::ByNumber;
 use super::overtaken::Overtaken;
 use super::own::{self, OwnTopic};
 use super::pacing::Pacing;
@@ -516,12 +517,12 @@ pub struct Machine {
     is_rewinding: bool,
     round: u64,
     // Rows.
-    ids: HashMap<PacketId, Holder>,
+    ids: HashMap<PacketId, Holder, ByNumber>,
     next_id: u16,
     next_order: u64,
     waiting: Waiting,
     /// Every row that is in memory, so that none is sent twice should the store hand it out again.
-    owned: HashSet<Sequence>,
+    owned: HashSet<Sequence, ByNumber>,
     rows_out: usize,
     bytes_out: usize,
     resend: VecDeque<PacketId>,
@@ -587,11 +588,11 @@ impl Machine {
             begins_live: false,
             is_rewinding: false,
             round: 0,
-            ids: HashMap::new(),
+            ids: HashMap::default(),
             next_id: 0,
             next_order: 0,
             waiting: Waiting::default(),
-            owned: HashSet::new(),
+            owned: HashSet::default(),
             rows_out: 0,
             bytes_out: 0,
             resend: VecDeque::new(),

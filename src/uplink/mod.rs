@@ -28,6 +28,8 @@ pub use link::{Uplink, UplinkError, UplinkSettings};
 
 pub mod machine;
 
+mod numbers;
+
 mod waiting;
 
 mod overtaken;

@@ -11,10 +11,13 @@ use super::inbound::Receipt;
 use crate::health::chain;
 use crate::intake::{AcceptError, Intake, Ticket};
 use crate::message::Message;
-use crate::queue::{AppendError, Change, Inlet, Lane, Once, Outlet, Queued, Restored, Wanted};
+use crate::queue::{AppendError, Change, Committing, Inlet, Lane, Once, Outlet, Queued, Restored, Wanted};
 
 /// Pause before the store is asked again after it failed.
 const RESTORE_AGAIN: Duration = Duration::from_secs(1);
+
+/// After an answer of so many rows there are probably more: they are read while these are sent.
+const READ_AHEAD_FROM: usize = 64;
 
 /// Commands that have their place in the queue but not yet their commit.
 const PLACED_MAX: usize = 256;
@@ -99,18 +102,43 @@ pub enum Report {
     QueueStopped,
 }
 
-/// Carries out orders until there are no more to come.
+/// Carries out orders until there are no more to come. Rows are fetched while a commit is under way.
 pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, reports: mpsc::Sender<Report>) {
-    let mut wanted = None;
+    let mut wanted: Option<Wanted> = None;
+    let mut committing: Option<Committing> = None;
     let mut reading = 0;
     let mut live = Live::None;
     loop {
         let report = tokio::select! {
             // Commits first: they free the window, and rows are fetched ahead.
             biased;
+            outcome = finished(&mut committing) => {
+                committing = None;
+                Report::Committed(outcome)
+            },
+            // What is ordered after a commit has its place behind it in the queue.
             order = orders.recv() => match order {
-                None => return,
-                Some(Order::Commit(changes)) => Report::Committed(outlet.commit(changes).await),
+                None => {
+                    if let Some(mut last) = committing {
+                        // Whether it came to an end or the queue did, nobody is left to be told.
+                        drop(last.outcome().await);
+                    }
+                    return;
+                }
+                Some(Order::Commit(changes)) => {
+                    if let Some(mut before) = committing.take()
+                        && reports.send(Report::Committed(before.outcome().await)).await.is_err()
+                    {
+                        return;
+                    }
+                    match outlet.begin_commit(changes).await {
+                        Ok(begun) => {
+                            committing = Some(begun);
+                            continue;
+                        }
+                        Err(error) => Report::Committed(Err(error)),
+                    }
+                }
                 Some(Order::Restore) => {
                     (wanted, live) = (None, live.forgotten());
                     match restore(&mut outlet).await {
@@ -136,7 +164,10 @@ pub async fn keep_store(mut outlet: Outlet, mut orders: mpsc::Receiver<Order>, r
             },
             rows = next(&mut outlet, wanted, &mut live) => match rows {
                 Ok((Lane::Backlog, rows)) => {
-                    wanted = None;
+                    let asked = wanted.take().filter(|_| matches!(live, Live::None) && rows.len() >= READ_AHEAD_FROM);
+                    if let Some(Wanted { count, bytes, .. }) = asked {
+                        outlet.read_ahead(count, bytes);
+                    }
                     Report::Rows(reading, rows)
                 }
                 Ok((Lane::Live, rows)) => {
@@ -173,6 +204,13 @@ enum Live {
 impl Live {
     fn forgotten(self) -> Live {
         if matches!(self, Live::None) { Live::None } else { Live::Read }
+    }
+}
+
+async fn finished(committing: &mut Option<Committing>) -> Result<(), AppendError> {
+    match committing {
+        Some(committing) => committing.outcome().await,
+        None => std::future::pending().await,
     }
 }
 

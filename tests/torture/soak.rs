@@ -298,7 +298,8 @@ impl Soak {
         assert!(losses.as_object().is_some_and(|losses| losses.values().all(|count| *count == 0)), "{losses}");
         self.assert_flat("memory", |sample| sample.rss_kib, 6 * 1024);
         self.assert_flat("the store's files", |sample| sample.store_kib, 4 * 1024);
-        self.assert_flat("the used part of the store", |sample| sample.used_kib, 256);
+        // Settled rows stay until their segment is emptied whole, or the queue has been empty for a minute.
+        self.assert_flat("the used part of the store", |sample| sample.used_kib, 2 * 1024);
         self.gateway.stop();
     }
 

@@ -25,6 +25,8 @@ pub struct Temper {
     pub receive_max: Option<u16>,
     /// Closes the connection after so many packets, again and again.
     pub closes_after: Option<usize>,
+    /// So many PUBACKs are gathered and come in one write.
+    pub pubacks_at_once: Option<usize>,
     /// Answers CONNECT with this.
     pub refuses_with: Option<ReasonCode>,
     /// Takes everything and answers nothing but CONNECT.
@@ -123,6 +125,11 @@ async fn serve(mut stream: TcpStream, seen: &Mutex<Seen>, sayings: &mut mpsc::Re
             if let Some(answer) = seen.handle(packet) {
                 encoder.encode(&answer, &mut output).unwrap();
             }
+        }
+        // PUBACKs of four bytes.
+        let at_once = seen.lock().unwrap().temper.pubacks_at_once.map_or(0, |count| 4 * count);
+        if output.first() == Some(&0x40) && output.len() < at_once && !is_over {
+            continue;
         }
         if stream.write_all_buf(&mut output).await.is_err() || is_over {
             return;

@@ -363,7 +363,10 @@ async fn a_store_of_a_program_without_a_ledger_gets_one_with_what_waits() {
     let rig = Rig::start(settings(dir.path()));
     rig.append_all((0..2000).map(|_| reading("a"))).await;
     rig.stop().await;
-    sql(dir.path(), "DROP TABLE ledger; DROP TABLE ledger_source; DROP TABLE ledger_gap");
+    sql(
+        dir.path(),
+        "DROP TABLE ledger; DROP TABLE ledger_source; DROP TABLE ledger_gap; DROP TABLE salvage; DROP TABLE note; PRAGMA user_version = 2",
+    );
     let mut rig = Rig::start(settings(dir.path()));
     let report = rig.inlet.ledger(ALL).await.unwrap();
     assert_eq!((accepted(&report, "cloud"), waiting(&report, "cloud")), (2000, 2000));
