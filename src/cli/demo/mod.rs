@@ -81,21 +81,23 @@ pub(super) fn main(arguments: &DemoArguments) -> Exit {
         },
     };
     block_on(async {
+        // Before anything is started: a signal that came first would end us and leave it behind.
+        let interrupted = match interrupted() {
+            Ok(interrupted) => interrupted,
+            Err(error) => {
+                eprintln!("tidegate: cannot listen for signals: {error}");
+                return Exit::Failed;
+            }
+        };
         let ended = tokio::select! {
             ended = demo(mosquitto.as_deref(), arguments.forever) => ended,
-            signal = interrupted() => {
+            () = interrupted => {
                 // All that was started went with the future that owned it.
-                return match signal {
-                    Ok(()) if arguments.forever => Exit::Done,
-                    Ok(()) => {
-                        eprintln!("tidegate: the demo was stopped before its end; everything is cleaned up");
-                        Exit::TryAgain
-                    }
-                    Err(error) => {
-                        eprintln!("tidegate: cannot listen for signals: {error}");
-                        Exit::Failed
-                    }
-                };
+                if arguments.forever {
+                    return Exit::Done;
+                }
+                eprintln!("tidegate: the demo was stopped before its end; everything is cleaned up");
+                return Exit::TryAgain;
             }
         };
         match ended {
@@ -181,14 +183,15 @@ async fn go_on(gateway: &mut Stand) -> Result<(), StandError> {
 }
 
 /// Ends when the demo is asked to: Ctrl-C, a terminal that is closed, `kill`.
-async fn interrupted() -> std::io::Result<()> {
+fn interrupted() -> std::io::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        _ = hangup.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    })
 }
