@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::words::grouped;
 use super::{Exit, block_on};
 use crate::clock::{Clock, ClockSource};
 use crate::control::{self, Request};
@@ -158,6 +159,9 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
         write!(out, ", full in {} at this rate", span(Duration::from_secs(left)))?;
     }
     writeln!(out)?;
+    if let Some(words) = flash_words(status.get("flash").unwrap_or(&Value::Null)) {
+        writeln!(out, "flash   {words}")?;
+    }
     for (name, uplink) in entries(status, "uplinks") {
         write!(out, "uplink  {name}: {} since {}", text(uplink, "state"), text(uplink, "since"))?;
         write!(out, ", {} in flight", number(uplink, "in_flight"))?;
@@ -213,6 +217,13 @@ fn write_problems(out: &mut String, status: &Value) -> std::fmt::Result {
         writeln!(out, "before  this start the program ended {reason}")?;
     }
     Ok(())
+}
+
+/// What the memory card bears; nothing before that can be known.
+fn flash_words(flash: &Value) -> Option<String> {
+    let per_day = flash.get("bytes_per_day")?.as_u64()?;
+    let years = flash.get("years_of_10_tb")?.as_u64()?;
+    Some(format!("{} written a day; a card that takes 10 TB lasts {} years", size(per_day), grouped(years)))
 }
 
 /// A backlog on its way, and when it is gone.
@@ -360,6 +371,9 @@ mod tests {
         assert!(text.contains("no route\n"), "{text}");
         assert!(text.contains("draining: 25 % (250 of 1000), 10 messages/s, about 1 min left"), "{text}");
         assert!(text.contains("draining: 0 % (0 of 9), 0 messages/s, time left not known"), "{text}");
+        let flash = json!({"written": 1, "bytes_per_day": 240_000_000, "years_of_10_tb": 1114});
+        assert_eq!(flash_words(&flash).unwrap(), "228 MiB written a day; a card that takes 10 TB lasts 1,114 years");
+        assert_eq!(flash_words(&json!({"written": 1, "bytes_per_day": null, "years_of_10_tb": null})), None);
         let holdover = json!({"clock": {"state": "holdover", "error_ms": 1240, "source": "mark"}});
         assert_eq!(clock(&holdover), "holdover (± 1.2 s)");
         assert!(text.contains("losses  2 dropped: older than max_age"), "{text}");
