@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::AppendError;
 use super::books::Books;
+use super::numbers::ByNumber;
 use super::row::{self, Entry, Source, Starts};
 use super::spans::{self, Span};
 use super::store::{PAGE_BYTES, Store};
@@ -84,7 +85,7 @@ const FIELD: i64 = 0;
 #[derive(Debug)]
 pub(super) struct Ledger {
     mark: Mark,
-    lines: HashMap<Key, Known>,
+    lines: HashMap<Key, Known, ByNumber>,
     devices: HashMap<Arc<str>, i64>,
     /// Something was settled in this transaction: its rows may go, so the lines must be written with it.
     is_due: bool,
@@ -97,7 +98,7 @@ pub(super) struct Ledger {
     /// Written in this transaction, to be taken off once it is durable.
     accounted: Vec<(Arc<DeviceHealth>, Unaccounted)>,
     /// What was handed out, by stream and sequence, so that settling it reads no row again.
-    handed: HashMap<(i64, u64), Fact>,
+    handed: HashMap<(i64, u64), Fact, ByNumber>,
 }
 
 /// Where a message is accounted.
@@ -134,7 +135,7 @@ impl Ledger {
         let devices = store.ledger_sources()?.into_iter().map(|(id, name)| (Arc::from(name), id));
         Ok(Ledger {
             mark: mark.unwrap_or(fresh),
-            lines: HashMap::new(),
+            lines: HashMap::default(),
             devices: devices.collect(),
             is_due: false,
             is_asked: false,
@@ -142,7 +143,7 @@ impl Ledger {
             field_ms: None,
             pruned_day: None,
             accounted: Vec::new(),
-            handed: HashMap::new(),
+            handed: HashMap::default(),
         })
     }
 

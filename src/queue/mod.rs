@@ -84,6 +84,8 @@ mod boots;
 
 mod row;
 
+pub(crate) mod numbers;
+
 mod pages;
 
 mod remains;

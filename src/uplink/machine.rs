@@ -24,7 +24,6 @@ use thiserror::Error;
 
 use super::compose::{self, Terms};
 use super::inbound::{Inbound, Receipt, UNANSWERED_MAX};
-use super::numbers::ByNumber;
 use super::overtaken::Overtaken;
 use super::own::{self, OwnTopic};
 use super::pacing::Pacing;
@@ -37,6 +36,7 @@ use crate::message::{Body, Message, Origin, Properties, Qos, Sequence, Stamp, To
 use crate::mqtt::{
     Ack, Connack, Connect, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Subscribe, Subscription, Version,
 };
+use crate::queue::numbers::ByNumber;
 use crate::queue::{Change, Once, Queued, Restored, SessionNumber, Verdict, Wanted};
 
 /// The longest packet that is taken from the cloud.

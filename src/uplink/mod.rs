@@ -28,8 +28,6 @@ pub use link::{Uplink, UplinkError, UplinkSettings};
 
 pub mod machine;
 
-mod numbers;
-
 mod waiting;
 
 mod overtaken;

@@ -2,12 +2,12 @@
 
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// For maps by packet id or sequence, which every message passes several times.
-pub(super) type ByNumber = BuildHasherDefault<NumberHasher>;
+/// For maps by packet id, sequence or line of the ledger, which every message passes several times.
+pub(crate) type ByNumber = BuildHasherDefault<NumberHasher>;
 
 /// One multiplication (Fibonacci hashing): the high bits that a hash table looks at depend on all of the number.
 #[derive(Debug, Default)]
-pub(super) struct NumberHasher(u64);
+pub(crate) struct NumberHasher(u64);
 
 impl Hasher for NumberHasher {
     fn finish(&self) -> u64 {
