@@ -589,7 +589,7 @@ impl Store {
     pub fn lengths_from(&self, sequence: u64, count_max: u64) -> rusqlite::Result<Vec<(u64, u64)>> {
         for segment in self.segments.over(Span::new(sequence, OPEN)) {
             let sql = format!(
-                "SELECT sequence, length(body) FROM message_{} WHERE sequence >= ? ORDER BY sequence LIMIT ?",
+                "SELECT sequence, coalesce(length(body), 0) FROM message_{} WHERE sequence >= ? ORDER BY sequence LIMIT ?",
                 segment.table
             );
             let found = self.all(&sql, params![sequence.cast_signed(), count_max.cast_signed()], |row| {
@@ -789,7 +789,7 @@ impl Store {
     }
 
     pub fn retained_bytes(&self, topic: &str) -> rusqlite::Result<Option<u64>> {
-        self.one("SELECT length(body) FROM retained WHERE topic = ?", [topic], |row| unsigned(row, 0))
+        self.one("SELECT coalesce(length(body), 0) FROM retained WHERE topic = ?", [topic], |row| unsigned(row, 0))
     }
 
     /// Number and bytes of all retained messages.
@@ -842,7 +842,7 @@ impl Store {
 
     /// Drops the oldest dead letter; gives back its bytes.
     pub fn delete_dead_letter(&self) -> rusqlite::Result<Option<u64>> {
-        let sql = "SELECT id, length(body) FROM dead_letter ORDER BY id LIMIT 1";
+        let sql = "SELECT id, coalesce(length(body), 0) FROM dead_letter ORDER BY id LIMIT 1";
         let Some((id, bytes)) = self.one(sql, (), |row| Ok((row.get::<_, i64>(0)?, unsigned(row, 1)?)))? else {
             return Ok(None);
         };
