@@ -636,6 +636,9 @@ impl Books {
         let knows_spans = remains.knowledge == Knowledge::Whole;
         if !knows_spans && progress.rows > 0 {
             text.push_str("; who had got which was not readable, so that some may arrive again under the same id");
+        } else if ticket.was_open && progress.rows > 0 {
+            // What was handed out before the store failed is acknowledged to the new one, which does not know it.
+            text.push_str("; what was under way when the store failed may arrive again under the same id");
         }
         for (count, what) in [
             (progress.uncertain, "were under way at QoS 2 and may arrive twice"),
