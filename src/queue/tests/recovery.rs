@@ -4,9 +4,11 @@ use super::*;
 
 /// Writes over the files of a queue that runs. What is in SQLite's page cache of 2 MiB is still believed.
 fn write_over(dir: &Path) {
-    for name in ["queue.db", "queue.db-wal"] {
-        let length = fs::metadata(dir.join(name)).unwrap().len();
-        fs::write(dir.join(name), vec![0xa5; usize::try_from(length).unwrap()]).unwrap();
+    // Both are opened first: the scrub may have the store moved aside as soon as the first one is spoilt.
+    let open = |name| fs::File::options().write(true).open(dir.join(name)).unwrap();
+    for mut file in ["queue.db", "queue.db-wal"].map(open) {
+        let length = file.metadata().unwrap().len();
+        std::io::Write::write_all(&mut file, &vec![0xa5; usize::try_from(length).unwrap()]).unwrap();
     }
 }
 
