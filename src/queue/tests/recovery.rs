@@ -3,7 +3,7 @@
 use super::*;
 
 /// Writes over the files of a queue that runs. What is in SQLite's page cache of 2 MiB is still believed.
-fn write_over(dir: &Path) {
+pub(super) fn write_over(dir: &Path) {
     // Both are opened first: the scrub may have the store moved aside as soon as the first one is spoilt.
     let open = |name| fs::File::options().write(true).open(dir.join(name)).unwrap();
     for mut file in ["queue.db", "queue.db-wal"].map(open) {
