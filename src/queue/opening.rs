@@ -292,7 +292,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         dead_letters: (0, 0),
         losses: BTreeMap::new(),
         devices: HashMap::new(),
-        held: past.held.take().unwrap_or_default(),
+        held: past.held.take().unwrap_or_default().beyond(last),
         ledger,
         room: None,
         used_bytes: 0,

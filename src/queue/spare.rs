@@ -66,7 +66,7 @@ pub(super) struct Held {
     rows: BTreeMap<u64, HeldRow>,
     bytes: usize,
     /// Written in the open transaction; answered when it is on disk.
-    leaving: Vec<(HeldRow, Result<Appended, AppendError>)>,
+    leaving: Vec<(u64, HeldRow, Result<Appended, AppendError>)>,
 }
 
 impl Held {
@@ -118,24 +118,30 @@ impl Held {
 
     /// The transaction is on disk.
     pub fn committed(&mut self) {
-        for (row, answer) in self.leaving.drain(..) {
+        for (_, row, answer) in self.leaving.drain(..) {
             row.answer(answer);
         }
     }
 
-    /// The store has failed: who waits hears so and keeps the message; readings stay.
+    /// The store has failed: who waits hears so and keeps the message; readings stay, also those that were being written.
     pub fn failed(mut self, failure: &AppendError) -> Held {
-        for (row, _) in self.leaving.drain(..) {
-            row.answer(Err(failure.clone()));
-        }
+        let leaving = self.leaving.drain(..).map(|(sequence, row, _)| (sequence, row));
         let mut kept = Held::default();
-        for (sequence, row) in std::mem::take(&mut self.rows) {
+        for (sequence, row) in leaving.chain(std::mem::take(&mut self.rows)) {
             match row.reply {
                 Some(_) => row.answer(Err(failure.clone())),
                 None => kept.push(sequence, row),
             }
         }
         kept
+    }
+
+    /// Without what turns out to be on disk, whose last place is `last`: a commit that failed may have come there.
+    pub fn beyond(mut self, last: u64) -> Held {
+        while let Some(sequence) = self.first().filter(|sequence| *sequence <= last) {
+            self.take(sequence);
+        }
+        self
     }
 }
 
@@ -214,7 +220,7 @@ impl Books {
                 Ok(answer) => (answer, Ok(())),
                 Err(error) => (Err(AppendError::Stopped), Err(error)),
             };
-            self.held.leaving.push((row, answer));
+            self.held.leaving.push((sequence, row, answer));
             outcome?;
         }
         Ok(())

@@ -180,6 +180,29 @@ fn a_reading_is_answered_at_once_and_no_number_is_given_twice_over_a_power_cut()
     assert_eq!(seqs(&mut again, 2), [11, 12]);
 }
 
+#[test]
+fn a_reading_stays_when_the_commit_fails_that_was_to_write_it_and_is_not_there_twice_if_it_did() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut books = opened(dir.path());
+    books.set_live(0, true).unwrap();
+    // The first of a device is written: it brings its name into the ledger.
+    offer(&mut books, submission(reading("chiller")));
+    let places: Vec<u64> = books.next(0, 0, 100, 1 << 20).unwrap().rows.iter().map(|row| row.sequence.0).collect();
+    settle(&mut books, places);
+    let (_, is_held) = offer(&mut books, submission(reading("chiller")));
+    books.commit().unwrap();
+    let (mut waits, _) = offer(&mut books, submission(numbered(1, 20)));
+    assert!(is_held);
+    let first = books.held.first().unwrap();
+    books.write_held(u64::MAX).unwrap();
+    let failure = AppendError::Failed { reason: "test".to_owned() };
+    let kept = std::mem::take(&mut books.held).failed(&failure);
+    assert_eq!(waits.try_recv().unwrap(), Err(failure), "who waits keeps the message");
+    let cloud: Arc<str> = Arc::from("cloud");
+    assert_eq!((kept.first(), kept.count_of(&cloud)), (Some(first), 1), "the reading stays");
+    assert_eq!(kept.beyond(first).count_of(&cloud), 0, "it is on disk");
+}
+
 #[tokio::test]
 async fn the_worker_writes_in_time_by_itself_and_at_the_stop() {
     let dir = tempfile::tempdir().unwrap();
