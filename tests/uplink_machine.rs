@@ -590,6 +590,21 @@ fn a_broker_that_closes_on_a_wide_window_gets_a_narrow_one_and_nothing_is_given_
 }
 
 #[test]
+fn a_cloud_that_counts_what_it_holds_of_the_session_is_never_asked_to_take_more() {
+    // Mosquitto counts what it has not seen the PUBREL of, also from before, and throws out whoever goes beyond: the
+    // own status, sent first, did so after a kill with a full window, and on each connection after that.
+    let temper = Temper { version_311: true, holds_max: Some(4), ..Temper::default() };
+    for steps in 0..60 {
+        let mut world = World::new(with_own_topic(Version::V311), temper, rows_of(40, |_| Qos::ExactlyOnce));
+        world.run(&[(steps, Death::Process)]);
+        assert!(world.store.settled.values().all(|verdict| *verdict == Verdict::Delivered));
+        let is_own = |publish: &&Publish| publish.topic.as_ref().unwrap().as_str().starts_with("own/");
+        assert_eq!(world.cloud.got.iter().filter(|publish| !is_own(publish)).count(), 40);
+        assert!(world.cloud.held_max <= 4, "{} after a kill at step {steps}", world.cloud.held_max);
+    }
+}
+
+#[test]
 fn in_version_5_a_window_that_deaths_have_narrowed_is_wide_again_within_minutes() {
     for (version, is_wide) in [(Version::V5, true), (Version::V311, false)] {
         let pace = Pace { messages_per_s: NonZeroU32::new(500), bytes_per_s: None };

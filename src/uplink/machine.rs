@@ -1467,7 +1467,10 @@ impl Machine {
             && let Some(id) = self.resend.front().copied()
         {
             match self.resent_place(id) {
-                Some((order, sequence)) if self.waiting.first_ready(at.now).is_some_and(|older| older < sequence) => {
+                Some((order, sequence))
+                    if self.has_room_at_cloud(window)
+                        && self.waiting.first_ready(at.now).is_some_and(|older| older < sequence) =>
+                {
                     if !self.may_send_fresh(at, window) {
                         return;
                     }
@@ -1497,9 +1500,16 @@ impl Machine {
         }
     }
 
+    /// Whether a new packet id fits beside all that the cloud may still hold of this session, also what has not been
+    /// resent yet: Mosquitto counts what it holds from earlier connections, and throws out whoever goes beyond.
+    fn has_room_at_cloud(&self, window: usize) -> bool {
+        let kept = self.rows_out + self.resend.len();
+        kept < window && kept + self.dock.len() < self.terms.window
+    }
+
     fn may_send_fresh(&mut self, at: Moment, window: usize) -> bool {
         let may = self.stop_by.is_none()
-            && self.rows_out < window
+            && self.has_room_at_cloud(window)
             && (self.bytes_out < IN_FLIGHT_BYTES_MAX || self.rows_out == 0)
             && self.ids.len() < usize::from(u16::MAX);
         if may {
@@ -1837,7 +1847,8 @@ impl Machine {
     }
 
     fn send_own_status(&mut self, at: Moment, window: usize) {
-        if self.rows_out >= window || self.ids.len() >= usize::from(u16::MAX) {
+        // What is resent goes first: older rows pass with it, and need the room.
+        if !self.resend.is_empty() || !self.has_room_at_cloud(window) || self.ids.len() >= usize::from(u16::MAX) {
             return;
         }
         let Some(payload) = self.own_next.take() else { return };

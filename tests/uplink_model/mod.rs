@@ -132,6 +132,8 @@ pub struct Temper {
     pub swallows: Option<&'static [u8]>,
     pub forgets_sessions: bool,
     pub closes_beyond: Option<usize>,
+    /// Closes on a new packet id beside so many QoS 2 ids that it holds, also from earlier connections: Mosquitto.
+    pub holds_max: Option<usize>,
     pub answers_pings_only: bool,
     pub is_cut_off: bool,
     pub has_no_retain: bool,
@@ -146,6 +148,8 @@ pub struct Cloud {
     pub connected: bool,
     pub out: usize,
     pub out_max: usize,
+    /// The most QoS 2 ids that were held at once, with the new one.
+    pub held_max: usize,
     pub published: usize,
     pub forbidden: usize,
     pub back: VecDeque<Packet>,
@@ -264,6 +268,13 @@ impl Cloud {
         if self.temper.closes_beyond.is_some_and(|limit| self.out > limit) {
             self.closes = true;
             return None;
+        }
+        if !self.taken.contains(&id.get()) {
+            self.held_max = self.held_max.max(self.taken.len() + 1);
+            if self.temper.holds_max.is_some_and(|limit| self.taken.len() >= limit) {
+                self.closes = true;
+                return None;
+            }
         }
         let mut reason =
             if self.temper.says_no_subscribers { ReasonCode::NO_MATCHING_SUBSCRIBERS } else { ReasonCode::SUCCESS };
@@ -753,6 +764,7 @@ pub fn assert_any_mix(seed: u64, window: u16, receive_max: Option<u16>, qos: &[u
         assert_eq!(arrivals[&format!("g.000000000001.1.{}", place + 1)], 1, "row {} was doubled", place + 1);
     }
     assert!(world.cloud.out_max <= usize::from(window.min(receive_max.unwrap_or(window))), "beyond Receive Maximum");
+    assert!(world.cloud.held_max <= usize::from(window), "beyond what a cloud takes that counts what it holds");
     assert_first_attempts_in_order(&world);
     assert_order(&world.cloud);
 }
