@@ -25,7 +25,7 @@ use super::salvage::{self, Ticket};
 use super::scrub::Scrub;
 use super::spans::{OPEN, Ranges, Span};
 use super::spare::Held;
-use super::store::{DATABASE, GapRow, PAGE_BYTES, Store, StoreError, WAL_BYTES_MAX, miscounted, opening};
+use super::store::{DATABASE, GapRow, PAGE_BYTES, Store, StoreError, miscounted, opening};
 use super::{OpenError, QueueSettings, StreamSpec};
 use crate::config::{ForwardRule, TopicTemplate};
 use crate::health::LossReason;
@@ -253,7 +253,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
     let salvages: VecDeque<PathBuf> = salvage::places(&settings.dir.join(QUARANTINE)).into();
     let (ceilings, is_clamped) = ceilings(settings, &store, past.identity.is_none()).map_err(opening)?;
     let ledger = Ledger::open(&store, settings.clock.now()).map_err(opening)?;
-    store.limit_pages(ceilings.hard_pages).map_err(opening)?;
+    store.keep_within(ceilings).map_err(opening)?;
     let known = match past.identity.take() {
         Some(known) => {
             let sequence_next = known.sequence_next.max(last + 1);
@@ -385,7 +385,7 @@ fn ceilings(settings: &QueueSettings, store: &Store, is_first: bool) -> rusqlite
             u64::MAX
         }
     };
-    let (ceilings, is_clamped) = retention::ceilings(bytes_max, available, used, WAL_BYTES_MAX, PAGE_BYTES);
+    let (ceilings, is_clamped) = retention::ceilings(bytes_max, available, used, PAGE_BYTES);
     if is_clamped && is_first {
         let bytes = ceilings.soft_pages * PAGE_BYTES;
         warn!(bytes_max, bytes, available; "The disk has too little room for the queue; its ceiling is lower");
@@ -404,11 +404,11 @@ impl Books {
         let available = disk.f_bavail.saturating_mul(disk.f_frsize);
         let used = self.store.pages_used()? * PAGE_BYTES;
         let bytes_max = self.settings.bytes_max.get();
-        let (ceilings, is_clamped) = retention::ceilings(bytes_max, available, used, WAL_BYTES_MAX, PAGE_BYTES);
+        let (ceilings, is_clamped) = retention::ceilings(bytes_max, available, used, PAGE_BYTES);
         if ceilings.soft_pages <= self.ceilings.soft_pages {
             return Ok(());
         }
-        self.store.limit_pages(ceilings.hard_pages)?;
+        self.store.keep_within(ceilings)?;
         (self.ceilings, self.is_clamped) = (ceilings, is_clamped);
         if !is_clamped {
             info!(bytes_max; "The disk has room for the whole queue again");

@@ -2,6 +2,17 @@
 
 use crate::config::WhenFull;
 
+/// Pages in the WAL after which they go to the database file, where the disk has room for it.
+const CHECKPOINT_PAGES: u32 = 4000;
+/// What one transaction writes at most, about.
+const CHECKPOINT_PAGES_MIN: u32 = 320;
+/// What the WAL has beside each page.
+pub(super) const WAL_FRAME: u64 = 24;
+/// What the soft ceiling leaves of the hard one, at least, for what the session must write.
+const RESERVE: u64 = 1024 * 1024;
+/// The same on a disk that has hardly room.
+const RESERVE_MIN: u64 = 256 * 1024;
+
 /// What to do with a message for which there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
@@ -58,19 +69,34 @@ pub(super) struct Ceilings {
     pub soft_pages: u64,
     /// What the store as a whole may use: without the difference a full store could admit nothing to the uplink.
     pub hard_pages: u64,
+    /// Pages in the WAL after which they go to the database file.
+    pub checkpoint_pages: u32,
 }
 
 /// The ceilings of `bytes_max`, which gives way to what the disk has: `available` bytes beside the `used` ones of the
-/// store. The WAL and the reserve are taken off first. Also says whether it gave way.
-pub(super) fn ceilings(bytes_max: u64, available: u64, used: u64, wal: u64, page: u64) -> (Ceilings, bool) {
+/// store. The WAL and the reserve are taken off first: on a small disk an eighth of its room for each, on a larger one
+/// what `checkpoint_pages` says and max(1 MiB, 2 %). Also says whether it gave way.
+pub(super) fn ceilings(bytes_max: u64, available: u64, used: u64, page: u64) -> (Ceilings, bool) {
     // Less than this holds not even the tables; then the disk has to say no.
     const SOFT_BYTES_MIN: u64 = 64 * 1024;
-    let reserve = |soft: u64| (soft / 50).max(1024 * 1024);
-    let room = available.saturating_add(used).saturating_sub(wal);
-    let possible = room.saturating_sub(reserve(room)).max(SOFT_BYTES_MIN);
+    let room = available.saturating_add(used);
+    let reserve = |soft: u64| (soft / 50).max((room / 8).clamp(RESERVE_MIN, RESERVE));
+    let checkpoint = checkpoint_pages(room, page);
+    // Until it is cut it may be twice as long: who reads it keeps it from being begun anew.
+    let wal = 2 * u64::from(checkpoint) * (page + WAL_FRAME);
+    let beside_wal = room.saturating_sub(wal);
+    let possible = beside_wal.saturating_sub(reserve(beside_wal)).max(SOFT_BYTES_MIN);
     let soft = bytes_max.max(SOFT_BYTES_MIN).min(possible);
-    let ceilings = Ceilings { soft_pages: soft / page, hard_pages: (soft + reserve(soft)) / page };
+    let ceilings =
+        Ceilings { soft_pages: soft / page, hard_pages: (soft + reserve(soft)) / page, checkpoint_pages: checkpoint };
     (ceilings, soft < bytes_max)
+}
+
+/// Pages in the WAL after which they go to the database file: as far apart as spares the flash, but on a disk with
+/// `room` bytes the WAL may take an eighth of them at most. Never so few that one transaction is beyond them.
+fn checkpoint_pages(room: u64, page: u64) -> u32 {
+    let pages = room / 16 / (page + WAL_FRAME);
+    u32::try_from(pages).unwrap_or(u32::MAX).clamp(CHECKPOINT_PAGES_MIN, CHECKPOINT_PAGES)
 }
 
 #[cfg(test)]
@@ -96,12 +122,24 @@ mod tests {
     #[test]
     fn the_disk_clamps_the_ceiling_and_the_reserve_is_never_part_of_it() {
         const MIB: u64 = 1024 * 1024;
-        let (free, clamped) = ceilings(100 * MIB, 1000 * MIB, 0, 8 * MIB, 1024);
+        let (free, clamped) = ceilings(100 * MIB, 1000 * MIB, 0, 1024);
         assert_eq!((free.soft_pages, free.hard_pages, clamped), (100 * 1024, 102 * 1024, false));
-        let (tight, clamped) = ceilings(100 * MIB, 40 * MIB, 10 * MIB, 8 * MIB, 1024);
-        assert_eq!((tight.soft_pages, clamped), (41 * 1024, true));
-        assert!(tight.hard_pages <= 42 * 1024);
-        let (none, clamped) = ceilings(100 * MIB, 0, 0, 8 * MIB, 1024);
+        assert_eq!(free.checkpoint_pages, 4000);
+        let (tight, clamped) = ceilings(100 * MIB, 40 * MIB, 10 * MIB, 1024);
+        assert!(clamped && (42 * 1024..43 * 1024).contains(&tight.soft_pages), "{tight:?}");
+        assert!(tight.hard_pages * 1024 + 2 * u64::from(tight.checkpoint_pages) * 1048 <= 50 * MIB);
+        let (none, clamped) = ceilings(100 * MIB, 0, 0, 1024);
         assert_eq!((none.soft_pages, clamped), (64, true));
+    }
+
+    #[test]
+    fn a_small_disk_is_mostly_for_messages_and_never_promised_twice() {
+        for kib in [2 * 1024, 4 * 1024, 6 * 1024, 8 * 1024, 16 * 1024, 64 * 1024, 1024 * 1024] {
+            let room = kib * 1024;
+            let (ceilings, _) = ceilings(u64::MAX, room, 0, 1024);
+            let wal = 2 * u64::from(ceilings.checkpoint_pages) * 1048;
+            assert!(ceilings.hard_pages * 1024 + wal <= room, "{kib} KiB: {ceilings:?}");
+            assert!(ceilings.soft_pages >= kib / 2, "{kib} KiB: {ceilings:?}");
+        }
     }
 }

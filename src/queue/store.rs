@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use super::boots::{Boot, Boots};
 use super::identity::Waiting;
+use super::retention::{Ceilings, WAL_FRAME};
 use super::row::{Start, Starts, Words};
 use super::segments::{Segment, Segments};
 use super::spans::{OPEN, Span};
@@ -23,10 +24,6 @@ use crate::message::{ClockState, Stamp};
 pub(super) const DATABASE: &str = "queue.db";
 /// Bytes of a page: small ones spare the flash (facts: 3.1 bytes written per byte, against 4.6 with 4096).
 pub(super) const PAGE_BYTES: u64 = 1024;
-/// Pages in the WAL after which they go to the database file.
-const CHECKPOINT_PAGES: u32 = 4000;
-/// What the WAL may grow to before it is cut, and so what it takes of the free space.
-pub(super) const WAL_BYTES_MAX: u64 = 2 * 4000 * (1024 + 24);
 /// `TIDG`: what a file that is ours says of itself.
 const APPLICATION_ID: i32 = 0x5449_4447;
 /// The steps of the schema. Each only adds, so that an older program can drain what a newer one stored; a step that it
@@ -199,9 +196,6 @@ impl Store {
             return Err(rusqlite::Error::InvalidParameterName(format!("journal mode is {mode}, not WAL")));
         }
         connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |_| Ok(()))?;
-        connection
-            .pragma_update_and_check(None, "journal_size_limit", i64::from(CHECKPOINT_PAGES) * 1048, |_| Ok(()))?;
         // Otherwise each new value of a range makes SQLite compile the statement again, to look for a better plan.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.pragma_update(None, "temp_store", "MEMORY")?;
@@ -254,10 +248,14 @@ impl Store {
         statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     }
 
-    /// No page beyond this many is ever made: a full disk would fail deletions as well.
-    pub fn limit_pages(&self, pages_max: u64) -> rusqlite::Result<()> {
-        let pages_max = pages_max.min(u64::from(u32::MAX - 2)).cast_signed();
-        self.connection.pragma_update_and_check(None, "max_page_count", pages_max, |_| Ok(()))
+    /// No page beyond these is ever made, because a full disk would fail deletions as well; and how long the WAL gets.
+    pub fn keep_within(&self, ceilings: Ceilings) -> rusqlite::Result<()> {
+        let pages_max = ceilings.hard_pages.min(u64::from(u32::MAX - 2)).cast_signed();
+        self.connection.pragma_update_and_check(None, "max_page_count", pages_max, |_| Ok(()))?;
+        let checkpoint = ceilings.checkpoint_pages;
+        self.connection.pragma_update_and_check(None, "wal_autocheckpoint", checkpoint, |_| Ok(()))?;
+        let bytes = i64::from(checkpoint) * (PAGE_BYTES + WAL_FRAME).cast_signed();
+        self.connection.pragma_update_and_check(None, "journal_size_limit", bytes, |_| Ok(()))
     }
 
     /// Pages that are in use.

@@ -120,6 +120,15 @@ impl Drop for Case {
     }
 }
 
+/// For a test that has no cases: the same numbers each time, but for the long form or with a seed of one's own.
+pub fn random_of(name: &str) -> Random {
+    let is_long = variable::<f64>("TIDEGATE_TORTURE_MINUTES").is_some();
+    let drawn = || if is_long { Random::fresh_seed() } else { usual_seed(name, 1) };
+    let seed = variable("TIDEGATE_SEED").unwrap_or_else(drawn);
+    println!("{name}: seed {seed}");
+    Random::from_seed(seed)
+}
+
 fn usual_seed(name: &str, case: u64) -> u64 {
     let start = name.bytes().fold(case, |seed, byte| seed.rotate_left(8) ^ u64::from(byte));
     start.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use super::budget::{Budget, Cases};
+use super::budget::{Budget, Cases, random_of};
 use super::common::account::{lost, repeated};
 use super::common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
 use super::common::raw::{Heard, RawClient, Version};
@@ -52,6 +52,7 @@ impl Site {
         count: u64,
         window: usize,
         patience: Duration,
+        large_percent: u64,
         random: &mut Random,
     ) -> Vec<Said> {
         let (port, first) = (self.gateway.port, self.next);
@@ -61,7 +62,7 @@ impl Site {
                 .iter()
                 .map(|(qos, topic, _)| {
                     let qos = *qos;
-                    let numbers = Numbers { version, qos, topic, first, count, window, large_percent: 10, patience };
+                    let numbers = Numbers { version, qos, topic, first, count, window, large_percent, patience };
                     let mut random = random.branch();
                     scope.spawn(move || numbers.publish(port, &mut random, &AtomicU64::new(0), |_| {}))
                 })
@@ -79,7 +80,7 @@ impl Site {
     fn publish_until_all_is_taken(&mut self, random: &mut Random) {
         let until = tokio::time::Instant::now() + PATIENCE;
         loop {
-            let said = self.publish(Version::V5, 5, 2, Duration::from_secs(5), random);
+            let said = self.publish(Version::V5, 5, 2, Duration::from_secs(5), 10, random);
             if said.iter().all(|said| said.acknowledged.len() == 5) {
                 return;
             }
@@ -136,7 +137,7 @@ fn full_disk(random: &mut Random, folder: &Path) -> (usize, usize) {
     let pid = site.gateway.id();
 
     // By its own messages: MQTT 5 is told so.
-    let said = site.publish(Version::V5, 400, 20, PATIENCE, random);
+    let said = site.publish(Version::V5, 2200, 20, PATIENCE, 60, random);
     for said in &said {
         assert!(!said.was_cut && said.refused.is_empty() != is_small, "full, and MQTT 5 is told so: {said:?}");
         assert!(said.refused.iter().all(|(_, reason)| *reason == 0x97), "{:?}", said.refused);
@@ -146,7 +147,7 @@ fn full_disk(random: &mut Random, folder: &Path) -> (usize, usize) {
         // By somebody else's file, to the last byte.
         let ballast = fill(&state);
         for version in [Version::V5, Version::V311] {
-            for said in site.publish(version, 20, 5, Duration::from_secs(1), random) {
+            for said in site.publish(version, 20, 5, Duration::from_secs(1), 10, random) {
                 // Within the files that it has there may be room, whatever the disk says.
                 unanswered += usize::from(said.was_cut);
             }
@@ -154,7 +155,7 @@ fn full_disk(random: &mut Random, folder: &Path) -> (usize, usize) {
         assert_eq!(site.gateway.has_ended(), None, "a full disk ends nothing");
         // The cloud is back before the room is: what goes up meanwhile is not lost for it, and not doubled by it.
         site.cloud.begin(Memory::default(), None);
-        for said in site.publish(Version::V5, 5, 1, Duration::from_secs(1), random) {
+        for said in site.publish(Version::V5, 5, 1, Duration::from_secs(1), 10, random) {
             unanswered += usize::from(said.was_cut);
         }
         assert_eq!(site.gateway.has_ended(), None, "a full disk ends nothing");
@@ -192,7 +193,7 @@ fn a_full_disk_costs_nothing_that_was_acknowledged() {
 fn a_disk_that_is_read_only_at_the_start_is_used_once_it_can_be_written() {
     mounts::privately("disks::a_disk_that_is_read_only_at_the_start_is_used_once_it_can_be_written", || {
         let _turn = turn();
-        let mut random = Random::from_seed(Random::fresh_seed());
+        let mut random = random_of("read_only_at_the_start");
         let folder = folder();
         let mut site = Site::prepared(folder.path());
         let image = folder.path().join("image");
@@ -206,7 +207,7 @@ fn a_disk_that_is_read_only_at_the_start_is_used_once_it_can_be_written() {
         site.gateway.start();
         let pid = site.gateway.id();
         for version in [Version::V5, Version::V311] {
-            for said in site.publish(version, 3, 1, Duration::from_secs(1), &mut random) {
+            for said in site.publish(version, 3, 1, Duration::from_secs(1), 10, &mut random) {
                 assert!(said.acknowledged.is_empty(), "nothing can be kept on it: {said:?}");
             }
         }
@@ -226,7 +227,7 @@ fn a_disk_that_turns_read_only_stops_acknowledgements_and_loses_none_of_those_be
         "disks::a_disk_that_turns_read_only_stops_acknowledgements_and_loses_none_of_those_before",
         || {
             let _turn = turn();
-            let mut random = Random::from_seed(Random::fresh_seed());
+            let mut random = random_of("turns_read_only");
             let folder = folder();
             let mut site = Site::prepared(folder.path());
             let image = folder.path().join("image");
@@ -236,7 +237,7 @@ fn a_disk_that_turns_read_only_stops_acknowledgements_and_loses_none_of_those_be
             site.publish_until_all_is_taken(&mut random);
             mount.fail();
             for version in [Version::V5, Version::V311] {
-                for said in site.publish(version, 10, 2, Duration::from_secs(1), &mut random) {
+                for said in site.publish(version, 10, 2, Duration::from_secs(1), 10, &mut random) {
                     assert!(said.acknowledged.is_empty(), "nothing can be kept on it: {said:?}");
                 }
             }
@@ -259,7 +260,7 @@ fn a_disk_that_turns_read_only_stops_acknowledgements_and_loses_none_of_those_be
 #[test]
 fn a_disk_that_takes_200_ms_for_each_sync_is_only_slow() {
     let _turn = turn();
-    let mut random = Random::from_seed(Random::fresh_seed());
+    let mut random = random_of("slow_syncs");
     let folder = folder();
     let mut site = Site::prepared(folder.path());
     site.gateway.set_tracer(&[
@@ -281,7 +282,7 @@ fn a_disk_that_takes_200_ms_for_each_sync_is_only_slow() {
     site.cloud.begin(Memory::default(), None);
     site.gateway.start();
     let count = 40;
-    let said = site.publish(Version::V5, count, 40, PATIENCE, &mut random);
+    let said = site.publish(Version::V5, count, 40, PATIENCE, 10, &mut random);
     for said in said {
         assert_eq!((said.acknowledged.len() as u64, said.refused, said.was_cut), (count, vec![], false));
     }

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::Instant;
 
-use super::budget::{Budget, Cases};
+use super::budget::{Budget, Cases, random_of};
 use super::common::account::{lost, repeated};
 use super::common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
 use super::common::raw::{Heard, RawClient, Version};
@@ -306,7 +306,7 @@ fn what_is_acknowledged_after_a_failed_write_survives_a_power_cut_too() {
 #[test]
 fn the_rig_sees_what_syncs_that_do_nothing_lose() {
     mounts::privately("power_cuts::the_rig_sees_what_syncs_that_do_nothing_lose", || {
-        let mut random = Random::from_seed(Random::fresh_seed());
+        let mut random = random_of("power_cuts_control");
         let folder = folder();
         let site = Site::prepared(folder.path(), &mut random);
         let log = site.recorded(false, &mut random);
