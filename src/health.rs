@@ -676,6 +676,8 @@ pub struct SessionHealth {
     pub connected: AtomicU64,
     /// Sessions, attached or not.
     pub sessions: AtomicU64,
+    /// Sessions that are kept in the store.
+    pub kept: AtomicU64,
     /// PUBLISH packets taken in.
     pub received: AtomicU64,
     /// PUBLISH packets sent out.
@@ -693,6 +695,7 @@ impl SessionHealth {
         SessionSnapshot {
             connected: self.connected.load(Ordering::Relaxed),
             sessions: self.sessions.load(Ordering::Relaxed),
+            kept: self.kept.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
             sent: self.sent.load(Ordering::Relaxed),
             protocol_errors: self.protocol_errors.load(Ordering::Relaxed),
@@ -707,8 +710,10 @@ impl SessionHealth {
 pub struct SessionSnapshot {
     /// With a socket.
     pub connected: u64,
-    /// All.
+    /// All that are in memory.
     pub sessions: u64,
+    /// Those that are kept over a restart.
+    pub kept: u64,
     /// Since start.
     pub received: u64,
     /// Since start.

@@ -12,7 +12,7 @@
 //!                                                               │ outbound: packet ids, window, repeats ◄── router
 //! ```
 //!
-//! It never stores: what must outlive the process is the queue's. Sessions live in memory.
+//! It never stores: what must outlive the process is the queue's.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -37,11 +37,13 @@ use crate::intake::Intake;
 use crate::message::Topic;
 use crate::mqtt::ReasonCode;
 use crate::queue::Inlet;
+use crate::queue::sessions::SessionLimits;
 use crate::router::{Router, RouterError};
 use places::{Places, Register};
 use session::Attachment;
 use socket::Socket;
 
+mod durable;
 mod inbound;
 mod limits;
 mod listener;
@@ -162,6 +164,7 @@ impl Broker {
         }
         let (parting, partings) = mpsc::channel(PARTINGS_MAX);
         let (failing, failures) = mpsc::channel(1);
+        inlet.bound_sessions(SessionLimits { count: limits.sessions });
         let services = Services {
             intake,
             inlet,

@@ -4,14 +4,15 @@
 //! through one line in the order of what they answer; a client that breaks the protocol, reads too slowly or falls
 //! silent is disconnected with the reason, its will is published, and nobody else notices.
 //!
-//! Sessions live in memory: one that outlives its socket goes on collecting, bounded, and ends with the process.
+//! A session that outlives its socket is kept by the queue (durable.rs): that it is there, its subscriptions, and the ids
+//! of what it has received. What waits for its client is in memory, bounded, and ends with the process.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use log::debug;
+use log::{debug, warn};
 use tokio::sync::mpsc;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
@@ -19,13 +20,15 @@ use tokio_util::sync::CancellationToken;
 use super::inbound::{Arrival, Begun, Inbound, Mark, Running, Settled, Signs, Work, poll_now, retained, submit};
 use super::outbound::{Delivery, Fit, Next, Outbound};
 use super::socket::{Socket, Turn};
-use super::{Services, is_reserved};
+use super::{Services, durable, is_reserved, listener};
 use crate::intake::AcceptError;
 use crate::message::{Body, Filter, Message, Origin, Qos, Stamp, Topic};
 use crate::mqtt::{
     Ack, Connack, Connect, DecodeError, Disconnect, EncodeError, Packet, PacketId, Publish, ReasonCode, Suback,
     Subscribe, Unsuback, Unsubscribe, Version, Will,
 };
+use crate::queue::SessionNumber;
+use crate::queue::sessions::{Entrance, Entry, Kept, Retained, Subscribed};
 use crate::router::{Link, RouterError, Taken};
 
 /// Live messages that are taken before the socket has its turn again.
@@ -74,6 +77,8 @@ pub(super) struct Session {
     attachments: mpsc::Receiver<Attachment>,
     link: Link,
     subscriptions: HashMap<Filter, Options>,
+    /// Its name in the store, where it is kept there.
+    kept: Option<SessionNumber>,
     inbound: Inbound,
     /// Work that must end before the next packet is looked at, and whose connection it belongs to.
     begun: Option<(Mark, Running<Begun>)>,
@@ -118,6 +123,7 @@ impl Session {
             attachments,
             link,
             subscriptions: HashMap::new(),
+            kept: None,
             inbound: Inbound::new(),
             begun: None,
             outbound: Outbound::new(),
@@ -279,10 +285,27 @@ impl Session {
         if self.connection.is_some() {
             self.part(ReasonCode::SESSION_TAKEN_OVER, true).await;
         }
-        if connect.clean_start {
+        let version = connect.version;
+        let limit_s = self.services.limits.session_expiry_s;
+        let asked_s = match version {
+            Version::V5 => connect.session_expiry_s.unwrap_or(0),
+            Version::V311 if connect.clean_start => 0,
+            Version::V311 => limit_s,
+        };
+        let expiry_s = asked_s.min(limit_s);
+        let kept = match self.enter(connect.clean_start, expiry_s).await {
+            Ok(kept) => kept,
+            Err(reason) => return listener::refuse(socket, version, reason, &self.services),
+        };
+        let number = kept.as_ref().map(|kept| kept.number);
+        if number.is_none() || number != self.kept {
             self.end_session().await;
         }
-        let session_present = self.is_alive;
+        self.kept = number;
+        let session_present = kept.as_ref().is_some_and(|kept| kept.is_present);
+        if let Some(kept) = kept {
+            self.take_up(kept).await;
+        }
         // A will that still waited for its delay is not published when its session is resumed.
         self.will = None;
         self.expires = None;
@@ -291,13 +314,6 @@ impl Session {
         self.outbound.resume();
 
         let limits = &self.services.limits;
-        let version = connect.version;
-        let asked_s = match version {
-            Version::V5 => connect.session_expiry_s.unwrap_or(0),
-            Version::V311 if connect.clean_start => 0,
-            Version::V311 => limits.session_expiry_s,
-        };
-        let expiry_s = asked_s.min(limits.session_expiry_s);
         socket.set_up(version, limits.packet_bytes, connect.packet_bytes_max);
         let connack = Connack {
             session_present,
@@ -333,6 +349,54 @@ impl Session {
         }
     }
 
+    /// Tells the queue of a client that is let in, where it has to know. `None`: nothing is kept for it.
+    async fn enter(&mut self, is_clean: bool, expiry_s: u32) -> Result<Option<Kept>, ReasonCode> {
+        let inlet = &self.services.inlet;
+        if expiry_s == 0 && !inlet.keeps_session(&self.client) {
+            return Ok(None);
+        }
+        // Nobody has a name here that was proven: all are the same user.
+        let entrance = Entrance { user: Arc::from(""), client: self.client.clone(), is_clean, expiry_s };
+        match inlet.enter_session(entrance).await {
+            Ok(Entry::Kept(kept)) => Ok(Some(kept)),
+            Ok(Entry::Passing) => Ok(None),
+            Ok(Entry::Foreign) => Err(ReasonCode::NOT_AUTHORIZED),
+            Ok(Entry::Full) => Err(ReasonCode::SERVER_UNAVAILABLE),
+            Err(error) => {
+                warn!(client = self.client.as_ref(), error:% = error; "A session could not be kept, its client is refused");
+                Err(ReasonCode::SERVER_UNAVAILABLE)
+            }
+        }
+    }
+
+    /// Goes on with a session as the store has it, which is what the client was told.
+    async fn take_up(&mut self, kept: Kept) {
+        let Kept { number, received, subscriptions, .. } = kept;
+        self.inbound.number = Some(number);
+        received.into_iter().filter_map(PacketId::new).for_each(|packet_id| self.inbound.receive(packet_id));
+        let unkept = |filter: &&Filter| subscriptions.iter().all(|kept| kept.filter != **filter);
+        let unkept: Vec<Filter> = self.subscriptions.keys().filter(unkept).cloned().collect();
+        for filter in unkept {
+            self.subscriptions.remove(&filter);
+            if let Err(error) = self.link.unsubscribe(&filter).await {
+                self.services.fail(error);
+            }
+        }
+        for Subscribed { filter, qos, no_local, retain_as_published, identifier: id } in subscriptions {
+            if !self.subscriptions.contains_key(&filter) {
+                match self.link.subscribe(&filter).await {
+                    Ok(()) => {}
+                    Err(RouterError::Dead) => self.services.fail(RouterError::Dead),
+                    Err(error) => {
+                        warn!(client = self.client.as_ref(), filter = filter.as_str(), error:% = error;
+                              "A subscription that was kept brings nothing live");
+                    }
+                }
+            }
+            self.subscriptions.insert(filter, Options { qos, no_local, retain_as_published, id });
+        }
+    }
+
     /// Ends the connection with a reason, which a 3.1.1 client cannot be told.
     async fn part(&mut self, reason: ReasonCode, with_will: bool) {
         self.end_connection(Some(reason), with_will).await;
@@ -357,6 +421,10 @@ impl Session {
             // A client that takes no packet of four bytes is not told.
             let _told = connection.socket.send(&Packet::Disconnect(Disconnect::new(reason)));
         }
+        // Before the socket is closed: who sees that finds it so. Whoever takes the session over says so at once.
+        if let Some(number) = self.kept.filter(|_| reason != Some(ReasonCode::SESSION_TAKEN_OVER)) {
+            self.leave(number, connection.expiry_s).await;
+        }
         // Its last bytes are written elsewhere: nobody waits for a client that does not read them.
         self.services.see_off(connection.socket);
         if let Some(will) = connection.will.filter(|_| with_will) {
@@ -377,9 +445,18 @@ impl Session {
         self.services.count_dropped(dropped);
     }
 
+    async fn leave(&mut self, number: SessionNumber, expiry_s: u32) {
+        if let Err(error) = self.services.inlet.leave_session(number, expiry_s).await {
+            warn!(client = self.client.as_ref(), error:% = error; "The end of a connection was not kept");
+        }
+    }
+
     /// Forgets all that a later connection could resume.
     async fn end_session(&mut self) {
         self.is_alive = false;
+        if let Some(number) = self.kept.take() {
+            self.leave(number, 0).await;
+        }
         self.expires = None;
         if let Some((_, will)) = self.will.take() {
             self.publish_will(will);
@@ -582,6 +659,7 @@ impl Session {
         let version = self.connection.as_ref().map(|connection| connection.version);
         let mut reasons = Vec::with_capacity(subscribe.subscriptions.len());
         let mut asking = Vec::new();
+        let mut keeping = Vec::new();
         for subscription in subscribe.subscriptions {
             let filter = subscription.filter;
             let is_new = !self.subscriptions.contains_key(&filter);
@@ -598,6 +676,20 @@ impl Session {
                     if is_asked && filter.share_group().is_none() {
                         asking.push(filter.clone());
                     }
+                    let retained = match subscription.retain_handling {
+                        _ if filter.share_group().is_some() => Retained::Never,
+                        0 => Retained::Always,
+                        1 => Retained::IfNew,
+                        _ => Retained::Never,
+                    };
+                    let subscribed = Subscribed {
+                        filter: filter.clone(),
+                        qos: subscription.qos,
+                        no_local: subscription.no_local,
+                        retain_as_published: subscription.retain_as_published,
+                        identifier: subscribe.subscription_id,
+                    };
+                    keeping.push((subscribed, retained));
                     let options = Options {
                         qos: subscription.qos,
                         no_local: subscription.no_local,
@@ -617,7 +709,10 @@ impl Session {
             }
         }
         let suback = Suback { packet_id: subscribe.packet_id, reasons };
-        if asking.is_empty() {
+        if let Some(number) = self.kept.filter(|_| !keeping.is_empty()) {
+            let work = durable::subscribe(self.services.clone(), number, keeping, suback);
+            self.begun = Some((self.mark, Box::pin(work)));
+        } else if asking.is_empty() {
             self.send(Packet::Suback(suback)).await;
         } else {
             self.begun = Some((self.mark, Box::pin(retained(self.services.clone(), suback, asking))));
@@ -627,6 +722,7 @@ impl Session {
     async fn unsubscribe(&mut self, unsubscribe: Unsubscribe) {
         let is_v5 = self.connection.as_ref().is_some_and(|connection| connection.version == Version::V5);
         let mut reasons = Vec::new();
+        let mut gone = Vec::new();
         for filter in unsubscribe.filters {
             if let Err(error) = self.link.unsubscribe(&filter).await {
                 self.services.fail(error);
@@ -636,8 +732,16 @@ impl Session {
                 None => ReasonCode::NO_SUBSCRIPTION_EXISTED,
             };
             reasons.extend(is_v5.then_some(reason));
+            gone.push(filter);
         }
-        self.send(Packet::Unsuback(Unsuback { packet_id: unsubscribe.packet_id, reasons })).await;
+        let unsuback = Unsuback { packet_id: unsubscribe.packet_id, reasons };
+        match self.kept {
+            Some(number) => {
+                let work = durable::unsubscribe(self.services.clone(), number, gone, unsuback);
+                self.begun = Some((self.mark, Box::pin(work)));
+            }
+            None => self.send(Packet::Unsuback(unsuback)).await,
+        }
     }
 
     async fn disconnect(&mut self, disconnect: &Disconnect) {
@@ -674,6 +778,17 @@ impl Session {
                 if mark == self.mark {
                     self.send(Packet::Suback(suback)).await;
                     self.hand_out_retained(found);
+                }
+            }
+            Begun::Unsubscribed { unsuback } => {
+                if mark == self.mark {
+                    self.send(Packet::Unsuback(unsuback)).await;
+                }
+            }
+            // What the session subscribes to is what the store says: the client comes back and goes on from that.
+            Begun::Failed => {
+                if mark == self.mark {
+                    self.part(ReasonCode::UNSPECIFIED_ERROR, true).await;
                 }
             }
         }

@@ -19,6 +19,7 @@ use super::row::{self, Start, Starts, Words};
 use super::rules::{self, RuleList};
 use super::salvage::Salvage;
 use super::scrub::Scrub;
+use super::sessions::Sessions;
 use super::spans::{self, OPEN, Ranges, Span};
 use super::spare::Held;
 use super::store::{GapRow, PAGE_BYTES, Store, is_damage};
@@ -158,6 +159,8 @@ pub(super) struct Books {
     /// What is in memory only.
     pub held: Held,
     pub ledger: Ledger,
+    /// Of local clients.
+    pub sessions: Sessions,
     /// Bytes of pages that intake may still fill, as far as known in this transaction.
     pub room: Option<u64>,
     /// Bytes of pages in use after the last commit.
@@ -790,6 +793,7 @@ impl Books {
         queue.bytes.store(self.used_bytes, Ordering::Relaxed);
         queue.bytes_max.store(self.ceilings.soft_pages * PAGE_BYTES, Ordering::Relaxed);
         queue.oldest_mono_ms.store(self.oldest.map_or(0, |(_, mono_ms)| mono_ms.max(1)), Ordering::Relaxed);
+        health.sessions().kept.store(self.sessions.count(), Ordering::Relaxed);
         self.watch_filling();
         for stream in self.streams.iter().filter(|stream| stream.is_active) {
             let waiting = stream.waiting + self.held.count_of(&stream.name);
