@@ -126,11 +126,6 @@ impl Services {
         }
     }
 
-    fn count_sessions(&self) {
-        let count = u64::try_from(self.register.len()).unwrap_or(u64::MAX);
-        self.health.sessions().sessions.store(count, Ordering::Relaxed);
-    }
-
     /// Counts a client that broke the protocol; the journal gets one of many.
     fn note_protocol_error(&self, client: &str, reason: ReasonCode, what: &str) {
         self.health.sessions().protocol_errors.fetch_add(1, Ordering::Relaxed);
@@ -164,7 +159,12 @@ impl Broker {
         }
         let (parting, partings) = mpsc::channel(PARTINGS_MAX);
         let (failing, failures) = mpsc::channel(1);
-        inlet.bound_sessions(SessionLimits { count: limits.sessions });
+        inlet.bound_sessions(SessionLimits {
+            count: limits.sessions,
+            messages: limits.kept_messages,
+            bytes: limits.kept_bytes,
+            store_share: limits.kept_share,
+        });
         let services = Services {
             intake,
             inlet,

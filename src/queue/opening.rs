@@ -436,7 +436,7 @@ impl Books {
             return Err(miscounted());
         }
         self.load_ledger(last, past.was_open, was_stopped)?;
-        self.load_sessions(past.was_open)?;
+        self.load_sessions(last, past.was_open)?;
         if !past.was_open {
             self.store.delete_passing_sessions()?;
         }

@@ -2,23 +2,34 @@
 //!
 //! Promises: what a session is told, that it is there, that a subscription holds, that one is gone, is on disk before it
 //! is told; a session that has ended is never found again, nor are its packet ids; a number is never used twice.
+//!
+//! A session is a stream of the queue: what waits for it is in waiting.rs.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::warn;
+use tokio::sync::{mpsc, watch};
 
 use super::books::Books;
 use super::worker::{Job, Reply};
 use super::{AppendError, Inlet, SessionNumber, ask};
-use crate::message::{Filter, Message, Qos, Stamp};
-use tables::{SessionRow, SubscriptionRow};
+use crate::health::LossReason;
+use crate::message::tree::Tree;
+use crate::message::{Filter, Message, Qos, Sequence, Stamp};
+use tables::{FlightRow, LaneKey, SessionRow, SubscriptionRow};
+use waiting::Lane;
+
+pub(super) use waiting::{Cover, Match};
 
 mod tables;
+mod waiting;
 
 /// Filters of one SUBSCRIBE whose retained messages are looked for in the same job; those of more follow it.
 const RETAINED_FILTERS_MAX: usize = 16;
+/// Subscriptions of one session, those included that are gone and for which something still waits.
+const LANES_MAX: usize = 1024;
 /// Retained messages that one job finds before the rest follows it.
 const RETAINED_FOUND_MAX: usize = 256;
 
@@ -27,11 +38,17 @@ const RETAINED_FOUND_MAX: usize = 256;
 pub struct SessionLimits {
     /// Sessions that are kept at once.
     pub count: usize,
+    /// Messages that wait for one of them; the oldest give way.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// All of them together may take the store divided by this.
+    pub store_share: u64,
 }
 
 impl Default for SessionLimits {
     fn default() -> SessionLimits {
-        SessionLimits { count: 990 }
+        SessionLimits { count: 990, messages: 100_000, bytes: 16 * 1024 * 1024, store_share: 4 }
     }
 }
 
@@ -49,7 +66,7 @@ pub struct Entrance {
 }
 
 /// What becomes of a client at the door.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Entry {
     /// There is a session for it, kept.
     Kept(Kept),
@@ -62,7 +79,7 @@ pub enum Entry {
 }
 
 /// A session as it was when the last transaction ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Kept {
     /// Its name in the table of received ids; another one whenever a session begins anew.
     pub number: SessionNumber,
@@ -72,6 +89,133 @@ pub struct Kept {
     pub received: Vec<u16>,
     /// What it subscribes to.
     pub subscriptions: Vec<Subscribed>,
+    /// QoS 2 packet ids that are in use towards the client, in the order in which they were first used.
+    pub flights: Vec<Flight>,
+}
+
+/// A QoS 2 packet id between PUBLISH and PUBCOMP.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Flight {
+    /// The id.
+    pub packet_id: u16,
+    /// What it carries; `None`: PUBREL is next.
+    pub parcel: Option<Parcel>,
+}
+
+/// A message for one subscription of a session.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parcel {
+    /// The subscription, by its number in the session.
+    pub lane: u32,
+    /// The message's place.
+    pub sequence: Sequence,
+    /// What it counts for in the bounds.
+    pub bytes: u64,
+    /// The lower of publisher's and subscription's.
+    pub qos: Qos,
+    /// The flag that it bears.
+    pub retain: bool,
+    /// Subscription identifier.
+    pub identifier: Option<u32>,
+    /// The message.
+    pub message: Message,
+    /// At QoS 2: on disk.
+    pub packet_id: Option<u16>,
+    /// When its own expiry passes, in milliseconds since this boot.
+    pub expires_mono_ms: Option<u64>,
+}
+
+/// An answer to `SessionOutlet::fetch`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Parcels {
+    /// In order.
+    pub rows: Vec<Parcel>,
+    /// After which to go on.
+    pub place: (u64, u32),
+    /// There is more now.
+    pub is_more: bool,
+    /// The session is not there any more: its store was damaged.
+    pub is_gone: bool,
+}
+
+/// What a client has acknowledged, or what else became of a parcel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settling {
+    /// QoS 1: PUBACK has come. Or it cannot be delivered to this client.
+    Delivered {
+        /// Of the parcel.
+        lane: u32,
+        /// Of the parcel.
+        sequence: Sequence,
+        /// Of the parcel.
+        bytes: u64,
+    },
+    /// It was given up, counted.
+    Lost {
+        /// Of the parcel.
+        lane: u32,
+        /// Of the parcel.
+        sequence: Sequence,
+        /// Of the parcel.
+        bytes: u64,
+        /// Why.
+        reason: LossReason,
+    },
+    /// QoS 2: PUBREC has come. Before PUBREL.
+    Received {
+        /// Of the PUBREC.
+        packet_id: u16,
+    },
+    /// QoS 2: PUBCOMP has come, or the client has refused the message.
+    Completed {
+        /// Of the PUBCOMP.
+        packet_id: u16,
+    },
+}
+
+/// The only consumer of what waits for one session.
+#[derive(Debug)]
+pub struct SessionOutlet {
+    number: SessionNumber,
+    jobs: mpsc::Sender<Job>,
+    /// Moves when something new waits.
+    woken: watch::Receiver<u64>,
+}
+
+impl SessionOutlet {
+    /// The session.
+    pub fn number(&self) -> SessionNumber {
+        self.number
+    }
+
+    /// Asks for what waits after `after`: at most so many messages and bytes, but at least one where there is any. Copies
+    /// at QoS 2 take packet ids from `ids`, and are on disk with them when the answer comes.
+    pub fn fetch(
+        &mut self,
+        after: (u64, u32),
+        ids: Vec<u16>,
+        count: usize,
+        bytes: usize,
+    ) -> impl Future<Output = Result<Parcels, AppendError>> + Send + 'static {
+        // What comes from here on wakes whoever waits.
+        self.woken.borrow_and_update();
+        let (number, jobs) = (self.number, self.jobs.clone());
+        async move { ask(&jobs, |reply| Job::Session(SessionJob::Fetch { number, after, ids, count, bytes, reply })).await }
+    }
+
+    /// Waits until something has come since the last `fetch`. Cancel safe.
+    pub async fn wait(&mut self) {
+        if self.woken.changed().await.is_err() {
+            // Nothing comes any more.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Makes what has become of parcels durable.
+    pub fn settle(&self, changes: Vec<Settling>) -> impl Future<Output = Result<(), AppendError>> + Send + 'static {
+        let (number, jobs) = (self.number, self.jobs.clone());
+        async move { ask(&jobs, |reply| Job::Session(SessionJob::Settle(number, changes, reply))).await }
+    }
 }
 
 /// A subscription.
@@ -110,6 +254,7 @@ struct HallParts {
     clients: Mutex<HashSet<Arc<str>>>,
     /// Sessions whose client is there. What the store says of that is told only once it can be written.
     present: Mutex<HashSet<u64>>,
+    wakers: Mutex<HashMap<u64, watch::Sender<u64>>>,
     limits: Mutex<SessionLimits>,
 }
 
@@ -125,6 +270,9 @@ pub(super) enum SessionJob {
     Leave { number: SessionNumber, expiry_s: u32 },
     Subscribe(SessionNumber, Vec<(Subscribed, Retained)>, Reply<Vec<Found>>),
     Unsubscribe(SessionNumber, Vec<Filter>, Reply<()>),
+    KeepRetained(SessionNumber, Filter, Vec<Message>, Reply<()>),
+    Fetch { number: SessionNumber, after: (u64, u32), ids: Vec<u16>, count: usize, bytes: usize, reply: Reply<Parcels> },
+    Settle(SessionNumber, Vec<Settling>, Reply<()>),
 }
 
 /// What a subscription found: retained messages, and after which topic there may be more.
@@ -178,13 +326,24 @@ impl Later {
 }
 
 impl SessionJob {
+    /// What it adds to a transaction.
+    pub fn bytes(&self) -> usize {
+        match self {
+            SessionJob::Fetch { bytes, .. } => *bytes,
+            _ => 0,
+        }
+    }
+
     /// The answer if it is not tried.
     pub fn unapplied(self) -> Option<Later> {
         match self {
             SessionJob::Enter(_, reply) => Some(Later::never(reply)),
             SessionJob::Leave { .. } => None,
             SessionJob::Subscribe(_, _, reply) => Some(Later::never(reply)),
-            SessionJob::Unsubscribe(_, _, reply) => Some(Later::never(reply)),
+            SessionJob::Unsubscribe(_, _, reply)
+            | SessionJob::KeepRetained(_, _, _, reply)
+            | SessionJob::Settle(_, _, reply) => Some(Later::never(reply)),
+            SessionJob::Fetch { reply, .. } => Some(Later::never(reply)),
         }
     }
 }
@@ -213,31 +372,47 @@ impl Inlet {
     /// has its place in the order: whoever enters later finds it so.
     pub async fn leave_session(&self, number: SessionNumber, expiry_s: u32) -> Result<(), AppendError> {
         lock(&self.hall.0.present).remove(&number.0);
+        if expiry_s == 0 {
+            lock(&self.hall.0.wakers).remove(&number.0);
+        }
         let job = Job::Session(SessionJob::Leave { number, expiry_s });
         self.jobs.send(job).await.map_err(|_| AppendError::Stopped)
     }
 
     /// Adds subscriptions to a session, or replaces those of the same filters. Gives back the retained messages of
-    /// each, at most `count_max` of one.
+    /// each, at most `count_max` of one; those that are to be delivered at QoS 2 wait for the session instead.
     pub async fn subscribe_session(
         &self,
         number: SessionNumber,
         asked: Vec<(Subscribed, Retained)>,
         count_max: usize,
     ) -> Result<Vec<(Filter, Vec<Message>)>, AppendError> {
-        let filters: Vec<Filter> = asked.iter().map(|(asked, _)| asked.filter.clone()).collect();
+        let filters: Vec<(Filter, Qos)> = asked.iter().map(|(asked, _)| (asked.filter.clone(), asked.qos)).collect();
         let found = ask(&self.jobs, |reply| Job::Session(SessionJob::Subscribe(number, asked, reply))).await?;
         let mut all = Vec::new();
-        for (filter, Found { mut messages, next }) in filters.into_iter().zip(found) {
+        for ((filter, qos), Found { mut messages, next }) in filters.into_iter().zip(found) {
             match next {
                 Next::Nowhere => {}
                 Next::Start => messages = self.retained_from(&filter, None, messages, count_max).await?,
                 Next::After(topic) => messages = self.retained_from(&filter, Some(topic), messages, count_max).await?,
             }
             messages.truncate(count_max);
+            let is_kept = |message: &Message| qos.min(message.qos) == Qos::ExactlyOnce;
+            let (kept, messages): (Vec<Message>, Vec<Message>) = messages.into_iter().partition(is_kept);
+            if !kept.is_empty() {
+                let filter = filter.clone();
+                ask(&self.jobs, |reply| Job::Session(SessionJob::KeepRetained(number, filter, kept, reply))).await?;
+            }
             all.push((filter, messages));
         }
         Ok(all)
+    }
+
+    /// The way out of a session, whose client has entered.
+    pub fn session_outlet(&self, number: SessionNumber) -> SessionOutlet {
+        let (waker, woken) = watch::channel(0);
+        lock(&self.hall.0.wakers).insert(number.0, waker);
+        SessionOutlet { number, jobs: self.jobs.clone(), woken }
     }
 
     /// Takes subscriptions from a session.
@@ -260,6 +435,20 @@ pub(super) struct Sessions {
     by_number: BTreeMap<u64, Session>,
     by_client: HashMap<Arc<str>, u64>,
     hall: Hall,
+    /// Filters of subscriptions that bring what is stored.
+    tree: Tree,
+    /// Who has subscribed to a filter of the tree.
+    entries: HashMap<u32, Vec<LaneKey>>,
+    entry_next: u32,
+    /// What waits for all of them.
+    waiting: u64,
+    bytes: u64,
+    /// How many copies of a message are on their way at QoS 2.
+    in_flight: HashMap<u64, u32>,
+    /// Lanes that have grown in this transaction.
+    dirty: Vec<LaneKey>,
+    /// Sessions for which something new waits.
+    stirred: Vec<u64>,
 }
 
 /// One session.
@@ -271,9 +460,37 @@ struct Session {
     away: Option<Away>,
     /// By lane.
     subscriptions: BTreeMap<u32, Subscribed>,
+    /// Those with something in them.
+    lanes: BTreeMap<u32, Lane>,
+    count: u64,
+    bytes: u64,
+    flights: HashMap<u16, FlightRow>,
+    order_next: u64,
+    /// It is over; what waited for it goes by and by.
+    is_ended: bool,
 }
 
 impl Session {
+    fn new(user: Arc<str>, client: Arc<str>, expiry_s: u32, away: Option<Away>) -> Session {
+        Session {
+            user,
+            client,
+            expiry_s,
+            away,
+            subscriptions: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            count: 0,
+            bytes: 0,
+            flights: HashMap::new(),
+            order_next: 1,
+            is_ended: false,
+        }
+    }
+
+    fn ended() -> Session {
+        Session { is_ended: true, ..Session::new(Arc::from(""), Arc::from(""), 0, None) }
+    }
+
     fn row(&self, number: u64) -> SessionRow {
         let Session { user, client, expiry_s, away, .. } = self;
         SessionRow { number, user: user.clone(), client: client.clone(), expiry_s: *expiry_s, away: *away }
@@ -284,7 +501,9 @@ impl Session {
     }
 
     fn lane_next(&self) -> u32 {
-        self.subscriptions.last_key_value().map_or(0, |(lane, _)| lane.saturating_add(1))
+        let last = |key: Option<u32>| key.map_or(0, |lane| lane.saturating_add(1));
+        let subscribed = last(self.subscriptions.last_key_value().map(|(lane, _)| *lane));
+        subscribed.max(last(self.lanes.last_key_value().map(|(lane, _)| *lane)))
     }
 }
 
@@ -300,7 +519,67 @@ impl Sessions {
 
     /// How many there are.
     pub fn count(&self) -> u64 {
-        self.by_number.len() as u64
+        self.by_client.len() as u64
+    }
+
+    /// Bytes of what waits.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether what waited for an ended session is still there.
+    pub fn is_any_ended(&self) -> bool {
+        self.by_number.len() > self.by_client.len()
+    }
+
+    /// Tells the outlets for which something new waits.
+    pub fn wake(&mut self) {
+        if self.stirred.is_empty() {
+            return;
+        }
+        let wakers = lock(&self.hall.0.wakers);
+        for number in self.stirred.drain(..) {
+            if let Some(waker) = wakers.get(&number) {
+                waker.send_modify(|count| *count = count.wrapping_add(1));
+            }
+        }
+    }
+
+    fn limits(&self) -> SessionLimits {
+        *lock(&self.hall.0.limits)
+    }
+
+    /// Whether a session is kept.
+    pub fn is_live(&self, number: u64) -> bool {
+        self.live(number).is_some()
+    }
+
+    fn live(&self, number: u64) -> Option<&Session> {
+        self.by_number.get(&number).filter(|session| !session.is_ended)
+    }
+
+    /// From now on the subscription of a lane matches, or no longer does.
+    fn index(&mut self, key: LaneKey, asked: &Subscribed, is_in: bool) {
+        // What members of a group share is with them while they are there, not in the store.
+        if asked.qos == Qos::AtMostOnce || asked.filter.share_group().is_some() {
+            return;
+        }
+        if is_in {
+            let place = self.tree.place(&asked.filter);
+            let entry = *place.get_or_insert(self.entry_next);
+            if entry == self.entry_next {
+                self.entry_next = self.entry_next.wrapping_add(1);
+            }
+            self.entries.entry(entry).or_default().push(key);
+        } else if let Some(entry) = self.tree.find(&asked.filter)
+            && let Some(keys) = self.entries.get_mut(&entry)
+        {
+            keys.retain(|other| *other != key);
+            if keys.is_empty() {
+                self.entries.remove(&entry);
+                self.tree.remove(&asked.filter);
+            }
+        }
     }
 
     /// Whether any session waits for its client, and so may end by and by.
@@ -314,17 +593,28 @@ impl Sessions {
         self.by_number.insert(number, session);
     }
 
-    fn remove(&mut self, number: u64) -> Option<Session> {
-        let session = self.by_number.remove(&number)?;
-        self.by_client.remove(&session.client);
-        lock(&self.hall.0.clients).remove(&session.client);
-        Some(session)
+    /// Lets a session be over. What waits for it is no longer its own, and goes by and by.
+    fn end(&mut self, number: u64) -> bool {
+        self.forget_flights(number);
+        let Some(session) = self.by_number.get_mut(&number).filter(|session| !session.is_ended) else { return false };
+        session.is_ended = true;
+        let (client, subscriptions) = (session.client.clone(), std::mem::take(&mut session.subscriptions));
+        let is_empty = session.lanes.is_empty();
+        for (lane, asked) in subscriptions {
+            self.index(LaneKey { session: number, lane }, &asked, false);
+        }
+        self.by_client.remove(&client);
+        lock(&self.hall.0.clients).remove(&client);
+        if is_empty {
+            self.by_number.remove(&number);
+        }
+        true
     }
 }
 
 impl Books {
     /// Reads the sessions. Those that had a client when the gateway ended wait for it from now on.
-    pub fn load_sessions(&mut self, was_open: bool) -> rusqlite::Result<()> {
+    pub fn load_sessions(&mut self, last: u64, was_open: bool) -> rusqlite::Result<()> {
         lock(&self.sessions.hall.0.clients).clear();
         for row in self.store.local_sessions()? {
             if row.expiry_s == 0 && !was_open {
@@ -332,20 +622,23 @@ impl Books {
                 continue;
             }
             let SessionRow { number, user, client, expiry_s, away } = row;
-            self.sessions.insert(number, Session { user, client, expiry_s, away, subscriptions: BTreeMap::new() });
+            self.sessions.insert(number, Session::new(user, client, expiry_s, away));
             let is_present = was_open && lock(&self.sessions.hall.0.present).contains(&number);
             if away.is_none() && !is_present {
                 self.note_away(number, expiry_s)?;
             }
         }
         for row in self.store.subscriptions()? {
-            let Some(session) = self.sessions.by_number.get_mut(&row.session) else { continue };
-            match asked(&row) {
-                Some(asked) => drop(session.subscriptions.insert(row.lane, asked)),
-                None => warn!(filter = row.filter.as_str(); "A subscription in the store cannot be read"),
+            let Some(asked) = asked(&row) else {
+                warn!(filter = row.filter.as_str(); "A subscription in the store cannot be read");
+                continue;
+            };
+            if let Some(session) = self.sessions.by_number.get_mut(&row.session) {
+                session.subscriptions.insert(row.lane, asked.clone());
+                self.sessions.index(LaneKey { session: row.session, lane: row.lane }, &asked, true);
             }
         }
-        Ok(())
+        self.load_lanes(last)
     }
 
     /// Does a job of a session within the open transaction. Its answer is there even if it fails.
@@ -365,6 +658,13 @@ impl Books {
                 Err(error) => later(reply, Err(error)),
             },
             SessionJob::Unsubscribe(number, filters, reply) => later(reply, self.unsubscribe(number.0, &filters)),
+            SessionJob::KeepRetained(number, filter, messages, reply) => {
+                later(reply, self.keep_retained(number.0, &filter, messages))
+            }
+            SessionJob::Fetch { number, after, ids, count, bytes, reply } => {
+                later(reply, self.fetch(number.0, after, &ids, count, bytes))
+            }
+            SessionJob::Settle(number, changes, reply) => later(reply, self.settle_parcels(number.0, changes)),
         }
     }
 
@@ -385,22 +685,22 @@ impl Books {
         if entrance.expiry_s == 0 {
             return Ok(Entry::Passing);
         }
-        if self.sessions.by_number.len() >= lock(&self.sessions.hall.0.limits).count {
+        if self.sessions.by_client.len() >= self.sessions.limits().count {
             return Ok(Entry::Full);
         }
         let number = self.take_session()?;
-        let session = Session {
-            user: entrance.user.clone(),
-            client: entrance.client.clone(),
-            expiry_s: entrance.expiry_s,
-            away: None,
-            subscriptions: BTreeMap::new(),
-        };
+        let Entrance { user, client, expiry_s, .. } = entrance;
+        let session = Session::new(user.clone(), client.clone(), *expiry_s, None);
         self.store.write()?;
         self.store.set_local_session(&session.row(number))?;
         self.sessions.insert(number, session);
-        let (received, subscriptions) = (Vec::new(), Vec::new());
-        Ok(Entry::Kept(Kept { number: SessionNumber(number), is_present: false, received, subscriptions }))
+        Ok(Entry::Kept(Kept {
+            number: SessionNumber(number),
+            is_present: false,
+            received: Vec::new(),
+            subscriptions: Vec::new(),
+            flights: Vec::new(),
+        }))
     }
 
     fn resume(&mut self, number: u64, expiry_s: u32) -> rusqlite::Result<Kept> {
@@ -414,7 +714,8 @@ impl Books {
             subscriptions.extend(session.subscriptions.values().cloned());
         }
         let received = self.store.received(number)?;
-        Ok(Kept { number: SessionNumber(number), is_present: true, received, subscriptions })
+        let flights = self.restore_flights(number)?;
+        Ok(Kept { number: SessionNumber(number), is_present: true, received, subscriptions, flights })
     }
 
     fn leave(&mut self, number: u64, expiry_s: u32) -> rusqlite::Result<()> {
@@ -423,14 +724,15 @@ impl Books {
 
     fn note_away(&mut self, number: u64, expiry_s: u32) -> rusqlite::Result<()> {
         let away = Away { start: self.identity.start.number, stamp: self.settings.clock.now() };
-        let Some(session) = self.sessions.by_number.get_mut(&number) else { return Ok(()) };
+        let live = self.sessions.by_number.get_mut(&number).filter(|session| !session.is_ended);
+        let Some(session) = live else { return Ok(()) };
         (session.away, session.expiry_s) = (Some(away), expiry_s);
         self.store.write()?;
         self.store.set_local_session(&session.row(number))
     }
 
     fn end_session(&mut self, number: u64) -> rusqlite::Result<()> {
-        if self.sessions.remove(number).is_some() {
+        if self.sessions.end(number) {
             self.store.write()?;
             self.store.delete_local_session(number)?;
         }
@@ -455,7 +757,8 @@ impl Books {
         let mut found = Vec::new();
         let (mut filters, mut messages) = (0, 0);
         for (asked, retained) in asked {
-            let Some(session) = self.sessions.by_number.get_mut(&number) else { return Ok(None) };
+            let live = self.sessions.by_number.get_mut(&number).filter(|session| !session.is_ended);
+            let Some(session) = live.filter(|session| session.lanes.len() < LANES_MAX) else { return Ok(None) };
             let known = session.lane_of(&asked.filter);
             let lane = known.unwrap_or_else(|| session.lane_next());
             let is_wanted = match retained {
@@ -467,8 +770,11 @@ impl Books {
                 self.store.write()?;
                 self.store.set_subscription(&row(number, lane, &asked))?;
             }
-            let filter = asked.filter.clone();
-            session.subscriptions.insert(lane, asked);
+            let (filter, key) = (asked.filter.clone(), LaneKey { session: number, lane });
+            if let Some(before) = session.subscriptions.insert(lane, asked.clone()) {
+                self.sessions.index(key, &before, false);
+            }
+            self.sessions.index(key, &asked, true);
             if !is_wanted {
                 found.push(Found::default());
             } else if filters >= RETAINED_FILTERS_MAX || messages >= RETAINED_FOUND_MAX {
@@ -486,7 +792,9 @@ impl Books {
         for filter in filters {
             let Some(session) = self.sessions.by_number.get_mut(&number) else { return Ok(()) };
             if let Some(lane) = session.lane_of(filter) {
-                session.subscriptions.remove(&lane);
+                if let Some(asked) = session.subscriptions.remove(&lane) {
+                    self.sessions.index(LaneKey { session: number, lane }, &asked, false);
+                }
                 self.store.write()?;
                 self.store.delete_subscription(number, lane)?;
             }
@@ -505,10 +813,16 @@ fn gone<T: Send + 'static>(reply: Reply<T>) -> Later {
 
 const NO_LOCAL: u8 = 1;
 const RETAIN_AS_PUBLISHED: u8 = 2;
+/// Of what waits: it was retained when the subscription was made.
+const RETAINED: u8 = 4;
+
+fn options(asked: &Subscribed) -> u8 {
+    let no_local = if asked.no_local { NO_LOCAL } else { 0 };
+    no_local | if asked.retain_as_published { RETAIN_AS_PUBLISHED } else { 0 }
+}
 
 fn row(session: u64, lane: u32, asked: &Subscribed) -> SubscriptionRow {
-    let no_local = if asked.no_local { NO_LOCAL } else { 0 };
-    let options = no_local | if asked.retain_as_published { RETAIN_AS_PUBLISHED } else { 0 };
+    let options = options(asked);
     let filter = asked.filter.as_str().to_owned();
     SubscriptionRow { session, lane, filter, qos: asked.qos, options, identifier: asked.identifier }
 }

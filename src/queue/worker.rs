@@ -85,6 +85,7 @@ impl Job {
                 Body::Bytes(bytes) => bytes.len() + submission.message.topic.as_str().len(),
                 Body::Reading(_) => 100,
             },
+            Job::Session(job) => job.bytes(),
             _ => 0,
         }
     }
@@ -392,7 +393,8 @@ impl Thread {
         let now_ms = self.settings.clock.now().mono_ms;
         let is_expiry_due = self.expired_ms.is_none_or(|last| now_ms.saturating_sub(last) >= EXPIRE_EVERY_MS);
         let is_salvage_due = books.is_salvage_due() && (is_expiry_due || !books.is_salvage_held());
-        if books.sweep.is_none() && !is_expiry_due && !is_salvage_due && !books.is_removal_due() {
+        let is_any_ended = books.sessions.is_any_ended();
+        if books.sweep.is_none() && !is_expiry_due && !is_salvage_due && !is_any_ended && !books.is_removal_due() {
             return Ok(false);
         }
         books.sweep_step()?;
@@ -400,6 +402,7 @@ impl Thread {
         if is_expiry_due {
             books.lift_ceiling()?;
             books.expire_sessions()?;
+            books.expire_lanes()?;
             let failed_ms = self.trouble.failed_ms.unwrap_or(0);
             if now_ms.saturating_sub(failed_ms) >= AWAY_LOG_MS {
                 // Nobody has asked for a minute, and nothing has failed.
@@ -407,6 +410,7 @@ impl Thread {
             }
         }
         let is_more = is_expiry_due && books.expire()?;
+        let is_clearing = books.clear_ended()?;
         if books.is_removal_due() {
             books.remove_bodies()?;
         }
@@ -419,11 +423,12 @@ impl Thread {
         if is_expiry_due && !is_more {
             self.expired_ms = Some(now_ms);
         }
-        Ok(is_more || is_salvaging || books.sweep.is_some() || books.is_removal_due())
+        Ok(is_more || is_salvaging || is_clearing || books.sweep.is_some() || books.is_removal_due())
     }
 
     /// Tells the outlets for whom something new waits.
     fn wake(&mut self, books: &mut Books) {
+        books.sessions.wake();
         for stream in books.streams.iter_mut().filter(|stream| stream.is_stirred) {
             stream.is_stirred = false;
             if let Some(waker) = self.wakers.get(&stream.name) {
