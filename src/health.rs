@@ -56,11 +56,13 @@ pub enum LossReason {
     Quarantined,
     /// The owner dropped the stream it waited in.
     StreamDropped,
+    /// It waited for a local client whose session, or all of them together, held too much.
+    SessionFull,
 }
 
 impl LossReason {
     /// All of them, in the order of their codes.
-    pub const ALL: [LossReason; 9] = [
+    pub const ALL: [LossReason; 10] = [
         LossReason::DroppedOldest,
         LossReason::DroppedNewest,
         LossReason::Expired,
@@ -70,6 +72,7 @@ impl LossReason {
         LossReason::MessageExpired,
         LossReason::Quarantined,
         LossReason::StreamDropped,
+        LossReason::SessionFull,
     ];
 
     /// The word in status, metrics and gap records.
@@ -84,6 +87,7 @@ impl LossReason {
             LossReason::MessageExpired => "message-expired",
             LossReason::Quarantined => "quarantined",
             LossReason::StreamDropped => "stream-dropped",
+            LossReason::SessionFull => "session-full",
         }
     }
 
@@ -178,6 +182,9 @@ impl Health {
 
     /// Counts `count` lost messages.
     pub fn add_losses(&self, reason: LossReason, count: u64) {
+        if reason == LossReason::SessionFull {
+            self.sessions().dropped.fetch_add(count, Ordering::Relaxed);
+        }
         *lock(&self.0.losses).entry(reason).or_default() += count;
     }
 
@@ -674,8 +681,14 @@ pub struct DeviceSnapshot {
 pub struct SessionHealth {
     /// Sockets that are attached to a session.
     pub connected: AtomicU64,
-    /// Sessions, attached or not.
-    pub sessions: AtomicU64,
+    /// Sessions that end with their sockets.
+    pub passing: AtomicU64,
+    /// Sessions that are kept in the store.
+    pub kept: AtomicU64,
+    /// Messages that wait in those, each as often as it is to be delivered.
+    pub waiting: AtomicU64,
+    /// Their bytes.
+    pub waiting_bytes: AtomicU64,
     /// PUBLISH packets taken in.
     pub received: AtomicU64,
     /// PUBLISH packets sent out.
@@ -692,7 +705,10 @@ impl SessionHealth {
     fn snapshot(&self) -> SessionSnapshot {
         SessionSnapshot {
             connected: self.connected.load(Ordering::Relaxed),
-            sessions: self.sessions.load(Ordering::Relaxed),
+            sessions: self.passing.load(Ordering::Relaxed) + self.kept.load(Ordering::Relaxed),
+            kept: self.kept.load(Ordering::Relaxed),
+            waiting: self.waiting.load(Ordering::Relaxed),
+            waiting_bytes: self.waiting_bytes.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
             sent: self.sent.load(Ordering::Relaxed),
             protocol_errors: self.protocol_errors.load(Ordering::Relaxed),
@@ -709,6 +725,12 @@ pub struct SessionSnapshot {
     pub connected: u64,
     /// All.
     pub sessions: u64,
+    /// Those that are kept over a restart.
+    pub kept: u64,
+    /// Messages that wait in those.
+    pub waiting: u64,
+    /// Their bytes.
+    pub waiting_bytes: u64,
     /// Since start.
     pub received: u64,
     /// Since start.

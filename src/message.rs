@@ -10,6 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use thiserror::Error;
 
+pub mod tree;
+
 /// The longest topic or filter that MQTT can carry, in bytes (MQTT 5.0, 1.5.4).
 pub const TOPIC_BYTES_MAX: usize = 65_535;
 

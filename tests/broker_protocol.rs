@@ -514,7 +514,7 @@ async fn inbound_qos_2_goes_on_in_a_resumed_session() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_for_an_absent_client_is_bounded_and_the_oldest_give_way() {
-    let limits = BrokerLimits { away_messages: 10, ..BrokerLimits::default() };
+    let limits = BrokerLimits { kept_messages: 10, ..BrokerLimits::default() };
     let gateway = Gateway::start_with(Options { limits, ..Options::default() }).await;
     let (mut reader, _) = Client::with(&gateway, resuming(Version::V5, "reader")).await;
     reader.subscribe("t", Qos::AtLeastOnce).await;

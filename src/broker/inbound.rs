@@ -14,7 +14,7 @@ use tokio::time::{self, Instant};
 use super::{BrokerLimits, Services};
 use crate::intake::{AcceptError, Accepted, Ticket};
 use crate::message::{Body, Filter, Message, Qos};
-use crate::mqtt::{PacketId, ReasonCode, Suback, Version};
+use crate::mqtt::{PacketId, ReasonCode, Suback, Unsuback, Version};
 use crate::queue::{AppendError, Once, SessionNumber};
 
 /// A future that the session polls beside its other work.
@@ -292,6 +292,10 @@ pub(super) enum Begun {
     Submitted { number: Option<SessionNumber>, arrival: Box<Arrival>, ticket: Result<Box<Ticket>, AcceptError> },
     /// Retained messages for new subscriptions, behind their SUBACK.
     Retained { suback: Suback, found: Vec<(Filter, Vec<Message>)> },
+    /// Subscriptions are gone.
+    Unsubscribed { unsuback: Unsuback },
+    /// What was asked for could not be kept.
+    Failed,
 }
 
 /// Hands a message to `intake`; `number` is the session's, where it has one.

@@ -47,7 +47,13 @@ pub struct BrokerLimits {
     pub waiting_messages: usize,
     /// Their bytes.
     pub waiting_bytes: usize,
-    /// Messages that wait for a client that is away; the oldest give way, counted.
+    /// Messages that wait in the store for one session; the oldest give way, counted.
+    pub kept_messages: u64,
+    /// Their bytes, each counted as often as it is to be delivered.
+    pub kept_bytes: u64,
+    /// Those of all sessions together may take the store divided by this.
+    pub kept_share: u64,
+    /// Messages that wait in memory for a client that is away: those of shared subscriptions. The oldest give way, counted.
     pub away_messages: usize,
     /// Their bytes.
     pub away_bytes: usize,
@@ -99,6 +105,9 @@ impl Default for BrokerLimits {
             outbound: 100,
             waiting_messages: 1000,
             waiting_bytes: 1024 * 1024,
+            kept_messages: 100_000,
+            kept_bytes: 16 * 1024 * 1024,
+            kept_share: 4,
             away_messages: 10_000,
             away_bytes: 4 * 1024 * 1024,
             away_bytes_total: 32 * 1024 * 1024,

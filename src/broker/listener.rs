@@ -123,7 +123,7 @@ fn too_many(version: Version) -> ReasonCode {
     }
 }
 
-fn refuse(mut socket: Socket, version: Version, reason: ReasonCode, services: &Services) {
+pub(super) fn refuse(mut socket: Socket, version: Version, reason: ReasonCode, services: &Services) {
     say(&mut socket, version, &Packet::Connack(Box::new(Connack::new(reason))));
     services.see_off(socket);
 }

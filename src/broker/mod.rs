@@ -12,7 +12,7 @@
 //!                                                               │ outbound: packet ids, window, repeats ◄── router
 //! ```
 //!
-//! It never stores: what must outlive the process is the queue's. Sessions live in memory.
+//! It never stores: what must outlive the process is the queue's.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -37,11 +37,13 @@ use crate::intake::Intake;
 use crate::message::Topic;
 use crate::mqtt::ReasonCode;
 use crate::queue::Inlet;
+use crate::queue::sessions::SessionLimits;
 use crate::router::{Router, RouterError};
 use places::{Places, Register};
 use session::Attachment;
 use socket::Socket;
 
+mod durable;
 mod inbound;
 mod limits;
 mod listener;
@@ -124,11 +126,6 @@ impl Services {
         }
     }
 
-    fn count_sessions(&self) {
-        let count = u64::try_from(self.register.len()).unwrap_or(u64::MAX);
-        self.health.sessions().sessions.store(count, Ordering::Relaxed);
-    }
-
     /// Counts a client that broke the protocol; the journal gets one of many.
     fn note_protocol_error(&self, client: &str, reason: ReasonCode, what: &str) {
         self.health.sessions().protocol_errors.fetch_add(1, Ordering::Relaxed);
@@ -162,6 +159,12 @@ impl Broker {
         }
         let (parting, partings) = mpsc::channel(PARTINGS_MAX);
         let (failing, failures) = mpsc::channel(1);
+        inlet.bound_sessions(SessionLimits {
+            count: limits.sessions,
+            messages: limits.kept_messages,
+            bytes: limits.kept_bytes,
+            store_share: limits.kept_share,
+        });
         let services = Services {
             intake,
             inlet,

@@ -4,14 +4,40 @@
 //! Promises: messages leave in the order they came; a packet id is never used twice at once; what was on the wire and
 //! is not acknowledged comes again with DUP on the next connection; nothing is counted twice, and every message that
 //! is given up is reported to the caller, who counts it.
+//!
+//! What comes from the store says where it lies there (`Stored`); what becomes of it is collected for the queue.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::message::{Properties, Qos, Topic};
+use crate::health::LossReason;
+use crate::message::{Properties, Qos, Sequence, Topic};
 use crate::mqtt::{PacketId, Publish};
+use crate::queue::sessions::Settling;
+
+/// Where a copy lies in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub lane: u32,
+    pub sequence: Sequence,
+    pub bytes: u64,
+    /// At QoS 2: on disk already.
+    pub packet_id: Option<PacketId>,
+}
+
+impl Stored {
+    fn delivered(self) -> Settling {
+        let Stored { lane, sequence, bytes, .. } = self;
+        Settling::Delivered { lane, sequence, bytes }
+    }
+
+    fn lost(self, reason: LossReason) -> Settling {
+        let Stored { lane, sequence, bytes, .. } = self;
+        Settling::Lost { lane, sequence, bytes, reason }
+    }
+}
 
 /// One copy of a message, for one subscription.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +51,8 @@ pub(super) struct Delivery {
     pub subscription_id: Option<u32>,
     /// When its expiry ends.
     pub expires: Option<Instant>,
+    /// `None`: in memory only.
+    pub stored: Option<Stored>,
 }
 
 impl Delivery {
@@ -74,6 +102,8 @@ pub(super) enum Next {
 pub(super) enum Fit {
     /// As expected.
     Good,
+    /// As expected; the queue has to hear of it before it is answered.
+    Kept,
     /// That packet id is not in use: a late answer of an earlier connection.
     Unknown,
     /// That packet id is in use at the other QoS.
@@ -86,6 +116,8 @@ struct Flight {
     /// `None` once PUBREC has come: only PUBREL is left to send.
     delivery: Option<Delivery>,
     qos: Qos,
+    /// The packet id is on disk.
+    is_kept: bool,
     /// It was on the wire of some connection: a repeat bears DUP.
     was_sent: bool,
     /// It is on the wire of this one.
@@ -99,11 +131,69 @@ pub(super) struct Outbound {
     waiting_bytes: usize,
     flights: VecDeque<Flight>,
     last_id: u16,
+    /// Packet ids that are spoken for and not in flight.
+    reserved: HashSet<PacketId>,
+    /// What became of stored ones.
+    settled: Vec<Settling>,
 }
 
 impl Outbound {
     pub(super) fn new() -> Outbound {
-        Outbound { waiting: VecDeque::new(), waiting_bytes: 0, flights: VecDeque::new(), last_id: 0 }
+        Outbound {
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            flights: VecDeque::new(),
+            last_id: 0,
+            reserved: HashSet::new(),
+            settled: Vec::new(),
+        }
+    }
+
+    /// A packet id that is on disk from an earlier process or connection; without a delivery PUBREL is next.
+    pub(super) fn restore(&mut self, packet_id: PacketId, delivery: Option<Delivery>) {
+        let (qos, was_sent) = (Qos::ExactlyOnce, true);
+        self.flights.push_back(Flight { packet_id, delivery, qos, is_kept: true, was_sent, on_wire: false });
+    }
+
+    /// Packet ids for copies that are about to come from the store.
+    pub(super) fn reserve(&mut self, count: usize) -> Vec<PacketId> {
+        let ids: Vec<PacketId> = std::iter::from_fn(|| {
+            let packet_id = self.free_id()?;
+            self.reserved.insert(packet_id);
+            Some(packet_id)
+        })
+        .take(count)
+        .collect();
+        ids
+    }
+
+    /// Packet ids that were not needed.
+    pub(super) fn give_back(&mut self, ids: &[PacketId]) {
+        for packet_id in ids {
+            self.reserved.remove(packet_id);
+        }
+    }
+
+    /// How many copies may come from the store, for a window of so many and within so many bytes.
+    pub(super) fn room(&self, window: usize, bytes_max: usize) -> usize {
+        let flying: usize =
+            self.flights.iter().filter_map(|flight| flight.delivery.as_ref()).map(Delivery::bytes).sum();
+        if self.waiting_bytes.saturating_add(flying) >= bytes_max {
+            return 0;
+        }
+        window.saturating_sub(self.flights.len() + self.waiting.len())
+    }
+
+    /// What became of stored ones since it was asked last.
+    pub(super) fn take_settled(&mut self) -> Vec<Settling> {
+        std::mem::take(&mut self.settled)
+    }
+
+    /// Whether the store has all of it, packet ids included, so that nothing is lost with this.
+    pub(super) fn is_all_kept(&self) -> bool {
+        self.settled.is_empty()
+            && self.waiting.iter().all(|delivery| delivery.stored.is_some())
+            && self.flights.iter().all(|flight| flight.is_kept)
     }
 
     pub(super) fn push(&mut self, delivery: Delivery) {
@@ -115,15 +205,22 @@ impl Outbound {
         self.waiting.len() < messages && self.waiting_bytes < bytes
     }
 
-    /// Gives up the oldest until the rest is within the bounds; says how many.
+    /// Gives up the oldest of those in memory only until the rest is within the bounds; says how many.
     pub(super) fn shrink_to(&mut self, messages: usize, bytes: usize) -> u64 {
+        let passing = || self.waiting.iter().filter(|delivery| delivery.stored.is_none());
+        let (mut count, mut sum) = (passing().count(), passing().map(Delivery::bytes).sum::<usize>());
         let mut dropped = 0;
-        while self.waiting.len() > messages || (self.waiting_bytes > bytes && !self.waiting.is_empty()) {
-            if let Some(delivery) = self.waiting.pop_front() {
-                self.waiting_bytes = self.waiting_bytes.saturating_sub(delivery.bytes());
+        let waiting_bytes = &mut self.waiting_bytes;
+        self.waiting.retain(|delivery| {
+            let stays = delivery.stored.is_some() || (count <= messages && sum <= bytes);
+            if !stays {
+                count -= 1;
+                sum = sum.saturating_sub(delivery.bytes());
+                *waiting_bytes = waiting_bytes.saturating_sub(delivery.bytes());
                 dropped += 1;
             }
-        }
+            stays
+        });
         dropped
     }
 
@@ -167,15 +264,26 @@ impl Outbound {
             self.waiting_bytes = self.waiting_bytes.saturating_sub(delivery.bytes());
             if delivery.is_expired(now) {
                 *expired += 1;
+                if let Some(stored) = delivery.stored {
+                    self.settled.push(stored.lost(LossReason::MessageExpired));
+                    self.settled.extend(stored.packet_id.map(completed));
+                    stored.packet_id.map(|packet_id| self.reserved.remove(&packet_id));
+                }
                 continue;
             }
             if delivery.qos == Qos::AtMostOnce {
                 return Some(Next::Publish(delivery.publish(None, false, now)));
             }
-            let packet_id = self.free_id()?;
+            let given = delivery.stored.and_then(|stored| stored.packet_id);
+            let packet_id = match given {
+                Some(packet_id) => packet_id,
+                None => self.free_id()?,
+            };
+            self.reserved.remove(&packet_id);
             let publish = delivery.publish(Some(packet_id), false, now);
-            let qos = delivery.qos;
-            self.flights.push_back(Flight { packet_id, delivery: Some(delivery), qos, was_sent: true, on_wire: true });
+            let (qos, is_kept) = (delivery.qos, given.is_some());
+            let delivery = Some(delivery);
+            self.flights.push_back(Flight { packet_id, delivery, qos, is_kept, was_sent: true, on_wire: true });
             return Some(Next::Publish(publish));
         }
     }
@@ -192,17 +300,28 @@ impl Outbound {
         }
     }
 
-    /// PUBREC: PUBREL is to be answered, by the caller and at once.
+    /// PUBREC: PUBREL is to be answered, by the caller and at once, or when the queue has heard of it.
     pub(super) fn receive(&mut self, packet_id: PacketId) -> Fit {
         match self.find(packet_id) {
             None => Fit::Unknown,
             Some(flight) if flight.qos != Qos::ExactlyOnce => Fit::Wrong,
+            Some(flight) if flight.is_kept && flight.delivery.is_some() => {
+                self.settled.push(Settling::Received { packet_id: packet_id.get() });
+                Fit::Kept
+            }
             Some(flight) => {
                 flight.delivery = None;
                 flight.on_wire = true;
                 Fit::Good
             }
         }
+    }
+
+    /// The queue has heard of a PUBREC. Says whether PUBREL is to be sent now; else it comes by `next`.
+    pub(super) fn release(&mut self, packet_id: PacketId) -> bool {
+        let Some(flight) = self.find(packet_id).filter(|flight| flight.is_kept) else { return false };
+        flight.delivery = None;
+        flight.on_wire
     }
 
     /// PUBCOMP.
@@ -219,7 +338,11 @@ impl Outbound {
 
     /// The message cannot be delivered to this client, or it refused it.
     pub(super) fn forget(&mut self, packet_id: PacketId) {
-        self.flights.retain(|flight| flight.packet_id != packet_id);
+        let Some(place) = self.flights.iter().position(|flight| flight.packet_id == packet_id) else { return };
+        let Some(flight) = self.flights.remove(place) else { return };
+        let stored = flight.delivery.and_then(|delivery| delivery.stored);
+        self.settled.extend(stored.map(Stored::delivered));
+        self.settled.extend(flight.is_kept.then_some(completed(packet_id)));
     }
 
     fn find(&mut self, packet_id: PacketId) -> Option<&mut Flight> {
@@ -230,12 +353,16 @@ impl Outbound {
         for _ in 0..=u16::MAX {
             self.last_id = self.last_id.checked_add(1).unwrap_or(1);
             let packet_id = PacketId::new(self.last_id)?;
-            if self.find(packet_id).is_none() {
+            if self.find(packet_id).is_none() && !self.reserved.contains(&packet_id) {
                 return Some(packet_id);
             }
         }
         None
     }
+}
+
+fn completed(packet_id: PacketId) -> Settling {
+    Settling::Completed { packet_id: packet_id.get() }
 }
 
 #[cfg(test)]
@@ -252,6 +379,7 @@ mod tests {
             properties: None,
             subscription_id: None,
             expires: None,
+            stored: None,
         }
     }
 

@@ -4,28 +4,33 @@
 //! through one line in the order of what they answer; a client that breaks the protocol, reads too slowly or falls
 //! silent is disconnected with the reason, its will is published, and nobody else notices.
 //!
-//! Sessions live in memory: one that outlives its socket goes on collecting, bounded, and ends with the process.
+//! A session that outlives its socket is kept by the queue (durable.rs): that it is there, its subscriptions, the ids of
+//! what it has received, and what waits at QoS 1 and 2. While no socket is there it needs no actor, except for what is in
+//! memory only: a will that waits, QoS 1 copies whose acknowledgement is due, what shared subscriptions have brought.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use log::debug;
+use log::{debug, warn};
 use tokio::sync::mpsc;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
+use super::durable::{Durable, Progress};
 use super::inbound::{Arrival, Begun, Inbound, Mark, Running, Settled, Signs, Work, poll_now, retained, submit};
 use super::outbound::{Delivery, Fit, Next, Outbound};
 use super::socket::{Socket, Turn};
-use super::{Services, is_reserved};
+use super::{Services, durable, is_reserved, listener};
 use crate::intake::AcceptError;
 use crate::message::{Body, Filter, Message, Origin, Qos, Stamp, Topic};
 use crate::mqtt::{
     Ack, Connack, Connect, DecodeError, Disconnect, EncodeError, Packet, PacketId, Publish, ReasonCode, Suback,
     Subscribe, Unsuback, Unsubscribe, Version, Will,
 };
+use crate::queue::sessions::{Entrance, Entry, Kept, Retained, Subscribed};
+use crate::queue::{AppendError, SessionNumber};
 use crate::router::{Link, RouterError, Taken};
 
 /// Live messages that are taken before the socket has its turn again.
@@ -74,6 +79,10 @@ pub(super) struct Session {
     attachments: mpsc::Receiver<Attachment>,
     link: Link,
     subscriptions: HashMap<Filter, Options>,
+    /// Its end at the queue, where it is kept there.
+    durable: Option<Durable>,
+    /// It ends with its socket, and is counted as such.
+    is_passing: bool,
     inbound: Inbound,
     /// Work that must end before the next packet is looked at, and whose connection it belongs to.
     begun: Option<(Mark, Running<Begun>)>,
@@ -100,6 +109,7 @@ enum Event {
     Begun(Mark, Begun),
     Turn(Turn),
     Taken(Result<Taken, RouterError>),
+    Progress(Progress),
     Slow,
     Time,
 }
@@ -118,6 +128,8 @@ impl Session {
             attachments,
             link,
             subscriptions: HashMap::new(),
+            durable: None,
+            is_passing: false,
             inbound: Inbound::new(),
             begun: None,
             outbound: Outbound::new(),
@@ -138,6 +150,7 @@ impl Session {
         loop {
             self.read().await;
             self.inbound.start(&self.services);
+            self.ask();
             self.write().await;
             if self.stopping.is_some() && self.is_settled() {
                 self.part(ReasonCode::SERVER_SHUTTING_DOWN, false).await;
@@ -168,6 +181,7 @@ impl Session {
                     self.end_connection(Some(ReasonCode::SERVER_SHUTTING_DOWN), false).await;
                     break;
                 }
+                Event::Progress(progress) => self.progress(progress).await,
                 Event::Slow => {
                     if self.connection.is_some() {
                         self.services.health.sessions().slow.fetch_add(1, Ordering::Relaxed);
@@ -179,7 +193,7 @@ impl Session {
             }
         }
         self.services.register.leave(&self.client, &mut self.attachments);
-        self.services.count_sessions();
+        self.count_passing(false);
         self.link.detach().await;
     }
 
@@ -189,7 +203,7 @@ impl Session {
         let may_take = self.may_take();
         let slowed = self.link.slowed();
         let is_stopping = self.stopping.is_some();
-        let Session { attachments, inbound, begun, connection, link, .. } = self;
+        let Session { attachments, inbound, begun, connection, link, durable, .. } = self;
         tokio::select! {
             Some(attachment) = attachments.recv() => Event::Attached(attachment),
             () = stop.cancelled(), if !is_stopping => Event::Stop,
@@ -197,6 +211,7 @@ impl Session {
             (mark, result) = finished(begun) => Event::Begun(mark, result),
             turn = turn(connection, may_read) => Event::Turn(turn),
             taken = link.next(), if may_take => Event::Taken(taken),
+            progress = progress_of(durable) => Event::Progress(progress),
             () = slowed => Event::Slow,
             () = sleep_until(deadline) => Event::Time,
         }
@@ -230,15 +245,23 @@ impl Session {
 
     fn is_settled(&self) -> bool {
         let is_late = self.stopping.is_some_and(|until| Instant::now() >= until);
-        is_late || (self.inbound.is_empty() && self.begun.is_none())
+        let is_told = self.durable.as_ref().is_none_or(Durable::is_idle);
+        is_late || (self.inbound.is_empty() && self.begun.is_none() && is_told)
     }
 
     fn is_over(&self) -> bool {
         self.connection.is_none()
-            && !self.is_alive
+            && (!self.is_alive || self.may_rest())
             && self.will.is_none()
             && self.inbound.is_empty()
             && self.begun.is_none()
+    }
+
+    /// Whether all of it is in the store, so that whoever comes back finds it there.
+    fn may_rest(&self) -> bool {
+        self.durable.as_ref().is_some_and(Durable::is_idle)
+            && self.outbound.is_all_kept()
+            && self.subscriptions.keys().all(|filter| filter.share_group().is_none())
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -279,10 +302,27 @@ impl Session {
         if self.connection.is_some() {
             self.part(ReasonCode::SESSION_TAKEN_OVER, true).await;
         }
-        if connect.clean_start {
+        let version = connect.version;
+        let limit_s = self.services.limits.session_expiry_s;
+        let asked_s = match version {
+            Version::V5 => connect.session_expiry_s.unwrap_or(0),
+            Version::V311 if connect.clean_start => 0,
+            Version::V311 => limit_s,
+        };
+        let expiry_s = asked_s.min(limit_s);
+        let kept = match self.enter(connect.clean_start, expiry_s).await {
+            Ok(kept) => kept,
+            Err(reason) => return listener::refuse(socket, version, reason, &self.services),
+        };
+        let number = kept.as_ref().map(|kept| kept.number);
+        if number.is_none() || number != self.number() {
             self.end_session().await;
         }
-        let session_present = self.is_alive;
+        self.count_passing(number.is_none());
+        let session_present = kept.as_ref().is_some_and(|kept| kept.is_present);
+        if let Some(kept) = kept {
+            self.take_up(kept).await;
+        }
         // A will that still waited for its delay is not published when its session is resumed.
         self.will = None;
         self.expires = None;
@@ -291,13 +331,6 @@ impl Session {
         self.outbound.resume();
 
         let limits = &self.services.limits;
-        let version = connect.version;
-        let asked_s = match version {
-            Version::V5 => connect.session_expiry_s.unwrap_or(0),
-            Version::V311 if connect.clean_start => 0,
-            Version::V311 => limits.session_expiry_s,
-        };
-        let expiry_s = asked_s.min(limits.session_expiry_s);
         socket.set_up(version, limits.packet_bytes, connect.packet_bytes_max);
         let connack = Connack {
             session_present,
@@ -326,10 +359,67 @@ impl Session {
         debug!(client = self.client.as_ref(), peer:% = connection.socket.peer(); "A client is connected");
         self.connection = Some(connection);
         self.services.health.sessions().connected.fetch_add(1, Ordering::Relaxed);
-        self.services.count_sessions();
         if written.is_err() {
             // It takes packets that are shorter than a CONNACK.
             self.end_connection(None, true).await;
+        }
+    }
+
+    /// Tells the queue of a client that is let in, where it has to know. `None`: nothing is kept for it.
+    async fn enter(&mut self, is_clean: bool, expiry_s: u32) -> Result<Option<Kept>, ReasonCode> {
+        let inlet = &self.services.inlet;
+        if expiry_s == 0 && !inlet.keeps_session(&self.client) {
+            return Ok(None);
+        }
+        // Nobody has a name here that was proven: all are the same user.
+        let entrance = Entrance { user: Arc::from(""), client: self.client.clone(), is_clean, expiry_s };
+        match inlet.enter_session(entrance).await {
+            Ok(Entry::Kept(kept)) => Ok(Some(kept)),
+            Ok(Entry::Passing) => Ok(None),
+            Ok(Entry::Foreign) => Err(ReasonCode::NOT_AUTHORIZED),
+            Ok(Entry::Full) => Err(ReasonCode::SERVER_UNAVAILABLE),
+            Err(error) => {
+                warn!(client = self.client.as_ref(), error:% = error; "A session could not be kept, its client is refused");
+                Err(ReasonCode::SERVER_UNAVAILABLE)
+            }
+        }
+    }
+
+    /// Goes on with a session as the store has it, which is what the client was told.
+    async fn take_up(&mut self, kept: Kept) {
+        let Kept { number, received, subscriptions, flights, .. } = kept;
+        if self.durable.is_none() {
+            let now = self.services.intake.now();
+            self.durable = Some(Durable::new(self.services.inlet.session_outlet(number)));
+            for flight in flights {
+                let delivery = flight.parcel.and_then(|parcel| durable::delivery(parcel, now));
+                if let Some(packet_id) = PacketId::new(flight.packet_id) {
+                    self.outbound.restore(packet_id, delivery);
+                }
+            }
+        }
+        self.inbound.number = Some(number);
+        received.into_iter().filter_map(PacketId::new).for_each(|packet_id| self.inbound.receive(packet_id));
+        let unkept = |filter: &&Filter| subscriptions.iter().all(|kept| kept.filter != **filter);
+        let unkept: Vec<Filter> = self.subscriptions.keys().filter(unkept).cloned().collect();
+        for filter in unkept {
+            self.subscriptions.remove(&filter);
+            if let Err(error) = self.link.unsubscribe(&filter).await {
+                self.services.fail(error);
+            }
+        }
+        for Subscribed { filter, qos, no_local, retain_as_published, identifier: id } in subscriptions {
+            if !self.subscriptions.contains_key(&filter) {
+                match self.link.subscribe(&filter).await {
+                    Ok(()) => {}
+                    Err(RouterError::Dead) => self.services.fail(RouterError::Dead),
+                    Err(error) => {
+                        warn!(client = self.client.as_ref(), filter = filter.as_str(), error:% = error;
+                              "A subscription that was kept brings nothing live");
+                    }
+                }
+            }
+            self.subscriptions.insert(filter, Options { qos, no_local, retain_as_published, id });
         }
     }
 
@@ -357,6 +447,10 @@ impl Session {
             // A client that takes no packet of four bytes is not told.
             let _told = connection.socket.send(&Packet::Disconnect(Disconnect::new(reason)));
         }
+        // Before the socket is closed: who sees that finds it so. Whoever takes the session over says so at once.
+        if let Some(number) = self.number().filter(|_| reason != Some(ReasonCode::SESSION_TAKEN_OVER)) {
+            self.leave(number, connection.expiry_s).await;
+        }
         // Its last bytes are written elsewhere: nobody waits for a client that does not read them.
         self.services.see_off(connection.socket);
         if let Some(will) = connection.will.filter(|_| with_will) {
@@ -377,13 +471,42 @@ impl Session {
         self.services.count_dropped(dropped);
     }
 
+    fn number(&self) -> Option<SessionNumber> {
+        self.durable.as_ref().map(Durable::number)
+    }
+
+    fn count_passing(&mut self, is_passing: bool) {
+        let gauge = &self.services.health.sessions().passing;
+        match (std::mem::replace(&mut self.is_passing, is_passing), is_passing) {
+            (false, true) => drop(gauge.fetch_add(1, Ordering::Relaxed)),
+            (true, false) => drop(gauge.fetch_sub(1, Ordering::Relaxed)),
+            _ => {}
+        }
+    }
+
+    async fn leave(&mut self, number: SessionNumber, expiry_s: u32) {
+        if let Err(error) = self.services.inlet.leave_session(number, expiry_s).await {
+            warn!(client = self.client.as_ref(), error:% = error; "The end of a connection was not kept");
+        }
+    }
+
     /// Forgets all that a later connection could resume.
     async fn end_session(&mut self) {
-        self.is_alive = false;
-        self.expires = None;
+        if let Some(number) = self.number() {
+            self.leave(number, 0).await;
+        }
+        self.forget().await;
         if let Some((_, will)) = self.will.take() {
             self.publish_will(will);
         }
+    }
+
+    /// Lets go of what is in memory of a session.
+    async fn forget(&mut self) {
+        self.is_alive = false;
+        self.durable = None;
+        self.count_passing(false);
+        self.expires = None;
         for filter in std::mem::take(&mut self.subscriptions).into_keys() {
             if let Err(error) = self.link.unsubscribe(&filter).await {
                 self.services.fail(error);
@@ -572,6 +695,8 @@ impl Session {
         }
         let reason = match self.outbound.receive(ack.packet_id) {
             Fit::Good => ReasonCode::SUCCESS,
+            // Answered when it is on disk.
+            Fit::Kept => return,
             Fit::Unknown => ReasonCode::PACKET_IDENTIFIER_NOT_FOUND,
             Fit::Wrong => return self.check(Fit::Wrong, "a PUBREC for a QoS 1 message").await,
         };
@@ -582,8 +707,14 @@ impl Session {
         let version = self.connection.as_ref().map(|connection| connection.version);
         let mut reasons = Vec::with_capacity(subscribe.subscriptions.len());
         let mut asking = Vec::new();
-        for subscription in subscribe.subscriptions {
+        let mut keeping = Vec::new();
+        for mut subscription in subscribe.subscriptions {
             let filter = subscription.filter;
+            if self.durable.is_some() && filter.share_group().is_some() {
+                // What a group shares is in memory: a QoS 2 packet id of it would be lost with the process, and the next
+                // message that bears it would be swallowed.
+                subscription.qos = subscription.qos.min(Qos::AtLeastOnce);
+            }
             let is_new = !self.subscriptions.contains_key(&filter);
             let has_room = !is_new || self.subscriptions.len() < self.services.limits.subscriptions;
             let taken = if has_room { self.link.subscribe(&filter).await } else { Err(RouterError::TooManyFilters) };
@@ -598,6 +729,20 @@ impl Session {
                     if is_asked && filter.share_group().is_none() {
                         asking.push(filter.clone());
                     }
+                    let retained = match subscription.retain_handling {
+                        _ if filter.share_group().is_some() => Retained::Never,
+                        0 => Retained::Always,
+                        1 => Retained::IfNew,
+                        _ => Retained::Never,
+                    };
+                    let subscribed = Subscribed {
+                        filter: filter.clone(),
+                        qos: subscription.qos,
+                        no_local: subscription.no_local,
+                        retain_as_published: subscription.retain_as_published,
+                        identifier: subscribe.subscription_id,
+                    };
+                    keeping.push((subscribed, retained));
                     let options = Options {
                         qos: subscription.qos,
                         no_local: subscription.no_local,
@@ -617,7 +762,10 @@ impl Session {
             }
         }
         let suback = Suback { packet_id: subscribe.packet_id, reasons };
-        if asking.is_empty() {
+        if let Some(number) = self.number().filter(|_| !keeping.is_empty()) {
+            let work = durable::subscribe(self.services.clone(), number, keeping, suback);
+            self.begun = Some((self.mark, Box::pin(work)));
+        } else if asking.is_empty() {
             self.send(Packet::Suback(suback)).await;
         } else {
             self.begun = Some((self.mark, Box::pin(retained(self.services.clone(), suback, asking))));
@@ -627,6 +775,7 @@ impl Session {
     async fn unsubscribe(&mut self, unsubscribe: Unsubscribe) {
         let is_v5 = self.connection.as_ref().is_some_and(|connection| connection.version == Version::V5);
         let mut reasons = Vec::new();
+        let mut gone = Vec::new();
         for filter in unsubscribe.filters {
             if let Err(error) = self.link.unsubscribe(&filter).await {
                 self.services.fail(error);
@@ -636,8 +785,16 @@ impl Session {
                 None => ReasonCode::NO_SUBSCRIPTION_EXISTED,
             };
             reasons.extend(is_v5.then_some(reason));
+            gone.push(filter);
         }
-        self.send(Packet::Unsuback(Unsuback { packet_id: unsubscribe.packet_id, reasons })).await;
+        let unsuback = Unsuback { packet_id: unsubscribe.packet_id, reasons };
+        match self.number() {
+            Some(number) => {
+                let work = durable::unsubscribe(self.services.clone(), number, gone, unsuback);
+                self.begun = Some((self.mark, Box::pin(work)));
+            }
+            None => self.send(Packet::Unsuback(unsuback)).await,
+        }
     }
 
     async fn disconnect(&mut self, disconnect: &Disconnect) {
@@ -676,6 +833,17 @@ impl Session {
                     self.hand_out_retained(found);
                 }
             }
+            Begun::Unsubscribed { unsuback } => {
+                if mark == self.mark {
+                    self.send(Packet::Unsuback(unsuback)).await;
+                }
+            }
+            // What the session subscribes to is what the store says: the client comes back and goes on from that.
+            Begun::Failed => {
+                if mark == self.mark {
+                    self.lose_touch().await;
+                }
+            }
         }
     }
 
@@ -704,6 +872,7 @@ impl Session {
                     properties: message.properties,
                     subscription_id: options.id,
                     expires: left.map(|left| Instant::now() + left.max(Duration::from_secs(1))),
+                    stored: None,
                 });
             }
         }
@@ -826,6 +995,10 @@ impl Session {
             return;
         }
         let qos = live.qos.min(options.qos);
+        if self.durable.is_some() && qos != Qos::AtMostOnce && filter.share_group().is_none() {
+            // It comes from the store.
+            return;
+        }
         if !self.is_alive || (self.connection.is_none() && qos == Qos::AtMostOnce) {
             return;
         }
@@ -838,6 +1011,7 @@ impl Session {
             properties: live.properties,
             subscription_id: options.id,
             expires: expiry_s.map(|expiry_s| Instant::now() + Duration::from_secs(u64::from(expiry_s))),
+            stored: None,
         });
         if self.connection.is_none() {
             let limits = &self.services.limits;
@@ -860,6 +1034,45 @@ impl Session {
                 Some(Err(_)) | None => return,
             }
         }
+    }
+
+    /// Goes on with what the session has to do with the queue.
+    fn ask(&mut self) {
+        let Some(durable) = &mut self.durable else { return };
+        let window = self.connection.as_ref().filter(|_| self.stopping.is_none()).map(|connection| connection.window);
+        durable.go_on(&mut self.outbound, window, self.services.limits.waiting_bytes);
+    }
+
+    async fn progress(&mut self, progress: Progress) {
+        match progress {
+            Progress::Woken => {}
+            Progress::Fetched(ids, Ok(parcels)) if !parcels.is_gone => {
+                let now = self.services.intake.now();
+                if let Some(durable) = &mut self.durable {
+                    durable.take(&mut self.outbound, &ids, parcels, now);
+                }
+            }
+            Progress::Settled(received, Ok(())) => {
+                for packet_id in received {
+                    if self.outbound.release(packet_id) {
+                        self.send(Packet::Pubrel(Ack::new(packet_id, ReasonCode::SUCCESS))).await;
+                    }
+                }
+            }
+            Progress::Fetched(_, Ok(_)) => self.lose_touch().await,
+            Progress::Fetched(_, Err(error)) | Progress::Settled(_, Err(error)) => self.note_failure(&error).await,
+        }
+    }
+
+    async fn note_failure(&mut self, error: &AppendError) {
+        debug!(client = self.client.as_ref(), error:% = error; "What waits for a client cannot be had");
+        self.lose_touch().await;
+    }
+
+    /// What is in memory may not be what is in the store: the client comes back and goes on from that.
+    async fn lose_touch(&mut self) {
+        self.part(ReasonCode::UNSPECIFIED_ERROR, true).await;
+        self.forget().await;
     }
 
     async fn write(&mut self) {
@@ -899,6 +1112,13 @@ impl Session {
 async fn turn(connection: &mut Option<Connection>, may_read: bool) -> Turn {
     match connection {
         Some(connection) => connection.socket.turn(may_read).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn progress_of(durable: &mut Option<Durable>) -> Progress {
+    match durable {
+        Some(durable) => durable.progress().await,
         None => std::future::pending().await,
     }
 }

@@ -290,6 +290,7 @@ pub(super) fn loss_words(reason: &str) -> &str {
         Some(LossReason::MessageExpired) => "dropped: their own expiry (MQTT 5) had passed",
         Some(LossReason::Quarantined) => "set aside with a damaged store",
         Some(LossReason::StreamDropped) => "dropped with an uplink that was taken out of the configuration",
+        Some(LossReason::SessionFull) => "dropped: too much waited for a local client that was away or slow",
         // A newer gateway than this program.
         None => reason,
     }

@@ -19,6 +19,7 @@ use super::row::{self, Start, Starts, Words};
 use super::rules::{self, RuleList};
 use super::salvage::Salvage;
 use super::scrub::Scrub;
+use super::sessions::{Match, Sessions};
 use super::spans::{self, OPEN, Ranges, Span};
 use super::spare::Held;
 use super::store::{GapRow, PAGE_BYTES, Store, is_damage};
@@ -158,6 +159,8 @@ pub(super) struct Books {
     /// What is in memory only.
     pub held: Held,
     pub ledger: Ledger,
+    /// Of local clients.
+    pub sessions: Sessions,
     /// Bytes of pages that intake may still fill, as far as known in this transaction.
     pub room: Option<u64>,
     /// Bytes of pages in use after the last commit.
@@ -200,9 +203,10 @@ impl Books {
             return Ok(Ok(Appended { id: self.take_id(), reading_seq: 0, fate: Fate::Duplicate }));
         }
         let wanted = self.wanted(&message);
+        let lanes = self.sessions.matching(&message);
         let seq = self.number(&mut message)?;
         let mut scratch = std::mem::take(&mut self.scratch);
-        let taken = self.take(&mut scratch, &wanted, &message);
+        let taken = self.take(&mut scratch, &wanted, &lanes, &message);
         self.scratch = scratch;
         let fate = match taken? {
             Ok(fate) => fate,
@@ -264,11 +268,12 @@ impl Books {
         &mut self,
         scratch: &mut Vec<u8>,
         wanted: &[(usize, WhenFull)],
+        lanes: &[Match],
         message: &Message,
     ) -> rusqlite::Result<Result<Fate, AppendError>> {
         // The name is given whatever comes of it: a number that is skipped harms nobody.
         self.identity.counter += 1;
-        if wanted.is_empty() {
+        if wanted.is_empty() && lanes.is_empty() {
             // What is only retained has no place of its own: a hole would break the spans of those that wait.
             let sequence = Sequence(self.identity.sequence_next - 1);
             return Ok(Ok(if message.retain { Fate::Stored { sequence, streams: 0 } } else { Fate::Unwanted }));
@@ -276,7 +281,10 @@ impl Books {
         self.learn_word(&message.origin)?;
         let sequence = self.sequence()?;
         row::encode(scratch, sequence, &self.identity.start, self.identity.counter, message, &self.words);
-        if let Some(refusal) = self.find_room(retention::row_bytes(scratch.len(), PAGE_BYTES), wanted)? {
+        // A session never refuses: for what it wants the oldest go that may.
+        let mut ways = wanted.to_vec();
+        ways.extend((!lanes.is_empty()).then_some((usize::MAX, WhenFull::DropOldest)));
+        if let Some(refusal) = self.find_room(retention::row_bytes(scratch.len(), PAGE_BYTES), &ways)? {
             return match refusal {
                 Refusal::Refuse => Ok(Err(AppendError::Full)),
                 Refusal::Drop => {
@@ -288,12 +296,14 @@ impl Books {
                         }
                         self.lose(*index, LossReason::DroppedNewest, Span::new(sequence, sequence), Some(1));
                     }
+                    self.turn_losses.extend(lanes.iter().map(|_| (LossReason::SessionFull, 1)));
                     Ok(Ok(Fate::Dropped(LossReason::DroppedNewest)))
                 }
             };
         }
         self.place(sequence, scratch, |index| wanted.iter().any(|(other, _)| *other == index), false)?;
-        Ok(Ok(Fate::Stored { sequence: Sequence(sequence), streams: wanted.len() }))
+        self.extend_lanes(lanes, sequence, scratch.len())?;
+        Ok(Ok(Fate::Stored { sequence: Sequence(sequence), streams: wanted.len() + lanes.len() }))
     }
 
     /// Puts a row in its place and extends the spans of those that want it. What is held goes first: it has its place
@@ -578,6 +588,7 @@ impl Books {
                         self.lose(index, LossReason::DroppedOldest, gone, Some(gone.count()));
                     }
                 }
+                self.evict_from_lanes(run)?;
                 self.rows = self.rows.saturating_sub(self.store.delete_messages(run)?);
                 self.end_segments(run)?;
             }
@@ -590,12 +601,18 @@ impl Books {
 
     /// Up to here every message was handed out to whoever still wants it.
     fn taken_by_all(&self) -> u64 {
+        if self.sessions.waiting() > 0 {
+            return 0;
+        }
         let waiting = self.streams.iter().filter(|stream| stream.waiting > 0);
         waiting.map(|stream| stream.taken_to).min().unwrap_or(0)
     }
 
     /// Whether every stream that wants a message lets its oldest go, and none has it under way.
     fn may_go(&mut self, sequence: u64, spare_taken: bool) -> rusqlite::Result<bool> {
+        if self.sessions.is_in_flight(sequence) {
+            return Ok(false);
+        }
         for index in 0..self.streams.len() {
             let Some(rule) = self.covering(index, sequence)? else { continue };
             let Some(stream) = self.streams.get(index) else { continue };
@@ -727,6 +744,7 @@ impl Books {
             }
         }
         self.write_ledger()?;
+        self.write_tails()?;
         if self.store.is_writing() {
             self.learn_time()?;
             self.write_numbers(self.settings.hold.map_or(0, |_| DEVICE_BLOCK))?;
@@ -790,6 +808,9 @@ impl Books {
         queue.bytes.store(self.used_bytes, Ordering::Relaxed);
         queue.bytes_max.store(self.ceilings.soft_pages * PAGE_BYTES, Ordering::Relaxed);
         queue.oldest_mono_ms.store(self.oldest.map_or(0, |(_, mono_ms)| mono_ms.max(1)), Ordering::Relaxed);
+        health.sessions().kept.store(self.sessions.count(), Ordering::Relaxed);
+        health.sessions().waiting.store(self.sessions.waiting(), Ordering::Relaxed);
+        health.sessions().waiting_bytes.store(self.sessions.bytes(), Ordering::Relaxed);
         self.watch_filling();
         for stream in self.streams.iter().filter(|stream| stream.is_active) {
             let waiting = stream.waiting + self.held.count_of(&stream.name);
@@ -825,8 +846,9 @@ impl Books {
     }
 
     /// One row may be wanted by several.
-    fn messages(&self) -> u64 {
-        let waiting = self.streams.iter().map(|stream| stream.waiting).fold(0, u64::saturating_add);
+    pub fn messages(&self) -> u64 {
+        let waiting =
+            self.streams.iter().map(|stream| stream.waiting).fold(self.sessions.waiting(), u64::saturating_add);
         self.rows.min(waiting)
     }
 
@@ -944,8 +966,11 @@ impl Books {
         Ok(is_known)
     }
 
-    /// Forgets all received ids of a session.
+    /// Forgets all received ids of a session that is not kept, or not any more.
     pub fn close_session(&mut self, session: SessionNumber) -> rusqlite::Result<()> {
+        if self.sessions.is_live(session.0) {
+            return Ok(());
+        }
         self.store.write()?;
         self.store.delete_session(session.0).map(drop)
     }

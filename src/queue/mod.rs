@@ -76,6 +76,8 @@ mod spans;
 
 mod spare;
 
+pub mod sessions;
+
 mod segments;
 
 mod identity;
@@ -235,6 +237,7 @@ pub enum Fate {
 #[derive(Debug, Clone)]
 pub struct Inlet {
     jobs: mpsc::Sender<Job>,
+    hall: sessions::Hall,
 }
 
 /// A submission under way.
@@ -285,9 +288,8 @@ impl Inlet {
         ask(&self.jobs, |reply| Job::Release(once, reply)).await
     }
 
-    /// A session number that was never used before (durable: numbers are taken in blocks). Received ids of sessions
-    /// that were opened here live until `close_session` or the next start: the sessions of local clients are in
-    /// memory for now.
+    /// A session number that was never used before (durable: numbers are taken in blocks), for a session that is not
+    /// kept: its received ids live until `close_session` or the next start.
     pub async fn open_session(&self) -> Result<SessionNumber, AppendError> {
         ask(&self.jobs, Job::OpenSession).await
     }
@@ -299,8 +301,17 @@ impl Inlet {
 
     /// Retained messages that `filter` matches, by topic, at most `count_max`, not those whose expiry has passed.
     pub async fn retained(&self, filter: &Filter, count_max: usize) -> Result<Vec<Message>, AppendError> {
-        let mut found = Vec::new();
-        let mut after = None;
+        self.retained_from(filter, None, Vec::new(), count_max).await
+    }
+
+    /// The same behind those that were found up to a topic.
+    async fn retained_from(
+        &self,
+        filter: &Filter,
+        mut after: Option<String>,
+        mut found: Vec<Message>,
+        count_max: usize,
+    ) -> Result<Vec<Message>, AppendError> {
         // Page by page, so that a large table does not hold up those who append.
         loop {
             let filter = filter.clone();
@@ -735,6 +746,7 @@ pub enum WorkerError {}
 pub fn open(settings: QueueSettings) -> Result<Opened, OpenError> {
     let lock = opening::take_dir(&settings.dir)?;
     let mut past = Past::default();
+    let hall = past.hall.clone();
     let books = opening::open_books(&settings, &mut past).map_err(|error| {
         let reason = health::chain(&error);
         Away { past, taken: BTreeMap::new(), reason }
@@ -751,5 +763,5 @@ pub fn open(settings: QueueSettings) -> Result<Opened, OpenError> {
         );
     }
     let worker = Worker::new(jobs, settings, books, wakers, lock);
-    Ok(Opened { inlet: Inlet { jobs: to }, outlets, worker })
+    Ok(Opened { inlet: Inlet { jobs: to, hall }, outlets, worker })
 }

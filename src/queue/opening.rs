@@ -23,6 +23,7 @@ use super::row::{Start, Starts};
 use super::rules::{self, RuleList};
 use super::salvage::{self, Ticket};
 use super::scrub::Scrub;
+use super::sessions::{Hall, Sessions};
 use super::spans::{OPEN, Ranges, Span};
 use super::spare::Held;
 use super::store::{DATABASE, GapRow, PAGE_BYTES, Store, StoreError, miscounted, opening};
@@ -84,6 +85,8 @@ pub(super) struct Past {
     pub kept: Option<Kept>,
     /// Readings that were in memory only.
     pub held: Option<Held>,
+    /// What both ends know of the sessions of local clients.
+    pub hall: Hall,
 }
 
 /// Opens the store in the state directory, which this process has taken.
@@ -294,6 +297,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         devices: HashMap::new(),
         held: past.held.take().unwrap_or_default().beyond(last),
         ledger,
+        sessions: Sessions::new(&past.hall),
         room: None,
         used_bytes: 0,
         evict_from: 0,
@@ -432,6 +436,7 @@ impl Books {
             return Err(miscounted());
         }
         self.load_ledger(last, past.was_open, was_stopped)?;
+        self.load_sessions(last, past.was_open)?;
         if !past.was_open {
             self.store.delete_passing_sessions()?;
         }

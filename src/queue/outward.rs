@@ -172,7 +172,7 @@ impl Books {
         Ok(())
     }
 
-    fn expired(&self, id: &MessageId, message: &Message, now: Stamp) -> Option<LossReason> {
+    pub fn expired(&self, id: &MessageId, message: &Message, now: Stamp) -> Option<LossReason> {
         let own = message.properties.as_ref().and_then(|properties| properties.expiry_s);
         if own.is_none() && self.settings.age_max.is_none() {
             return None;
@@ -187,7 +187,7 @@ impl Books {
     }
 
     /// When a message's own expiry passes, by the time since this boot.
-    fn expires_mono_ms(&self, start: u32, message: &Message, now: Stamp) -> Option<u64> {
+    pub fn expires_mono_ms(&self, start: u32, message: &Message, now: Stamp) -> Option<u64> {
         let expiry_s = message.properties.as_ref().and_then(|properties| properties.expiry_s)?;
         let left_ms = (u64::from(expiry_s) * 1000).saturating_sub(self.age_ms(start, message.received, now));
         Some(now.mono_ms.saturating_add(left_ms))

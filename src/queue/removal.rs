@@ -5,6 +5,7 @@
 
 use super::books::{Books, JOB_ROWS_MAX};
 use super::segments::Segment;
+use super::sessions::Cover;
 use super::spans::{OPEN, Span, runs};
 use crate::health::LossReason;
 
@@ -17,13 +18,6 @@ const REMOVAL_JOBS: u64 = 4;
 /// A queue that has been empty for so long gives its pages back.
 const EMPTY_MS: u64 = 60_000;
 
-enum Cover {
-    /// Covered up to here.
-    Until(u64),
-    /// Not covered, nor anything before this place.
-    NoneBefore(u64),
-}
-
 impl Books {
     /// Settles sequences of a stream: durable with this transaction; the rows may go later.
     pub fn settle(&mut self, index: usize, hole: Span, lost: Option<LossReason>) -> rusqlite::Result<()> {
@@ -31,18 +25,7 @@ impl Books {
         for gone in all_gone.iter().copied() {
             // While their rows are there.
             self.account_settled(index, gone, lost)?;
-            let mut place = gone.first;
-            while place <= gone.last {
-                match self.cover(place)? {
-                    Cover::Until(last) => place = last.saturating_add(1),
-                    Cover::NoneBefore(next) => {
-                        let bare = Span::new(place, gone.last.min(next - 1));
-                        self.rows = self.rows.saturating_sub(bare.count());
-                        self.removable.insert(bare);
-                        place = bare.last + 1;
-                    }
-                }
-            }
+            self.leave_bare(gone)?;
             if let Some(reason) = lost {
                 self.lose(index, reason, gone, Some(gone.count()));
             }
@@ -50,6 +33,23 @@ impl Books {
         // After all of them: the last one's segment may hold the first one too.
         for gone in all_gone {
             self.end_segments(gone)?;
+        }
+        Ok(())
+    }
+
+    /// Notes the rows of a span that somebody does not want any more, as far as nobody else does.
+    pub fn leave_bare(&mut self, gone: Span) -> rusqlite::Result<()> {
+        let mut place = gone.first;
+        while place <= gone.last {
+            match self.cover(place)? {
+                Cover::Until(last) => place = last.saturating_add(1),
+                Cover::NoneBefore(next) => {
+                    let bare = Span::new(place, gone.last.min(next - 1));
+                    self.rows = self.rows.saturating_sub(bare.count());
+                    self.removable.insert(bare);
+                    place = bare.last + 1;
+                }
+            }
         }
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Books {
     /// one, each would pay for it.
     pub fn clear_if_empty(&mut self, now_ms: u64) -> rusqlite::Result<()> {
         let next = self.identity.sequence_next;
-        if self.removable.count() == 0 || self.streams.iter().any(|stream| stream.waiting > 0) {
+        if self.removable.count() == 0 || self.messages() > 0 {
             self.empty_since = None;
             return Ok(());
         }
@@ -153,9 +153,12 @@ impl Books {
         Ok(())
     }
 
-    /// How far the streams cover `place`, or where the next one begins.
+    /// How far streams and sessions cover `place`, or where the next one begins.
     fn cover(&self, place: u64) -> rusqlite::Result<Cover> {
-        let mut next = OPEN;
+        let mut next = match self.cover_by_lanes(place)? {
+            Cover::NoneBefore(next) => next,
+            covered => return Ok(covered),
+        };
         let mut last = None;
         for stream in self.streams.iter().filter(|stream| stream.waiting > 0) {
             if let Some(open) = stream.open {

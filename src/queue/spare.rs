@@ -156,7 +156,13 @@ impl Books {
         let wanted = self.wanted(&submission.message);
         let bytes = weight(&submission.message);
         let one = match wanted.as_slice() {
-            [one] if submission.once.is_none() && !submission.message.retain => *one,
+            [one]
+                if submission.once.is_none()
+                    && !submission.message.retain
+                    && !self.sessions.wants(&submission.message) =>
+            {
+                *one
+            }
             _ => return Ok(Some((submission, reply))),
         };
         if !self.may_hold(one.0, &submission.message) || self.held.is_full(bytes) {

@@ -28,11 +28,12 @@ pub(super) const PAGE_BYTES: u64 = 1024;
 const APPLICATION_ID: i32 = 0x5449_4447;
 /// The steps of the schema. Each only adds, so that an older program can drain what a newer one stored; a step that it
 /// could not live with names the oldest program that can, in `meta`.
-const SCHEMA: [&str; 4] = [
+const SCHEMA: [&str; 5] = [
     include_str!("schema.sql"),
     include_str!("schema_2.sql"),
     include_str!("ledger/schema.sql"),
     include_str!("schema_4.sql"),
+    include_str!("schema_5.sql"),
 ];
 /// The step that this program writes.
 const SCHEMA_STEP: i64 = SCHEMA.len() as i64;

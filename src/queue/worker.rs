@@ -19,6 +19,7 @@ use super::books::Books;
 use super::ledger::{Page, PageAsk};
 use super::opening::{self, Past};
 use super::outward::Fetched;
+use super::sessions::{Later, SessionJob};
 use super::store::{is_damage, is_unreadable};
 use super::{
     AppendError, Appended, Change, Once, OpenError, QueueSettings, Restored, SessionNumber, Stats, StreamSpec,
@@ -72,6 +73,7 @@ pub(super) enum Job {
     Stats(Reply<Stats>),
     Ledger(PageAsk, Reply<Page>),
     Tick(Reply<()>),
+    Session(SessionJob),
     Stop(oneshot::Sender<()>),
 }
 
@@ -83,6 +85,7 @@ impl Job {
                 Body::Bytes(bytes) => bytes.len() + submission.message.topic.as_str().len(),
                 Body::Reading(_) => 100,
             },
+            Job::Session(job) => job.bytes(),
             _ => 0,
         }
     }
@@ -95,6 +98,7 @@ enum Answer {
     Release(Reply<bool>, bool),
     Session(Reply<SessionNumber>, SessionNumber),
     Done(Reply<()>),
+    Later(Later),
 }
 
 /// The caller may have given up: then nobody wants the answer.
@@ -105,6 +109,7 @@ fn send<T>(reply: Reply<T>, answer: Result<T, AppendError>) {
 impl Answer {
     fn give(self, failure: Option<&AppendError>) {
         match (self, failure.cloned()) {
+            (Answer::Later(later), failure) => later.give(failure.as_ref()),
             (Answer::Append(reply, answer), None) => send(reply, answer),
             (Answer::Append(reply, _), Some(failure)) => send(reply, Err(failure)),
             (Answer::Release(reply, answer), failure) => send(reply, failure.map_or(Ok(answer), Err)),
@@ -332,7 +337,10 @@ impl Thread {
     /// How long nothing is to be done if nobody asks.
     fn rest(&self, books: &Books, now_ms: u64) -> Duration {
         let scrub_ms = books.scrub_due_ms(now_ms);
-        let has_dates = self.settings.age_max.is_some() || books.is_clamped || books.is_salvage_due();
+        let has_dates = self.settings.age_max.is_some()
+            || books.is_clamped
+            || books.is_salvage_due()
+            || books.sessions.is_any_away();
         let is_troubled = self.settings.health.is_raised(Alarm::StoreFails);
         let most = if has_dates || is_troubled { EXPIRE_EVERY_MS } else { u64::MAX };
         let held_ms = books.held.due_ms().map_or(u64::MAX, |due_ms| due_ms.saturating_sub(now_ms));
@@ -385,13 +393,16 @@ impl Thread {
         let now_ms = self.settings.clock.now().mono_ms;
         let is_expiry_due = self.expired_ms.is_none_or(|last| now_ms.saturating_sub(last) >= EXPIRE_EVERY_MS);
         let is_salvage_due = books.is_salvage_due() && (is_expiry_due || !books.is_salvage_held());
-        if books.sweep.is_none() && !is_expiry_due && !is_salvage_due && !books.is_removal_due() {
+        let is_any_ended = books.sessions.is_any_ended();
+        if books.sweep.is_none() && !is_expiry_due && !is_salvage_due && !is_any_ended && !books.is_removal_due() {
             return Ok(false);
         }
         books.sweep_step()?;
         let is_salvaging = is_salvage_due && books.salvage_step()?;
         if is_expiry_due {
             books.lift_ceiling()?;
+            books.expire_sessions()?;
+            books.expire_lanes()?;
             let failed_ms = self.trouble.failed_ms.unwrap_or(0);
             if now_ms.saturating_sub(failed_ms) >= AWAY_LOG_MS {
                 // Nobody has asked for a minute, and nothing has failed.
@@ -399,6 +410,7 @@ impl Thread {
             }
         }
         let is_more = is_expiry_due && books.expire()?;
+        let is_clearing = books.clear_ended()?;
         if books.is_removal_due() {
             books.remove_bodies()?;
         }
@@ -411,11 +423,12 @@ impl Thread {
         if is_expiry_due && !is_more {
             self.expired_ms = Some(now_ms);
         }
-        Ok(is_more || is_salvaging || books.sweep.is_some() || books.is_removal_due())
+        Ok(is_more || is_salvaging || is_clearing || books.sweep.is_some() || books.is_removal_due())
     }
 
     /// Tells the outlets for whom something new waits.
     fn wake(&mut self, books: &mut Books) {
+        books.sessions.wake();
         for stream in books.streams.iter_mut().filter(|stream| stream.is_stirred) {
             stream.is_stirred = false;
             if let Some(waker) = self.wakers.get(&stream.name) {
@@ -433,7 +446,7 @@ impl Thread {
         let taken = books.streams.iter().map(|stream| (stream.name.clone(), stream.taken_to)).collect();
         let is_lost = self.trouble.is_lost(error, self.settings.clock.now().mono_ms);
         let damage = (is_lost || is_damage(error)).then(|| error.to_string());
-        let Books { mut identity, store, settings, streams, held, .. } = books;
+        let Books { mut identity, store, settings, streams, held, sessions, .. } = books;
         let held = held.failed(&AppendError::Failed { reason: error.to_string() });
         identity.sessions = streams.into_iter().map(|stream| (stream.name, stream.session)).collect();
         drop(store);
@@ -448,6 +461,7 @@ impl Thread {
             losses,
             damage,
             held: Some(held),
+            hall: sessions.hall(),
             ..Past::default()
         };
         self.reopen(Away { past, taken, reason: error.to_string() })
@@ -637,6 +651,11 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
             answers.push(Answer::Done(reply));
             books.tick_ledger()
         }
+        Job::Session(job) => {
+            let (later, outcome) = books.apply_session(job);
+            answers.push(Answer::Later(later));
+            outcome
+        }
         Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Ledger(..) | Job::Stop(_) => {
             Ok(())
         }
@@ -654,6 +673,7 @@ fn unapplied(job: Job) -> Option<Answer> {
         | Job::DeclareStop(_, reply)
         | Job::Commit(_, _, reply)
         | Job::Tick(reply) => Some(Answer::Done(reply)),
+        Job::Session(job) => job.unapplied().map(Answer::Later),
         Job::Next { .. }
         | Job::Restore(..)
         | Job::Retained { .. }

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::message::tree::Tree;
 use crate::message::{Filter, Topic};
 
 /// The most levels that a filter may have: matching and dropping descend a level at a time.
@@ -74,20 +75,6 @@ struct Group {
     turn: usize,
 }
 
-#[derive(Debug, Default)]
-struct Node {
-    children: HashMap<Box<str>, Node>,
-    plus: Option<Box<Node>>,
-    here: Option<u32>,
-    hash: Option<u32>,
-}
-
-impl Node {
-    fn is_empty(&self) -> bool {
-        self.children.is_empty() && self.plus.is_none() && self.here.is_none() && self.hash.is_none()
-    }
-}
-
 /// What became of an attempt to hand a message on.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -102,7 +89,7 @@ pub(super) enum Verdict {
 /// All live subscriptions.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    root: Node,
+    tree: Tree,
     entries: HashMap<u32, Entry>,
     next_entry: u32,
     slots: Vec<Slot>,
@@ -120,12 +107,12 @@ impl Index {
         if filter.share_group().is_some() {
             return true;
         }
-        find(&self.root, filter.pattern()).and_then(|entry| self.entries.get(&entry)?.plain).is_none()
+        self.tree.find(filter).and_then(|entry| self.entries.get(&entry)?.plain).is_none()
     }
 
     /// Gives `link` its place in the slot of `filter`. To be called once for each link and filter.
     pub(super) fn insert(&mut self, filter: &Filter, link: u32, flags: Arc<LinkFlags>) -> (u32, Arc<Claim>) {
-        let place = place(&mut self.root, filter.pattern());
+        let place = self.tree.place(filter);
         let number = match *place {
             Some(number) => number,
             None => {
@@ -163,7 +150,7 @@ impl Index {
         if !state.members.is_empty() {
             return;
         }
-        let Some(number) = find(&self.root, filter.pattern()) else { return };
+        let Some(number) = self.tree.find(filter) else { return };
         let Some(entry) = self.entries.get_mut(&number) else { return };
         match filter.share_group() {
             None => entry.plain = None,
@@ -177,22 +164,19 @@ impl Index {
         self.free.push(slot);
         if entry.plain.is_none() && entry.groups.is_empty() {
             self.entries.remove(&number);
-            prune(&mut self.root, filter.pattern());
+            self.tree.remove(filter);
         }
     }
 
     /// Whether any link subscribes to `topic`.
     pub(super) fn is_wanted(&self, topic: &Topic) -> bool {
-        let mut found = Vec::new();
-        walk(&self.root, Some(topic.as_str()), topic.is_dollar(), &mut found);
-        !found.is_empty()
+        !self.tree.matching(topic).is_empty()
     }
 
     /// Gives a message of `bytes` its place in every slot that wants `topic`, unless a link is too far behind on one.
     /// With `overdue` those are marked slow instead and waited for no longer.
     pub(super) fn claim(&mut self, topic: &Topic, bytes: usize, bounds: &Bounds, overdue: bool) -> Verdict {
-        let mut found = Vec::new();
-        walk(&self.root, Some(topic.as_str()), topic.is_dollar(), &mut found);
+        let found = self.tree.matching(topic);
         let mut chosen = Vec::new();
         for number in found {
             let Some(entry) = self.entries.get_mut(&number) else { continue };
@@ -266,81 +250,6 @@ fn choose(group: &mut Group, slots: &[Slot], bounds: &Bounds) -> Option<u32> {
     group.members.get(place).copied()
 }
 
-/// The mark that a filter's last level leaves in its node.
-fn place<'n>(root: &'n mut Node, pattern: &str) -> &'n mut Option<u32> {
-    let mut node = root;
-    for level in pattern.split('/') {
-        match level {
-            "#" => return &mut node.hash,
-            "+" => node = node.plus.get_or_insert_default(),
-            name => node = node.children.entry(Box::from(name)).or_default(),
-        }
-    }
-    &mut node.here
-}
-
-fn find(root: &Node, pattern: &str) -> Option<u32> {
-    let mut node = root;
-    for level in pattern.split('/') {
-        match level {
-            "#" => return node.hash,
-            "+" => node = node.plus.as_deref()?,
-            name => node = node.children.get(name)?,
-        }
-    }
-    node.here
-}
-
-fn prune(node: &mut Node, pattern: &str) {
-    let (level, rest) = match pattern.split_once('/') {
-        Some((level, rest)) => (level, Some(rest)),
-        None => (pattern, None),
-    };
-    if level == "#" {
-        node.hash = None;
-        return;
-    }
-    let next = match level {
-        "+" => node.plus.as_deref_mut(),
-        name => node.children.get_mut(name),
-    };
-    let Some(next) = next else { return };
-    match rest {
-        Some(rest) => prune(next, rest),
-        None => next.here = None,
-    }
-    if next.is_empty() {
-        match level {
-            "+" => node.plus = None,
-            name => {
-                node.children.remove(name);
-            }
-        }
-    }
-}
-
-fn walk(node: &Node, rest: Option<&str>, is_dollar: bool, found: &mut Vec<u32>) {
-    let Some(rest) = rest else {
-        // `a/#` also wants `a` itself (MQTT 5.0, 4.7.1.2).
-        found.extend(node.here);
-        found.extend(node.hash);
-        return;
-    };
-    let (level, rest) = match rest.split_once('/') {
-        Some((level, rest)) => (level, Some(rest)),
-        None => (rest, None),
-    };
-    if !is_dollar {
-        found.extend(node.hash);
-        if let Some(plus) = &node.plus {
-            walk(plus, rest, false, found);
-        }
-    }
-    if let Some(child) = node.children.get(level) {
-        walk(child, rest, false, found);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -387,7 +296,7 @@ mod tests {
         for (place, text) in filters.iter().enumerate() {
             index.remove(&filter(text), 1, slots[place]);
         }
-        assert!(index.root.is_empty() && index.entries.is_empty());
+        assert!(index.tree.is_empty() && index.entries.is_empty());
         assert_eq!(index.slots_in_use(), 0);
     }
 

@@ -70,6 +70,66 @@ impl RawClient {
         }
     }
 
+    /// Connects with a session that outlives the socket for so long (version 3.1.1 cannot say how long), or goes on with
+    /// it. Says whether it was there.
+    pub fn resuming(port: u16, version: Version, client_id: &str, expiry_s: u32) -> (RawClient, bool) {
+        RawClient::try_resuming(port, version, client_id, expiry_s)
+            .unwrap_or_else(|heard| panic!("CONNECT of {client_id} was answered by {heard:?}"))
+    }
+
+    /// The same, where the answer may be no.
+    pub fn try_resuming(
+        port: u16,
+        version: Version,
+        client_id: &str,
+        expiry_s: u32,
+    ) -> Result<(RawClient, bool), Heard> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).map_err(|_| Heard::Closed)?;
+        stream.set_nodelay(true).unwrap();
+        let mut client = RawClient { stream, version };
+        let mut body = vec![0, 4];
+        body.extend(b"MQTT");
+        body.extend([if version == Version::V5 { 5 } else { 4 }, 0, 0, 60]);
+        if version == Version::V5 {
+            body.extend([5, 0x11]);
+            body.extend(expiry_s.to_be_bytes());
+        }
+        body.extend(text(client_id.as_bytes()));
+        client.send(&packet(0x10, &body));
+        match client.hear(Duration::from_secs(20)) {
+            Heard::Packet(0x20, body) if body.get(1) == Some(&0) => Ok((client, body[0] & 1 == 1)),
+            other => Err(other),
+        }
+    }
+
+    /// Takes a filter back and expects to be told so.
+    pub fn unsubscribe(&mut self, filter: &str) {
+        let mut body = vec![0, 2];
+        if self.version == Version::V5 {
+            body.push(0);
+        }
+        body.extend(text(filter.as_bytes()));
+        self.send(&packet(0xa2, &body));
+        match self.hear(Duration::from_secs(20)) {
+            Heard::Packet(0xb0, _) => {}
+            other => panic!("UNSUBSCRIBE {filter} was answered by {other:?}"),
+        }
+    }
+
+    /// Says goodbye; in version 5 with another life of the session.
+    pub fn disconnect(mut self, expiry_s: Option<u32>) {
+        match expiry_s {
+            Some(expiry_s) => {
+                let mut body = vec![0, 5, 0x11];
+                body.extend(expiry_s.to_be_bytes());
+                self.send(&packet(0xe0, &body));
+            }
+            None => self.send(&packet(0xe0, &[])),
+        }
+        // Until the other end has taken note of it.
+        while self.hear(Duration::from_secs(20)) != Heard::Closed {}
+    }
+
     /// The port of this end.
     pub fn local_port(&self) -> u16 {
         self.stream.local_addr().unwrap().port()

@@ -1,6 +1,7 @@
 //! Does what was acknowledged survive `kill -9` at any moment, and is nothing doubled at QoS 2?
 //!
-//! A case is a campaign on one store: four publishers that never stop (MQTT 3.1.1 and 5, QoS 1 and 2) and some ten
+//! A case is a campaign on one store: four publishers that never stop (MQTT 3.1.1 and 5, QoS 1 and 2), resume their
+//! sessions over every kill and repeat what they have no answer for, and some ten
 //! lives of the gateway, each ended by SIGKILL at a random moment: while it starts, with the cloud there, in an outage,
 //! on a line that has fallen silent, while the cloud restarts, in the drain; in half of the campaigns on a disk so slow
 //! that many kills fall between the writes of one commit (an acknowledgement that leaves just before its commit is seen
@@ -145,6 +146,7 @@ struct Outcome {
     moments: Moments,
     wire: Wire,
     refused: u64,
+    forgotten: u64,
 }
 
 impl Campaign {
@@ -276,7 +278,8 @@ impl Campaign {
         // Mosquitto's restart at times gives its subscriber a second time what it got once.
         verdict.attribute(|topic, key| wire.cycles(topic, key));
         let refused = self.publishers.iter().map(Publisher::refused).sum();
-        Outcome { verdict, moments: self.moments, wire, refused }
+        let forgotten = self.publishers.iter().map(Publisher::forgotten_sessions).sum();
+        Outcome { verdict, moments: self.moments, wire, refused, forgotten }
     }
 }
 
@@ -288,7 +291,7 @@ impl Outcome {
 
     #[track_caller]
     fn assert_kept(&self) {
-        let Outcome { verdict, wire, refused, .. } = self;
+        let Outcome { verdict, wire, refused, forgotten, .. } = self;
         let stories: Vec<String> = verdict.victims.iter().take(3).map(|(topic, key)| wire.story(topic, *key)).collect();
         assert!(verdict.is_clean(), "{verdict}\n{}\n{}", verdict.examples.join("\n"), stories.join("\n"));
         // Also where the cloud had not got the first one, and so nothing arrived twice.
@@ -296,6 +299,8 @@ impl Outcome {
         assert!(doubled.is_none(), "given to the cloud as new more than once: {}", doubled.unwrap_or_default());
         assert_eq!(*refused, 0, "nothing may be refused");
         assert_eq!(wire.forgotten_sessions, 0, "the cloud forgot a session");
+        // So nothing was begun anew either: each message is one from its publisher to the cloud.
+        assert_eq!(*forgotten, 0, "the gateway forgot sessions of publishers");
         assert!(wire.changed.is_empty(), "a repeat is not what it repeats: {:?}", wire.changed.first());
         assert!(wire.twice.is_empty(), "sent twice on one connection: {:?}", wire.twice.first());
         let most = self.most_repeats();

@@ -1,8 +1,9 @@
 //! A publisher that knows exactly what it was promised.
 //!
-//! It connects again whenever it can, resumes its session when the broker still has it, and otherwise does what MQTT
-//! leaves to a client whose session is gone: a message that was acknowledged is done with; one that may or may not have
-//! been taken is sent again as a new message, which its payload says.
+//! It connects again whenever it can and resumes its session: what has no answer it repeats under the same packet id, what
+//! was taken it releases. Where the broker has no session any more it does what MQTT leaves to it: a message that was
+//! acknowledged is done with; one that may or may not have been taken is sent again as a new message, which its payload
+//! says. At QoS 1 every repeat is one.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -62,6 +63,7 @@ struct Shared {
     acknowledged: Mutex<BTreeSet<Key>>,
     count: AtomicU64,
     refused: AtomicU64,
+    forgotten: AtomicU64,
     is_ending: AtomicBool,
     is_gone: AtomicBool,
 }
@@ -86,6 +88,7 @@ impl Publisher {
             outstanding: VecDeque::new(),
             next_number: 0,
             next_id: 0,
+            has_session: false,
         };
         let thread = std::thread::spawn(move || work.run());
         Publisher { habit, shared, thread: Some(thread) }
@@ -99,6 +102,11 @@ impl Publisher {
     /// How many messages were answered by a failure: nothing is promised for those.
     pub fn refused(&self) -> u64 {
         self.shared.refused.load(Ordering::Relaxed)
+    }
+
+    /// How often its session was gone, which the broker had said that it has.
+    pub fn forgotten_sessions(&self) -> u64 {
+        self.shared.forgotten.load(Ordering::Relaxed)
     }
 
     /// What was acknowledged so far.
@@ -147,6 +155,8 @@ struct Work {
     outstanding: VecDeque<Outstanding>,
     next_number: u64,
     next_id: u16,
+    /// It was let in once.
+    has_session: bool,
 }
 
 /// The connection is gone.
@@ -175,6 +185,9 @@ impl Work {
         let mut wire = Wire::connected(self.port)?;
         wire.write(&self.connect_bytes())?;
         let session_present = self.wait_for_connack(&mut wire)?;
+        if std::mem::replace(&mut self.has_session, true) && !session_present {
+            self.shared.forgotten.fetch_add(1, Ordering::Relaxed);
+        }
         let again = self.resumption(session_present);
         wire.write(&again)?;
         let mut next_at = Instant::now();
@@ -227,6 +240,9 @@ impl Work {
     fn resumption(&mut self, session_present: bool) -> Vec<u8> {
         if !session_present {
             self.outstanding.retain(|message| !message.is_received);
+        }
+        // At QoS 1 a repeat is another message also in a session that goes on (MQTT 5.0, 4.3.2): nothing tells it apart.
+        if !session_present || self.habit.qos == 1 {
             for message in &mut self.outstanding {
                 message.key.attempt += 1;
             }
