@@ -39,13 +39,18 @@ fi
 # Pages and completions are the same for every board, and are written by a program of the host.
 cargo run --locked --quiet --example pages -- "$made" >&2
 
+# cargo-deb calls systemd-sysusers with the name of the source, so that must be the name that is installed.
+mkdir -p "$made/sysusers.d"
+cp systemd/tidegate.sysusers.conf "$made/sysusers.d/tidegate.conf"
+
 python3 packaging/third_party.py "${target:-$host}" "$made/third-party-licences.txt"
 gzip -9nf "$made/third-party-licences.txt"
 
 # cargo-cyclonedx writes beside Cargo.toml.
 cargo cyclonedx --quiet --format json --spec-version 1.5 --target "${target:-$host}" --no-build-deps \
     --override-filename tidegate.cdx >&2
-mv tidegate.cdx.json "$made/"
+sed "s|file://$PWD|file:///tidegate|g" tidegate.cdx.json >"$made/tidegate.cdx.json"
+rm tidegate.cdx.json
 
 cargo deb --quiet --no-build --no-strip --profile "$profile" ${target:+--target "$target"} \
     ${version:+--deb-version "$version"} -o target/debian/
