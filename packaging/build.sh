@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the .deb; its path is the last line. Needs cargo-deb, and for --release cargo-auditable and cargo-cyclonedx.
 #
-#   packaging/build.sh [--target TRIPLE] [--profile PROFILE] [--no-build] [--version VERSION]
+#   packaging/build.sh [--target TRIPLE] [--profile PROFILE] [--no-build] [--version VERSION] [--output FOLDER]
 #
 # --no-build packs target/TRIPLE/PROFILE/tidegate as it is, for a program that was built elsewhere (`just arm64`).
 set -eu
@@ -12,11 +12,13 @@ target=
 profile=release
 build=true
 version=
+output=target/debian
 while [ $# -gt 0 ]; do
     case $1 in
     --target) target=$2; shift ;;
     --profile) profile=$2; shift ;;
     --version) version=$2; shift ;;
+    --output) output=$2; shift ;;
     --no-build) build=false ;;
     *) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 64 ;;
     esac
@@ -53,4 +55,4 @@ sed "s|file://$PWD|file:///tidegate|g" tidegate.cdx.json >"$made/tidegate.cdx.js
 rm tidegate.cdx.json
 
 cargo deb --quiet --no-build --no-strip --profile "$profile" ${target:+--target "$target"} \
-    ${version:+--deb-version "$version"} -o target/debian/
+    ${version:+--deb-version "$version"} -o "$output/"
