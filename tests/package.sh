@@ -42,12 +42,12 @@ await() { # await WHAT COMMAND...
 # --- the stand ------------------------------------------------------------------------------------------------------
 
 root=$(mktemp -d)
-trap 'umount --lazy "$root/dev" "$root/proc" "$root" 2>/dev/null || true; rmdir "$root" 2>/dev/null || true' EXIT
+trap 'umount --lazy --recursive "$root" 2>/dev/null || true; rmdir "$root" 2>/dev/null || true' EXIT
 mount -t tmpfs -o size=700m,mode=755 tidegate-package "$root"
 tar -C "$root" -xf "$archive"
 # Without lists apt takes what is there: this network has no mirror.
 rm -rf "$root"/var/lib/apt/lists/*
-mount --bind /dev "$root/dev"
+mount --rbind /dev "$root/dev"
 mount -t proc proc "$root/proc"
 mkdir -p "$root/run/systemd/system" "$root/root/debs"
 cp "$package" "$next" "$root/root/debs/"
@@ -65,7 +65,8 @@ cat >"$root/usr/local/bin/sudo" <<'END'
 #!/bin/sh
 exec "$@"
 END
-cat >"$root/usr/local/sbin/systemctl" <<'END'
+# In place of systemd's own: apt gives maintainer scripts a PATH without /usr/local.
+cat >"$root/usr/bin/systemctl" <<'END'
 #!/bin/sh
 # Starts and stops what the unit says; all other questions are answered with yes.
 echo "$*" >>/var/log/systemctl.log
@@ -97,7 +98,7 @@ for word; do
 done
 exit 0
 END
-chmod 755 "$root/usr/local/bin/sudo" "$root/usr/local/sbin/systemctl"
+chmod 755 "$root/usr/local/bin/sudo" "$root/usr/bin/systemctl"
 
 work="$root/root/stand"
 mkdir "$work"
@@ -188,8 +189,8 @@ is "somebody else cannot read the configuration" denied \
 is "the service's user cannot change it" denied \
     "$(inside "$as_service sh -c 'echo >>/etc/tidegate/tidegate.toml'" >/dev/null 2>&1 || echo denied)"
 is "the service's user opens serial ports" dialout "$(inside "id -nG tidegate" | tr ' ' '\n' | grep dialout)"
-is "completion in bash" "complete -F _tidegate -o nosort -o bashdefault -o default tidegate" \
-    "$(inside "bash -c '. /usr/share/bash-completion/completions/tidegate; complete -p tidegate'")"
+is "completion in bash" "-F _tidegate tidegate" \
+    "$(inside "bash -c '. /usr/share/bash-completion/completions/tidegate; complete -p tidegate'" | grep -o -- '-F .*')"
 "$python" - "$root" <<'END' || fail "what the package says of its parts"
 import gzip, json, pathlib, re, sys, zlib
 
