@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{self, LoadRequest, Loaded};
 
@@ -88,6 +88,11 @@ struct ConfigArgument {
     /// Configuration file, instead of /etc/tidegate/tidegate.toml
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+/// The command line as it is, for whoever writes manual pages and completions of it.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Parses the command line and does what it says.
