@@ -9,6 +9,8 @@
 //!   the QoS 1 rows that were in flight are fresh again, each PUBLISH that is resent lets older rows pass first, so that
 //!   the first attempts of a topic leave in the order of the queue. (The standard asks for less: the order of a topic and
 //!   a QoS, MQTT 5.0, 4.6.)
+//! - What a process that dies has to send again though the cloud has it, is never more than the window: what is
+//!   acknowledged leaves the window when that is on disk.
 //! - No packet of the cloud, however odd, ends in a loop of reconnections by itself: what is unknown is answered as
 //!   the standard says, and counted.
 //!
@@ -456,6 +458,8 @@ struct Gathering {
     after: Vec<Packet>,
     /// Rows that it settles. Until it is on disk the queue may hand them out again.
     ended: Vec<Sequence>,
+    /// How many of these the cloud has and would be sent again were the process to die now.
+    exposed: usize,
     /// It admits rows: later messages must not overtake them.
     admits: bool,
     /// It begins a new session: the store must be read back, whatever becomes of the connection meanwhile.
@@ -524,6 +528,8 @@ pub struct Machine {
     /// Every row that is in memory, so that none is sent twice should the store hand it out again.
     owned: HashSet<Sequence, ByNumber>,
     rows_out: usize,
+    /// Rows under a packet id at QoS 1, but for those that wait for their trial: what went before may be at the cloud.
+    at_least_once: usize,
     bytes_out: usize,
     resend: VecDeque<PacketId>,
     /// The newest row to be resent, as long as the queue may hold older ones that have not been read.
@@ -594,6 +600,7 @@ impl Machine {
             waiting: Waiting::default(),
             owned: HashSet::default(),
             rows_out: 0,
+            at_least_once: 0,
             bytes_out: 0,
             resend: VecDeque::new(),
             older_than: None,
@@ -1103,6 +1110,7 @@ impl Machine {
     fn try_accused(&mut self, at: Moment) {
         self.trial = self.defendant();
         if let Some(id) = self.dock.pop_front() {
+            self.at_least_once += usize::from(self.is_at_least_once(id));
             self.resend_row(at, id);
         } else if let Some(attempt) = self.bench.pop_front() {
             self.send_row(at, attempt, None);
@@ -1166,6 +1174,7 @@ impl Machine {
         }
         self.bytes_out = 0;
         self.rows_out = 0;
+        self.at_least_once = 0;
         self.overtaken.clear();
         for in_flight in restored.in_flight {
             let Some(id) = PacketId::new(in_flight.packet_id) else { continue };
@@ -1252,6 +1261,7 @@ impl Machine {
             _ => false,
         });
         (self.dock, self.resend) = (dock, resend);
+        self.at_least_once = self.resend.iter().filter(|id| self.is_at_least_once(**id)).count();
         self.actions.push(Action::Live(self.terms.qos_max != Qos::AtMostOnce));
         self.actions.push(Action::Note(Note::Connected { session_present }));
     }
@@ -1467,7 +1477,11 @@ impl Machine {
             && let Some(id) = self.resend.front().copied()
         {
             match self.resent_place(id) {
-                Some((order, sequence)) if self.waiting.first_ready(at.now).is_some_and(|older| older < sequence) => {
+                Some((order, sequence))
+                    if self.waiting.first_ready(at.now).is_some_and(|older| older < sequence)
+                        // What is resent makes room itself where nothing else is under way that would.
+                        && (self.exposed() < self.exposed_max() || self.rows_out > 0 || !self.is_quiet()) =>
+                {
                     if !self.may_send_fresh(at, window) {
                         return;
                     }
@@ -1500,6 +1514,7 @@ impl Machine {
     fn may_send_fresh(&mut self, at: Moment, window: usize) -> bool {
         let may = self.stop_by.is_none()
             && self.rows_out < window
+            && self.exposed() < self.exposed_max()
             && (self.bytes_out < IN_FLIGHT_BYTES_MAX || self.rows_out == 0)
             && self.ids.len() < usize::from(u16::MAX);
         if may {
@@ -1507,6 +1522,24 @@ impl Machine {
             self.pace_until = Some(ready_at).filter(|ready_at| *ready_at > at.now);
         }
         may && self.pace_until.is_none()
+    }
+
+    /// Rows that a process which dies now would make the next one send again, though the cloud has them or may have: at
+    /// QoS 1, and what went at QoS 0 for want of better. At QoS 2 the store knows how far each is.
+    fn exposed(&self) -> usize {
+        let unproven = self.unproven.len() + self.ping.as_ref().map_or(0, |ping| ping.proves.len());
+        let uncommitted = self.gathering.exposed + self.committing.as_ref().map_or(0, |commit| commit.exposed);
+        self.at_least_once + unproven + uncommitted
+    }
+
+    /// An acknowledgement makes room in the cloud's window at once, but in this one only when it is on disk: so no kill
+    /// costs more repeats than the window that the owner has set.
+    fn exposed_max(&self) -> usize {
+        usize::from(self.settings.window.get())
+    }
+
+    fn is_at_least_once(&self, id: PacketId) -> bool {
+        matches!(self.ids.get(&id), Some(Holder::Row(slot)) if slot.stage == Stage::Sent)
     }
 
     /// Whether there was one.
@@ -1558,6 +1591,7 @@ impl Machine {
         }
         let is_held = must_follow || stage == Stage::Admitted;
         let number = self.overtaken.sent();
+        self.at_least_once += usize::from(stage == Stage::Sent);
         let slot = Slot { order, stage, attempt: Some(attempt), is_sent: !is_held, is_out: true, number };
         self.ids.insert(id, Holder::Row(Box::new(slot)));
         if is_held {
@@ -1659,7 +1693,9 @@ impl Machine {
             self.rows_out = self.rows_out.saturating_sub(1);
             self.overtaken.answered(at.now, slot.number);
         }
-        if slot.stage != Stage::Sent {
+        if slot.stage == Stage::Sent {
+            self.at_least_once = self.at_least_once.saturating_sub(1);
+        } else {
             self.gathering.changes.push(Change::Forget { packet_id: id.get() });
         }
         if let Some(attempt) = &slot.attempt {
@@ -1702,6 +1738,7 @@ impl Machine {
             return self.refused(at, id, ack.reason, ack.reason_string.as_deref().unwrap_or_default());
         }
         if let Some(attempt) = self.remove_row(at, id) {
+            self.gathering.exposed += 1;
             self.settled(attempt);
         }
     }
@@ -1767,6 +1804,7 @@ impl Machine {
     /// A row that went at QoS 0 and is proved to have been read.
     fn delivered(&mut self, attempt: Attempt) {
         self.bytes_out = self.bytes_out.saturating_sub(compose::weight(&attempt.row));
+        self.gathering.exposed += 1;
         self.settled(attempt);
     }
 
