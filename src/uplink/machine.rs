@@ -11,6 +11,8 @@
 //!   a QoS, MQTT 5.0, 4.6.)
 //! - What a process that dies has to send again though the cloud has it, is never more than the window: what is
 //!   acknowledged leaves the window when that is on disk.
+//! - A batch is admitted, acknowledged and resent as one message. Refused as one it is halved; only a single message
+//!   becomes a dead letter.
 //! - No packet of the cloud, however odd, ends in a loop of reconnections by itself: what is unknown is answered as
 //!   the standard says, and counted.
 //!
@@ -955,7 +957,7 @@ impl Machine {
         let unproven = std::mem::take(&mut self.unproven);
         let proving = self.ping.take().map(|ping| ping.proves).unwrap_or_default();
         for attempt in unproven.into_iter().chain(proving) {
-            self.bytes_out = self.bytes_out.saturating_sub(compose::weight(&attempt.row));
+            self.bytes_out = self.bytes_out.saturating_sub(attempt.weight());
             self.counts.resent += 1;
             self.waiting.put_back(attempt);
         }
@@ -1136,18 +1138,24 @@ impl Machine {
             self.actions.push(Action::Note(Note::SessionLost { in_flight }));
         }
         self.counts.resent += u64::try_from(in_flight).unwrap_or(0);
-        // All rows wait again in the store, from where they come back in order: the reading back follows.
-        let mut forgotten: Vec<(u64, PacketId)> = self
+        // All rows wait again in the store, from where they come back in order: the reading back follows. But a batch
+        // stays what it was, or whoever got it could not tell that it is a repeat; in the new session its id is as good
+        // as another.
+        let mut forgotten: Vec<(u64, PacketId, Option<&Attempt>)> = self
             .ids
             .iter()
             .filter_map(|(id, holder)| match holder {
-                Holder::Row(slot) if slot.stage != Stage::Sent => Some((slot.order, *id)),
+                Holder::Row(slot) if slot.stage != Stage::Sent => Some((slot.order, *id, slot.attempt.as_ref())),
                 _ => None,
             })
             .collect();
-        forgotten.sort_unstable();
-        let forget = forgotten.into_iter().map(|(_, id)| Change::Forget { packet_id: id.get() });
-        self.gathering.changes.extend(forget);
+        forgotten.sort_unstable_by_key(|(order, id, _)| (*order, *id));
+        for (order, id, attempt) in forgotten {
+            self.gathering.changes.push(Change::Forget { packet_id: id.get() });
+            if let Some(batch) = attempt.filter(|attempt| !attempt.others.is_empty()) {
+                self.gathering.changes.push(admit(id, order, batch));
+            }
+        }
         self.gathering.changes.extend([Change::NewSession, Change::SessionKey(self.key_wanted)]);
         self.gathering.renews = true;
         self.phase = Phase::Renewing;
@@ -1181,13 +1189,12 @@ impl Machine {
             self.next_order = self.next_order.max(in_flight.order.saturating_add(1));
             self.owned.extend(in_flight.rows.iter().map(|row| row.sequence));
             in_flight.rows.iter().filter(|row| row.strict_order).for_each(|row| self.waiting.occupy(row));
-            let mut rows = in_flight.rows.into_iter().map(Attempt::first);
-            let attempt = rows.next();
-            // A batch is one message; this version admits none, so what follows the first cannot have been sent.
-            rows.for_each(|attempt| self.waiting.put_back(attempt));
-            self.bytes_out += attempt.as_ref().map_or(0, |attempt| compose::weight(&attempt.row));
+            let attempt = Attempt::batch(in_flight.rows);
+            self.bytes_out += attempt.as_ref().map_or(0, Attempt::weight);
             let stage = if in_flight.released { Stage::Released } else { Stage::Admitted };
-            let slot = Slot { order: in_flight.order, stage, attempt, is_sent: true, is_out: false, number: 0 };
+            // In a new session nothing was sent yet.
+            let is_sent = self.phase != Phase::Renewing;
+            let slot = Slot { order: in_flight.order, stage, attempt, is_sent, is_out: false, number: 0 };
             self.ids.insert(id, Holder::Row(Box::new(slot)));
         }
         self.older_than = self.newest_unreleased();
@@ -1486,7 +1493,7 @@ impl Machine {
                         return;
                     }
                     // Before that one also when the connection ends again.
-                    self.send_fresh(at, Some(order));
+                    self.send_fresh(at, Some((order, sequence)));
                 }
                 Some(_) if self.older_than.is_some() => return,
                 _ => {
@@ -1543,8 +1550,10 @@ impl Machine {
     }
 
     /// Whether there was one.
-    fn send_fresh(&mut self, at: Moment, order: Option<u64>) -> bool {
-        let Some(attempt) = self.waiting.take(at.now) else { return false };
+    fn send_fresh(&mut self, at: Moment, before: Option<(u64, Sequence)>) -> bool {
+        let order = before.map(|(order, _)| order);
+        let sequence = before.map(|(_, sequence)| sequence);
+        let Some(attempt) = self.waiting.take(at.now, at.stamp, sequence) else { return false };
         if self.accused.contains_key(&attempt.row.sequence) {
             self.bench.push_back(attempt);
         } else {
@@ -1555,15 +1564,17 @@ impl Machine {
 
     /// Takes the place `order` among those in flight, else the last one.
     fn send_row(&mut self, at: Moment, mut attempt: Attempt, order: Option<u64>) {
-        compose::fix_time(&mut attempt.row, at.stamp);
-        let Some(mut publish) = compose::publish(&attempt.row, &self.terms, at.stamp) else {
+        if attempt.others.is_empty() {
+            compose::fix_time(&mut attempt.row, at.stamp);
+        }
+        let Some(mut publish) = compose::publish(&attempt.row, &attempt.others, &self.terms, at.stamp) else {
             let verdict = Verdict::Lost(LossReason::MessageExpired);
             return self.give_up(&attempt, verdict);
         };
         let bytes = compose::publish_bytes(&publish, self.terms.version);
         if bytes > self.terms.packet_bytes_max {
             let text = too_large(bytes, self.terms.packet_bytes_max);
-            return self.reject(&attempt, text);
+            return self.reject(attempt, text);
         }
         if publish.qos < attempt.row.qos {
             self.counts.downgraded += 1;
@@ -1585,9 +1596,7 @@ impl Machine {
         let must_follow = self.must_follow();
         if stage == Stage::Admitted {
             self.gathering.admits = true;
-            let encoding = attempt.row.encoding.clone();
-            let rows = vec![attempt.row.sequence];
-            self.gathering.changes.push(Change::Admit { packet_id: id.get(), rows, order, encoding });
+            self.gathering.changes.push(admit(id, order, &attempt));
         }
         let is_held = must_follow || stage == Stage::Admitted;
         let number = self.overtaken.sent();
@@ -1626,10 +1635,10 @@ impl Machine {
             self.gathering.changes.push(Change::Forget { packet_id: id.get() });
             return;
         };
-        let row = &attempt.row;
+        let Attempt { row, others, .. } = attempt;
         // Its expiry may have passed meanwhile; but the cloud may have it already, and an id once used must be ended.
-        let publish = compose::publish(row, &self.terms, at.stamp)
-            .or_else(|| compose::publish(row, &self.terms, Stamp { mono_ms: 0, ..at.stamp }));
+        let publish = compose::publish(row, others, &self.terms, at.stamp)
+            .or_else(|| compose::publish(row, others, &self.terms, Stamp { mono_ms: 0, ..at.stamp }));
         let Some(mut publish) = publish else { return };
         self.counts.resent += 1;
         if qos > self.terms.qos_max {
@@ -1667,7 +1676,7 @@ impl Machine {
             self.progress_at = at.now;
         }
         self.rows_out += 1;
-        self.bytes_out += compose::weight(&attempt.row);
+        self.bytes_out += attempt.weight();
         self.published_at = at.now;
     }
 
@@ -1699,7 +1708,7 @@ impl Machine {
             self.gathering.changes.push(Change::Forget { packet_id: id.get() });
         }
         if let Some(attempt) = &slot.attempt {
-            self.bytes_out = self.bytes_out.saturating_sub(compose::weight(&attempt.row));
+            self.bytes_out = self.bytes_out.saturating_sub(attempt.weight());
             let sequence = attempt.row.sequence;
             if self.suspect.is_some_and(|suspect| suspect.sequence == sequence) {
                 self.suspect = None;
@@ -1789,21 +1798,20 @@ impl Machine {
     }
 
     fn settled(&mut self, attempt: Attempt) {
-        self.counts.delivered += 1;
+        self.counts.delivered += 1 + u64::try_from(attempt.others.len()).unwrap_or(0);
         self.acquit(attempt.row.sequence);
         self.has_acked = true;
         for accused in self.accused.values_mut() {
             accused.has_alibi = true;
             accused.has_topic_alibi |= accused.topic == attempt.row.encoding.topic;
         }
-        self.gathering.ended.push(attempt.row.sequence);
-        self.gathering.changes.push(Change::Settle { sequence: attempt.row.sequence, verdict: Verdict::Delivered });
+        self.end(&attempt, &Verdict::Delivered);
         self.waiting.ended(&attempt.row, true);
     }
 
     /// A row that went at QoS 0 and is proved to have been read.
     fn delivered(&mut self, attempt: Attempt) {
-        self.bytes_out = self.bytes_out.saturating_sub(compose::weight(&attempt.row));
+        self.bytes_out = self.bytes_out.saturating_sub(attempt.weight());
         self.gathering.exposed += 1;
         self.settled(attempt);
     }
@@ -1843,21 +1851,32 @@ impl Machine {
 
     fn reject_slot(&mut self, at: Moment, id: PacketId, reason: String) {
         if let Some(attempt) = self.remove_row(at, id) {
-            self.reject(&attempt, reason);
+            self.reject(attempt, reason);
         }
     }
 
-    fn reject(&mut self, attempt: &Attempt, reason: String) {
+    /// Of a batch nobody knows which message is at fault: it is halved until it is one.
+    fn reject(&mut self, attempt: Attempt, reason: String) {
+        let attempt = match attempt.halved() {
+            Ok(halves) => return self.waiting.put_back_halves(halves),
+            Err(single) => single,
+        };
         let (sequence, topic) = (attempt.row.sequence, attempt.row.encoding.topic.clone());
         self.actions.push(Action::Note(Note::Rejected { sequence, topic, reason: reason.clone() }));
-        self.give_up(attempt, Verdict::Rejected { reason });
+        self.give_up(&attempt, Verdict::Rejected { reason });
     }
 
     fn give_up(&mut self, attempt: &Attempt, verdict: Verdict) {
         self.acquit(attempt.row.sequence);
-        self.gathering.ended.push(attempt.row.sequence);
-        self.gathering.changes.push(Change::Settle { sequence: attempt.row.sequence, verdict });
+        self.end(attempt, &verdict);
         self.waiting.ended(&attempt.row, false);
+    }
+
+    fn end(&mut self, attempt: &Attempt, verdict: &Verdict) {
+        for sequence in attempt.sequences() {
+            self.gathering.ended.push(sequence);
+            self.gathering.changes.push(Change::Settle { sequence, verdict: verdict.clone() });
+        }
     }
 
     fn live(&mut self, at: Moment, live: &LiveForward) {
@@ -2055,6 +2074,11 @@ impl Machine {
         let answer = Packet::Pubcomp(Ack::new(id, self.not_found()));
         self.inbound.ready_with(receipt, answer);
     }
+}
+
+fn admit(id: PacketId, order: u64, attempt: &Attempt) -> Change {
+    let encoding = attempt.row.encoding.clone();
+    Change::Admit { packet_id: id.get(), rows: attempt.sequences().collect(), order, encoding }
 }
 
 fn too_large(bytes: usize, bytes_max: usize) -> String {
