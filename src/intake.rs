@@ -335,6 +335,7 @@ mod tests {
             qos,
             when_full: None,
             strict_order: false,
+            batch: None,
         }
     }
 

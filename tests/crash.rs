@@ -11,7 +11,7 @@ use std::process::Command;
 use common::account::{assert_none_lost, assert_whole_in_order_and_once};
 use common::cloud::{Access, Mosquitto};
 use common::gateway::{FORWARD_PLANT, Gateway, ID, folder, uplink};
-use common::peers::{Publisher, Subscriber};
+use common::peers::{Publisher, Received, Subscriber};
 use common::raw::{Heard, RawClient, Version};
 use common::{PATIENCE, turn, wait_until};
 
@@ -102,6 +102,65 @@ fn kills_in_the_middle_of_the_drain_lose_and_double_nothing_at_qos_2_over_mqtt_5
 fn kills_in_the_middle_of_the_drain_lose_and_double_nothing_at_qos_2_over_mqtt_3_1_1() {
     let _turn = turn();
     kill_in_the_drain("3.1.1", 1600, 5);
+}
+
+/// Every sync takes a while, so that the cloud has acknowledged much when a commit ends.
+const SLOW_SYNCS: [&str; 11] = [
+    "strace",
+    "-f",
+    "--seccomp-bpf",
+    "-o",
+    "/dev/null",
+    "-e",
+    "trace=fdatasync",
+    "-e",
+    "inject=fdatasync:delay_enter=30000",
+    "setpriv",
+    "--pdeathsig=KILL",
+];
+
+/// Kills in a drain at QoS 1; how many messages came a second time.
+fn repeats_of_kills(window: usize, count: u64, kills: u64) -> usize {
+    let folder = folder();
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Open);
+    // Else its own limit of 20 would be the window.
+    cloud.configure("max_inflight_messages 0");
+    let more = format!("protocol = \"5\"\nwindow = {window}");
+    let tables = uplink(&format!("mqtt://127.0.0.1:{}", cloud.port), &more) + FORWARD_PLANT;
+    let mut gateway = Gateway::started(folder.path(), &tables);
+    let mut publisher = Publisher::started(gateway.port, "client", "plant/press", count, &["--window", "100"]);
+    publisher.wait_until_done();
+    gateway.stop();
+
+    cloud.start();
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
+    gateway.set_tracer(&SLOW_SYNCS);
+    for kill in 0..kills {
+        gateway.start();
+        let enough = count * (kill + 1) / (kills + 2);
+        application.wait_for_count("factory7/plant/press", usize::try_from(enough).unwrap());
+        gateway.kill();
+    }
+    gateway.start();
+    gateway.wait_until_drained();
+    application.wait_for_count("factory7/plant/press", usize::try_from(count).unwrap());
+    let arrived = application.received_on("factory7/plant/press");
+    let numbers: BTreeSet<u64> = arrived.iter().map(Received::number).collect();
+    assert_eq!(numbers.len() as u64, count, "nothing is lost");
+    let ids: BTreeSet<&String> = arrived.iter().map(|message| message.id.as_ref().unwrap()).collect();
+    assert_eq!(ids.len() as u64, count, "a repeat bears the same id");
+    arrived.len() - numbers.len()
+}
+
+#[test]
+fn a_kill_in_a_drain_at_qos_1_repeats_no_more_than_the_window() {
+    let _turn = turn();
+    for (window, count, kills) in [(5, 300, 6), (100, 4000, 6)] {
+        let repeats = repeats_of_kills(window, count, kills);
+        println!("window {window}: {repeats} repeats of {kills} kills");
+        assert!(repeats <= window * usize::try_from(kills).unwrap(), "{repeats} repeats at window {window}");
+        assert!(repeats > 0, "the kills have proven nothing");
+    }
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -28,8 +28,14 @@ const FIRST: &str = "TIDEGATE_TEST_QUEUE_FIRST";
 
 fn settings(dir: &Path) -> QueueSettings {
     let filter = Filter::new("#").unwrap();
-    let rule =
-        ForwardRule { filter, topic: TopicTemplate::identity(), qos: None, when_full: None, strict_order: false };
+    let rule = ForwardRule {
+        filter,
+        topic: TopicTemplate::identity(),
+        qos: None,
+        when_full: None,
+        strict_order: false,
+        batch: None,
+    };
     QueueSettings {
         dir: dir.to_owned(),
         gateway: Arc::from("g7"),

@@ -248,9 +248,28 @@ pub static FORWARD: KeyTable = KeyTable {
         optional("qos"),
         optional("when_full"),
         default("order", "\"normal\""),
+        default("payload", "\"json\""),
+        optional("batch"),
     ],
-    gone: &[("from", "it is called `filter`"), ("to", "it is called `topic`"), ("local", "it is called `filter`")],
-    later: &["envelope", "batch", "format", "compress"],
+    gone: &[
+        ("from", "it is called `filter`"),
+        ("to", "it is called `topic`"),
+        ("local", "it is called `filter`"),
+        ("format", "it is called `payload`"),
+    ],
+    later: &["envelope", "compress"],
+};
+
+/// `batch = { … }`
+pub static BATCH: KeyTable = KeyTable {
+    title: "uplink.<name>.forward.batch",
+    keys: &[default("readings", "1000"), default("bytes", "\"5 KiB\""), default("within", "\"1s\"")],
+    gone: &[
+        ("count", "it is called `readings`"),
+        ("size", "it is called `bytes`"),
+        ("interval", "it is called `within`"),
+    ],
+    later: &[],
 };
 
 /// `[[uplink.<name>.receive]]`

@@ -238,6 +238,27 @@ pub struct ForwardRule {
     pub when_full: Option<WhenFull>,
     /// `order = "strict"`: one message of a topic in flight.
     pub strict_order: bool,
+    /// `payload = "json-batch"`: readings travel together. `None` = one message each.
+    pub batch: Option<BatchLimits>,
+}
+
+/// `batch` of a forward rule: what one message holds at most, and how long its first reading waits for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Readings.
+    pub readings: NonZeroU16,
+    /// Bytes of payload; a single reading may be longer.
+    pub bytes: NonZeroU32,
+    /// From when the first one could have left.
+    pub within: Duration,
+}
+
+impl Default for BatchLimits {
+    fn default() -> BatchLimits {
+        // Some clouds bill by 5 KiB.
+        let (readings, bytes) = (NonZeroU16::MIN.saturating_add(999), NonZeroU32::MIN.saturating_add(5 * 1024 - 1));
+        BatchLimits { readings, bytes, within: Duration::from_secs(1) }
+    }
 }
 
 /// `[[uplink.<name>.receive]]`

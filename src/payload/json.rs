@@ -4,6 +4,8 @@
 //! `ts` is RFC 3339 in UTC with milliseconds. `unit` is absent where none is configured, `reason` where the quality
 //! is good, `clock` where the clock is synced. With `"clock":"holdover"` stands `ts_error_ms`, how far off `ts` may be;
 //! with `"clock":"unset"` stand `ts_after` and, where a later boot knows it, `ts_before`: `ts` is a guess between them.
+//!
+//! A batch is an array of such objects, each with its own `id`.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -79,6 +81,22 @@ pub fn encode(reading: &Reading, id: &MessageId, timing: Timing) -> Bytes {
     };
     // Strings, numbers and options only: there is nothing in it that cannot be written.
     Bytes::from(serde_json::to_vec(&object).unwrap_or_default())
+}
+
+/// What joins an object to the next one in an array, or ends it.
+pub const JOINT_BYTES: usize = 1;
+
+/// Objects as one array.
+pub fn array(objects: impl Iterator<Item = Bytes>) -> Bytes {
+    let mut all = vec![b'['];
+    for (place, object) in objects.enumerate() {
+        if place > 0 {
+            all.push(b',');
+        }
+        all.extend_from_slice(&object);
+    }
+    all.push(b']');
+    Bytes::from(all)
 }
 
 struct Time {

@@ -43,7 +43,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Clock, Timing};
-use crate::config::{ForwardRule, WhenFull};
+use crate::config::{BatchLimits, ForwardRule, WhenFull};
 use crate::health::{self, Health, LossReason};
 use crate::message::{Filter, Message, MessageId, Qos, Sequence, Topic};
 
@@ -453,7 +453,7 @@ pub struct Wanted {
 pub struct Encoding {
     /// The topic at the cloud.
     pub topic: Topic,
-    /// Payload format of readings; `json` for now.
+    /// Payload format of readings.
     pub format: Format,
     /// How a reading's time is written (DESIGN.md 6.4).
     pub timing: Timing,
@@ -464,6 +464,32 @@ pub struct Encoding {
 pub enum Format {
     /// DESIGN.md 5: one JSON object for each reading.
     Json,
+    /// An array of such objects.
+    JsonBatch,
+}
+
+impl Format {
+    /// As it stands in the store.
+    fn code(self) -> i64 {
+        match self {
+            Format::Json => 0,
+            Format::JsonBatch => 1,
+        }
+    }
+
+    /// What a store says. Each reading can be told in JSON, also one that a newer program knew a better way for.
+    fn from_code(code: i64) -> Format {
+        if code == 1 { Format::JsonBatch } else { Format::Json }
+    }
+}
+
+/// With which others a reading may travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batching {
+    /// Those of this rule, by its place in the configuration.
+    pub rule: usize,
+    /// So many.
+    pub limits: BatchLimits,
 }
 
 /// A message that a stream has to deliver.
@@ -481,6 +507,8 @@ pub struct Queued {
     pub encoding: Encoding,
     /// The rule wants one message of a topic in flight.
     pub strict_order: bool,
+    /// `None` = it travels alone.
+    pub batching: Option<Batching>,
     /// When its own expiry passes, in milliseconds since this boot: no step of the wall clock moves it.
     pub expires_mono_ms: Option<u64>,
 }

@@ -702,9 +702,14 @@ fn own_rules(spec: &StreamSpec, gateway: &str) -> Option<ForwardRule> {
     let own_topic = spec.own_topic.as_deref()?;
     let filter = Filter::new(gap_topic(gateway)?.as_str()).ok()?;
     match TopicTemplate::parse(&format!("{own_topic}/gap"), &filter, gateway) {
-        Ok(topic) => {
-            Some(ForwardRule { filter, topic, qos: Some(Qos::AtLeastOnce), when_full: None, strict_order: false })
-        }
+        Ok(topic) => Some(ForwardRule {
+            filter,
+            topic,
+            qos: Some(Qos::AtLeastOnce),
+            when_full: None,
+            strict_order: false,
+            batch: None,
+        }),
         Err(error) => {
             warn!(uplink = &*spec.name, error:%; "Gap records cannot be sent to the uplink's own topic");
             None

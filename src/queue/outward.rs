@@ -351,9 +351,10 @@ impl Books {
                     if let Some(stream) = self.streams.get_mut(index) {
                         stream.in_flight.extend(rows.iter().copied());
                     }
-                    let Encoding { topic, format: Format::Json, timing } = encoding;
+                    let Encoding { topic, format, timing } = encoding;
                     let topic = topic.as_str().to_owned();
-                    let row = InFlightRow { packet_id, rows, released: false, order, topic, format: 0, timing };
+                    let row =
+                        InFlightRow { packet_id, rows, released: false, order, topic, format: format.code(), timing };
                     self.store.insert_in_flight(stream_id, &row)?;
                 }
                 Change::Release { packet_id } => self.store.set_released(stream_id, packet_id)?,
@@ -499,7 +500,7 @@ fn end_of_prefix(prefix: &str) -> Option<String> {
 
 fn recorded(entry: &InFlightRow) -> Option<Encoding> {
     let topic = Topic::new(&entry.topic).ok()?;
-    Some(Encoding { topic, format: Format::Json, timing: entry.timing })
+    Some(Encoding { topic, format: Format::from_code(entry.format), timing: entry.timing })
 }
 
 /// Whether a message was sent before.
@@ -511,10 +512,16 @@ enum Way {
 /// A message as it leaves: by the recorded encoding, else by its route.
 fn queued(sequence: u64, id: MessageId, message: Message, route: Route, way: Way) -> Queued {
     let qos = route.qos(&message);
-    let Route { topic, strict_order, .. } = route;
+    let Route { topic, strict_order, batching, .. } = route;
+    let batching = batching.filter(|_| matches!(message.body, Body::Reading(_)));
     let encoding = match way {
         Way::Again(encoding) => encoding,
-        Way::First(timing) => Encoding { topic, format: Format::Json, timing },
+        Way::First(timing) => {
+            let format = if batching.is_some() { Format::JsonBatch } else { Format::Json };
+            Encoding { topic, format, timing }
+        }
     };
-    Queued { sequence: Sequence(sequence), id, qos, encoding, strict_order, message, expires_mono_ms: None }
+    // What belongs to one reading only, no batch can bear.
+    let batching = batching.filter(|_| !message.retain && message.properties.is_none());
+    Queued { sequence: Sequence(sequence), id, qos, encoding, strict_order, batching, message, expires_mono_ms: None }
 }

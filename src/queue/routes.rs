@@ -3,6 +3,7 @@
 //! A gateway has few topics and a drain many messages: finding a topic's rule, checking it and writing its topic at the
 //! cloud cost more than all else that reading a row takes. Bounded; what is not here is found anew.
 
+use super::Batching;
 use super::rules::{self, RuleList};
 use crate::message::{Message, Qos, Topic};
 
@@ -19,19 +20,29 @@ pub(super) struct Route {
     /// The rule's; `None` = the publisher's.
     pub qos: Option<Qos>,
     pub strict_order: bool,
+    /// For readings, of today's rule.
+    pub batching: Option<Batching>,
 }
 
 impl Route {
     /// By the rules of the day a message came and by today's.
     pub fn new(topic: &Topic, then: &RuleList, now: &RuleList) -> Route {
         let matched = then.first(topic);
-        let current = if then.is_own || then.id == now.id { matched } else { now.first(topic).or(matched) };
+        let (list, current) = match now.first(topic) {
+            Some(rule) if !then.is_own && then.id != now.id => (now, Some(rule)),
+            _ => (then, matched),
+        };
+        let batching = current.and_then(|rule| {
+            let place = list.rules.iter().position(|other| std::ptr::eq(other, rule))?;
+            Some(Batching { rule: place, limits: rule.batch? })
+        });
         let today = current.and_then(|rule| rules::topic(rule, topic));
         let first = || matched.and_then(|rule| rules::topic(rule, topic));
         Route {
             topic: today.or_else(first).unwrap_or_else(|| topic.clone()),
             qos: matched.and_then(|rule| rule.qos),
             strict_order: current.is_some_and(|rule| rule.strict_order),
+            batching,
         }
     }
 
@@ -109,7 +120,7 @@ mod tests {
     fn list(id: i64, prefix: &str) -> RuleList {
         let filter = Filter::new("#").unwrap();
         let topic = TopicTemplate::parse(&format!("{prefix}/{{topic}}"), &filter, "g").unwrap();
-        let rule = ForwardRule { filter, topic, qos: None, when_full: None, strict_order: false };
+        let rule = ForwardRule { filter, topic, qos: None, when_full: None, strict_order: false, batch: None };
         RuleList { id, is_own: false, rules: vec![rule] }
     }
 

@@ -3,9 +3,12 @@
 //! A span in the store names the list by which its messages were matched. The list is written down once, as JSON, so
 //! that a message keeps its QoS and its topic although the configuration has changed since.
 
+use std::num::{NonZeroU16, NonZeroU32};
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ForwardRule, TopicTemplate, WhenFull};
+use crate::config::{BatchLimits, ForwardRule, TopicTemplate, WhenFull};
 use crate::message::{Filter, Message, Qos, Topic};
 
 /// A stream's rules at one time.
@@ -32,6 +35,15 @@ struct Written {
     qos: Option<u8>,
     when_full: Option<String>,
     strict: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    batch: Option<WrittenBatch>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WrittenBatch {
+    readings: NonZeroU16,
+    bytes: NonZeroU32,
+    within_ms: u64,
 }
 
 /// The rules as the store keeps them.
@@ -42,6 +54,11 @@ pub(super) fn write(rules: &[ForwardRule], is_own: bool, gateway: &str) -> Strin
         qos: rule.qos.map(Qos::level),
         when_full: rule.when_full.map(|rule| when_full_name(rule).to_owned()),
         strict: rule.strict_order,
+        batch: rule.batch.map(|BatchLimits { readings, bytes, within }| WrittenBatch {
+            readings,
+            bytes,
+            within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
+        }),
     });
     let definition = Definition { own: is_own, gateway: gateway.to_owned(), rules: rules.collect() };
     // Texts and numbers only: nothing in it that cannot be written.
@@ -62,7 +79,12 @@ pub(super) fn read(id: i64, definition: &str) -> Option<RuleList> {
             Some(name) => Some(when_full_from(&name)?),
             None => None,
         };
-        Some(ForwardRule { filter, topic, qos, when_full, strict_order: rule.strict })
+        let batch = rule.batch.map(|WrittenBatch { readings, bytes, within_ms }| BatchLimits {
+            readings,
+            bytes,
+            within: Duration::from_millis(within_ms),
+        });
+        Some(ForwardRule { filter, topic, qos, when_full, strict_order: rule.strict, batch })
     });
     Some(RuleList { id, is_own: definition.own, rules: rules.collect::<Option<_>>()? })
 }
@@ -119,12 +141,16 @@ mod tests {
             qos: Some(Qos::ExactlyOnce),
             when_full: Some(WhenFull::Refuse),
             strict_order: true,
+            batch: Some(BatchLimits { within: Duration::from_millis(1500), ..BatchLimits::default() }),
         };
         let list = read(4, &write(&[rule], false, "g7")).unwrap();
         let local = Topic::new("plant/a/b/c").unwrap();
         let read_back = list.first(&local).unwrap();
         assert_eq!(super::topic(read_back, &local).unwrap().as_str(), "f/g7/a/b/c");
         assert_eq!((read_back.qos, read_back.strict_order), (Some(Qos::ExactlyOnce), true));
+        assert_eq!(read_back.batch.unwrap().within, Duration::from_millis(1500));
+        let older = r#"{"own":false,"gateway":"g7","rules":[{"filter":"a","topic":"b","qos":1,"when_full":null,"strict":false}]}"#;
+        assert_eq!(read(4, older).unwrap().rules[0].batch, None);
         assert_eq!(list.when_full(WhenFull::DropOldest), Some(WhenFull::Refuse));
         assert!(read(4, "{}").is_none());
     }

@@ -34,7 +34,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 fn rule(filter: &str, topic: &str) -> ForwardRule {
     let filter = Filter::new(filter).unwrap();
     let topic = TopicTemplate::parse(topic, &filter, "g7").unwrap();
-    ForwardRule { filter, topic, qos: None, when_full: None, strict_order: false }
+    ForwardRule { filter, topic, qos: None, when_full: None, strict_order: false, batch: None }
 }
 
 fn stream(name: &str, rules: Vec<ForwardRule>) -> StreamSpec {

@@ -1,5 +1,7 @@
 //! From a row of the queue to a PUBLISH, within what the cloud said it takes. Pure.
 //!
+//! A reading whose encoding says so travels in an array with others, or alone in one: `<first id>+<count>` names it.
+//!
 //! Promises: the same row gives the same body, whenever it is sent (its encoding was recorded); every message that can
 //! carry it bears its `MessageId`; what the cloud has no room for is found out before it is sent.
 
@@ -12,7 +14,7 @@ use crate::clock::Timing;
 use crate::message::{Body, Message, MessageId, Properties, Qos, Stamp, Topic};
 use crate::mqtt::{Connack, Publish, Version};
 use crate::payload::json;
-use crate::queue::{Encoding, Format, Queued};
+use crate::queue::{Format, Queued};
 
 /// The user property that names a message for its receiver (DESIGN.md 6.8).
 pub const ID_PROPERTY: &str = "tidegate-id";
@@ -53,20 +55,35 @@ impl Terms {
     }
 }
 
-/// `row` as a PUBLISH without packet id, at the QoS that the cloud takes; `None` when its own expiry has passed.
-pub fn publish(row: &Queued, terms: &Terms, now: Stamp) -> Option<Publish> {
+/// `row`, and those that travel with it, as a PUBLISH without packet id, at the QoS that the cloud takes; `None` when its
+/// own expiry has passed.
+pub fn publish(row: &Queued, others: &[Queued], terms: &Terms, now: Stamp) -> Option<Publish> {
     let message = &row.message;
     let expiry_s = remaining_expiry_s(message, row.expires_mono_ms, now)?;
     let qos = row.qos.min(terms.qos_max);
-    Some(assemble(
-        message,
-        &row.encoding.topic,
-        body(message, &row.id, &row.encoding),
-        qos,
-        Some(&row.id),
-        expiry_s,
-        terms,
-    ))
+    let (payload, name) = match (&message.body, row.encoding.format) {
+        (Body::Bytes(bytes), _) => (bytes.clone(), row.id.to_string()),
+        (Body::Reading(reading), Format::Json) => {
+            (json::encode(reading, &row.id, row.encoding.timing), row.id.to_string())
+        }
+        (Body::Reading(_), Format::JsonBatch) => {
+            let rows = std::iter::once(row).chain(others);
+            let objects = rows.filter_map(|row| match &row.message.body {
+                Body::Reading(reading) => Some(json::encode(reading, &row.id, row.encoding.timing)),
+                Body::Bytes(_) => None,
+            });
+            (json::array(objects), format!("{}+{}", row.id, 1 + others.len()))
+        }
+    };
+    Some(assemble(message, &row.encoding.topic, payload, qos, Some(name), expiry_s, terms))
+}
+
+/// The bytes that `row` adds to a batch.
+pub fn bytes_in_batch(row: &Queued) -> usize {
+    match &row.message.body {
+        Body::Reading(reading) => json::encode(reading, &row.id, row.encoding.timing).len() + json::JOINT_BYTES,
+        Body::Bytes(bytes) => bytes.len(),
+    }
 }
 
 /// A QoS 0 message, which has no place in the queue and therefore no id of its own; `None` when it has expired.
@@ -112,7 +129,7 @@ fn assemble(
     topic: &Topic,
     payload: Bytes,
     qos: Qos,
-    id: Option<&MessageId>,
+    name: Option<String>,
     expiry_s: Option<u32>,
     terms: &Terms,
 ) -> Publish {
@@ -121,10 +138,10 @@ fn assemble(
         Version::V5 => {
             let mut properties = message.properties.as_deref().cloned().unwrap_or_default();
             properties.expiry_s = expiry_s;
-            if let Some(id) = id {
+            if let Some(name) = name {
                 // A client's own property of this name would make two messages look like one, or one like two.
                 properties.user.retain(|(name, _)| name != ID_PROPERTY);
-                properties.user.push((ID_PROPERTY.to_owned(), id.to_string()));
+                properties.user.push((ID_PROPERTY.to_owned(), name));
             }
             properties
         }
@@ -139,13 +156,6 @@ fn assemble(
         properties,
         topic_alias: None,
         subscription_id: None,
-    }
-}
-
-fn body(message: &Message, id: &MessageId, encoding: &Encoding) -> Bytes {
-    match (&message.body, encoding.format) {
-        (Body::Bytes(bytes), _) => bytes.clone(),
-        (Body::Reading(reading), Format::Json) => json::encode(reading, id, encoding.timing),
     }
 }
 
@@ -200,6 +210,7 @@ mod tests {
     use super::*;
     use crate::message::{ClockState, Origin, Quality, Reading, Sequence, Value};
     use crate::mqtt::{Encoder, Packet, PacketId, ReasonCode};
+    use crate::queue::Encoding;
 
     fn terms(version: Version) -> Terms {
         let window = NonZeroU16::new(10).unwrap();
@@ -223,6 +234,7 @@ mod tests {
             qos: Qos::ExactlyOnce,
             encoding: Encoding { topic, format: Format::Json, timing: Timing::Stamped },
             strict_order: false,
+            batching: None,
             expires_mono_ms: None,
         }
     }
@@ -246,7 +258,7 @@ mod tests {
                 for properties in [None, Some(rich.clone())] {
                     for qos in [Qos::AtMostOnce, Qos::AtLeastOnce, Qos::ExactlyOnce] {
                         let row = row(Body::Bytes(Bytes::from(vec![7; length])), properties.clone());
-                        let mut publish = publish(&row, &terms(version), after(0)).unwrap();
+                        let mut publish = publish(&row, &[], &terms(version), after(0)).unwrap();
                         publish.qos = qos;
                         publish.packet_id = PacketId::new(5).filter(|_| qos != Qos::AtMostOnce);
                         let computed = publish_bytes(&publish, version);
@@ -269,11 +281,11 @@ mod tests {
     fn the_id_is_ours_and_other_properties_pass() {
         let user = vec![(ID_PROPERTY.to_owned(), "forged".to_owned()), ("k".to_owned(), "v".to_owned())];
         let row = row(Body::Bytes(Bytes::new()), Some(Properties { user, ..Properties::default() }));
-        let sent = publish(&row, &terms(Version::V5), after(0)).unwrap();
+        let sent = publish(&row, &[], &terms(Version::V5), after(0)).unwrap();
         let expected = [("k", "v"), (ID_PROPERTY, "g.000000000001.1.9")];
         let got: Vec<(&str, &str)> = sent.properties.user.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
         assert_eq!(got, expected);
-        assert!(publish(&row, &terms(Version::V311), after(0)).unwrap().properties.is_empty());
+        assert!(publish(&row, &[], &terms(Version::V311), after(0)).unwrap().properties.is_empty());
     }
 
     #[test]
@@ -284,7 +296,7 @@ mod tests {
         let terms = terms(Version::V5);
         let left = |wall_ms, mono_ms| {
             let now = Stamp { wall_ms, mono_ms, clock: ClockState::Synced };
-            publish(&row, &terms, now).map(|publish| publish.properties.expiry_s)
+            publish(&row, &[], &terms, now).map(|publish| publish.properties.expiry_s)
         };
         assert_eq!(left(2_000_000, 10_000), Some(Some(60)));
         assert_eq!(left(2_000_000, 55_000), Some(Some(15)));
@@ -307,8 +319,8 @@ mod tests {
             stamp: after(0),
         };
         let row = row(Body::Reading(reading), None);
-        let first = publish(&row, &terms(Version::V311), after(0)).unwrap();
-        let later = publish(&row, &terms(Version::V311), after(500)).unwrap();
+        let first = publish(&row, &[], &terms(Version::V311), after(0)).unwrap();
+        let later = publish(&row, &[], &terms(Version::V311), after(500)).unwrap();
         assert_eq!(first.payload, later.payload);
         let json: serde_json::Value = serde_json::from_slice(&first.payload).unwrap();
         assert_eq!(json["id"], "g.000000000001.1.9");
@@ -323,7 +335,7 @@ mod tests {
         connack.server_keep_alive_s = Some(7);
         let terms = Terms::new(Version::V5, &connack, NonZeroU16::new(10).unwrap(), Duration::from_secs(60));
         assert_eq!((terms.window, terms.keep_alive), (5, Duration::from_secs(7)));
-        let sent = publish(&row(Body::Bytes(Bytes::new()), None), &terms, after(0)).unwrap();
+        let sent = publish(&row(Body::Bytes(Bytes::new()), None), &[], &terms, after(0)).unwrap();
         assert_eq!((sent.qos, sent.retain), (Qos::AtLeastOnce, false));
     }
 }

@@ -9,6 +9,10 @@
 //!   the QoS 1 rows that were in flight are fresh again, each PUBLISH that is resent lets older rows pass first, so that
 //!   the first attempts of a topic leave in the order of the queue. (The standard asks for less: the order of a topic and
 //!   a QoS, MQTT 5.0, 4.6.)
+//! - What a process that dies has to send again though the cloud has it, is never more than the window: what is
+//!   acknowledged leaves the window when that is on disk.
+//! - A batch is admitted, acknowledged and resent as one message. Refused as one it is halved; only a single message
+//!   becomes a dead letter.
 //! - No packet of the cloud, however odd, ends in a loop of reconnections by itself: what is unknown is answered as
 //!   the standard says, and counted.
 //!
@@ -456,6 +460,8 @@ struct Gathering {
     after: Vec<Packet>,
     /// Rows that it settles. Until it is on disk the queue may hand them out again.
     ended: Vec<Sequence>,
+    /// How many of these the cloud has and would be sent again were the process to die now.
+    exposed: usize,
     /// It admits rows: later messages must not overtake them.
     admits: bool,
     /// It begins a new session: the store must be read back, whatever becomes of the connection meanwhile.
@@ -524,6 +530,8 @@ pub struct Machine {
     /// Every row that is in memory, so that none is sent twice should the store hand it out again.
     owned: HashSet<Sequence, ByNumber>,
     rows_out: usize,
+    /// Rows under a packet id at QoS 1, but for those that wait for their trial: what went before may be at the cloud.
+    at_least_once: usize,
     bytes_out: usize,
     resend: VecDeque<PacketId>,
     /// The newest row to be resent, as long as the queue may hold older ones that have not been read.
@@ -594,6 +602,7 @@ impl Machine {
             waiting: Waiting::default(),
             owned: HashSet::default(),
             rows_out: 0,
+            at_least_once: 0,
             bytes_out: 0,
             resend: VecDeque::new(),
             older_than: None,
@@ -948,7 +957,7 @@ impl Machine {
         let unproven = std::mem::take(&mut self.unproven);
         let proving = self.ping.take().map(|ping| ping.proves).unwrap_or_default();
         for attempt in unproven.into_iter().chain(proving) {
-            self.bytes_out = self.bytes_out.saturating_sub(compose::weight(&attempt.row));
+            self.bytes_out = self.bytes_out.saturating_sub(attempt.weight());
             self.counts.resent += 1;
             self.waiting.put_back(attempt);
         }
@@ -1103,6 +1112,7 @@ impl Machine {
     fn try_accused(&mut self, at: Moment) {
         self.trial = self.defendant();
         if let Some(id) = self.dock.pop_front() {
+            self.at_least_once += usize::from(self.is_at_least_once(id));
             self.resend_row(at, id);
         } else if let Some(attempt) = self.bench.pop_front() {
             self.send_row(at, attempt, None);
@@ -1128,18 +1138,24 @@ impl Machine {
             self.actions.push(Action::Note(Note::SessionLost { in_flight }));
         }
         self.counts.resent += u64::try_from(in_flight).unwrap_or(0);
-        // All rows wait again in the store, from where they come back in order: the reading back follows.
-        let mut forgotten: Vec<(u64, PacketId)> = self
+        // All rows wait again in the store, from where they come back in order: the reading back follows. But a batch
+        // stays what it was, or whoever got it could not tell that it is a repeat; in the new session its id is as good
+        // as another.
+        let mut forgotten: Vec<(u64, PacketId, Option<&Attempt>)> = self
             .ids
             .iter()
             .filter_map(|(id, holder)| match holder {
-                Holder::Row(slot) if slot.stage != Stage::Sent => Some((slot.order, *id)),
+                Holder::Row(slot) if slot.stage != Stage::Sent => Some((slot.order, *id, slot.attempt.as_ref())),
                 _ => None,
             })
             .collect();
-        forgotten.sort_unstable();
-        let forget = forgotten.into_iter().map(|(_, id)| Change::Forget { packet_id: id.get() });
-        self.gathering.changes.extend(forget);
+        forgotten.sort_unstable_by_key(|(order, id, _)| (*order, *id));
+        for (order, id, attempt) in forgotten {
+            self.gathering.changes.push(Change::Forget { packet_id: id.get() });
+            if let Some(batch) = attempt.filter(|attempt| !attempt.others.is_empty()) {
+                self.gathering.changes.push(admit(id, order, batch));
+            }
+        }
         self.gathering.changes.extend([Change::NewSession, Change::SessionKey(self.key_wanted)]);
         self.gathering.renews = true;
         self.phase = Phase::Renewing;
@@ -1166,19 +1182,19 @@ impl Machine {
         }
         self.bytes_out = 0;
         self.rows_out = 0;
+        self.at_least_once = 0;
         self.overtaken.clear();
         for in_flight in restored.in_flight {
             let Some(id) = PacketId::new(in_flight.packet_id) else { continue };
             self.next_order = self.next_order.max(in_flight.order.saturating_add(1));
             self.owned.extend(in_flight.rows.iter().map(|row| row.sequence));
             in_flight.rows.iter().filter(|row| row.strict_order).for_each(|row| self.waiting.occupy(row));
-            let mut rows = in_flight.rows.into_iter().map(Attempt::first);
-            let attempt = rows.next();
-            // A batch is one message; this version admits none, so what follows the first cannot have been sent.
-            rows.for_each(|attempt| self.waiting.put_back(attempt));
-            self.bytes_out += attempt.as_ref().map_or(0, |attempt| compose::weight(&attempt.row));
+            let attempt = Attempt::batch(in_flight.rows);
+            self.bytes_out += attempt.as_ref().map_or(0, Attempt::weight);
             let stage = if in_flight.released { Stage::Released } else { Stage::Admitted };
-            let slot = Slot { order: in_flight.order, stage, attempt, is_sent: true, is_out: false, number: 0 };
+            // In a new session nothing was sent yet.
+            let is_sent = self.phase != Phase::Renewing;
+            let slot = Slot { order: in_flight.order, stage, attempt, is_sent, is_out: false, number: 0 };
             self.ids.insert(id, Holder::Row(Box::new(slot)));
         }
         self.older_than = self.newest_unreleased();
@@ -1252,6 +1268,7 @@ impl Machine {
             _ => false,
         });
         (self.dock, self.resend) = (dock, resend);
+        self.at_least_once = self.resend.iter().filter(|id| self.is_at_least_once(**id)).count();
         self.actions.push(Action::Live(self.terms.qos_max != Qos::AtMostOnce));
         self.actions.push(Action::Note(Note::Connected { session_present }));
     }
@@ -1469,13 +1486,15 @@ impl Machine {
             match self.resent_place(id) {
                 Some((order, sequence))
                     if self.has_room_at_cloud(window)
-                        && self.waiting.first_ready(at.now).is_some_and(|older| older < sequence) =>
+                        && self.waiting.first_ready(at.now).is_some_and(|older| older < sequence)
+                        // What is resent makes room itself where nothing else is under way that would.
+                        && (self.exposed() < self.exposed_max() || self.rows_out > 0 || !self.is_quiet()) =>
                 {
                     if !self.may_send_fresh(at, window) {
                         return;
                     }
                     // Before that one also when the connection ends again.
-                    self.send_fresh(at, Some(order));
+                    self.send_fresh(at, Some((order, sequence)));
                 }
                 Some(_) if self.older_than.is_some() => return,
                 _ => {
@@ -1510,6 +1529,7 @@ impl Machine {
     fn may_send_fresh(&mut self, at: Moment, window: usize) -> bool {
         let may = self.stop_by.is_none()
             && self.has_room_at_cloud(window)
+            && self.exposed() < self.exposed_max()
             && (self.bytes_out < IN_FLIGHT_BYTES_MAX || self.rows_out == 0)
             && self.ids.len() < usize::from(u16::MAX);
         if may {
@@ -1519,9 +1539,29 @@ impl Machine {
         may && self.pace_until.is_none()
     }
 
+    /// Rows that a process which dies now would make the next one send again, though the cloud has them or may have: at
+    /// QoS 1, and what went at QoS 0 for want of better. At QoS 2 the store knows how far each is.
+    fn exposed(&self) -> usize {
+        let unproven = self.unproven.len() + self.ping.as_ref().map_or(0, |ping| ping.proves.len());
+        let uncommitted = self.gathering.exposed + self.committing.as_ref().map_or(0, |commit| commit.exposed);
+        self.at_least_once + unproven + uncommitted
+    }
+
+    /// An acknowledgement makes room in the cloud's window at once, but in this one only when it is on disk: so no kill
+    /// costs more repeats than the window that the owner has set.
+    fn exposed_max(&self) -> usize {
+        usize::from(self.settings.window.get())
+    }
+
+    fn is_at_least_once(&self, id: PacketId) -> bool {
+        matches!(self.ids.get(&id), Some(Holder::Row(slot)) if slot.stage == Stage::Sent)
+    }
+
     /// Whether there was one.
-    fn send_fresh(&mut self, at: Moment, order: Option<u64>) -> bool {
-        let Some(attempt) = self.waiting.take(at.now) else { return false };
+    fn send_fresh(&mut self, at: Moment, before: Option<(u64, Sequence)>) -> bool {
+        let order = before.map(|(order, _)| order);
+        let sequence = before.map(|(_, sequence)| sequence);
+        let Some(attempt) = self.waiting.take(at.now, at.stamp, sequence) else { return false };
         if self.accused.contains_key(&attempt.row.sequence) {
             self.bench.push_back(attempt);
         } else {
@@ -1532,15 +1572,17 @@ impl Machine {
 
     /// Takes the place `order` among those in flight, else the last one.
     fn send_row(&mut self, at: Moment, mut attempt: Attempt, order: Option<u64>) {
-        compose::fix_time(&mut attempt.row, at.stamp);
-        let Some(mut publish) = compose::publish(&attempt.row, &self.terms, at.stamp) else {
+        if attempt.others.is_empty() {
+            compose::fix_time(&mut attempt.row, at.stamp);
+        }
+        let Some(mut publish) = compose::publish(&attempt.row, &attempt.others, &self.terms, at.stamp) else {
             let verdict = Verdict::Lost(LossReason::MessageExpired);
             return self.give_up(&attempt, verdict);
         };
         let bytes = compose::publish_bytes(&publish, self.terms.version);
         if bytes > self.terms.packet_bytes_max {
             let text = too_large(bytes, self.terms.packet_bytes_max);
-            return self.reject(&attempt, text);
+            return self.reject(attempt, text);
         }
         if publish.qos < attempt.row.qos {
             self.counts.downgraded += 1;
@@ -1562,12 +1604,11 @@ impl Machine {
         let must_follow = self.must_follow();
         if stage == Stage::Admitted {
             self.gathering.admits = true;
-            let encoding = attempt.row.encoding.clone();
-            let rows = vec![attempt.row.sequence];
-            self.gathering.changes.push(Change::Admit { packet_id: id.get(), rows, order, encoding });
+            self.gathering.changes.push(admit(id, order, &attempt));
         }
         let is_held = must_follow || stage == Stage::Admitted;
         let number = self.overtaken.sent();
+        self.at_least_once += usize::from(stage == Stage::Sent);
         let slot = Slot { order, stage, attempt: Some(attempt), is_sent: !is_held, is_out: true, number };
         self.ids.insert(id, Holder::Row(Box::new(slot)));
         if is_held {
@@ -1602,10 +1643,10 @@ impl Machine {
             self.gathering.changes.push(Change::Forget { packet_id: id.get() });
             return;
         };
-        let row = &attempt.row;
+        let Attempt { row, others, .. } = attempt;
         // Its expiry may have passed meanwhile; but the cloud may have it already, and an id once used must be ended.
-        let publish = compose::publish(row, &self.terms, at.stamp)
-            .or_else(|| compose::publish(row, &self.terms, Stamp { mono_ms: 0, ..at.stamp }));
+        let publish = compose::publish(row, others, &self.terms, at.stamp)
+            .or_else(|| compose::publish(row, others, &self.terms, Stamp { mono_ms: 0, ..at.stamp }));
         let Some(mut publish) = publish else { return };
         self.counts.resent += 1;
         if qos > self.terms.qos_max {
@@ -1643,7 +1684,7 @@ impl Machine {
             self.progress_at = at.now;
         }
         self.rows_out += 1;
-        self.bytes_out += compose::weight(&attempt.row);
+        self.bytes_out += attempt.weight();
         self.published_at = at.now;
     }
 
@@ -1669,11 +1710,13 @@ impl Machine {
             self.rows_out = self.rows_out.saturating_sub(1);
             self.overtaken.answered(at.now, slot.number);
         }
-        if slot.stage != Stage::Sent {
+        if slot.stage == Stage::Sent {
+            self.at_least_once = self.at_least_once.saturating_sub(1);
+        } else {
             self.gathering.changes.push(Change::Forget { packet_id: id.get() });
         }
         if let Some(attempt) = &slot.attempt {
-            self.bytes_out = self.bytes_out.saturating_sub(compose::weight(&attempt.row));
+            self.bytes_out = self.bytes_out.saturating_sub(attempt.weight());
             let sequence = attempt.row.sequence;
             if self.suspect.is_some_and(|suspect| suspect.sequence == sequence) {
                 self.suspect = None;
@@ -1712,6 +1755,7 @@ impl Machine {
             return self.refused(at, id, ack.reason, ack.reason_string.as_deref().unwrap_or_default());
         }
         if let Some(attempt) = self.remove_row(at, id) {
+            self.gathering.exposed += 1;
             self.settled(attempt);
         }
     }
@@ -1762,21 +1806,21 @@ impl Machine {
     }
 
     fn settled(&mut self, attempt: Attempt) {
-        self.counts.delivered += 1;
+        self.counts.delivered += 1 + u64::try_from(attempt.others.len()).unwrap_or(0);
         self.acquit(attempt.row.sequence);
         self.has_acked = true;
         for accused in self.accused.values_mut() {
             accused.has_alibi = true;
             accused.has_topic_alibi |= accused.topic == attempt.row.encoding.topic;
         }
-        self.gathering.ended.push(attempt.row.sequence);
-        self.gathering.changes.push(Change::Settle { sequence: attempt.row.sequence, verdict: Verdict::Delivered });
+        self.end(&attempt, &Verdict::Delivered);
         self.waiting.ended(&attempt.row, true);
     }
 
     /// A row that went at QoS 0 and is proved to have been read.
     fn delivered(&mut self, attempt: Attempt) {
-        self.bytes_out = self.bytes_out.saturating_sub(compose::weight(&attempt.row));
+        self.bytes_out = self.bytes_out.saturating_sub(attempt.weight());
+        self.gathering.exposed += 1;
         self.settled(attempt);
     }
 
@@ -1815,21 +1859,32 @@ impl Machine {
 
     fn reject_slot(&mut self, at: Moment, id: PacketId, reason: String) {
         if let Some(attempt) = self.remove_row(at, id) {
-            self.reject(&attempt, reason);
+            self.reject(attempt, reason);
         }
     }
 
-    fn reject(&mut self, attempt: &Attempt, reason: String) {
+    /// Of a batch nobody knows which message is at fault: it is halved until it is one.
+    fn reject(&mut self, attempt: Attempt, reason: String) {
+        let attempt = match attempt.halved() {
+            Ok(halves) => return self.waiting.put_back_halves(halves),
+            Err(single) => single,
+        };
         let (sequence, topic) = (attempt.row.sequence, attempt.row.encoding.topic.clone());
         self.actions.push(Action::Note(Note::Rejected { sequence, topic, reason: reason.clone() }));
-        self.give_up(attempt, Verdict::Rejected { reason });
+        self.give_up(&attempt, Verdict::Rejected { reason });
     }
 
     fn give_up(&mut self, attempt: &Attempt, verdict: Verdict) {
         self.acquit(attempt.row.sequence);
-        self.gathering.ended.push(attempt.row.sequence);
-        self.gathering.changes.push(Change::Settle { sequence: attempt.row.sequence, verdict });
+        self.end(attempt, &verdict);
         self.waiting.ended(&attempt.row, false);
+    }
+
+    fn end(&mut self, attempt: &Attempt, verdict: &Verdict) {
+        for sequence in attempt.sequences() {
+            self.gathering.ended.push(sequence);
+            self.gathering.changes.push(Change::Settle { sequence, verdict: verdict.clone() });
+        }
     }
 
     fn live(&mut self, at: Moment, live: &LiveForward) {
@@ -2028,6 +2083,11 @@ impl Machine {
         let answer = Packet::Pubcomp(Ack::new(id, self.not_found()));
         self.inbound.ready_with(receipt, answer);
     }
+}
+
+fn admit(id: PacketId, order: u64, attempt: &Attempt) -> Change {
+    let encoding = attempt.row.encoding.clone();
+    Change::Admit { packet_id: id.get(), rows: attempt.sequences().collect(), order, encoding }
 }
 
 fn too_large(bytes: usize, bytes_max: usize) -> String {

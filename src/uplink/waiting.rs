@@ -2,15 +2,16 @@
 //!
 //! Promises: first attempts leave in the order of the queue; a refused row waits without holding up others, except
 //! where `order = "strict"` asks for just that; a route that the cloud does not allow is probed with one message and
-//! growing pauses, and its messages are never given up. What is stuck is kept here by the handful only: the rest is let
+//! growing pauses, and its messages are never given up; a batch is of one topic, rule and QoS, within the rule's bounds of
+//! readings, bytes and time, and is a unit from then on. What is stuck is kept here by the handful only: the rest is let
 //! go of, stays in the queue, and is asked for again when it may leave, so that no backlog of one topic stops another.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-use super::compose::weight;
-use crate::message::{Sequence, Topic};
-use crate::queue::Queued;
+use super::compose::{bytes_in_batch, fix_time, weight};
+use crate::message::{Sequence, Stamp, Topic};
+use crate::queue::{Batching, Queued};
 
 /// First and longest pause of a row that the cloud refused for the moment.
 const AGAIN_FIRST: Duration = Duration::from_millis(500);
@@ -37,11 +38,17 @@ const REWIND_FIRST: Duration = Duration::from_secs(30);
 /// Live first, after so many rows of the live lane one of the backlog goes.
 const LIVE_IN_A_ROW: u32 = 4;
 
-/// A row on its way: the row, and how often the cloud refused it for the moment.
+/// Readings that wait for others to travel with them, over all topics; beyond it batches leave before their time.
+const FORMING: Load = Load { count: 4096, bytes: 4 * 1024 * 1024 };
+
+/// What travels as one message: a row or a batch, and how often the cloud refused it for the moment. A batch has the
+/// place of its first row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attempt {
-    /// The row.
+    /// The row; of a batch the first.
     pub row: Queued,
+    /// The others of a batch, in order.
+    pub others: Vec<Queued>,
     /// Refusals so far.
     pub refusals: u32,
 }
@@ -49,7 +56,60 @@ pub struct Attempt {
 impl Attempt {
     /// A row that was never tried.
     pub fn first(row: Queued) -> Attempt {
-        Attempt { row, refusals: 0 }
+        Attempt { row, others: Vec::new(), refusals: 0 }
+    }
+
+    /// What was admitted together; `None` = nothing of it is left.
+    pub fn batch(rows: Vec<Queued>) -> Option<Attempt> {
+        let mut rows = rows.into_iter();
+        let row = rows.next()?;
+        Some(Attempt { row, others: rows.collect(), refusals: 0 })
+    }
+
+    /// All rows, in order.
+    pub fn rows(&self) -> impl Iterator<Item = &Queued> {
+        std::iter::once(&self.row).chain(&self.others)
+    }
+
+    /// Their places.
+    pub fn sequences(&self) -> impl Iterator<Item = Sequence> {
+        self.rows().map(|row| row.sequence)
+    }
+
+    /// The memory that they hold, roughly.
+    pub fn weight(&self) -> usize {
+        self.rows().map(weight).sum()
+    }
+
+    /// A batch as two; a single row stays what it is.
+    pub fn halved(mut self) -> Result<[Attempt; 2], Attempt> {
+        if self.others.is_empty() {
+            return Err(self);
+        }
+        // Of three the first goes alone.
+        let mut second = self.others.split_off(self.others.len() / 2);
+        let row = second.remove(0);
+        Ok([Attempt { refusals: 0, ..self }, Attempt { row, others: second, refusals: 0 }])
+    }
+}
+
+/// A batch that has room.
+#[derive(Debug)]
+struct Forming {
+    attempt: Attempt,
+    bytes: usize,
+    due: Duration,
+}
+
+impl Forming {
+    /// Whether `row` may travel with these: of one rule and QoS, and told in the same way.
+    fn takes(&self, row: &Queued, bytes: usize) -> bool {
+        let first = &self.attempt.row;
+        let fits = first.batching.is_some_and(|Batching { limits, .. }| {
+            self.attempt.others.len() + 1 < usize::from(limits.readings.get())
+                && self.bytes + bytes <= usize::try_from(limits.bytes.get()).unwrap_or(usize::MAX)
+        });
+        fits && first.batching == row.batching && first.qos == row.qos && first.encoding == row.encoding
     }
 }
 
@@ -61,14 +121,14 @@ struct Load {
 }
 
 impl Load {
-    fn add(&mut self, row: &Queued) {
+    fn add(&mut self, attempt: &Attempt) {
         self.count += 1;
-        self.bytes += weight(row);
+        self.bytes += attempt.weight();
     }
 
-    fn subtract(&mut self, row: &Queued) {
+    fn subtract(&mut self, attempt: &Attempt) {
         self.count = self.count.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(weight(row));
+        self.bytes = self.bytes.saturating_sub(attempt.weight());
     }
 
     fn is_beyond(self, other: Load) -> bool {
@@ -142,6 +202,10 @@ pub struct Waiting {
     again_load: Load,
     held_load: Load,
     behind_load: Load,
+    /// By topic at the cloud: readings that have left `ready` and wait for others.
+    forming: HashMap<Topic, Forming>,
+    forming_due: BTreeMap<(Duration, Sequence), Topic>,
+    forming_load: Load,
     /// Rows that are not here any more and are still in the queue.
     let_go: Vec<Sequence>,
     /// Some of them may leave now.
@@ -199,25 +263,44 @@ impl Waiting {
         if self.must_rewind {
             self.let_go.extend(self.ready.drain(..).map(|attempt| attempt.row.sequence));
             self.ready_load = Load::default();
+            let forming = self.forming.drain().flat_map(|(_, batch)| batch.attempt.sequences().collect::<Vec<_>>());
+            self.let_go.extend(forming);
+            self.forming_due.clear();
+            self.forming_load = Load::default();
         }
         std::mem::take(&mut self.must_rewind)
     }
 
     /// A row from the queue, behind all that came before.
     pub fn push(&mut self, row: Queued) {
-        self.ready_load.add(&row);
-        self.ready.push_back(Attempt::first(row));
+        let attempt = Attempt::first(row);
+        self.ready_load.add(&attempt);
+        self.ready.push_back(attempt);
     }
 
     /// A row of the live lane, behind all of it that came before.
     pub fn push_live(&mut self, row: Queued) {
-        self.live_load.add(&row);
-        self.live.push_back(Attempt::first(row));
+        let attempt = Attempt::first(row);
+        self.live_load.add(&attempt);
+        self.live.push_back(attempt);
     }
 
     /// A row that was taken and did not leave after all, or must go again without its being at fault.
     pub fn put_back(&mut self, attempt: Attempt) {
         self.insert_again(Duration::ZERO, attempt);
+    }
+
+    /// A batch was refused for good, and is not at fault as a whole: its halves go on their own.
+    pub fn put_back_halves(&mut self, [first, second]: [Attempt; 2]) {
+        let behind = self.strict.get_mut(&second.row.encoding.topic).filter(|_| second.row.strict_order);
+        match behind {
+            Some(behind) => {
+                self.behind_load.add(&second);
+                behind.rows.push_front(second);
+            }
+            None => self.put_back(second),
+        }
+        self.put_back(first);
     }
 
     /// A row of a strict topic is in flight already: others of the topic stay behind it.
@@ -240,14 +323,14 @@ impl Waiting {
         let pause = AGAIN_FIRST.saturating_mul(1 << attempt.refusals.min(16)).min(AGAIN_MAX);
         attempt.refusals = attempt.refusals.saturating_add(1);
         let mut load = self.again_load;
-        load.add(&attempt.row);
+        load.add(&attempt);
         // The row of a strict topic stays: those behind it wait for its end.
         if load.is_beyond(STUCK) && !attempt.row.strict_order {
             if self.rewind_at.is_none() {
                 self.rewind_pause = (self.rewind_pause * 2).clamp(REWIND_FIRST, AGAIN_MAX);
                 self.rewind_at = Some(now + self.rewind_pause);
             }
-            return self.let_go.push(attempt.row.sequence);
+            return self.let_go.extend(attempt.sequences());
         }
         self.insert_again(now + pause, attempt);
     }
@@ -277,17 +360,24 @@ impl Waiting {
 
     /// The oldest of the rows that wait for nothing but room in the window, if `take` would come to it.
     pub fn first_ready(&self, now: Duration) -> Option<Sequence> {
-        let first = self.ready.front().filter(|_| now >= self.paused_until && !self.must_rewind)?;
-        Some(first.row.sequence)
+        if now < self.paused_until || self.must_rewind {
+            return None;
+        }
+        let forming = self.forming.values().map(|batch| batch.attempt.row.sequence);
+        self.ready.front().map(|attempt| attempt.row.sequence).into_iter().chain(forming).min()
     }
 
-    /// The next row that may leave at `now`.
-    pub fn take(&mut self, now: Duration) -> Option<Attempt> {
+    /// What may leave next at `now`. With `before`, of fresh rows only those older than it, and their batches wait for no
+    /// others.
+    pub fn take(&mut self, now: Duration, stamp: Stamp, before: Option<Sequence>) -> Option<Attempt> {
         if now < self.paused_until {
             return None;
         }
         loop {
-            let attempt = self.take_again(now).or_else(|| self.take_probe(now)).or_else(|| self.take_ready())?;
+            let attempt = self
+                .take_again(now)
+                .or_else(|| self.take_probe(now))
+                .or_else(|| self.take_ready(now, stamp, before))?;
             let Some(hold) = self.held.get_mut(&attempt.row.encoding.topic) else { return Some(attempt) };
             // The oldest one that was asked for is as good a probe as one that was kept.
             if hold.probe.is_none() && hold.probe_at <= now && hold.rows.is_empty() {
@@ -308,7 +398,7 @@ impl Waiting {
             if let Some(hold) = self.held.remove(topic) {
                 self.must_rewind |= hold.gone_from.is_some();
                 for attempt in hold.rows.into_values() {
-                    self.held_load.subtract(&attempt.row);
+                    self.held_load.subtract(&attempt);
                     self.insert_again(Duration::ZERO, attempt);
                 }
             }
@@ -325,7 +415,7 @@ impl Waiting {
         }
         let Some(behind) = self.strict.get_mut(topic) else { return };
         if let Some(next) = behind.rows.pop_front() {
-            self.behind_load.subtract(&next.row);
+            self.behind_load.subtract(&next);
             self.insert_again(Duration::ZERO, next);
         } else {
             self.must_rewind |= behind.is_cut;
@@ -339,12 +429,13 @@ impl Waiting {
             return Some(self.paused_until);
         }
         let again = self.again.keys().next().map(|(at, _)| *at);
+        let forming = self.forming_due.keys().next().map(|(at, _)| *at);
         let probe = self.held.values().filter(|hold| hold.can_probe()).map(|hold| hold.probe_at).min();
-        again.into_iter().chain(probe).chain(self.rewind_at).filter(|at| *at > now).min()
+        again.into_iter().chain(probe).chain(self.rewind_at).chain(forming).filter(|at| *at > now).min()
     }
 
     fn insert_again(&mut self, at: Duration, attempt: Attempt) {
-        self.again_load.add(&attempt.row);
+        self.again_load.add(&attempt);
         self.again.insert((at, attempt.row.sequence), attempt);
     }
 
@@ -353,16 +444,16 @@ impl Waiting {
         let (sequence, is_strict) = (attempt.row.sequence, attempt.row.strict_order);
         let Some(hold) = self.held.get_mut(&attempt.row.encoding.topic) else { return self.put_back(attempt) };
         if !is_strict && hold.gone_from.is_some_and(|from| sequence >= from) {
-            return self.let_go.push(sequence);
+            return self.let_go.extend(attempt.sequences());
         }
-        self.held_load.add(&attempt.row);
+        self.held_load.add(&attempt);
         hold.rows.insert(sequence, attempt);
         while (hold.rows.len() > HELD_EACH_MAX || self.held_load.is_beyond(STUCK))
             && let Some(last) = hold.rows.last_entry().filter(|last| !last.get().row.strict_order)
         {
             let (sequence, attempt) = last.remove_entry();
-            self.held_load.subtract(&attempt.row);
-            self.let_go.push(sequence);
+            self.held_load.subtract(&attempt);
+            self.let_go.extend(attempt.sequences());
             hold.gone_from = Some(sequence);
         }
     }
@@ -370,7 +461,7 @@ impl Waiting {
     fn take_again(&mut self, now: Duration) -> Option<Attempt> {
         let entry = self.again.first_entry().filter(|entry| entry.key().0 <= now)?;
         let attempt = entry.remove();
-        self.again_load.subtract(&attempt.row);
+        self.again_load.subtract(&attempt);
         if self.again.is_empty() && self.rewind_at.is_none() {
             self.rewind_pause = Duration::ZERO;
         }
@@ -381,7 +472,7 @@ impl Waiting {
         let is_due = |hold: &&mut Hold| hold.probe.is_none() && hold.probe_at <= now && !hold.rows.is_empty();
         let due = self.held.values_mut().find(is_due)?;
         let (place, attempt) = due.rows.pop_first()?;
-        self.held_load.subtract(&attempt.row);
+        self.held_load.subtract(&attempt);
         due.probe = Some(place);
         Some(attempt)
     }
@@ -390,24 +481,94 @@ impl Waiting {
     fn next_ready(&mut self) -> Option<Attempt> {
         let is_live = self.ready.is_empty() || self.live_in_a_row < LIVE_IN_A_ROW;
         if is_live && let Some(attempt) = self.live.pop_front() {
-            self.live_load.subtract(&attempt.row);
+            self.live_load.subtract(&attempt);
             self.live_in_a_row += u32::from(!self.ready.is_empty());
             return Some(attempt);
         }
         self.live_in_a_row = 0;
         let attempt = self.ready.pop_front()?;
-        self.ready_load.subtract(&attempt.row);
+        self.ready_load.subtract(&attempt);
         Some(attempt)
     }
 
-    /// The next fresh row that no strict topic holds up.
-    fn take_ready(&mut self) -> Option<Attempt> {
+    /// The next row that travels alone, or the next batch that is full or has waited for long enough.
+    fn next_whole(&mut self, now: Duration, stamp: Stamp, before: Option<Sequence>) -> Option<Attempt> {
+        loop {
+            let is_due = self.forming_due.keys().next().is_some_and(|(due, _)| *due <= now);
+            if is_due || self.forming_load.is_beyond(FORMING) {
+                return self.take_first_forming();
+            }
+            let is_older = |attempt: &Attempt| before.is_none_or(|before| attempt.row.sequence < before);
+            let next = match self.ready.front() {
+                Some(first) if !is_older(first) => None,
+                _ => self.next_ready(),
+            };
+            let Some(next) = next else {
+                let hurried = self.forming.values().filter(|batch| before.is_some() && is_older(&batch.attempt));
+                let topic = hurried.min_by_key(|batch| batch.attempt.row.sequence)?.attempt.row.encoding.topic.clone();
+                return self.take_forming(&topic);
+            };
+            if let Some(whole) = self.gather(next, now, stamp) {
+                return Some(whole);
+            }
+        }
+    }
+
+    /// Puts a row to those it travels with; gives back what is whole by that.
+    fn gather(&mut self, mut next: Attempt, now: Duration, stamp: Stamp) -> Option<Attempt> {
+        let topic = next.row.encoding.topic.clone();
+        let Some(Batching { limits, .. }) = next.row.batching else {
+            let Some(earlier) = self.take_forming(&topic) else { return Some(next) };
+            self.ready_load.add(&next);
+            self.ready.push_front(next);
+            return Some(earlier);
+        };
+        // Batches are told apart by how their times are told; and these fix their lengths.
+        fix_time(&mut next.row, stamp);
+        let bytes = bytes_in_batch(&next.row);
+        let added = next.weight();
+        if let Some(batch) = self.forming.get_mut(&topic).filter(|batch| batch.takes(&next.row, bytes)) {
+            batch.attempt.others.push(next.row);
+            batch.bytes += bytes;
+            self.forming_load.count += 1;
+            self.forming_load.bytes += added;
+            let is_full = batch.attempt.others.len() + 1 >= usize::from(limits.readings.get());
+            return if is_full { self.take_forming(&topic) } else { None };
+        }
+        let earlier = self.take_forming(&topic);
+        if earlier.is_none() && limits.readings.get() == 1 {
+            return Some(next);
+        }
+        let due = now + limits.within;
+        self.forming_due.insert((due, next.row.sequence), topic.clone());
+        self.forming_load.count += 1;
+        self.forming_load.bytes += added;
+        // The brackets of the array are one byte more than its joints.
+        self.forming.insert(topic, Forming { attempt: next, bytes: bytes + 1, due });
+        earlier
+    }
+
+    fn take_first_forming(&mut self) -> Option<Attempt> {
+        let topic = self.forming_due.values().next()?.clone();
+        self.take_forming(&topic)
+    }
+
+    fn take_forming(&mut self, topic: &Topic) -> Option<Attempt> {
+        let Forming { attempt, due, .. } = self.forming.remove(topic)?;
+        self.forming_due.remove(&(due, attempt.row.sequence));
+        self.forming_load.count = self.forming_load.count.saturating_sub(1 + attempt.others.len());
+        self.forming_load.bytes = self.forming_load.bytes.saturating_sub(attempt.weight());
+        Some(attempt)
+    }
+
+    /// The next fresh row or batch that no strict topic holds up.
+    fn take_ready(&mut self, now: Duration, stamp: Stamp, before: Option<Sequence>) -> Option<Attempt> {
         // Older rows of the same topics are on their way.
         if self.must_rewind {
             return None;
         }
         loop {
-            let attempt = self.next_ready()?;
+            let attempt = self.next_whole(now, stamp, before)?;
             if !attempt.row.strict_order {
                 return Some(attempt);
             }
@@ -416,10 +577,10 @@ impl Waiting {
                 return Some(attempt);
             };
             let mut load = self.behind_load;
-            load.add(&attempt.row);
+            load.add(&attempt);
             if behind.is_cut || behind.rows.len() >= BEHIND_EACH_MAX || load.is_beyond(STUCK) {
                 behind.is_cut = true;
-                self.let_go.push(attempt.row.sequence);
+                self.let_go.extend(attempt.sequences());
             } else {
                 self.behind_load = load;
                 behind.rows.push_back(attempt);

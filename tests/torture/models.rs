@@ -73,6 +73,13 @@ fn run(random: &mut Random) -> Outcome {
         let is_once = *qos == Qos::ExactlyOnce && !temper.forgets_sessions;
         assert!(!is_once || *arrived == 1, "row {} came {arrived} times", place + 1);
     }
+    // Those that came after its end have killed nobody.
+    let crashes = deaths.iter().filter(|(step, _)| *step <= world.steps).count();
+    if !temper.forgets_sessions {
+        let repeats: usize = arrivals.iter().map(|count| count - 1).sum();
+        let most = crashes * usize::from(window);
+        assert!(repeats <= most, "{repeats} repeats after {crashes} crashes at window {window}");
+    }
     let window = usize::from(window.min(receive_max.unwrap_or(window)));
     assert!(world.cloud.out_max <= window, "beyond Receive Maximum");
     if !is_live_first && !temper.forgets_sessions && version == Version::V5 {
@@ -82,8 +89,6 @@ fn run(random: &mut Random) -> Outcome {
         assert_order(&world.cloud);
     }
     let repeats = arrivals.iter().map(|count| count - 1).sum();
-    // Those that came after its end have killed nobody.
-    let crashes = deaths.iter().filter(|(step, _)| *step <= world.steps).count();
     Outcome { crashes, repeats }
 }
 

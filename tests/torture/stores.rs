@@ -36,8 +36,14 @@ const START_MAX: Duration = Duration::from_secs(5);
 
 fn settings(dir: &Path, health: &Health) -> QueueSettings {
     let filter = Filter::new("#").unwrap();
-    let rule =
-        ForwardRule { filter, topic: TopicTemplate::identity(), qos: None, when_full: None, strict_order: false };
+    let rule = ForwardRule {
+        filter,
+        topic: TopicTemplate::identity(),
+        qos: None,
+        when_full: None,
+        strict_order: false,
+        batch: None,
+    };
     QueueSettings {
         dir: dir.to_owned(),
         gateway: Arc::from("g7"),

@@ -21,7 +21,8 @@ use tidegate::uplink::machine::{Action, CloseReason, Event, Machine, Moment, Not
 pub struct Store {
     pub rows: BTreeMap<Sequence, Queued>,
     pub settled: BTreeMap<Sequence, Verdict>,
-    pub in_flight: BTreeMap<u16, (u64, Sequence, bool)>,
+    /// By packet id: order, rows, released.
+    pub in_flight: BTreeMap<u16, (u64, Vec<Sequence>, bool)>,
     pub session_key: Option<u64>,
     pub session: u64,
     pub cursor: Sequence,
@@ -34,10 +35,12 @@ impl Store {
         for change in changes {
             match change {
                 Change::Admit { packet_id, rows, order, .. } => {
-                    let sequence = rows[0];
-                    assert!(!self.settled.contains_key(&sequence), "a settled row is admitted");
-                    assert!(self.in_flight.values().all(|(_, other, _)| *other != sequence), "a row is admitted twice");
-                    let old = self.in_flight.insert(packet_id, (order, sequence, false));
+                    for sequence in &rows {
+                        assert!(!self.settled.contains_key(sequence), "a settled row is admitted");
+                        let is_busy = self.in_flight.values().any(|(_, others, _)| others.contains(sequence));
+                        assert!(!is_busy, "a row is admitted twice");
+                    }
+                    let old = self.in_flight.insert(packet_id, (order, rows, false));
                     assert!(old.is_none(), "packet id {packet_id} is used twice");
                 }
                 Change::Release { packet_id } => self.in_flight.get_mut(&packet_id).expect("an unknown id").2 = true,
@@ -51,7 +54,7 @@ impl Store {
                 Change::NewSession => self.session += 1,
             }
         }
-        for (_, sequence, _) in self.in_flight.values() {
+        for sequence in self.in_flight.values().flat_map(|(_, rows, _)| rows) {
             assert!(!self.settled.contains_key(sequence), "a settled row keeps its packet id");
         }
     }
@@ -61,11 +64,11 @@ impl Store {
         let mut in_flight: Vec<InFlight> = self
             .in_flight
             .iter()
-            .map(|(id, (order, sequence, released))| InFlight {
+            .map(|(id, (order, rows, released))| InFlight {
                 packet_id: *id,
                 released: *released,
                 order: *order,
-                rows: vec![self.rows[sequence].clone()],
+                rows: rows.iter().map(|sequence| self.rows[sequence].clone()).collect(),
             })
             .collect();
         in_flight.sort_by_key(|one| one.order);
@@ -93,7 +96,7 @@ impl Store {
     }
 
     pub fn between(&self, after: Sequence, to: Sequence, count: usize) -> Vec<Queued> {
-        let busy: BTreeSet<Sequence> = self.in_flight.values().map(|(_, sequence, _)| *sequence).collect();
+        let busy: BTreeSet<Sequence> = self.in_flight.values().flat_map(|(_, rows, _)| rows.iter().copied()).collect();
         self.rows
             .range((std::ops::Bound::Excluded(after), std::ops::Bound::Included(to.max(after))))
             .filter(|(place, _)| !self.settled.contains_key(place) && !busy.contains(place))
@@ -124,6 +127,10 @@ pub struct Temper {
     pub closes_on_topic: Option<&'static str>,
     /// Answers a body that starts with this with that reason.
     pub refuses: Option<(u8, u8)>,
+    /// Answers a batch that holds the reading of this number with that reason.
+    pub refuses_reading: Option<(u64, u8)>,
+    /// Closes without a word on a batch that holds the reading of this number.
+    pub closes_on_reading: Option<u64>,
     /// Answers CONNECT with this.
     pub connack: Option<u8>,
     /// Ends the connection on a body that starts with this, with that reason.
@@ -253,6 +260,13 @@ impl Cloud {
             self.closes = true;
             return None;
         }
+        let holds =
+            |number: u64| publish.payload.first() == Some(&b'[') && numbers_of(&publish.payload).contains(&number);
+        if self.temper.closes_on_reading.is_some_and(holds) {
+            self.closes = true;
+            return None;
+        }
+        let is_refused = self.temper.refuses_reading.filter(|(number, _)| holds(*number));
         if let Some((body, code)) = self.temper.disconnects
             && first == Some(body)
         {
@@ -288,6 +302,9 @@ impl Cloud {
         if let Some((body, code)) = self.temper.refuses
             && first == Some(body)
         {
+            reason = ReasonCode(code);
+        }
+        if let Some((_, code)) = is_refused {
             reason = ReasonCode(code);
         }
         let is_swallowed = self.connects == 1 && self.temper.swallows == Some(&publish.payload[..]);
@@ -416,8 +433,20 @@ pub fn row(number: u64, qos: Qos, topic: &str, body: &[u8]) -> Queued {
         qos,
         encoding: Encoding { topic: Topic::new(topic).unwrap(), format: Format::Json, timing: Timing::Stamped },
         strict_order: false,
+        batching: None,
         expires_mono_ms: None,
     }
+}
+
+/// The number in a `MessageId` of the model.
+pub fn number_of(id: &str) -> u64 {
+    id.rsplit('.').next().unwrap().parse().unwrap()
+}
+
+/// The numbers of the readings in a batch, by the ids that they bear.
+pub fn numbers_of(payload: &[u8]) -> Vec<u64> {
+    let objects: Vec<serde_json::Value> = serde_json::from_slice(payload).expect("an array of objects");
+    objects.iter().map(|object| number_of(object["id"].as_str().expect("each has its id"))).collect()
 }
 
 impl World {
@@ -524,9 +553,14 @@ impl World {
         let Packet::Publish(publish) = packet else { return };
         let user = publish.properties.user.iter();
         let Some(id) = user.filter(|(name, _)| name == "tidegate-id").map(|(_, id)| id).next_back() else { return };
-        let number = Sequence(id.rsplit('.').next().unwrap().parse().unwrap());
-        if self.ever_sent.insert(number) {
-            self.first_sent.push((self.store.rows[&number].encoding.topic.clone(), number));
+        let numbers = match id.contains('+') {
+            true => numbers_of(&publish.payload),
+            false => vec![number_of(id)],
+        };
+        for number in numbers.into_iter().map(Sequence) {
+            if self.ever_sent.insert(number) {
+                self.first_sent.push((self.store.rows[&number].encoding.topic.clone(), number));
+            }
         }
     }
 

@@ -8,7 +8,8 @@ use super::super::tree::{Spot, Tree};
 use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
 use super::super::{
-    DrainOrder, Endpoint, ForwardRule, Pace, Protocol, ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, check, keys,
+    BatchLimits, DrainOrder, Endpoint, ForwardRule, Pace, Protocol, ReceiveRule, Reconnect, TopicTemplate,
+    UplinkConfig, check, keys,
 };
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
 use crate::message::{Filter, Topic};
@@ -123,6 +124,7 @@ fn default_rule() -> Option<ForwardRule> {
         qos: None,
         when_full: None,
         strict_order: false,
+        batch: None,
     })
 }
 
@@ -326,6 +328,7 @@ fn forward(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<F
         let level = qos(walk, &reader);
         let full = when_full(walk, &reader);
         let order = reader.choice(walk, "order", &[("normal", false), ("strict", true)], &[]);
+        let batch = batch(walk, &reader);
         let place = filter.as_ref().map_or(spot, |filter| filter.spot);
         let rule = (|| {
             Some(ForwardRule {
@@ -334,11 +337,39 @@ fn forward(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<F
                 qos: if reader.has("qos") { Some(level?.value) } else { None },
                 when_full: if reader.has("when_full") { Some(full?.value) } else { None },
                 strict_order: order?.value,
+                batch: batch?,
             })
         })();
         result.push((rule, place));
     }
     result
+}
+
+/// The outer `None` is a fault, the inner one says that each reading is a message of its own.
+fn batch(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<BatchLimits>> {
+    let is_batch = reader.choice(walk, "payload", &[("json", false), ("json-batch", true)], &[])?.value;
+    let empty = Tree::default();
+    let (tree, spot) = match reader.has("batch") {
+        true => reader.table(walk, "batch")?,
+        false => (&empty, reader.spot),
+    };
+    if !is_batch {
+        if reader.has("batch") {
+            let wrong = Wrong::new("is for readings that travel together").help("write payload = \"json-batch\"");
+            walk.wrong(spot, "batch", wrong);
+            return None;
+        }
+        return Some(None);
+    }
+    let reader = Reader::open(walk, tree, &keys::BATCH, spot);
+    let readings = reader.integer(walk, "readings", 1, 1000);
+    let bytes = reader.size(walk, "bytes", 256, 256 * 1024);
+    let within = reader.duration(walk, "within", Duration::ZERO, Duration::from_secs(60));
+    Some(Some(BatchLimits {
+        readings: NonZeroU16::new(u16::try_from(readings?.value).ok()?)?,
+        bytes: NonZeroU32::new(u32::try_from(bytes?.value).ok()?)?,
+        within: within?.value,
+    }))
 }
 
 fn receive(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<ReceiveRule>, Spot)> {
