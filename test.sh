@@ -3,6 +3,7 @@
 #
 #   ./test.sh                       format, lints, tests with real counterparts, documentation
 #   ./test.sh --torture [minutes]   the long forms of tests/torture only; 330 minutes are what they ask for
+#   ./test.sh --cross               builds for arm64 (and armhf) and runs them under an emulator; `cross` reads Cross.toml
 #   ./test.sh --prepare             only installs
 #
 # On Debian 12 or Raspberry Pi OS it needs root or sudo for the packages, and a Rust toolchain.
@@ -13,10 +14,11 @@ set -uo pipefail
 cd "$(dirname "$0")" || exit 70
 
 usage() {
-    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    sed -n '2,9s/^# \{0,1\}//p' "$0"
 }
 
 only_prepare=false
+cross=false
 torture_minutes=
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -28,7 +30,8 @@ while [ $# -gt 0 ]; do
             shift
         fi
         ;;
-    --vm | --package | --cross)
+    --cross) cross=true ;;
+    --vm | --package)
         echo "test.sh: $1 is not in this version yet" >&2
         exit 64
         ;;
@@ -95,6 +98,10 @@ has mke2fs || missing+=(e2fsprogs)
 ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing+=(faketime)
 has systemd-analyze || missing+=(systemd)
 ls /usr/lib/*/libseccomp.so.2 >/dev/null 2>&1 || missing+=(libseccomp2)
+if $cross; then
+    has qemu-aarch64-static && has qemu-arm-static || missing+=(qemu-user-static)
+    has readelf || missing+=(binutils)
+fi
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
 
 as_root() {
@@ -193,6 +200,9 @@ torture() {
 if [ -n "$torture_minutes" ]; then
     log="$target/torture.log"
     step "torture" torture
+elif $cross; then
+    log="$target/cross.log"
+    step "cross" tests/cross/run "$target" "$log"
 else
     step "format" cargo fmt --check
     step "lints" cargo clippy --locked --all-targets -- -D warnings
