@@ -216,5 +216,6 @@ printf '%s\n' "${summary[@]}"
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8; files += 1 }
      END { printf "%d tests passed, %d failed, %d ignored, in %d files\n", passed, failed, ignored, files }' "$log"
 grep -E '^test .* \.\.\. FAILED$' "$log" | sort -u
+grep -o 'NOT TRIED: .*' "$log" | sort -u
 if [ "$failed" = 0 ]; then echo "all is well"; else echo "something failed: see above, and $log"; fi
 exit "$failed"

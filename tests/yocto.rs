@@ -182,3 +182,32 @@ fn the_units_of_the_appliance_are_understood_by_systemd() {
         assert!(card.contains(&format!("--label {label} ")), "{label}");
     }
 }
+
+#[test]
+fn an_update_is_kept_by_a_question_that_the_program_understands() {
+    let rauc = layer().join("dynamic-layers/rauc/recipes-core");
+    let unit = text(rauc.join("tidegate-mark-good/tidegate-mark-good/tidegate-mark-good.service"));
+    let commands: Vec<&str> = unit.lines().filter_map(|line| line.strip_prefix("ExecStart=")).collect();
+    assert_eq!(commands.len(), 2, "first the question, then the mark: {commands:?}");
+    assert!(commands[1].starts_with("/usr/bin/rauc "), "{commands:?}");
+    // Of a gateway that is not there: the answer is "try again", and not "wrong usage".
+    let folder = tempfile::tempdir().unwrap();
+    let words = commands[0].strip_prefix("/usr/bin/tidegate ").expect("the program's own question").split_whitespace();
+    let words = words.map(|word| match word {
+        "/var/lib/tidegate" => folder.path().display().to_string(),
+        "10min" => "1s".to_owned(),
+        word => word.to_owned(),
+    });
+    let output = Command::new(env!("CARGO_BIN_EXE_tidegate")).args(words).output().unwrap();
+    assert_eq!(output.status.code(), Some(75), "{}", String::from_utf8_lossy(&output.stderr));
+
+    // What RAUC writes over is a root file system, and neither boot nor data.
+    let card = text(layer().join("files/wic/tidegate-ab.wks.in"));
+    let parts: Vec<&str> = card.lines().filter(|line| line.starts_with("part ")).collect();
+    let slots = text(rauc.join("tidegate-rauc-conf/tidegate-rauc-conf/system.conf"));
+    for (number, label) in [(2, "root-a"), (3, "root-b")] {
+        assert!(parts[number - 1].contains(&format!("--label {label} ")), "{parts:?}");
+        assert!(slots.contains(&format!("device=/dev/mmcblk0p{number}\n")), "{slots}");
+    }
+    assert_eq!(slots.matches("device=").count(), 2, "{slots}");
+}

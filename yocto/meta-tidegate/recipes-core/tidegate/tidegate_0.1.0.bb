@@ -47,11 +47,12 @@ do_compile[dirs] = "${B} ${S}"
 
 do_install:append() {
     install -D -m 0644 ${S}/systemd/tidegate.service ${D}${systemd_system_unitdir}/tidegate.service
-    # Passwords may stand in there: the service may read it, others not.
-    install -D -m 0640 ${S}/config/tidegate.toml ${D}${sysconfdir}/tidegate/tidegate.toml
-    chown root:tidegate ${D}${sysconfdir}/tidegate/tidegate.toml
-    # Owner's files beside it, and files of whoever makes the image: both are read when they are there.
-    install -d ${D}${sysconfdir}/tidegate/conf.d ${D}${nonarch_libdir}/tidegate
+    # Passwords may stand in the owner's files: the service may read them, others not.
+    install -d -m 0750 ${D}${sysconfdir}/tidegate ${D}${sysconfdir}/tidegate/conf.d
+    install -m 0640 ${S}/config/tidegate.toml ${D}${sysconfdir}/tidegate
+    chown -R root:tidegate ${D}${sysconfdir}/tidegate
+    # For whoever makes the image; see tidegate-fleet.
+    install -d ${D}${nonarch_libdir}/tidegate
 }
 
 FILES:${PN} += "${nonarch_libdir}/tidegate"
