@@ -186,6 +186,10 @@ run_tests() {
     cargo test --locked --no-fail-fast 2>&1 | tee "$log"
     return "${PIPESTATUS[0]}"
 }
+lint() {
+    # "All targets" are those that a plain `cargo test` runs.
+    cargo clippy --locked --all-targets -- -D warnings && cargo clippy --locked --test cross -- -D warnings
+}
 document() {
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 }
@@ -205,7 +209,7 @@ elif $cross; then
     step "cross" tests/cross/run "$target" "$log"
 else
     step "format" cargo fmt --check
-    step "lints" cargo clippy --locked --all-targets -- -D warnings
+    step "lints" lint
     step "tests" run_tests
     step "documentation" document
 fi
