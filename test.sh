@@ -3,6 +3,7 @@
 #
 #   ./test.sh                       format, lints, tests with real counterparts, documentation
 #   ./test.sh --torture [minutes]   the long forms of tests/torture only; 330 minutes are what they ask for
+#   ./test.sh --cross               builds for arm64 (and armhf) and runs them under an emulator; `cross` reads Cross.toml
 #   ./test.sh --prepare             only installs
 #
 # On Debian 12 or Raspberry Pi OS it needs root or sudo for the packages, and a Rust toolchain.
@@ -13,10 +14,11 @@ set -uo pipefail
 cd "$(dirname "$0")" || exit 70
 
 usage() {
-    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    sed -n '2,9s/^# \{0,1\}//p' "$0"
 }
 
 only_prepare=false
+cross=false
 torture_minutes=
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -28,7 +30,8 @@ while [ $# -gt 0 ]; do
             shift
         fi
         ;;
-    --vm | --package | --cross)
+    --cross) cross=true ;;
+    --vm | --package)
         echo "test.sh: $1 is not in this version yet" >&2
         exit 64
         ;;
@@ -95,6 +98,10 @@ has mke2fs || missing+=(e2fsprogs)
 ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing+=(faketime)
 has systemd-analyze || missing+=(systemd)
 ls /usr/lib/*/libseccomp.so.2 >/dev/null 2>&1 || missing+=(libseccomp2)
+if $cross; then
+    has qemu-aarch64-static && has qemu-arm-static || missing+=(qemu-user-static)
+    has readelf || missing+=(binutils)
+fi
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
 
 as_root() {
@@ -179,6 +186,10 @@ run_tests() {
     cargo test --locked --no-fail-fast 2>&1 | tee "$log"
     return "${PIPESTATUS[0]}"
 }
+lint() {
+    # "All targets" are those that a plain `cargo test` runs.
+    cargo clippy --locked --all-targets -- -D warnings && cargo clippy --locked --test cross -- -D warnings
+}
 document() {
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 }
@@ -193,9 +204,12 @@ torture() {
 if [ -n "$torture_minutes" ]; then
     log="$target/torture.log"
     step "torture" torture
+elif $cross; then
+    log="$target/cross.log"
+    step "cross" tests/cross/run "$target" "$log"
 else
     step "format" cargo fmt --check
-    step "lints" cargo clippy --locked --all-targets -- -D warnings
+    step "lints" lint
     step "tests" run_tests
     step "documentation" document
 fi
@@ -206,5 +220,6 @@ printf '%s\n' "${summary[@]}"
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8; files += 1 }
      END { printf "%d tests passed, %d failed, %d ignored, in %d files\n", passed, failed, ignored, files }' "$log"
 grep -E '^test .* \.\.\. FAILED$' "$log" | sort -u
+grep -o 'NOT TRIED: .*' "$log" | sort -u
 if [ "$failed" = 0 ]; then echo "all is well"; else echo "something failed: see above, and $log"; fi
 exit "$failed"

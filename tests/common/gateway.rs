@@ -27,6 +27,7 @@ pub struct Gateway {
     clock: String,
     tracer: Vec<String>,
     launcher: Vec<String>,
+    program: PathBuf,
     process: Option<Process>,
     earlier_log: Vec<String>,
 }
@@ -53,6 +54,7 @@ impl Gateway {
             clock: "clock = \"trust\"".to_owned(),
             tracer: Vec::new(),
             launcher: Vec::new(),
+            program: PathBuf::from(PROGRAM),
             process: None,
             earlier_log: Vec::new(),
         }
@@ -73,6 +75,11 @@ impl Gateway {
     /// Starts it by a program that becomes it, as a sandbox does, from the next start on.
     pub fn set_launcher(&mut self, launcher: &[&str]) {
         self.launcher = launcher.iter().map(|word| (*word).to_owned()).collect();
+    }
+
+    /// Runs another build of it from the next start on; what is asked of it is asked by the one under test.
+    pub fn set_program(&mut self, program: &Path) {
+        program.clone_into(&mut self.program);
     }
 
     /// What it is told about its clock from the next start on: lines of `[gateway]`.
@@ -148,7 +155,7 @@ impl Gateway {
         );
         fs::write(self.config_path(), text).unwrap();
         let mut words = [self.tracer.clone(), self.launcher.clone()].concat();
-        words.push(PROGRAM.to_owned());
+        words.push(self.program.display().to_string());
         words.extend(["run".to_owned(), "--config".to_owned(), self.config_path().display().to_string()]);
         let program = words.remove(0);
         Process::start_with("gateway", program, &words, environment)
