@@ -63,7 +63,8 @@ pub(super) struct Remains {
 impl Remains {
     /// Reads what there is in `place`. Looks at small tables and at the log; never at all of the messages.
     pub fn read(place: &Path, ticket: &Ticket) -> Remains {
-        let pages = Pages::open(place, !ticket.is_log_foreign);
+        let mut pages = Pages::open(place, !ticket.is_log_foreign);
+        pages.is_torn |= ticket.is_log_foreign || ticket.is_log_wanting;
         let mut remains = Remains {
             roots: roots(&pages),
             pages,
@@ -292,7 +293,7 @@ impl Remains {
 }
 
 /// Where the tables begin: as the store says; where it does not say, as in every store of this program.
-fn roots(pages: &Pages) -> BTreeMap<String, u32> {
+pub(super) fn roots(pages: &Pages) -> BTreeMap<String, u32> {
     let mut roots = Store::usual_roots().unwrap_or_default();
     let mut said = BTreeMap::new();
     pages.walk(1, |_, values| {

@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use super::boots::{Boot, Boots};
 use super::identity::Waiting;
+use super::mark::MARK;
 use super::row::{Start, Starts, Words};
 use super::segments::{Segment, Segments};
 use super::spans::{OPEN, Span};
@@ -21,10 +22,14 @@ use crate::message::{ClockState, Stamp};
 
 /// The file, in the state directory and in a quarantine.
 pub(super) const DATABASE: &str = "queue.db";
+/// Its write-ahead log.
+pub(super) const LOG: &str = "queue.db-wal";
 /// Bytes of a page: small ones spare the flash (facts: 3.1 bytes written per byte, against 4.6 with 4096).
 pub(super) const PAGE_BYTES: u64 = 1024;
 /// Pages in the WAL after which they go to the database file.
 const CHECKPOINT_PAGES: u32 = 4000;
+/// What the WAL is cut to when it begins anew, and so the least that it has once it is marked (mark.rs).
+pub(super) const LOG_BYTES: u64 = CHECKPOINT_PAGES as u64 * (PAGE_BYTES + 24);
 /// What the WAL may grow to before it is cut, and so what it takes of the free space.
 pub(super) const WAL_BYTES_MAX: u64 = 2 * 4000 * (1024 + 24);
 /// `TIDG`: what a file that is ours says of itself.
@@ -38,7 +43,7 @@ const SCHEMA: [&str; 4] = [
     include_str!("schema_4.sql"),
 ];
 /// The step that this program writes.
-const SCHEMA_STEP: i64 = SCHEMA.len() as i64;
+pub(super) const SCHEMA_STEP: i64 = SCHEMA.len() as i64;
 /// The oldest program that may open what this one writes, by its step. That of step 1, which was never released, named
 /// no columns when it inserted, so that it cannot live with new ones.
 const OLDEST_PROGRAM: u64 = 2;
@@ -137,6 +142,13 @@ pub(super) struct InFlightRow {
     pub timing: Timing,
 }
 
+/// A column of a table: what it holds, and whether each row has something in it.
+#[derive(Debug)]
+pub(super) struct Column {
+    pub kind: String,
+    pub is_needed: bool,
+}
+
 /// The open database.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -200,8 +212,7 @@ impl Store {
         }
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |_| Ok(()))?;
-        connection
-            .pragma_update_and_check(None, "journal_size_limit", i64::from(CHECKPOINT_PAGES) * 1048, |_| Ok(()))?;
+        connection.pragma_update_and_check(None, "journal_size_limit", LOG_BYTES.cast_signed(), |_| Ok(()))?;
         // Otherwise each new value of a range makes SQLite compile the statement again, to look for a better plan.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.pragma_update(None, "temp_store", "MEMORY")?;
@@ -254,6 +265,25 @@ impl Store {
         statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     }
 
+    /// The columns of each table, in the order in which they lie in a row.
+    pub fn columns() -> rusqlite::Result<BTreeMap<String, Vec<Column>>> {
+        let connection = Connection::open_in_memory()?;
+        for step in SCHEMA {
+            connection.execute_batch(step)?;
+        }
+        let sql = "SELECT tables.name, columns.type, columns.\"notnull\" = 1 AND columns.dflt_value IS NULL \
+                   FROM sqlite_schema AS tables, pragma_table_info(tables.name) AS columns \
+                   WHERE tables.type = 'table' ORDER BY tables.name, columns.cid";
+        let mut statement = connection.prepare(sql)?;
+        let mut found: BTreeMap<String, Vec<Column>> = BTreeMap::new();
+        let mut rows = statement.query(())?;
+        while let Some(row) = rows.next()? {
+            let column = Column { kind: row.get(1)?, is_needed: row.get(2)? };
+            found.entry(row.get(0)?).or_default().push(column);
+        }
+        Ok(found)
+    }
+
     /// No page beyond this many is ever made: a full disk would fail deletions as well.
     pub fn limit_pages(&self, pages_max: u64) -> rusqlite::Result<()> {
         let pages_max = pages_max.min(u64::from(u32::MAX - 2)).cast_signed();
@@ -290,8 +320,22 @@ impl Store {
         Ok(())
     }
 
-    /// Empties the WAL into the database and closes both.
-    pub fn close(self) -> rusqlite::Result<()> {
+    /// Puts what is in the WAL into the database, as far as the disk has room.
+    pub fn checkpoint(&self) -> rusqlite::Result<()> {
+        match self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(())) {
+            // It stays in the WAL.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Empties the WAL into the database and closes both. From then on the database does without a WAL.
+    pub fn close(mut self) -> rusqlite::Result<()> {
+        if self.meta(MARK)?.is_some() {
+            self.write()?;
+            self.run("DELETE FROM meta WHERE key = ?", [MARK])?;
+            self.commit()?;
+        }
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()))?;
         // All is in the database: the log may go.
         self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
