@@ -4,6 +4,7 @@
 //! sectors, and takes nothing back that was synced. All else that makes SQLite go on without acknowledged messages is
 //! damage, as far as it can be told from that.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -93,30 +94,35 @@ fn log_fault(pages: &Pages, marked: Option<u32>) -> Option<LogFault> {
     fault.or(pages.is_log_damaged.then_some(LogFault::Damaged))
 }
 
-/// Pages in each other's place are fine pages to SQLite: it would take an empty table for the one that says who waits
-/// for what, and an earlier page of messages for the last one.
+/// Pages in each other's place are fine pages to SQLite: it would take an earlier page of messages for the last one.
 fn look_at_tables(pages: &Pages) -> Result<(), StoreError> {
+    let roots = remains::roots(pages);
     let elsewhere = |name: &str| StoreError::Damaged(format!("a page of table {name} belongs elsewhere"));
-    let columns = Store::columns().map_err(StoreError::Unusable)?;
-    let is_newer = pages.schema_step().is_none_or(|step| i64::from(step) > SCHEMA_STEP);
-    for (name, root) in remains::roots(pages) {
-        if name.starts_with("message_") && pages.last_rowid(root).is_none() {
-            return Err(elsewhere(&name));
+    for (name, root) in roots.iter().filter(|(name, _)| name.starts_with("message_")) {
+        if pages.last_rowid(*root).is_none() {
+            return Err(elsewhere(name));
         }
-        let Some(columns) = columns.get(&name).filter(|_| SMALL.contains(&name.as_str())) else { continue };
-        let mut walk = Walk::new(root);
+    }
+    misplaced(pages, &roots).map_or(Ok(()), |name| Err(elsewhere(&name)))
+}
+
+/// A small table with rows that are not its own: SQLite would take an empty table for the one that says who waits for
+/// what.
+pub(super) fn misplaced(pages: &Pages, roots: &BTreeMap<String, u32>) -> Option<String> {
+    let columns = Store::columns().unwrap_or_default();
+    let is_newer = pages.schema_step().is_none_or(|step| i64::from(step) > SCHEMA_STEP);
+    let found = roots.iter().find(|(name, root)| {
+        let Some(columns) = columns.get(*name).filter(|_| SMALL.contains(&name.as_str())) else { return false };
+        let mut walk = Walk::new(**root);
         let mut is_its = true;
         for _ in 0..WALK_PAGES {
-            let is_more = pages.step(&mut walk, |_, values| is_its &= fits(columns, values, is_newer));
-            if !is_more {
+            if !pages.step(&mut walk, |_, values| is_its &= fits(columns, values, is_newer)) {
                 break;
             }
         }
-        if !is_its {
-            return Err(elsewhere(&name));
-        }
-    }
-    Ok(())
+        !is_its
+    });
+    found.map(|(name, _)| name.clone())
 }
 
 /// Whether a row can be one of a table with these columns. An older program wrote fewer, a newer one more.

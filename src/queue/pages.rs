@@ -21,7 +21,7 @@ const FRAME_HEADER: usize = 24;
 const FRAME: u64 = (FRAME_HEADER + PAGE) as u64;
 /// A log is cut at 4000 frames; one that was not cut for long is longer.
 const FRAMES_MAX: u64 = 262_144;
-/// Frames of the last commit that are tried for a flipped bit, some milliseconds each.
+/// Frames of the last commit that are tried for a flipped bit.
 const FLIPS_TRIED_MAX: usize = 16;
 /// A table that is walked has fewer pages than this, or damage leads in circles.
 const WALK_PAGES_MAX: usize = 1 << 20;
@@ -197,19 +197,18 @@ impl Pages {
         self.is_log_damaged |= !is_good && committed > 0;
         let tail = current.get(committed_before..).unwrap_or_default().to_vec();
         current.truncate(committed);
-        for (index, Frame { page, place, is_right, .. }) in current.into_iter().enumerate() {
-            self.frames.push(place);
-            if is_right {
-                self.newest.insert(page, place);
-            } else {
-                self.is_torn = true;
-                self.is_log_damaged |= index < committed_before;
-            }
-        }
+        let wrong = current.iter().position(|frame| !frame.is_right);
+        self.is_torn = wrong.is_some();
+        self.is_log_damaged |= wrong.is_some_and(|first| first < committed_before);
         if !self.is_log_damaged {
             self.is_log_damaged = self.has_flip(is_big, &tail, committed - committed_before);
         }
         self.is_torn |= self.is_log_damaged;
+        // Of a commit that the power tore nothing counts, as to SQLite; it is carved all the same.
+        let counted = if self.is_log_damaged || wrong.is_none() { committed } else { committed_before };
+        self.newest
+            .extend(current.iter().take(counted).filter(|frame| frame.is_right).map(|frame| (frame.page, frame.place)));
+        self.frames.extend(current.iter().map(|frame| frame.place));
         Ok(())
     }
 
@@ -220,8 +219,8 @@ impl Pages {
         wrong.filter_map(|(index, frame)| Some((index, frame.place, frame.seed?))).any(|(index, place, seed)| {
             let offset = WAL_HEADER as u64 + u64::from(place) * FRAME;
             let bytes = self.log.as_ref().and_then(|log| read_exactly(log, offset, FRAME_HEADER + PAGE));
-            let flip = bytes.and_then(|bytes| flipped(is_big, seed, bytes));
-            flip.is_some_and(|at| index < committed || (4..8).contains(&at))
+            let flip = bytes.and_then(|bytes| flipped(is_big, seed, &bytes));
+            flip.is_some_and(|at| index < committed || at == 4)
         })
     }
 
@@ -458,33 +457,31 @@ fn frame_sum(is_big: bool, seed: (u32, u32), frame: &[u8]) -> (u32, u32) {
 
 /// Where a single flipped bit explains that a frame's checksum is wrong: the byte of the frame. A torn frame matches by
 /// chance in one of some 10^15 cases.
-fn flipped(is_big: bool, seed: (u32, u32), mut frame: Vec<u8>) -> Option<usize> {
-    let stored = (big(&frame, 16), big(&frame, 20));
-    let sum = frame_sum(is_big, seed, &frame);
+///
+/// The sum is linear: what a bit adds to it depends only on how many words come after. So the difference is followed
+/// back, word by word, until it is that of one bit.
+fn flipped(is_big: bool, seed: (u32, u32), frame: &[u8]) -> Option<usize> {
+    let (stored, sum) = ((big(frame, 16), big(frame, 20)), frame_sum(is_big, seed, frame));
     if (sum.0 ^ stored.0).count_ones() + (sum.1 ^ stored.1).count_ones() == 1 {
         return Some(16);
     }
-    // What was summed up to the word in which the bit is.
-    let mut before = seed;
-    for at in (0..8).chain(FRAME_HEADER..frame.len()) {
-        let word = at & !7;
-        for bit in 0..8 {
-            *frame.get_mut(at)? ^= 1 << bit;
-            let mut sum = before;
-            if word == 0 {
-                sum = checksum(is_big, sum, frame.get(..8)?);
-                sum = checksum(is_big, sum, frame.get(FRAME_HEADER..)?);
-            } else {
-                sum = checksum(is_big, sum, frame.get(word..)?);
-            }
-            *frame.get_mut(at)? ^= 1 << bit;
-            if sum == stored {
-                return Some(at);
+    let (mut first, mut second) = (stored.0.wrapping_sub(sum.0), stored.1.wrapping_sub(sum.1));
+    for at in [0].into_iter().chain((FRAME_HEADER..frame.len()).step_by(8)).rev() {
+        let found = match (first, second) {
+            (both, other) if both == other => Some((at, both)),
+            (0, one) => Some((at + 4, one)),
+            _ => None,
+        };
+        if let Some((word_at, difference)) = found
+            && let Some(bytes) = frame.get(word_at..).and_then(|rest| rest.first_chunk())
+        {
+            let word = if is_big { u32::from_be_bytes(*bytes) } else { u32::from_le_bytes(*bytes) };
+            if (word.wrapping_add(difference) ^ word).count_ones() == 1 {
+                return Some(word_at);
             }
         }
-        if at & 7 == 7 {
-            before = checksum(is_big, before, frame.get(word..word + 8)?);
-        }
+        second = second.wrapping_sub(first);
+        first = first.wrapping_sub(second);
     }
     None
 }

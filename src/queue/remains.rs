@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::files;
 use super::identity::Waiting;
 use super::pages::{Pages, Spot, Value};
 use super::row::{self, Start, Starts, Words};
@@ -160,7 +161,8 @@ impl Remains {
             .any(|(((stream, _), (last, _)), ((other, first), _))| stream == other && last >= first);
         self.known_to = spans.values().map(|(last, _)| *last).filter(|last| *last != OPEN).max().unwrap_or(0);
         (self.streams, self.spans) = (streams, spans);
-        if !is_whole || !is_sane || overlaps {
+        // A page of another table in place of this one says that nobody waits for anything.
+        if !is_whole || !is_sane || overlaps || files::misplaced(&self.pages, &self.roots).is_some() {
             self.spans.clear();
             return;
         }

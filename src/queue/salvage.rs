@@ -637,10 +637,10 @@ impl Books {
         let lost = total.map_or_else(|| "an unknown number".to_owned(), |total| total.to_string());
         let mut text = format!("salvaged {} messages from {}, lost {lost}", progress.rows, salvage.place.display());
         if ticket.is_log_wanting || ticket.is_log_foreign {
-            text.push_str(
-                ": the log was damaged, and acknowledged messages of the last time before may have been in it alone. \
-                 Compare with the publishers or with `tidegate ledger`, and look at the disk",
-            );
+            text.push_str(", because what was written last is not all there");
+        }
+        if total.is_none() {
+            text.push_str(": acknowledged messages may be among them. Compare with the publishers or with the cloud (`tidegate ledger --verify`), and look at the disk");
         }
         let knows_spans = remains.knowledge == Knowledge::Whole;
         if !knows_spans && progress.rows > 0 {

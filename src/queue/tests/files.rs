@@ -161,6 +161,7 @@ fn swap(dir: &Path, one: u32, two: u32) {
     // The log as one that was put into the database and begins anew: a new salt, and no frame of its own.
     let salt = u32::from_be_bytes(log_file[16..20].try_into().unwrap()) + 1;
     log_file[16..20].copy_from_slice(&salt.to_be_bytes());
+    log_file[20..24].iter_mut().for_each(|byte| *byte ^= 0x5a);
     let sum = crate::queue::pages::head_sum(&log_file[..24]);
     log_file[24..28].copy_from_slice(&sum.0.to_be_bytes());
     log_file[28..32].copy_from_slice(&sum.1.to_be_bytes());
@@ -194,7 +195,7 @@ async fn pages_in_each_others_place_are_found_after_a_crash() {
     let dir = copy_dir(original.path());
     swap(dir.path(), page_of(original.path(), 200), page_of(original.path(), 90));
     let (found, lost) = opened(dir.path()).await;
-    assert_eq!((found, lost), (all(), None));
+    assert_eq!((found, lost), (all(), Some(None)), "where it ended nobody knows for sure");
     assert_eq!(fs::read_dir(dir.path().join("quarantine")).unwrap().count(), 1);
 }
 
