@@ -86,6 +86,10 @@ mod boots;
 
 mod row;
 
+mod mark;
+
+mod files;
+
 pub(crate) mod numbers;
 
 mod pages;

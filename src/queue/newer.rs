@@ -63,6 +63,11 @@ pub(super) fn take_back(dir: &Path, database: &str, retire: impl FnOnce() -> io:
     Ok(true)
 }
 
+/// Whether a store was put aside.
+pub(super) fn is_any(dir: &Path) -> bool {
+    !places(&dir.join(NEWER)).is_empty()
+}
+
 /// What is aside, the oldest first.
 fn places(newer: &Path) -> Vec<(u64, PathBuf)> {
     let Ok(entries) = fs::read_dir(newer) else { return Vec::new() };

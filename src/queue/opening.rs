@@ -14,8 +14,6 @@ use super::books::{Books, Gap, Identity, Stream, gap_topic};
 use super::boots;
 use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::ledger::Ledger;
-use super::newer;
-use super::pages::Pages;
 use super::remains::Remains;
 use super::retention::{self, Ceilings};
 use super::routes::Routes;
@@ -26,13 +24,13 @@ use super::scrub::Scrub;
 use super::sessions::{Hall, Sessions};
 use super::spans::{OPEN, Ranges, Span};
 use super::spare::Held;
-use super::store::{DATABASE, GapRow, PAGE_BYTES, Store, StoreError, miscounted, opening};
+use super::store::{DATABASE, GapRow, LOG, PAGE_BYTES, Store, StoreError, miscounted, opening};
 use super::{OpenError, QueueSettings, StreamSpec};
+use super::{files, mark, newer};
 use crate::config::{ForwardRule, TopicTemplate};
 use crate::health::LossReason;
 use crate::message::{Filter, Qos};
 
-const LOG: &str = "queue.db-wal";
 const QUARANTINE: &str = "quarantine";
 /// Why the program stopped, where nothing else is known.
 const STOPPED: &str = "in order, as it was told to";
@@ -75,6 +73,8 @@ pub(super) struct Past {
     pub losses: BTreeMap<LossReason, u64>,
     /// The log beside it is not its own.
     pub is_log_foreign: bool,
+    /// Its end is lost.
+    pub is_log_wanting: bool,
     /// Why it has to be moved aside.
     pub damage: Option<String>,
     /// It was moved aside: that there is none is no surprise.
@@ -158,6 +158,7 @@ fn ticket(settings: &QueueSettings, past: &mut Past, reason: String) -> Ticket {
         settled: past.settled,
         was_open: past.was_open,
         is_log_foreign: std::mem::take(&mut past.is_log_foreign),
+        is_log_wanting: std::mem::take(&mut past.is_log_wanting),
         last: past.identity.as_ref().map_or(kept, |identity| identity.sequence_next.saturating_sub(1)),
         devices: salvage::by_name(&past.devices),
         losses: past.losses.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
@@ -187,7 +188,7 @@ fn move_aside(settings: &QueueSettings, ticket: Option<&Ticket>) -> io::Result<P
     }
     identity::sync_dir(&place)?;
     identity::sync_dir(&quarantine)?;
-    for name in ["queue.db", "queue.db-wal", "queue.db-shm", "queue.db-journal"] {
+    for name in [DATABASE, LOG, "queue.db-shm", "queue.db-journal"] {
         match fs::rename(settings.dir.join(name), place.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -199,25 +200,6 @@ fn move_aside(settings: &QueueSettings, ticket: Option<&Ticket>) -> io::Result<P
     Ok(place)
 }
 
-/// What the directory says of itself before SQLite looks: an empty file is a fine database to it, and a WAL without its
-/// database would be deleted.
-fn look(dir: &Path, file: &StartFile, is_moved_aside: bool) -> Result<bool, StoreError> {
-    let damaged = |reason: &str| Err(StoreError::Damaged(reason.to_owned()));
-    match fs::symlink_metadata(dir.join(DATABASE)) {
-        Ok(metadata) if metadata.is_dir() => damaged("there is a directory in its place"),
-        Ok(metadata) if metadata.len() == 0 && file.exists() => damaged("it is empty"),
-        Ok(_) if Pages::open(dir, true).is_log_damaged => damaged("its write-ahead log is damaged"),
-        Ok(_) => Ok(false),
-        Err(_) if has_log(dir) => damaged("there is a write-ahead log without its database"),
-        Err(_) => {
-            if file.exists() && !is_moved_aside {
-                warn!("The store is gone; the queue starts empty");
-            }
-            Ok(true)
-        }
-    }
-}
-
 /// Whether the last start in the store is not the one of the same number that this directory has seen. SQLite takes any
 /// log that is whole in itself.
 fn is_foreign(starts: &Starts, past: &Past) -> bool {
@@ -226,21 +208,31 @@ fn is_foreign(starts: &Starts, past: &Past) -> bool {
     known.zip(last).is_some_and(|(kept, (number, store))| kept.start == number && kept.store != store)
 }
 
-fn has_log(dir: &Path) -> bool {
-    fs::metadata(dir.join(LOG)).is_ok_and(|log| log.len() > 0)
+/// What the directory says of itself before SQLite looks. Says whether there is no store yet.
+fn look(settings: &QueueSettings, file: &StartFile, past: &mut Past) -> Result<bool, StoreError> {
+    let dir = &settings.dir;
+    // A crash may have come between a move and the first commit of the next store.
+    let is_no_surprise = || {
+        past.is_moved || past.is_put_aside || newer::is_any(dir) || !salvage::places(&dir.join(QUARANTINE)).is_empty()
+    };
+    let found = files::look(dir, file.exists() && !is_no_surprise())?;
+    let Some(fault) = found.fault else { return Ok(found.is_new) };
+    past.is_log_foreign = fault == files::LogFault::Foreign;
+    past.is_log_wanting = true;
+    Err(StoreError::Damaged(fault.to_string()))
 }
 
 fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError> {
     let file = StartFile::new(&settings.dir);
     // First, since what follows reads the files.
     forget_cached(&settings.dir).map_err(|error| io_error(&error))?;
-    let is_new = look(&settings.dir, &file, past.is_moved || past.is_put_aside)?;
+    let is_new = look(settings, &file, past)?;
     let store = Store::open(&settings.dir.join(DATABASE))?;
     if is_new {
         identity::sync_dir(&settings.dir).map_err(|error| io_error(&error))?;
     }
     let starts = store.starts().map_err(opening)?;
-    if is_foreign(&starts, past) && has_log(&settings.dir) {
+    if is_foreign(&starts, past) && files::has_log(&settings.dir) {
         past.is_log_foreign = true;
         return Err(StoreError::Damaged("its write-ahead log is another store's".to_owned()));
     }
@@ -315,7 +307,8 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         fault: None,
         is_stale: false,
     };
-    match books.load(last, past, was_stopped).map_err(opening) {
+    let loaded = books.load(last, past, was_stopped).and_then(|()| mark::make(&settings.dir, &mut books.store));
+    match loaded.map_err(opening) {
         Ok(()) => {
             past.is_moved = false;
             Ok(books)

@@ -13,7 +13,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use super::store::{DATABASE, PAGE_BYTES};
+use super::store::{DATABASE, LOG, PAGE_BYTES};
 
 pub(super) const PAGE: usize = PAGE_BYTES as usize;
 const WAL_HEADER: usize = 32;
@@ -21,6 +21,8 @@ const FRAME_HEADER: usize = 24;
 const FRAME: u64 = (FRAME_HEADER + PAGE) as u64;
 /// A log is cut at 4000 frames; one that was not cut for long is longer.
 const FRAMES_MAX: u64 = 262_144;
+/// Frames of the last commit that are tried for a flipped bit.
+const FLIPS_TRIED_MAX: usize = 16;
 /// A table that is walked has fewer pages than this, or damage leads in circles.
 const WALK_PAGES_MAX: usize = 1 << 20;
 /// No row is longer: a packet has 256 KiB.
@@ -90,8 +92,22 @@ pub(super) struct Pages {
     /// by `page` may be older than the last commit.
     pub is_torn: bool,
     /// As `is_torn`, and it was not a power cut: a cut tears at most the commit that was being written, which nobody
-    /// was promised. SQLite would silently leave out all that comes after.
+    /// was promised, and it tears whole sectors. SQLite would silently leave out all that comes after.
     pub is_log_damaged: bool,
+    /// The length of the log; 0: there is none.
+    pub log_bytes: u64,
+    /// The first half of the salt in its head, which grows by one with each round; `None`: its head is damaged.
+    pub log_salt: Option<u32>,
+}
+
+/// A frame of the log's current round.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    page: u32,
+    place: u32,
+    /// What its checksum goes on from; `None` where the frame before is lost.
+    seed: Option<(u32, u32)>,
+    is_right: bool,
 }
 
 impl Pages {
@@ -102,7 +118,7 @@ impl Pages {
             path.is_file().then(|| File::open(path).ok()).flatten()
         };
         let database = file(DATABASE);
-        let log = with_log.then(|| file("queue.db-wal")).flatten();
+        let log = with_log.then(|| file(LOG)).flatten();
         let pages = |file: &File| file.metadata().map_or(0, |metadata| metadata.len()).div_ceil(PAGE_BYTES);
         let database_pages = database.as_ref().map_or(0, pages);
         let mut found = Pages {
@@ -113,6 +129,8 @@ impl Pages {
             newest: HashMap::new(),
             is_torn: false,
             is_log_damaged: false,
+            log_bytes: 0,
+            log_salt: None,
         };
         if found.read_log().is_err() {
             // What of it could be read counts; the rest is lost to a disk that cannot be read.
@@ -130,6 +148,7 @@ impl Pages {
     /// from its predecessor's, is carved and not walked.
     fn read_log(&mut self) -> io::Result<()> {
         let Some(log) = &self.log else { return Ok(()) };
+        self.log_bytes = log.metadata()?.len();
         let mut reader = io::BufReader::with_capacity(256 * 1024, log);
         let mut header = [0; WAL_HEADER];
         if reader.read_exact(&mut header).is_err() {
@@ -139,10 +158,10 @@ impl Pages {
         let is_big = magic & 1 == 1;
         let head_sum = checksum(is_big, (0, 0), header.get(..24).unwrap_or_default());
         let is_good = magic | 1 == 0x377f_0683 && head_sum == (big(&header, 24), big(&header, 28));
+        self.log_salt = is_good.then(|| big(&header, 16));
         let mut salt = is_good.then(|| (big(&header, 16), big(&header, 20)));
         let mut seed = is_good.then_some(head_sum);
-        // Page, place, whether its checksum is right, of the current round.
-        let mut current: Vec<(u32, u32, bool)> = Vec::new();
+        let mut current: Vec<Frame> = Vec::new();
         // The ends of the last two commits.
         let (mut committed, mut committed_before) = (0, 0);
         let mut frame = vec![0; FRAME_HEADER + PAGE];
@@ -150,37 +169,59 @@ impl Pages {
             if reader.read_exact(&mut frame).is_err() {
                 break;
             }
+            if frame.iter().all(|byte| *byte == 0) {
+                // Never written, or wiped: nothing goes on from it.
+                seed = None;
+                continue;
+            }
             let place = u32::try_from(place).unwrap_or(u32::MAX);
             let its_salt = (big(&frame, 8), big(&frame, 12));
-            if *salt.get_or_insert(its_salt) != its_salt {
+            let own_salt = *salt.get_or_insert(its_salt);
+            let strange_bits = (own_salt.0 ^ its_salt.0).count_ones() + (own_salt.1 ^ its_salt.1).count_ones();
+            // Rounds differ in a random number: one bit is a flipped one.
+            if strange_bits > 1 {
                 self.frames.push(place);
                 seed = None;
                 continue;
             }
             let stored = (big(&frame, 16), big(&frame, 20));
-            let is_right = seed.is_some_and(|seed| {
-                let sum = checksum(is_big, seed, frame.get(..8).unwrap_or_default());
-                checksum(is_big, sum, frame.get(FRAME_HEADER..).unwrap_or_default()) == stored
-            });
+            let is_right = strange_bits == 0 && seed.is_some_and(|seed| frame_sum(is_big, seed, &frame) == stored);
+            self.is_log_damaged |= strange_bits == 1;
+            current.push(Frame { page: big(&frame, 0), place, seed, is_right });
             seed = Some(stored);
-            current.push((big(&frame, 0), place, is_right));
             if big(&frame, 4) != 0 {
                 (committed_before, committed) = (committed, current.len());
             }
         }
-        current.truncate(committed);
         // A sector is written whole, and the head is synced before what follows it: a cut never tears it.
-        self.is_log_damaged = !is_good && committed > 0;
-        for (index, (page, place, is_right)) in current.into_iter().enumerate() {
-            self.frames.push(place);
-            if is_right {
-                self.newest.insert(page, place);
-            } else {
-                self.is_torn = true;
-                self.is_log_damaged |= index < committed_before;
-            }
+        self.is_log_damaged |= !is_good && committed > 0;
+        let tail = current.get(committed_before..).unwrap_or_default().to_vec();
+        current.truncate(committed);
+        let wrong = current.iter().position(|frame| !frame.is_right);
+        self.is_torn = wrong.is_some();
+        self.is_log_damaged |= wrong.is_some_and(|first| first < committed_before);
+        if !self.is_log_damaged {
+            self.is_log_damaged = self.has_flip(is_big, &tail, committed - committed_before);
         }
+        self.is_torn |= self.is_log_damaged;
+        // Of a commit that the power tore nothing counts, as to SQLite; it is carved all the same.
+        let counted = if self.is_log_damaged || wrong.is_none() { committed } else { committed_before };
+        self.newest
+            .extend(current.iter().take(counted).filter(|frame| frame.is_right).map(|frame| (frame.page, frame.place)));
+        self.frames.extend(current.iter().map(|frame| frame.place));
         Ok(())
+    }
+
+    /// Whether a frame of the last commit is wrong in a single bit: the power tears sectors, not bits. What comes after
+    /// the last commit's end counts only if the flip has hidden that it is an end.
+    fn has_flip(&self, is_big: bool, tail: &[Frame], committed: usize) -> bool {
+        let wrong = tail.iter().enumerate().filter(|(_, frame)| !frame.is_right).take(FLIPS_TRIED_MAX);
+        wrong.filter_map(|(index, frame)| Some((index, frame.place, frame.seed?))).any(|(index, place, seed)| {
+            let offset = WAL_HEADER as u64 + u64::from(place) * FRAME;
+            let bytes = self.log.as_ref().and_then(|log| read_exactly(log, offset, FRAME_HEADER + PAGE));
+            let flip = bytes.and_then(|bytes| flipped(is_big, seed, &bytes));
+            flip.is_some_and(|at| index < committed || at == 4)
+        })
     }
 
     /// The newest version of a page that is whole.
@@ -303,20 +344,29 @@ impl Pages {
         is_whole.then_some(())
     }
 
-    /// The greatest rowid of a table. `None`: the way to it is damaged. 0: there is none.
+    /// The greatest rowid of a table. `None`: the way to it is damaged, or leads to a page that belongs elsewhere: SQLite
+    /// would take that one's last row for the last of all. 0: there is none.
     pub fn last_rowid(&self, root: u32) -> Option<u64> {
         let mut number = root;
+        // All that is left of the way is not greater.
+        let mut last = 0;
         for _ in 0..20 {
             let page = self.page(number)?;
             let node = Node::at(&page, number).filter(|node| node.kind == Kind::Table)?;
-            if !node.is_leaf {
-                number = node.last_child;
-                continue;
+            for cell in node.cells(&page) {
+                let mut bytes = Bytes { page: &page, at: cell? };
+                if node.is_leaf {
+                    bytes.varint()?;
+                } else {
+                    bytes.take(4)?;
+                }
+                last = bytes.varint().filter(|rowid| *rowid > last)?;
             }
-            let Some(cell) = node.cells(&page).last() else { return Some(0) };
-            let mut bytes = Bytes { page: &page, at: cell? };
-            bytes.varint()?;
-            return bytes.varint();
+            if node.is_leaf {
+                let is_right = node.count > 0 || number == root;
+                return is_right.then_some(last);
+            }
+            number = node.last_child;
         }
         None
     }
@@ -349,6 +399,11 @@ impl Pages {
             number = next;
         }
         None
+    }
+
+    /// The step of the schema, as the head of the database says (1.3).
+    pub fn schema_step(&self) -> Option<u32> {
+        self.page(1).map(|page| big(&page, 60))
     }
 
     /// The pages that are free (1.5); `None` when the list of them cannot be read.
@@ -389,6 +444,48 @@ fn read_at(file: &File, offset: u64) -> Option<Vec<u8>> {
     (filled > 0).then_some(page)
 }
 
+fn read_exactly(file: &File, offset: u64, length: usize) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, offset).ok().map(|()| bytes)
+}
+
+/// The checksum of a frame: of its page number and size, and of its page.
+fn frame_sum(is_big: bool, seed: (u32, u32), frame: &[u8]) -> (u32, u32) {
+    let sum = checksum(is_big, seed, frame.get(..8).unwrap_or_default());
+    checksum(is_big, sum, frame.get(FRAME_HEADER..).unwrap_or_default())
+}
+
+/// Where a single flipped bit explains that a frame's checksum is wrong: the byte of the frame. A torn frame matches by
+/// chance in one of some 10^15 cases.
+///
+/// The sum is linear: what a bit adds to it depends only on how many words come after. So the difference is followed
+/// back, word by word, until it is that of one bit.
+fn flipped(is_big: bool, seed: (u32, u32), frame: &[u8]) -> Option<usize> {
+    let (stored, sum) = ((big(frame, 16), big(frame, 20)), frame_sum(is_big, seed, frame));
+    if (sum.0 ^ stored.0).count_ones() + (sum.1 ^ stored.1).count_ones() == 1 {
+        return Some(16);
+    }
+    let (mut first, mut second) = (stored.0.wrapping_sub(sum.0), stored.1.wrapping_sub(sum.1));
+    for at in [0].into_iter().chain((FRAME_HEADER..frame.len()).step_by(8)).rev() {
+        let found = match (first, second) {
+            (both, other) if both == other => Some((at, both)),
+            (0, one) => Some((at + 4, one)),
+            _ => None,
+        };
+        if let Some((word_at, difference)) = found
+            && let Some(bytes) = frame.get(word_at..).and_then(|rest| rest.first_chunk())
+        {
+            let word = if is_big { u32::from_be_bytes(*bytes) } else { u32::from_le_bytes(*bytes) };
+            if (word.wrapping_add(difference) ^ word).count_ones() == 1 {
+                return Some(word_at);
+            }
+        }
+        second = second.wrapping_sub(first);
+        first = first.wrapping_sub(second);
+    }
+    None
+}
+
 fn big(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |chunk| u32::from_be_bytes(*chunk))
 }
@@ -405,6 +502,12 @@ fn checksum(is_big: bool, seed: (u32, u32), bytes: &[u8]) -> (u32, u32) {
         second = second.wrapping_add(word(4)).wrapping_add(first);
     }
     (first, second)
+}
+
+/// The checksum that the head of a log should have.
+#[cfg(test)]
+pub(super) fn head_sum(head: &[u8]) -> (u32, u32) {
+    checksum(big(head, 0) & 1 == 1, (0, 0), head)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::files;
 use super::identity::Waiting;
 use super::pages::{Pages, Spot, Value};
 use super::row::{self, Start, Starts, Words};
@@ -63,7 +64,8 @@ pub(super) struct Remains {
 impl Remains {
     /// Reads what there is in `place`. Looks at small tables and at the log; never at all of the messages.
     pub fn read(place: &Path, ticket: &Ticket) -> Remains {
-        let pages = Pages::open(place, !ticket.is_log_foreign);
+        let mut pages = Pages::open(place, !ticket.is_log_foreign);
+        pages.is_torn |= ticket.is_log_foreign || ticket.is_log_wanting;
         let mut remains = Remains {
             roots: roots(&pages),
             pages,
@@ -159,7 +161,8 @@ impl Remains {
             .any(|(((stream, _), (last, _)), ((other, first), _))| stream == other && last >= first);
         self.known_to = spans.values().map(|(last, _)| *last).filter(|last| *last != OPEN).max().unwrap_or(0);
         (self.streams, self.spans) = (streams, spans);
-        if !is_whole || !is_sane || overlaps {
+        // A page of another table in place of this one says that nobody waits for anything.
+        if !is_whole || !is_sane || overlaps || files::misplaced(&self.pages, &self.roots).is_some() {
             self.spans.clear();
             return;
         }
@@ -292,7 +295,7 @@ impl Remains {
 }
 
 /// Where the tables begin: as the store says; where it does not say, as in every store of this program.
-fn roots(pages: &Pages) -> BTreeMap<String, u32> {
+pub(super) fn roots(pages: &Pages) -> BTreeMap<String, u32> {
     let mut roots = Store::usual_roots().unwrap_or_default();
     let mut said = BTreeMap::new();
     pages.walk(1, |_, values| {

@@ -5,7 +5,7 @@ use crate::config::WhenFull;
 /// Pages in the WAL after which they go to the database file, where the disk has room for it.
 const CHECKPOINT_PAGES: u32 = 4000;
 /// What one transaction writes at most, about.
-const CHECKPOINT_PAGES_MIN: u32 = 320;
+pub(super) const CHECKPOINT_PAGES_MIN: u32 = 320;
 /// What the WAL has beside each page.
 pub(super) const WAL_FRAME: u64 = 24;
 /// What the soft ceiling leaves of the hard one, at least, for what the session must write.

@@ -53,6 +53,9 @@ pub(super) struct Ticket {
     pub was_open: bool,
     /// The log beside it is another store's: nothing in it is ours.
     pub is_log_foreign: bool,
+    /// The end of its log is lost, or all of it: nobody knows what was in it.
+    #[serde(default)]
+    pub is_log_wanting: bool,
     /// No sequence above this one was used in it.
     pub last: u64,
     /// The numbers of devices, as far as they were in memory.
@@ -633,6 +636,12 @@ impl Books {
         }
         let lost = total.map_or_else(|| "an unknown number".to_owned(), |total| total.to_string());
         let mut text = format!("salvaged {} messages from {}, lost {lost}", progress.rows, salvage.place.display());
+        if ticket.is_log_wanting || ticket.is_log_foreign {
+            text.push_str(", because what was written last is not all there");
+        }
+        if total.is_none() {
+            text.push_str(": acknowledged messages may be among them. Compare with the publishers or with the cloud (`tidegate ledger --verify`), and look at the disk");
+        }
         let knows_spans = remains.knowledge == Knowledge::Whole;
         if !knows_spans && progress.rows > 0 {
             text.push_str("; who had got which was not readable, so that some may arrive again under the same id");

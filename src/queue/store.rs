@@ -13,7 +13,8 @@ use thiserror::Error;
 
 use super::boots::{Boot, Boots};
 use super::identity::Waiting;
-use super::retention::{Ceilings, WAL_FRAME};
+use super::mark::MARK;
+use super::retention::{CHECKPOINT_PAGES_MIN, Ceilings, WAL_FRAME};
 use super::row::{Start, Starts, Words};
 use super::segments::{Segment, Segments};
 use super::spans::{OPEN, Span};
@@ -22,8 +23,12 @@ use crate::message::{ClockState, Stamp};
 
 /// The file, in the state directory and in a quarantine.
 pub(super) const DATABASE: &str = "queue.db";
+/// Its write-ahead log.
+pub(super) const LOG: &str = "queue.db-wal";
 /// Bytes of a page: small ones spare the flash (facts: 3.1 bytes written per byte, against 4.6 with 4096).
 pub(super) const PAGE_BYTES: u64 = 1024;
+/// What the WAL is never cut below when it begins anew, and so the least that it has once it is marked (mark.rs).
+pub(super) const LOG_BYTES: u64 = CHECKPOINT_PAGES_MIN as u64 * (PAGE_BYTES + WAL_FRAME);
 /// `TIDG`: what a file that is ours says of itself.
 const APPLICATION_ID: i32 = 0x5449_4447;
 /// The steps of the schema. Each only adds, so that an older program can drain what a newer one stored; a step that it
@@ -36,7 +41,7 @@ const SCHEMA: [&str; 5] = [
     include_str!("schema_5.sql"),
 ];
 /// The step that this program writes.
-const SCHEMA_STEP: i64 = SCHEMA.len() as i64;
+pub(super) const SCHEMA_STEP: i64 = SCHEMA.len() as i64;
 /// The oldest program that may open what this one writes, by its step. That of step 1, which was never released, named
 /// no columns when it inserted, so that it cannot live with new ones.
 const OLDEST_PROGRAM: u64 = 2;
@@ -133,6 +138,13 @@ pub(super) struct InFlightRow {
     pub topic: String,
     pub format: i64,
     pub timing: Timing,
+}
+
+/// A column of a table: what it holds, and whether each row has something in it.
+#[derive(Debug)]
+pub(super) struct Column {
+    pub kind: String,
+    pub is_needed: bool,
 }
 
 /// The open database.
@@ -249,6 +261,25 @@ impl Store {
         statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     }
 
+    /// The columns of each table, in the order in which they lie in a row.
+    pub fn columns() -> rusqlite::Result<BTreeMap<String, Vec<Column>>> {
+        let connection = Connection::open_in_memory()?;
+        for step in SCHEMA {
+            connection.execute_batch(step)?;
+        }
+        let sql = "SELECT tables.name, columns.type, columns.\"notnull\" = 1 AND columns.dflt_value IS NULL \
+                   FROM sqlite_schema AS tables, pragma_table_info(tables.name) AS columns \
+                   WHERE tables.type = 'table' ORDER BY tables.name, columns.cid";
+        let mut statement = connection.prepare(sql)?;
+        let mut found: BTreeMap<String, Vec<Column>> = BTreeMap::new();
+        let mut rows = statement.query(())?;
+        while let Some(row) = rows.next()? {
+            let column = Column { kind: row.get(1)?, is_needed: row.get(2)? };
+            found.entry(row.get(0)?).or_default().push(column);
+        }
+        Ok(found)
+    }
+
     /// No page beyond these is ever made, because a full disk would fail deletions as well; and how long the WAL gets.
     pub fn keep_within(&self, ceilings: Ceilings) -> rusqlite::Result<()> {
         let pages_max = ceilings.hard_pages.min(u64::from(u32::MAX - 2)).cast_signed();
@@ -289,8 +320,22 @@ impl Store {
         Ok(())
     }
 
-    /// Empties the WAL into the database and closes both.
-    pub fn close(self) -> rusqlite::Result<()> {
+    /// Puts what is in the WAL into the database, as far as the disk has room.
+    pub fn checkpoint(&self) -> rusqlite::Result<()> {
+        match self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(())) {
+            // It stays in the WAL.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Empties the WAL into the database and closes both. From then on the database does without a WAL.
+    pub fn close(mut self) -> rusqlite::Result<()> {
+        if self.meta(MARK)?.is_some() {
+            self.write()?;
+            self.run("DELETE FROM meta WHERE key = ?", [MARK])?;
+            self.commit()?;
+        }
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()))?;
         // All is in the database: the log may go.
         self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;

@@ -19,6 +19,7 @@ use crate::message::ClockState;
 use crate::message::{Body, Origin, Properties, Quality, Reading, Stamp, Value};
 
 mod ceiling;
+mod files;
 mod ledger;
 mod recovery;
 mod rot;
@@ -165,6 +166,21 @@ fn stored(appended: &Appended) -> Sequence {
     }
 }
 
+/// How far the log is written in its present round. It has its full length from the start, and is written over.
+fn log_bytes(dir: &Path) -> u64 {
+    let bytes = fs::read(dir.join("queue.db-wal")).unwrap();
+    let frames = bytes[32..].chunks_exact(1048).take_while(|frame| frame[8..16] == bytes[16..24]);
+    32 + frames.count() as u64 * 1048
+}
+
+/// Leaves of the log what a power cut leaves when nothing from here on was written.
+fn cut_log(dir: &Path, from: u64) {
+    let file = fs::File::options().write(true).open(dir.join("queue.db-wal")).unwrap();
+    let length = file.metadata().unwrap().len();
+    file.set_len(from).unwrap();
+    file.set_len(length).unwrap();
+}
+
 fn copy_dir(from: &Path) -> TempDir {
     let to = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -248,7 +264,6 @@ fn numbers_in(dir: &Path) -> Vec<u64> {
 fn q1_a_torn_log_never_yields_half_a_batch_nor_loses_an_earlier_commit() {
     let dir = tempfile::tempdir().unwrap();
     let mut books = opening::open_books(&settings(dir.path()), &mut Past::default()).unwrap();
-    let wal = |dir: &Path| dir.join("queue.db-wal");
     let mut commits = Vec::new();
     let mut number = 0;
     for batch in 1..=20_u64 {
@@ -257,14 +272,14 @@ fn q1_a_torn_log_never_yields_half_a_batch_nor_loses_an_earlier_commit() {
             number += 1;
         }
         books.commit().unwrap();
-        commits.push((number, fs::metadata(wal(dir.path())).unwrap().len()));
+        commits.push((number, log_bytes(dir.path())));
     }
     let cut_dir = copy_dir(dir.path());
     let end = commits.last().unwrap().1;
     let begin = commits.first().unwrap().1;
     for cut in (begin..=end).step_by(997) {
         let copy = copy_dir(cut_dir.path());
-        fs::File::options().write(true).open(wal(copy.path())).unwrap().set_len(cut).unwrap();
+        cut_log(copy.path(), cut);
         let found = numbers_in(copy.path());
         assert_eq!(found, (0..found.len() as u64).collect::<Vec<_>>(), "cut at {cut}");
         let count = found.len() as u64;

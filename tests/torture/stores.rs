@@ -138,11 +138,12 @@ struct Spoilt {
 fn spoil(dir: &Path, other: &Path, random: &mut Random) -> Spoilt {
     let (database, log) = (dir.join("queue.db"), dir.join("queue.db-wal"));
     let has_log = fs::metadata(&log).is_ok_and(|log| log.len() > 0);
-    let spoilt = |what: String| Spoilt { what, is_harmless: false, loses_its_end: has_log };
+    let spoilt = |what: String| Spoilt { what, is_harmless: false, loses_its_end: false };
     let target = if has_log && random.within(0..2) == 0 { &log } else { &database };
     let name = target.file_name().unwrap().to_string_lossy().into_owned();
     let mut bytes = fs::read(target).unwrap();
-    let mut result = match random.within(0..12) {
+    let before = bytes.clone();
+    let mut result = match random.within(0..if has_log { 17 } else { 12 }) {
         0..=2 => {
             let count = 1 + random.within(0..40);
             for _ in 0..count {
@@ -194,7 +195,41 @@ fn spoil(dir: &Path, other: &Path, random: &mut Random) -> Spoilt {
         10 => {
             let foreign = fs::read(other.join("queue.db-wal")).unwrap();
             fs::write(&log, foreign).unwrap();
-            return Spoilt { what: "another store's log".to_owned(), is_harmless: false, loses_its_end: true };
+            return spoilt("another store's log".to_owned());
+        }
+        12 => {
+            fs::remove_file(&log).unwrap();
+            return spoilt("no log".to_owned());
+        }
+        13 => {
+            fs::write(&log, b"").unwrap();
+            return spoilt("an empty log".to_owned());
+        }
+        14 => {
+            let length = place(random, usize::try_from(fs::metadata(&log).unwrap().len()).unwrap());
+            fs::File::options().write(true).open(&log).unwrap().set_len(length as u64).unwrap();
+            return spoilt(format!("the log cut to {length} bytes"));
+        }
+        15 => {
+            // What SQLite takes for the log's end.
+            let mut bytes = fs::read(&log).unwrap();
+            let commits = commits(&bytes);
+            let (begin, end) = (commits[commits.len() - 2], commits[commits.len() - 1]);
+            let at = begin + place(random, end - begin);
+            bytes[at] ^= 1 << random.within(0..8);
+            fs::write(&log, bytes).unwrap();
+            return spoilt(format!("a bit flipped at {at} in the last commit, of {begin} to {end}"));
+        }
+        16 => {
+            // Of the database, whose pages have no checksum: the log is put into it first, and begins anew.
+            let pages = checkpointed(dir);
+            let (one, two) = (place(random, pages) * 1024, place(random, pages) * 1024);
+            let mut bytes = fs::read(&database).unwrap();
+            let page = bytes[one..one + 1024].to_vec();
+            bytes.copy_within(two..two + 1024, one);
+            bytes[two..two + 1024].copy_from_slice(&page);
+            fs::write(&database, bytes).unwrap();
+            return spoilt(format!("pages at {one} and {two} swapped after a checkpoint"));
         }
         _ => match random.within(0..3) {
             0 => {
@@ -212,9 +247,55 @@ fn spoil(dir: &Path, other: &Path, random: &mut Random) -> Spoilt {
             }
         },
     };
+    // A tail that is torn as the power tears it says nothing of what was in it.
+    result.loses_its_end = target == &log && is_in_the_tail(&before, &bytes);
     fs::write(target, bytes).unwrap();
-    result.loses_its_end |= has_log;
     result
+}
+
+const FRAME: usize = 1048;
+
+/// Where each commit of a log's present round ends.
+fn commits(log: &[u8]) -> Vec<usize> {
+    let frames = log[32..].chunks_exact(FRAME).take_while(|frame| frame[8..16] == log[16..24]);
+    let ends = frames.enumerate().filter(|(_, frame)| frame[4..8] != [0; 4]);
+    ends.map(|(index, _)| 32 + (index + 1) * FRAME).collect()
+}
+
+/// Whether all commits but the last ones are as they were, and those are not merely short of a bit: nobody can tell
+/// that from commits that the power tore, or that were not there yet.
+fn is_in_the_tail(before: &[u8], after: &[u8]) -> bool {
+    if after.len() < before.len() {
+        return false;
+    }
+    let ends = commits(before);
+    let first = before.iter().zip(after).position(|(one, two)| one != two).unwrap_or(before.len());
+    // The first commit that is not whole any more; what comes after it must be gone for SQLite and for us.
+    let Some(hit) = ends.iter().position(|end| first < *end) else { return true };
+    let is_last = hit + 1 == ends.len();
+    is_last || commits_after(after, ends[hit]) < 2
+}
+
+/// Commits whose end can still be seen from here on.
+fn commits_after(log: &[u8], from: usize) -> usize {
+    let frames = log[from.min(log.len())..].chunks_exact(FRAME);
+    frames.filter(|frame| frame[8..16] == log[16..24] && frame[4..8] != [0; 4]).count()
+}
+
+/// Puts the log into the database, as a gateway does, and leaves a log that begins anew with one more message that is
+/// delivered. Says how many pages there are.
+fn checkpointed(dir: &Path) -> usize {
+    let log = dir.join("queue.db-wal");
+    let length = fs::metadata(&log).unwrap().len();
+    let connection = rusqlite::Connection::open(dir.join("queue.db")).unwrap();
+    connection.query_row("PRAGMA wal_checkpoint(RESTART)", (), |_| Ok(())).unwrap();
+    connection.execute("INSERT INTO problem(wall_ms, text) VALUES (1, 'a commit after the checkpoint')", ()).unwrap();
+    let kept = fs::read(&log).unwrap();
+    connection.close().unwrap();
+    drop(fs::remove_file(dir.join("queue.db-shm")));
+    fs::write(&log, kept).unwrap();
+    fs::File::options().write(true).open(&log).unwrap().set_len(length).unwrap();
+    usize::try_from(fs::metadata(dir.join("queue.db")).unwrap().len() / 1024).unwrap()
 }
 
 /// Numbers whose row lies whole in the database: its payload in one piece, with room for what stands before it.

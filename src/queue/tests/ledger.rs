@@ -303,7 +303,7 @@ async fn taking_messages_in_writes_no_line_and_no_commit_of_its_own() {
     let mut rig = Rig::start(settings(dir.path()));
     rig.append(reading("a")).await;
     let commits = || rig.health.queue().commits.load(std::sync::atomic::Ordering::Relaxed);
-    let wal = || fs::metadata(dir.path().join("queue.db-wal")).unwrap().len();
+    let wal = || log_bytes(dir.path());
     let (commits_before, wal_before) = (commits(), wal());
     for _ in 0..100 {
         rig.append(reading("a")).await;

@@ -144,9 +144,8 @@ fn q4_a_full_store_takes_as_much_again_as_was_settled_though_no_segment_is_empty
 #[test]
 fn q1_a_log_that_is_torn_where_segments_begin_and_end_yields_whole_commits_and_no_earlier_one_is_lost() {
     let dir = tempfile::tempdir().unwrap();
-    let wal = |dir: &Path| dir.join("queue.db-wal");
     let mut books = books_of(dir.path(), MIB, WhenFull::Refuse);
-    let first_length = fs::metadata(wal(dir.path())).unwrap().len();
+    let first_length = log_bytes(dir.path());
     // Which numbers waited after each commit, and how long the log was then.
     let mut commits = Vec::new();
     let mut number = 0;
@@ -162,13 +161,13 @@ fn q1_a_log_that_is_torn_where_segments_begin_and_end_yields_whole_commits_and_n
             settle(&mut books, 0, places);
         }
         let numbers: Vec<u64> = waiting(&mut books, 0).into_iter().map(|(_, number)| number).collect();
-        commits.push((numbers, fs::metadata(wal(dir.path())).unwrap().len()));
+        commits.push((numbers, log_bytes(dir.path())));
     }
     assert!(books.store.segments().tables() > 4 && books.store.segments().newest().unwrap().span.first > 2000);
     let whole = copy_dir(dir.path());
     for cut in (first_length..=commits.last().unwrap().1).step_by(9973) {
         let copy = copy_dir(whole.path());
-        fs::File::options().write(true).open(wal(copy.path())).unwrap().set_len(cut).unwrap();
+        cut_log(copy.path(), cut);
         let mut books = books_of(copy.path(), MIB, WhenFull::Refuse);
         let found: Vec<u64> = waiting(&mut books, 0).into_iter().map(|(_, number)| number).collect();
         let promised = commits.iter().take_while(|(_, length)| *length <= cut).count();
