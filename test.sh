@@ -4,6 +4,7 @@
 #   ./test.sh                       format, lints, tests with real counterparts, documentation
 #   ./test.sh --torture [minutes]   the long forms of tests/torture only; 330 minutes are what they ask for
 #   ./test.sh --cross               builds for arm64 (and armhf) and runs them under an emulator; `cross` reads Cross.toml
+#   ./test.sh --package [profile]   builds the .deb (profile package-test, or release), and tries it in a root of its own
 #   ./test.sh --prepare             only installs
 #
 # On Debian 12 or Raspberry Pi OS it needs root or sudo for the packages, and a Rust toolchain.
@@ -14,12 +15,13 @@ set -uo pipefail
 cd "$(dirname "$0")" || exit 70
 
 usage() {
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
 }
 
 only_prepare=false
 cross=false
 torture_minutes=
+package_profile=
 while [ $# -gt 0 ]; do
     case "$1" in
     --prepare) only_prepare=true ;;
@@ -31,7 +33,14 @@ while [ $# -gt 0 ]; do
         fi
         ;;
     --cross) cross=true ;;
-    --vm | --package)
+    --package)
+        package_profile=package-test
+        if [[ "${2:-}" =~ ^[a-z][a-z-]*$ ]]; then
+            package_profile=$2
+            shift
+        fi
+        ;;
+    --vm)
         echo "test.sh: $1 is not in this version yet" >&2
         exit 64
         ;;
@@ -103,6 +112,13 @@ if $cross; then
     has readelf || missing+=(binutils)
 fi
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
+if [ -n "$package_profile" ]; then
+    # A root file system to install into, what judges the package and its scripts, and what finds its dependencies.
+    has mmdebstrap || missing+=(mmdebstrap)
+    has lintian || missing+=(lintian)
+    has shellcheck || missing+=(shellcheck)
+    has dpkg-shlibdeps || missing+=(dpkg-dev)
+fi
 
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
@@ -160,6 +176,31 @@ if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import p
     cp "$wanted" "$venv/installed.txt"
 fi
 
+# --- what packs -----------------------------------------------------------------------------------------------------
+
+if [ -n "$package_profile" ]; then
+    tools="$(realpath -m "$target")/tools"
+    PATH="$tools/bin:$PATH"
+    for tool in cargo-deb@3.8.0 cargo-auditable@0.7.7 cargo-cyclonedx@0.5.9 cargo-deny@0.20.2; do
+        if ! has "${tool%@*}"; then
+            echo "== $tool"
+            # They run once: what they take to compile counts, not what they take to run.
+            CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+                CARGO_TARGET_DIR="$tools/build" cargo install --quiet --locked --root "$tools" "$tool" ||
+                die "cannot install $tool"
+        fi
+    done
+    # What is compiled is not needed again; together it takes gigabytes.
+    rm -rf "$tools/build"
+    if [ ! -e "$target/packaging/root.tar" ]; then
+        echo "== a Debian to install into"
+        mkdir -p "$target/packaging"
+        codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+        as_root mmdebstrap --quiet --variant=minbase --include=systemd,libgcc-s1,debconf "$codename" \
+            "$target/packaging/root.tar" || die "mmdebstrap failed"
+    fi
+fi
+
 if $only_prepare; then
     echo "everything that the tests need is there"
     exit 0
@@ -201,7 +242,37 @@ torture() {
     return "${PIPESTATUS[0]}"
 }
 
-if [ -n "$torture_minutes" ]; then
+dependencies() {
+    cargo deny --locked check licenses bans sources
+}
+scripts() {
+    # debconf's own script is not ours to judge.
+    shellcheck --exclude=SC1091 packaging/build.sh packaging/debian/{config,postinst,prerm,postrm} tests/package.sh
+}
+pack() {
+    # The next version first: cargo-deb clears away what it made before.
+    mkdir -p "$target/packaging/next"
+    packaging/build.sh --profile "$package_profile" --version 99.0.0-1 --output "$target/packaging/next" &&
+        packaging/build.sh --profile "$package_profile"
+}
+judge() {
+    lintian --allow-root --fail-on error,warning target/debian/tidegate_*.deb
+}
+try_package() {
+    as_root tests/package.sh "$target/packaging/root.tar" target/debian/tidegate_*.deb \
+        "$target"/packaging/next/tidegate_99.0.0-1_*.deb 2>&1 | tee "$log"
+    return "${PIPESTATUS[0]}"
+}
+
+if [ -n "$package_profile" ]; then
+    log="$target/package.log"
+    : >"$log"
+    step "dependencies" dependencies
+    step "scripts" scripts
+    step "package" pack
+    step "lintian" judge
+    step "installed" try_package
+elif [ -n "$torture_minutes" ]; then
     log="$target/torture.log"
     step "torture" torture
 elif $cross; then
@@ -217,8 +288,12 @@ fi
 echo
 echo "== summary"
 printf '%s\n' "${summary[@]}"
-awk '/^test result:/ { passed += $4; failed += $6; ignored += $8; files += 1 }
+if [ -n "$package_profile" ]; then
+    echo "$(grep -c '^ok: ' "$log") checks of the installed package, $(grep -c '^FAILED: ' "$log") failed"
+else
+    awk '/^test result:/ { passed += $4; failed += $6; ignored += $8; files += 1 }
      END { printf "%d tests passed, %d failed, %d ignored, in %d files\n", passed, failed, ignored, files }' "$log"
+fi
 grep -E '^test .* \.\.\. FAILED$' "$log" | sort -u
 grep -o 'NOT TRIED: .*' "$log" | sort -u
 if [ "$failed" = 0 ]; then echo "all is well"; else echo "something failed: see above, and $log"; fi
