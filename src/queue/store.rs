@@ -175,6 +175,12 @@ impl Store {
         let application_id: i32 = store.pragma("application_id").map_err(opening)?;
         let tables: i64 =
             store.one("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0)).map_err(opening)?.unwrap_or(0);
+        // By now the file was read, which opens the log. Without one SQLite would go on with a rollback journal, whose
+        // commits a power cut may take back.
+        if !path.with_file_name(LOG).exists() {
+            let reason = "SQLite works without a write-ahead log".to_owned();
+            return Err(StoreError::Unusable(rusqlite::Error::InvalidParameterName(reason)));
+        }
         match (application_id, tables) {
             // A new file, or one whose making was interrupted before its first commit.
             (0, 0) => store.make().map_err(opening)?,
@@ -204,10 +210,8 @@ impl Store {
         connection.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))?;
         connection.pragma_update(None, "page_size", PAGE_BYTES.cast_signed())?;
         connection.pragma_update(None, "auto_vacuum", "NONE")?;
-        let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
-        if !mode.eq_ignore_ascii_case("wal") {
-            return Err(rusqlite::Error::InvalidParameterName(format!("journal mode is {mode}, not WAL")));
-        }
+        // To its end: the row with "wal" comes before the commit of it, and who stops there never hears that it failed.
+        connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         // Otherwise each new value of a range makes SQLite compile the statement again, to look for a better plan.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
