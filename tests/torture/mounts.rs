@@ -69,6 +69,19 @@ impl Mount {
         Mount::made(at, &["-t", "ext4", "-o", "loop,errors=remount-ro", &image.display().to_string()])
     }
 
+    /// The same as at the boot after a power cut: what cannot be mounted is mended first (`fsck.repair=yes`).
+    pub fn ext4_at_boot(image: &Path, at: &Path) -> Mount {
+        fs::create_dir_all(at).unwrap();
+        let words = ["-t", "ext4", "-o", "loop,errors=remount-ro", &image.display().to_string()];
+        let output = Command::new("mount").args(words).arg(at).env("PATH", path()).output().unwrap();
+        if output.status.success() {
+            return Mount { at: at.to_owned() };
+        }
+        println!("{} is mended: {}", image.display(), String::from_utf8_lossy(&output.stderr).trim());
+        mend_ext4(image);
+        Mount::ext4(image, at)
+    }
+
     /// A file system in memory that holds so many bytes.
     pub fn tmpfs(bytes: u64, at: &Path) -> Mount {
         Mount::made(at, &["-t", "tmpfs", "-o", &format!("size={bytes}"), "tidegate-test"])

@@ -187,7 +187,7 @@ fn start_after(cut: usize, site: &Site, log: &Log, is_expected_whole: bool, rand
     let disk = log.disk_after(cut, random);
     std::fs::write(&image, &disk).unwrap();
     let mut gateway = Gateway::named("after-the-cut", &site.folder, &site.tables);
-    let mount = Mount::ext4(&image, &gateway.state_dir());
+    let mount = Mount::ext4_at_boot(&image, &gateway.state_dir());
     site.cloud.begin(Memory::after(log.events(cut)), None);
 
     let began = Instant::now();
