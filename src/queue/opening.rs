@@ -212,7 +212,8 @@ fn look(settings: &QueueSettings, file: &StartFile, past: &mut Past) -> Result<b
     let is_no_surprise = || {
         past.is_moved || past.is_put_aside || newer::is_any(dir) || !salvage::places(&dir.join(QUARANTINE)).is_empty()
     };
-    let found = files::look(dir, file.exists() && !is_no_surprise())?;
+    let is_counted = past.identity.is_none() && past.kept.as_ref().is_some_and(|kept| kept.waiting.is_some());
+    let found = files::look(dir, file.exists() && !is_no_surprise(), is_counted)?;
     let Some(fault) = found.fault else { return Ok(found.is_new) };
     past.is_log_foreign = fault == files::LogFault::Foreign;
     past.is_log_wanting = true;

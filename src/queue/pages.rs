@@ -401,6 +401,11 @@ impl Pages {
         None
     }
 
+    /// Whether the log has anything that counts.
+    pub fn has_commits(&self) -> bool {
+        !self.newest.is_empty()
+    }
+
     /// The step of the schema, as the head of the database says (1.3).
     pub fn schema_step(&self) -> Option<u32> {
         self.page(1).map(|page| big(&page, 60))
