@@ -492,7 +492,12 @@ impl Books {
             }
             _ => self.identity.start.number,
         };
-        self.store.delete_starts_before(oldest)?;
+        let is_ordered = self.store.message_from(0)?.unwrap_or(u64::MAX)
+            > self.store.meta(salvage::SALVAGED_TO)?.unwrap_or(0)
+            && self.salvages.is_empty();
+        if is_ordered {
+            self.store.delete_starts_before(oldest)?;
+        }
         self.store.delete_boots_without_starts()?;
         self.learn_what_has_passed(last)?;
         self.learn_time()
