@@ -62,8 +62,9 @@ pub(super) fn has_log(dir: &Path) -> bool {
 }
 
 /// Looks at the files: an empty file is a fine database to SQLite, a log without its database would be deleted, and one
-/// that ends early is believed. `was_there`: a store has been here, and was not moved.
-pub(super) fn look(dir: &Path, was_there: bool) -> Result<Found, StoreError> {
+/// that ends early is believed. `was_there`: a store has been here, and was not moved. `is_counted`: its
+/// last stop was in order to the end, and it was not opened since.
+pub(super) fn look(dir: &Path, was_there: bool, is_counted: bool) -> Result<Found, StoreError> {
     let damaged = |reason: &str| Err(StoreError::Damaged(reason.to_owned()));
     match fs::symlink_metadata(dir.join(DATABASE)) {
         Ok(metadata) if metadata.is_dir() => return damaged("there is a directory in its place"),
@@ -74,12 +75,19 @@ pub(super) fn look(dir: &Path, was_there: bool) -> Result<Found, StoreError> {
         Err(_) => return Ok(Found { is_new: true, fault: None }),
     }
     let pages = Pages::open(dir, true);
-    let fault = log_fault(&pages, mark::read(dir));
+    let said = mark::read(dir);
+    // What was closed in order has no log of its own. An older program's store gets its new tables before that counts.
+    let is_strange = said.is_closed && is_counted && pages.has_commits() && !is_upgraded(dir, &pages);
+    let fault = if is_strange { Some(LogFault::Foreign) } else { log_fault(&pages, said.salt) };
     // After an orderly stop the counts say whether all is there.
     if fault.is_none() && has_log(dir) {
         look_at_tables(&pages)?;
     }
     Ok(Found { is_new: false, fault })
+}
+
+fn is_upgraded(dir: &Path, pages: &Pages) -> bool {
+    pages.schema_step() > Pages::open(dir, false).schema_step()
 }
 
 fn log_fault(pages: &Pages, marked: Option<u32>) -> Option<LogFault> {

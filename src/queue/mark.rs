@@ -15,7 +15,7 @@ use std::path::Path;
 
 use super::pages::{Pages, Value};
 use super::remains;
-use super::store::{DATABASE, LOG, LOG_BYTES, Store};
+use super::store::{LOG, LOG_BYTES, Store};
 
 /// Its key in `meta`.
 pub(super) const MARK: &str = "log";
@@ -52,22 +52,32 @@ fn sealed(salt: u32) -> u64 {
     u64::from(crc32c::crc32c(&salt.to_le_bytes()) >> 1) << 32 | u64::from(salt)
 }
 
-/// The salt from which the log counts on, as the database file says by itself. `None`: it does without a log.
-pub(super) fn read(dir: &Path) -> Option<u32> {
-    let database = dir.join(DATABASE).is_file().then(|| Pages::open(dir, false))?;
-    let root = remains::roots(&database).get("meta").copied()?;
-    let (mut salt, mut is_running) = (None, false);
+/// What the database file says by itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Said {
+    /// The salt from which the log counts on. `None`: it does without a log.
+    pub salt: Option<u32>,
+    /// It was closed in order, and nothing has reached it since.
+    pub is_closed: bool,
+}
+
+pub(super) fn read(dir: &Path) -> Said {
+    let database = Pages::open(dir, false);
+    let Some(root) = remains::roots(&database).get("meta").copied() else { return Said::default() };
+    let (mut sealed_salt, mut stopped) = (None, None);
     database.walk(root, |_, values| {
-        let (key, value) = (values.first().and_then(Value::text), values.get(1).and_then(Value::unsigned));
-        match (key, value) {
-            (Some(MARK), Some(value)) => {
-                salt = u32::try_from(value & u64::from(u32::MAX)).ok().filter(|salt| sealed(*salt) == value);
-            }
-            (Some("stopped"), value) => is_running = value == Some(0),
+        let value = values.get(1).and_then(Value::unsigned);
+        match values.first().and_then(Value::text) {
+            Some(MARK) => sealed_salt = value,
+            Some("stopped") => stopped = value,
             _ => {}
         }
     });
-    salt.filter(|_| is_running)
+    let salt = sealed_salt.and_then(|value| {
+        let salt = u32::try_from(value & u64::from(u32::MAX)).ok()?;
+        (sealed(salt) == value && stopped == Some(0)).then_some(salt)
+    });
+    Said { salt, is_closed: stopped == Some(1) && sealed_salt.is_none() }
 }
 
 /// Whether a log with this salt in its head comes from the one with that.

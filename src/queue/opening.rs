@@ -215,7 +215,8 @@ fn look(settings: &QueueSettings, file: &StartFile, past: &mut Past) -> Result<b
     let is_no_surprise = || {
         past.is_moved || past.is_put_aside || newer::is_any(dir) || !salvage::places(&dir.join(QUARANTINE)).is_empty()
     };
-    let found = files::look(dir, file.exists() && !is_no_surprise())?;
+    let is_counted = past.identity.is_none() && past.kept.as_ref().is_some_and(|kept| kept.waiting.is_some());
+    let found = files::look(dir, file.exists() && !is_no_surprise(), is_counted)?;
     let Some(fault) = found.fault else { return Ok(found.is_new) };
     past.is_log_foreign = fault == files::LogFault::Foreign;
     past.is_log_wanting = true;
@@ -496,7 +497,12 @@ impl Books {
             }
             _ => self.identity.start.number,
         };
-        self.store.delete_starts_before(oldest)?;
+        let is_ordered = self.store.message_from(0)?.unwrap_or(u64::MAX)
+            > self.store.meta(salvage::SALVAGED_TO)?.unwrap_or(0)
+            && self.salvages.is_empty();
+        if is_ordered {
+            self.store.delete_starts_before(oldest)?;
+        }
         self.store.delete_boots_without_starts()?;
         self.learn_what_has_passed(last)?;
         self.learn_time()

@@ -25,6 +25,8 @@ const FRAMES_MAX: u64 = 262_144;
 const FLIPS_TRIED_MAX: usize = 16;
 /// A table that is walked has fewer pages than this, or damage leads in circles.
 const WALK_PAGES_MAX: usize = 1 << 20;
+/// A step of a walk ends with the record that makes it so long.
+const STEP_BYTES: usize = 64 * 1024;
 /// No row is longer: a packet has 256 KiB.
 const ROW_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -66,7 +68,8 @@ pub(super) struct Spot {
 /// A walk over a tree, as far as it has come.
 #[derive(Debug)]
 pub(super) struct Walk {
-    pending: Vec<u32>,
+    /// Pages, and how many cells of each were seen.
+    pending: Vec<(u32, usize)>,
     seen: HashSet<u32>,
     /// Nothing was damaged so far.
     pub is_whole: bool,
@@ -74,7 +77,7 @@ pub(super) struct Walk {
 
 impl Walk {
     pub fn new(root: u32) -> Walk {
-        Walk { pending: vec![root], seen: HashSet::new(), is_whole: true }
+        Walk { pending: vec![(root, 0)], seen: HashSet::new(), is_whole: true }
     }
 }
 
@@ -299,28 +302,36 @@ impl Pages {
         walk.is_whole
     }
 
-    /// One page of a walk; says whether there is another.
+    /// One page of a walk, or as much of it as one job takes; says whether there is more.
     pub fn step(&self, walk: &mut Walk, mut see: impl FnMut(Option<u64>, &[Value])) -> bool {
-        let Some(number) = walk.pending.pop() else { return false };
-        if !walk.seen.insert(number) || walk.seen.len() > WALK_PAGES_MAX {
+        let Some((number, from)) = walk.pending.pop() else { return false };
+        let is_new = walk.seen.insert(number) || from > 0;
+        if !is_new || walk.seen.len() > WALK_PAGES_MAX {
             walk.is_whole = false;
             return walk.seen.len() <= WALK_PAGES_MAX;
         }
-        walk.is_whole &= self.walk_page(number, &mut walk.pending, &mut see).is_some();
+        walk.is_whole &= self.walk_page(number, from, &mut walk.pending, &mut see).is_some();
         true
     }
 
     fn walk_page(
         &self,
         number: u32,
-        pending: &mut Vec<u32>,
+        from: usize,
+        pending: &mut Vec<(u32, usize)>,
         see: &mut impl FnMut(Option<u64>, &[Value]),
     ) -> Option<()> {
         let page = self.page(number)?;
         let node = Node::at(&page, number)?;
         let mut children = Vec::new();
         let mut is_whole = true;
-        for cell in node.cells(&page) {
+        let mut bytes_seen = 0;
+        for (index, cell) in node.cells(&page).enumerate().skip(from) {
+            if bytes_seen >= STEP_BYTES && node.is_leaf {
+                // Long records lie in pages of their own: some leaves stand for megabytes.
+                pending.push((number, index));
+                return is_whole.then_some(());
+            }
             let mut bytes = Bytes { page: &page, at: cell? };
             if !node.is_leaf {
                 children.push(u32::from_be_bytes(*bytes.take(4)?.first_chunk()?));
@@ -330,6 +341,7 @@ impl Pages {
             }
             let length = usize::try_from(bytes.varint()?).ok().filter(|length| *length <= ROW_BYTES_MAX)?;
             let rowid = if node.kind == Kind::Table { Some(bytes.varint()?) } else { None };
+            bytes_seen += length;
             let payload = self.payload(&page, bytes.at, length, node.kind, true);
             match payload.and_then(|payload| record(&payload)) {
                 Some(values) => see(rowid, &values),
@@ -340,7 +352,7 @@ impl Pages {
             children.push(node.last_child);
         }
         // The last one is taken first: the left child goes last.
-        pending.extend(children.into_iter().rev());
+        pending.extend(children.into_iter().rev().map(|child| (child, 0)));
         is_whole.then_some(())
     }
 
@@ -399,6 +411,11 @@ impl Pages {
             number = next;
         }
         None
+    }
+
+    /// Whether the log has anything that counts.
+    pub fn has_commits(&self) -> bool {
+        !self.newest.is_empty()
     }
 
     /// The step of the schema, as the head of the database says (1.3).

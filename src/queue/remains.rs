@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::boots::{Boot, Boots};
 use super::files;
 use super::identity::Waiting;
 use super::pages::{Pages, Spot, Value};
@@ -14,6 +15,7 @@ use super::row::{self, Start, Starts, Words};
 use super::salvage::{self, Ticket};
 use super::spans::{OPEN, Span};
 use super::store::{InFlightRow, Store, TimingRow, timing};
+use crate::clock::Reference;
 use crate::message::{ClockState, Message, MessageId, Stamp};
 
 /// How much the spans of a damaged store are worth.
@@ -40,7 +42,7 @@ pub(super) struct OldStream {
 pub(super) struct Remains {
     pub pages: Pages,
     roots: BTreeMap<String, u32>,
-    starts: Starts,
+    pub starts: Starts,
     words: Words,
     pub streams: BTreeMap<i64, OldStream>,
     rules: HashMap<i64, String>,
@@ -286,6 +288,24 @@ impl Remains {
             }
         });
         found
+    }
+
+    /// What is known of each boot's time.
+    pub fn boots(&self) -> Boots {
+        let mut boots = Boots::new();
+        self.table("boot", |_, values| {
+            let int = |index: usize| values.get(index).and_then(Value::int);
+            let known = int(2).zip(int(3)).zip(int(4).and_then(|error| u32::try_from(error).ok()));
+            let known = known.map(|((wall_ms, mono_ms), error_ms)| Reference {
+                wall_ms,
+                mono_ms: mono_ms.cast_unsigned(),
+                error_ms,
+            });
+            if let (Some(boot_id), Some(boot_ms_min)) = (values.first().and_then(Value::text), int(1)) {
+                boots.insert(Arc::from(boot_id), Boot { boot_ms_min, known });
+            }
+        });
+        boots
     }
 
     /// The last start.

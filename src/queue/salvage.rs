@@ -34,6 +34,8 @@ use crate::health::{LossReason, SalvageSnapshot};
 use crate::message::{Body, Message, Origin, Qos};
 
 const TICKET: &str = "salvage.json";
+/// In `meta`: rows up to here do not lie in the order of their starts.
+pub(super) const SALVAGED_TO: &str = "salvaged_to";
 /// Units that one job reads.
 const JOB_UNITS: u32 = 256;
 const JOB_BYTES_MAX: usize = 256 * 1024;
@@ -130,6 +132,8 @@ enum Stage {
     /// Looks for the next messages; the heap has the first of them.
     Search {
         unit: u32,
+        /// Rows of that unit that were looked at.
+        seen: usize,
         found: BinaryHeap<(u64, Spot)>,
         is_cut: bool,
     },
@@ -144,7 +148,7 @@ enum Stage {
 
 impl Stage {
     fn search() -> Stage {
-        Stage::Search { unit: 0, found: BinaryHeap::new(), is_cut: false }
+        Stage::Search { unit: 0, seen: 0, found: BinaryHeap::new(), is_cut: false }
     }
 }
 
@@ -229,6 +233,8 @@ impl Books {
             self.store.set_salvage(&place, &progress)?;
         }
         self.inherit_gaps(&remains)?;
+        self.inherit_starts(&remains)?;
+        self.inherit_received(&remains, ticket.was_open)?;
         let mut progress = Progress::default();
         self.inherit_sessions(&remains, &mut progress)?;
         self.store.set_salvage(&name(place), &serde_json::to_string(&progress).unwrap_or_default())
@@ -242,6 +248,51 @@ impl Books {
         });
         for (wall_ms, text) in problems {
             self.store.insert_problem(wall_ms, &text)?;
+        }
+        Ok(())
+    }
+
+    /// What is known of the boots, so that the time of their readings can still be corrected.
+    fn inherit_starts(&mut self, remains: &Remains) -> rusqlite::Result<()> {
+        for (boot_id, boot) in remains.boots() {
+            // What was learnt since is better.
+            if self.boots.get(&boot_id).is_none_or(|known| known.known.is_none() && boot.known.is_some()) {
+                self.store.set_boot(&boot_id, &boot)?;
+                self.boots.insert(boot_id, boot);
+            }
+        }
+        for (number, start) in remains.starts.range(..self.identity.start.number) {
+            if !self.starts.contains_key(number) {
+                self.store.insert_start(start)?;
+                self.starts.insert(*number, start.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Packet ids at QoS 2 of local clients that go on: only where all of them can be read. One that was released since
+    /// would make us take the next message that bears it for a repeat.
+    fn inherit_received(&mut self, remains: &Remains, was_open: bool) -> rusqlite::Result<()> {
+        if !was_open {
+            // Sessions that were in memory only have ended with the program.
+            return Ok(());
+        }
+        let uplinks: HashSet<u64> = remains.streams.values().map(|stream| stream.session).collect();
+        let mut received = Vec::new();
+        let is_whole = remains.knowledge == Knowledge::Whole
+            && remains.table("rx", |_, values| {
+                let session = values.first().and_then(Value::unsigned).filter(|session| !uplinks.contains(session));
+                let packet_id = values.get(1).and_then(Value::int).and_then(|id| u16::try_from(id).ok());
+                received.extend(session.zip(packet_id));
+            });
+        if !is_whole {
+            return self.add_problem(
+                "which QoS 2 messages of local clients were under way is not readable: one that a client repeats now may \
+                 be taken twice",
+            );
+        }
+        for (session, packet_id) in received {
+            self.store.insert_received(session, packet_id)?;
         }
         Ok(())
     }
@@ -363,8 +414,8 @@ impl Books {
             return Ok(!self.salvages.is_empty());
         }
         let is_over = match std::mem::replace(&mut salvage.stage, Stage::search()) {
-            Stage::Search { unit, found, is_cut } => {
-                salvage.stage = search(&salvage, unit, found, is_cut);
+            Stage::Search { unit, seen, found, is_cut } => {
+                salvage.stage = search(&salvage, (unit, seen), found, is_cut);
                 false
             }
             Stage::Take { rest, is_cut } => {
@@ -391,15 +442,18 @@ impl Books {
 
     /// Takes over one job's share of what was found.
     fn take_over(&mut self, salvage: &mut Salvage, mut rest: Vec<(u64, Spot)>, is_cut: bool) -> rusqlite::Result<()> {
-        let (mut bytes, mut count) = (0, 0);
+        let (mut bytes, mut count, mut looked) = (0, 0, 0);
         salvage.is_waiting_for_room = false;
         while let Some((sequence, spot)) = rest.last().copied()
-            && count < JOB_ROWS_MAX
-            && bytes < JOB_BYTES_MAX
+            && looked < JOB_ROWS_MAX
         {
+            looked += 1;
             if sequence > salvage.progress.after
                 && let Some(body) = salvage.remains.body(sequence, spot)
             {
+                if count > 0 && bytes + body.len() > JOB_BYTES_MAX {
+                    break;
+                }
                 if !self.has_room_beside(body.len())? {
                     salvage.is_waiting_for_room = true;
                     break;
@@ -667,6 +721,8 @@ impl Books {
             error!(quarantine:% = place, salvaged, lost, uncertain; "The damaged store was salvaged as far as possible");
         }
         self.add_problem(&text)?;
+        // Rows up to here may be of older starts than those before them.
+        self.store.set_meta(SALVAGED_TO, self.identity.sequence_next - 1)?;
         self.keep_progress(salvage)
     }
 
@@ -687,15 +743,26 @@ impl Books {
 }
 
 /// Looks through one job's share of the units for messages that may be wanted.
-fn search(salvage: &Salvage, unit: u32, mut found: BinaryHeap<(u64, Spot)>, mut is_cut: bool) -> Stage {
+fn search(
+    salvage: &Salvage,
+    (first, seen): (u32, usize),
+    mut found: BinaryHeap<(u64, Spot)>,
+    mut is_cut: bool,
+) -> Stage {
     let remains = &salvage.remains;
-    let end = unit.saturating_add(JOB_UNITS).min(remains.pages.units());
-    for unit in (unit..end).filter(|unit| !remains.is_free(*unit)) {
-        for (sequence, spot) in remains.pages.carve(unit) {
-            let is_new = sequence > salvage.progress.after && remains.may_be_wanted(sequence);
-            if !is_new || remains.body(sequence, spot).is_none() {
-                continue;
+    let end = first.saturating_add(JOB_UNITS).min(remains.pages.units());
+    let (mut rows, mut bytes) = (0, 0);
+    for unit in (first..end).filter(|unit| !remains.is_free(*unit)) {
+        let passed = if unit == first { seen } else { 0 };
+        bytes += PAGE_BYTES;
+        for (index, (sequence, spot)) in remains.pages.carve(unit).into_iter().enumerate().skip(passed) {
+            if rows >= JOB_ROWS_MAX || bytes >= JOB_BYTES_MAX as u64 {
+                // A page may begin several rows that go on over hundreds of others.
+                return Stage::Search { unit, seen: index, found, is_cut };
             }
+            let is_new = sequence > salvage.progress.after && remains.may_be_wanted(sequence);
+            let Some(body) = is_new.then(|| remains.body(sequence, spot)).flatten() else { continue };
+            (rows, bytes) = (rows + 1, bytes + body.len() as u64);
             found.push((sequence, spot));
             if found.len() > SPOTS_MAX {
                 // The greatest goes: it comes in the next pass.
@@ -705,7 +772,7 @@ fn search(salvage: &Salvage, unit: u32, mut found: BinaryHeap<(u64, Spot)>, mut 
         }
     }
     if end < remains.pages.units() {
-        return Stage::Search { unit: end, found, is_cut };
+        return Stage::Search { unit: end, seen: 0, found, is_cut };
     }
     let mut rest = found.into_sorted_vec();
     rest.dedup_by_key(|(sequence, _)| *sequence);

@@ -107,7 +107,7 @@ async fn a_last_commit_that_the_power_tore_is_no_damage() {
             }
         }
         fs::write(log(dir.path()), torn).unwrap();
-        let found = crate::queue::files::look(dir.path(), true).unwrap();
+        let found = crate::queue::files::look(dir.path(), true, false).unwrap();
         assert_eq!(found.fault, None, "mask {mask:b}");
     }
     let dir = copy_dir(original.path());
@@ -134,6 +134,17 @@ async fn an_orderly_stop_and_a_start_in_which_nothing_came_leave_no_fault() {
             rig.stop().await;
         }
     }
+}
+
+#[tokio::test]
+async fn anothers_log_beside_a_store_that_was_closed_in_order_costs_nothing() {
+    let other = cut_store().await;
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(two_that_are_told(dir.path()));
+    rig.append_all((0..50).map(|number| numbered(number, 100))).await;
+    rig.stop().await;
+    fs::copy(log(other.path()), log(dir.path())).unwrap();
+    assert_eq!(opened(dir.path()).await, ((0..50).collect(), None));
 }
 
 #[tokio::test]

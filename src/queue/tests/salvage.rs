@@ -175,7 +175,7 @@ fn a_salvage_that_a_crash_interrupts_anywhere_goes_on_and_doubles_nothing() {
     let mut crashed = copy_dir(dir.path());
     let mut crashes = 0;
     loop {
-        let (books, is_due) = salvage_some(crashed.path(), 2 + crashes % 3);
+        let (books, is_due) = salvage_some(crashed.path(), 5 + crashes % 5);
         // What a power cut leaves.
         let next = copy_dir(crashed.path());
         copy_quarantine(crashed.path(), next.path());
@@ -347,6 +347,65 @@ async fn a_qos_2_message_in_flight_that_cannot_be_read_ends_the_session_and_the_
     let problems = rig.health.snapshot(Stamp::default()).problems;
     assert!(problems.last().unwrap().text.contains("1 were under way at QoS 2 and may arrive twice"), "{problems:?}");
     rig.stop().await;
+}
+
+/// A store that fails while it runs, after a client has published at QoS 2; as it is opened again.
+fn failed_while_open(dir: &Path, spoil: impl FnOnce(&Path)) -> books::Books {
+    let mut books = opening::open_books(&settings(dir), &mut Past::default()).unwrap();
+    let once = Some(Once { session: SessionNumber(900), packet_id: 77 });
+    books.append(Submission { message: numbered(1, 20), once }).unwrap().unwrap();
+    books.commit().unwrap();
+    let books::Books { identity, store, .. } = books;
+    drop(store);
+    spoil(dir);
+    let damage = Some("a page is damaged".to_owned());
+    let mut past = Past { identity: Some(identity), was_open: true, damage, ..Past::default() };
+    opening::open_books(&settings(dir), &mut past).unwrap()
+}
+
+#[test]
+fn what_a_local_client_repeats_at_qos_2_is_known_after_a_salvage_or_the_doubt_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let books = failed_while_open(dir.path(), |_| {});
+    assert!(books.store.is_received(900, 77).unwrap());
+
+    // Of an earlier commit it would make the next message that bears the id a repeat.
+    let dir = tempfile::tempdir().unwrap();
+    let books = failed_while_open(dir.path(), |dir| {
+        let end = log_bytes(dir);
+        let file = fs::File::options().write(true).open(dir.join("queue.db-wal")).unwrap();
+        file.write_all_at(&[0; 512], end - 512).unwrap();
+    });
+    assert!(!books.store.is_received(900, 77).unwrap());
+    let problems = books.settings.health.snapshot(Stamp::default()).problems;
+    assert!(problems.iter().any(|problem| problem.text.contains("may be taken twice")), "{problems:?}");
+}
+
+#[test]
+fn no_job_of_a_salvage_reads_much_more_than_its_share_however_long_the_rows_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut books = opening::open_books(&settings(dir.path()), &mut Past::default()).unwrap();
+    for number in 0..12 {
+        books.append(submission(numbered(number, 200_000))).unwrap().unwrap();
+        let topic = format!("state/{number}");
+        books.append(submission(Message { retain: true, ..message(&topic, &[7; 200_000]) })).unwrap().unwrap();
+    }
+    books.commit().unwrap();
+    books.close().unwrap();
+    behead(dir.path());
+    let mut books = opening::open_books(&settings(dir.path()), &mut Past::default()).unwrap();
+    let (mut jobs, mut most) = (0, 0);
+    while books.is_salvage_due() {
+        let before = (books.rows, books.retained.0);
+        books.salvage_step().unwrap();
+        most = most.max(books.rows - before.0).max(books.retained.0 - before.1);
+        if books.is_changed() {
+            books.commit().unwrap();
+        }
+        jobs += 1;
+        assert!(jobs < 10_000);
+    }
+    assert_eq!((books.rows, books.retained.0, most), (24, 12, 1), "one of them is a job");
 }
 
 #[tokio::test]

@@ -371,6 +371,43 @@ async fn a_boot_that_got_the_time_before_the_cut_tells_it_of_all_its_readings() 
 }
 
 #[tokio::test]
+async fn what_a_salvage_brings_back_is_corrected_by_what_its_boot_knew_also_after_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new(0);
+    let mut truth = Truth::new();
+    let boot = Boot::start(&bench, dir.path());
+    for minute in 0..20 {
+        boot.measure(&bench, &mut truth).await;
+        bench.pass(60 * SECOND);
+        if minute == 9 {
+            bench.synchronise(&dir.path().join("mark"));
+        }
+    }
+    boot.rig.stop().await;
+    fs::remove_file(dir.path().join("mark")).unwrap();
+    bench.cut(HOUR);
+    // Its head is gone: all of it has to be salvaged, beside what comes meanwhile.
+    let file = fs::File::options().write(true).open(dir.path().join("queue.db")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0x5a; 64], 0).unwrap();
+    for round in 0..3 {
+        let boot = Boot::start(&bench, dir.path());
+        if round == 0 {
+            boot.measure(&bench, &mut truth).await;
+        }
+        salvage::salvaged(&boot.rig, dir.path()).await;
+        boot.rig.stop().await;
+    }
+    let mut boot = Boot::start(&bench, dir.path());
+    let rows = boot.rig.drain("cloud").await;
+    assert_eq!(boot.clock.state(), ClockState::Unset);
+    let sent = sent(&rows, boot.clock.now());
+    let salvaged: Vec<&Sent> = sent.iter().filter(|row| row.number < 20).collect();
+    assert_eq!(salvaged.len(), 20);
+    assert!(salvaged.iter().all(|row| row.ts == truth[row.number as usize] && row.clock.is_none()), "{sent:?}");
+    boot.rig.stop().await;
+}
+
+#[tokio::test]
 async fn rows_that_were_taken_before_the_time_was_known_are_corrected_when_they_are_first_sent() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::new(0);
