@@ -57,7 +57,7 @@ do_install:append() {
     install -d ${D}${nonarch_libdir}/tidegate
 }
 
-FILES:${PN} += "${nonarch_libdir}/tidegate"
+FILES:${PN} += "${nonarch_libdir}/tidegate ${systemd_system_unitdir}/tidegate.service.d"
 CONFFILES:${PN} = "${sysconfdir}/tidegate/tidegate.toml"
 
 # Without it no cloud's certificate can be checked.
