@@ -47,6 +47,8 @@ do_compile[dirs] = "${B} ${S}"
 
 do_install:append() {
     install -D -m 0644 ${S}/systemd/tidegate.service ${D}${systemd_system_unitdir}/tidegate.service
+    install -D -m 0644 ${S}/systemd/drop-ins/notify-reload.conf \
+        ${D}${systemd_system_unitdir}/tidegate.service.d/10-notify-reload.conf
     # Passwords may stand in the owner's files: the service may read them, others not.
     install -d -m 0750 ${D}${sysconfdir}/tidegate ${D}${sysconfdir}/tidegate/conf.d
     install -m 0640 ${S}/config/tidegate.toml ${D}${sysconfdir}/tidegate
@@ -55,7 +57,7 @@ do_install:append() {
     install -d ${D}${nonarch_libdir}/tidegate
 }
 
-FILES:${PN} += "${nonarch_libdir}/tidegate"
+FILES:${PN} += "${nonarch_libdir}/tidegate ${systemd_system_unitdir}/tidegate.service.d"
 CONFFILES:${PN} = "${sysconfdir}/tidegate/tidegate.toml"
 
 # Without it no cloud's certificate can be checked.
