@@ -25,10 +25,6 @@ while [ $# -gt 0 ]; do
     shift
 done
 
-# The time of the sources, so that the same sources give the same package.
-: "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || date +%s)}"
-export SOURCE_DATE_EPOCH
-
 made=target/packaging
 mkdir -p "$made"
 
@@ -37,6 +33,10 @@ RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$PWD=tidegate --remap-path-prefix=
 if $build; then
     RUSTFLAGS=$RUSTFLAGS cargo auditable build --locked --profile "$profile" --bin tidegate ${target:+--target "$target"} >&2
 fi
+
+# The time of the sources, so that the same sources give the same package. Not for the build: a new time compiles all C anew.
+: "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || date +%s)}"
+export SOURCE_DATE_EPOCH
 
 # Pages and completions are the same for every board, and are written by a program of the host.
 cargo run --locked --quiet --example pages -- "$made" >&2

@@ -238,9 +238,11 @@ publish 500
 held=$(waiting)
 is "what was acknowledged waits" true "$([ "$held" -ge 500 ] && echo true)"
 : >"$root/var/log/systemctl.log"
+old=$(cat "$root/run/tidegate.pid")
 inside "apt-get install -y ./debs/$(basename "$next") </dev/null" || fail "the upgrade"
 is "the version after the upgrade" "$(dpkg-deb -f "$next" Version)" "$(inside "dpkg-query -Wf '\${Version}' tidegate")"
 is "restarts by an upgrade" 1 "$(restarts)"
+is "what runs after the upgrade is the new program" new "$([ "$(cat "$root/run/tidegate.pid")" = "$old" ] || echo new)"
 is "stops by an upgrade" 0 "$(grep -cE '(^| )stop ' "$root/var/log/systemctl.log" || true)"
 is "the owner's configuration after the upgrade" "$before" "$(sha256sum <"$root/etc/tidegate/tidegate.toml")"
 is "its mode and owner" "640 root:tidegate" "$(owner /etc/tidegate/tidegate.toml)"
