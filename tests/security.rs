@@ -167,7 +167,7 @@ fn a_serial_port_without_permission_is_told_with_the_group_to_join() {
     let port = common::port::free();
     let text = format!(
         "[gateway]\nid = \"g\"\nclock = \"trust\"\nstate_dir = {state:?}\n[broker.listener.local]\nbind = \"127.0.0.1:{port}\"\n\
-         [modbus.meter]\nline = \"rtu://{}?baud=9600\"\nunit_id = 1\n\
+         [line.bus]\nport = \"{}\"\n[modbus.meter]\nline = \"bus\"\nunit_id = 1\n\
          [modbus.meter.point]\nlevel = {{ address = \"holding:0\", type = \"u16\" }}\n",
         tty.display()
     );
