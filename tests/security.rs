@@ -139,6 +139,8 @@ fn a_state_directory_of_somebody_else_in_memory_or_read_only_is_told_with_what_t
     );
     fs::write(&config, text).unwrap();
     fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    says(&NOBODY, &config, &["state/conf.d: cannot list this directory", "chown -R tidegate:"]);
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
     says(&NOBODY, &config, &["belongs to user 0 and this is user 65534", "chown -R tidegate:"]);
     // A name space of its own: what is mounted goes with it.
     let mounted = |options: &str| format!("mount -t tmpfs {options} none {} && exec \"$@\"", state.display());

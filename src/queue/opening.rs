@@ -46,7 +46,7 @@ pub(super) fn take_dir(dir: &Path) -> Result<File, OpenError> {
     let lock = match File::options().create(true).write(true).truncate(false).open(&path) {
         // A disk that is full or read-only may be mended while we run: one that is there can be locked all the same.
         Err(error) if matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull) => {
-            File::open(&path)
+            File::open(&path).map_err(|_not_there| error)
         }
         opened => opened,
     };
