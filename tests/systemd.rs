@@ -18,11 +18,12 @@ use common::peers::{ModbusServer, Publisher, Subscriber};
 use common::process::{Process, signal_to};
 use common::{PATIENCE, turn, wait_until};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 const UNITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd");
 const SANDBOX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/peers/sandbox.py");
+const JOURNAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/peers/journal.py");
 
 /// The unit with some drop-ins, as systemd would merge them, and with a program that this machine has.
 fn unit(folder: &Path, drop_ins: &[&str]) -> PathBuf {
@@ -261,4 +262,35 @@ fn a_wrong_configuration_is_told_to_the_service_manager_with_its_place_in_one_li
     let said = String::from_utf8_lossy(&run.stderr).into_owned();
     let last = said.lines().last().unwrap();
     assert!(last.contains("stays down until it is mended") && last.contains("wrong.toml:2:1"), "{said}");
+}
+
+#[test]
+fn the_journal_can_be_asked_for_the_lines_of_one_uplink() {
+    if std::env::var_os("TIDEGATE_TEST_WITHOUT_ROOT").is_some() {
+        eprintln!("left out: it needs root");
+        return;
+    }
+    let _turn = turn();
+    let folder = folder();
+    let out = folder.path().join("journal");
+    let config = folder.path().join("tidegate.toml");
+    let (state, port, nobody) = (folder.path().join("state"), common::port::free(), common::port::free());
+    let text = format!(
+        "[gateway]\nid = \"g\"\nclock = \"trust\"\nstate_dir = {state:?}\n\
+         [broker.listener.local]\nbind = \"127.0.0.1:{port}\"\n{}",
+        uplink(&format!("mqtt://127.0.0.1:{nobody}"), "")
+    );
+    fs::write(&config, text).unwrap();
+    let words = [out.to_str().unwrap(), PROGRAM, "run", "--config", config.to_str().unwrap()];
+    let arguments = [&["--mount", "python3", JOURNAL][..], &words].concat();
+    let mut gateway = Process::start("gateway", "unshare", &arguments);
+    wait_until(PATIENCE, "the journal has a line of the uplink with its fields", || {
+        assert!(gateway.status().is_none(), "it ended");
+        let records = fs::read_to_string(&out).unwrap_or_default();
+        let is_it = |record: &Value| {
+            record["UPLINK"] == "cloud" && record["ERROR"].is_string() && record["SYSLOG_IDENTIFIER"] == "tidegate"
+        };
+        let found = records.lines().filter_map(|line| serde_json::from_str(line).ok()).any(|record| is_it(&record));
+        if found { Ok(()) } else { Err(records) }
+    });
 }
