@@ -99,6 +99,8 @@ has mosquitto_sub && has mosquitto_pub || missing+=(mosquitto-clients)
 has socat || missing+=(socat)
 has nft && has ip || missing+=(nftables iproute2)
 has strace || missing+=(strace)
+# How the binary was linked.
+has readelf || missing+=(binutils)
 has setpriv && has unshare || missing+=(util-linux)
 # File systems for power cuts and full disks.
 has mount && has umount || missing+=(mount)

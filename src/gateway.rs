@@ -3,28 +3,41 @@
 //! Start: store → router → intake → listeners bound → stages → READY. Stop, each step with a deadline: field and
 //! listeners → intake drained → uplink settles what is in flight → queue committed, checkpointed, closed. A kill at any
 //! step loses nothing that was acknowledged.
+//!
+//! Reload: what can change while it runs does, the rest waits for a restart and is said to (`reload`).
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{BindError, Broker, BrokerLimits};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, UplinkConfig};
 use crate::control::Control;
 use crate::field::{Field, FieldError};
 use crate::health::{Health, chain};
 use crate::intake::Intake;
 use crate::queue::{self, Inlet, OpenError, Opened, QueueSettings, StreamSpec, WorkerError};
 use crate::router::{Router, RouterError, RouterLimits};
-use crate::service;
+use crate::service::{self, Watch};
 use crate::supervise::{StageError, Stages};
 use crate::uplink::{Uplink, UplinkSettings};
+
+use reload::Difference;
+
+mod reload;
+
+/// How long a start may take at most before the service manager may lose patience: a store of a gigabyte that is looked
+/// through on a slow card.
+const OPENING_LIMIT: Duration = Duration::from_secs(3600);
+
+/// How much longer than usual the service manager is to wait, each time that it is told.
+const OPENING_EXTENSION: Duration = Duration::from_secs(60);
 
 /// How long the store has to keep the reason of a stop.
 const DECLARE_DEADLINE: Duration = Duration::from_secs(1);
@@ -59,6 +72,9 @@ pub enum GatewayError {
     /// The queue's thread.
     #[error("the gateway cannot start its queue")]
     Thread(#[source] std::io::Error),
+    /// Opening the store panicked: a bug of ours.
+    #[error("the gateway cannot start: opening its store failed")]
+    Opening(#[source] tokio::task::JoinError),
     /// A stage ended before it was told to.
     #[error("the gateway stops")]
     Stage(#[source] StageError),
@@ -80,8 +96,21 @@ enum QueueStageError {
     Panicked,
 }
 
-/// Runs the gateway until `stop` comes, then stops it in order.
-pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), GatewayError> {
+/// A new configuration, and the way to say that it is in force.
+#[derive(Debug)]
+pub struct Reload {
+    /// Without a problem.
+    pub config: Config,
+    /// Answered with the sections that wait for a restart.
+    pub done: oneshot::Sender<Vec<String>>,
+}
+
+/// Runs the gateway until `stop` comes, then stops it in order. Each of `reloads` is applied as far as that is possible.
+pub async fn run(
+    config: Config,
+    reloads: mpsc::Receiver<Reload>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), GatewayError> {
     let mut clock = Clock::new(config.gateway.clock).kept_in(&config.gateway.state_dir);
     if let Some(mark) = &config.gateway.clock_mark {
         clock = clock.marked_by(mark);
@@ -97,8 +126,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
     );
     clock.tell();
 
-    let Opened { inlet, mut outlets, worker } =
-        queue::open(queue_settings(&config, &clock, &health)).map_err(GatewayError::Queue)?;
+    let Opened { inlet, mut outlets, worker } = open_queue(queue_settings(&config, &clock, &health)).await?;
     let mut queue_stage = Stages::new();
     let (worker_ended, worker_end) = oneshot::channel();
     std::thread::Builder::new()
@@ -158,6 +186,15 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
     house.start("clock", |stop| watch.watch(stop));
     let watched = router.clone();
     house.start("router", |stop| async move { watched.watch(stop).await });
+    let watch = Watch { inlet: inlet.clone(), health: health.clone(), clock: clock.clone() };
+    let teller = watch.clone();
+    house.start("watchdog", |stop| watch.feed(stop));
+    let pending = Arc::new(Mutex::new(None));
+    let told = pending.clone();
+    let note = move || told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    house.start("status", |stop| teller.tell(stop, note));
+    let reloader = Reloader { running: config.clone(), inlet: inlet.clone(), intake: intake.clone(), pending };
+    house.start("reload", |stop| reloader.run(reloads, stop));
 
     service::ready();
     log::info!("The gateway is ready");
@@ -195,6 +232,70 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), G
     }
 }
 
+/// Opens the store beside the runtime: it may have to be looked through, and the service manager waits.
+async fn open_queue(settings: QueueSettings) -> Result<Opened, GatewayError> {
+    let opening = tokio::task::spawn_blocking(move || queue::open(settings));
+    let say = || {
+        service::extend(OPENING_EXTENSION);
+        service::status("the store is opened: it has to be looked through");
+    };
+    let opened = service::with_patience(opening, OPENING_LIMIT, say).await;
+    opened.map_err(GatewayError::Opening)?.map_err(GatewayError::Queue)
+}
+
+/// Brings new configurations into force.
+struct Reloader {
+    /// What is in force of the last one.
+    running: Config,
+    inlet: Inlet,
+    intake: Intake,
+    /// What the line of the service manager says of it.
+    pending: Arc<Mutex<Option<String>>>,
+}
+
+impl Reloader {
+    async fn run(mut self, mut reloads: mpsc::Receiver<Reload>, stop: CancellationToken) -> Result<(), Infallible> {
+        loop {
+            let next = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                next = reloads.recv() => next,
+            };
+            let Some(Reload { config, done }) = next else {
+                // Nobody reloads any more.
+                stop.cancelled().await;
+                return Ok(());
+            };
+            let waiting = self.apply(&config).await;
+            // Whoever asked may be gone.
+            let _unheard = done.send(waiting);
+        }
+    }
+
+    /// Gives back what waits for a restart.
+    async fn apply(&mut self, config: &Config) -> Vec<String> {
+        let Difference { rules, mut restart } = Difference::between(&self.running, config);
+        for name in rules {
+            let (Some(old), Some(new)) = (self.running.uplinks.get_mut(&name), config.uplinks.get(&name)) else {
+                continue;
+            };
+            let spec = stream(&name, new);
+            // Where the topic of the gateway's own messages waits for a restart, so does the stream.
+            let spec = StreamSpec { own_topic: old.own_topic.clone(), ..spec };
+            if let Err(error) = self.inlet.set_rules(spec).await {
+                log::error!(uplink = name.as_ref(), error:% = chain(&error); "New forward rules are not in force");
+                restart.push(format!("uplink.{name}.forward"));
+                continue;
+            }
+            self.intake.set_rules(&name, &new.forward);
+            old.forward.clone_from(&new.forward);
+            log::info!(uplink = name.as_ref(), rules = new.forward.len(); "Other forward rules are in force");
+        }
+        let line = (!restart.is_empty()).then(|| format!("a restart is needed for {}", restart.join(", ")));
+        *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = line;
+        restart
+    }
+}
+
 /// Lets the ledger write down now and then what was read, and that the gateway is alive.
 async fn tick(inlet: Inlet, stop: CancellationToken) -> Result<(), Infallible> {
     let mut every = tokio::time::interval(LEDGER_EVERY);
@@ -211,12 +312,11 @@ async fn tick(inlet: Inlet, stop: CancellationToken) -> Result<(), Infallible> {
     }
 }
 
+fn stream(name: &Arc<str>, uplink: &UplinkConfig) -> StreamSpec {
+    StreamSpec { name: name.clone(), rules: uplink.forward.clone(), own_topic: uplink.own_topic.clone() }
+}
+
 fn queue_settings(config: &Config, clock: &Clock, health: &Health) -> QueueSettings {
-    let stream = |(name, uplink): (&Arc<str>, &crate::config::UplinkConfig)| StreamSpec {
-        name: name.clone(),
-        rules: uplink.forward.clone(),
-        own_topic: uplink.own_topic.clone(),
-    };
     QueueSettings {
         dir: config.gateway.state_dir.clone(),
         gateway: config.gateway.id.clone(),
@@ -224,7 +324,7 @@ fn queue_settings(config: &Config, clock: &Clock, health: &Health) -> QueueSetti
         age_max: config.queue.age_max,
         when_full: config.queue.when_full,
         hold: config.queue.hold,
-        streams: config.uplinks.iter().map(stream).collect(),
+        streams: config.uplinks.iter().map(|(name, uplink)| stream(name, uplink)).collect(),
         clock: clock.clone(),
         health: health.clone(),
     }

@@ -114,6 +114,8 @@ pub enum Alarm {
     StoreFails,
     /// The store is filled to four fifths.
     StoreFills,
+    /// The queue's thread has not answered for long: a sync that does not come back.
+    StoreStalls,
 }
 
 impl Alarm {
@@ -122,6 +124,7 @@ impl Alarm {
         match self {
             Alarm::StoreFails => "store-fails",
             Alarm::StoreFills => "store-fills",
+            Alarm::StoreStalls => "store-stalls",
         }
     }
 

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use log::debug;
 use thiserror::Error;
@@ -79,7 +79,8 @@ struct Shared {
 /// The way of QoS 0 messages to one uplink.
 struct Lane {
     uplink: Arc<str>,
-    rules: Vec<ForwardRule>,
+    /// Changed by a reload.
+    rules: RwLock<Arc<[ForwardRule]>>,
     sender: mpsc::Sender<LiveForward>,
     health: Arc<UplinkHealth>,
 }
@@ -115,6 +116,7 @@ impl Intake {
         for (uplink, rules) in forwards {
             let (sender, end) = mpsc::channel(LANE_MESSAGES);
             ends.insert(uplink.clone(), end);
+            let rules = RwLock::new(rules.into());
             lanes.push(Lane { health: health.uplink(&uplink), uplink, rules, sender });
         }
         Intake { shared: Arc::new(Shared { inlet, router, lanes, ends: Mutex::new(ends), clock, health }) }
@@ -160,36 +162,49 @@ impl Intake {
         if message.qos != Qos::AtMostOnce || message.retain || is_reading {
             return true;
         }
-        self.wanting(message).any(|(_, rule)| rule.qos.is_some_and(|qos| qos != Qos::AtMostOnce))
+        let mut is_raised = false;
+        self.each_wanting(message, |_, rule| is_raised |= rule.qos.is_some_and(|qos| qos != Qos::AtMostOnce));
+        is_raised
     }
 
-    /// The uplinks that want `message`, each with the rule that decides.
-    fn wanting<'s>(&'s self, message: &'s Message) -> impl Iterator<Item = (&'s Lane, &'s ForwardRule)> {
-        let lanes = self.shared.lanes.iter().filter(|lane| !is_from(message, &lane.uplink));
-        lanes.filter_map(|lane| Some((lane, lane.rules.iter().find(|rule| rule.filter.matches(&message.topic))?)))
+    /// The forward rules of `uplink` from now on, for messages that the queue leaves out.
+    pub fn set_rules(&self, uplink: &str, rules: &[ForwardRule]) {
+        if let Some(lane) = self.shared.lanes.iter().find(|lane| *lane.uplink == *uplink) {
+            *lane.rules.write().unwrap_or_else(PoisonError::into_inner) = rules.into();
+        }
+    }
+
+    /// Shows the uplinks that want `message`, each with the rule that decides.
+    fn each_wanting(&self, message: &Message, mut show: impl FnMut(&Lane, &ForwardRule)) {
+        for lane in self.shared.lanes.iter().filter(|lane| !is_from(message, &lane.uplink)) {
+            let rules = lane.rules.read().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(rule) = rules.iter().find(|rule| rule.filter.matches(&message.topic)) {
+                show(lane, rule);
+            }
+        }
     }
 
     /// Hands a message to the uplinks that want it at QoS 0, which the queue leaves out; true when any does.
     fn forward_live(&self, message: &Message) -> bool {
         let mut is_wanted = false;
-        for (lane, rule) in self.wanting(message) {
+        self.each_wanting(message, |lane, rule| {
             if rule.qos.unwrap_or(message.qos) != Qos::AtMostOnce {
-                continue;
+                return;
             }
             is_wanted = true;
             let topic = match rule.topic.apply(&rule.filter, &message.topic) {
                 Some(Ok(topic)) => topic,
                 Some(Err(error)) => {
                     debug!(uplink = lane.uplink.as_ref(), error:% = error; "A rule made no topic of a message");
-                    continue;
+                    return;
                 }
-                None => continue,
+                None => return,
             };
             let is_connected = lane.health.connected.load(std::sync::atomic::Ordering::Relaxed);
             if !is_connected || lane.sender.try_send(LiveForward { message: message.clone(), topic }).is_err() {
                 self.shared.health.add_unkept(&source_name(&message.origin));
             }
-        }
+        });
         is_wanted
     }
 

@@ -1,8 +1,9 @@
-//! The service manager and the journal: READY, STATUS, STOPPING, and where log lines go.
+//! The service manager and the journal: READY, RELOADING, STATUS, STOPPING, WATCHDOG, and where log lines go.
 //!
 //! Outside systemd every call here is quietly nothing. Logs go to the journal when standard error is connected to
 //! it, else to standard error as lines that a person can read.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 
@@ -13,6 +14,15 @@ use systemd_journal_logger::{JournalLog, connected_to_journal};
 use thiserror::Error;
 
 use crate::clock::{Clock, ClockSource, rfc3339};
+
+mod line;
+mod watch;
+
+pub use line::status_line;
+pub use watch::{STALL, Watch, with_patience};
+
+/// What `systemctl status` shows has one line; a longer one is cut.
+const STATUS_CHARACTERS_MAX: usize = 400;
 
 /// Why logs cannot be written.
 #[derive(Debug, Error)]
@@ -137,7 +147,7 @@ fn push_escaped(line: &mut String, text: &str) {
     }
 }
 
-/// The store is open and the listeners are bound.
+/// The store is open and the listeners are bound, or the configuration is in force that `reloading` announced.
 pub fn ready() {
     send(&[NotifyState::Ready]);
 }
@@ -147,9 +157,23 @@ pub fn stopping() {
     send(&[NotifyState::Stopping]);
 }
 
+/// The configuration is being read again; `ready` follows. The time is what `Type=notify-reload` tells one reload from
+/// another by.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(time) => send(&[NotifyState::Reloading, time]),
+        Err(error) => log::debug!(error:% = error; "The service manager could not be told"),
+    }
+}
+
 /// One line that a person understands, for `systemctl status`.
 pub fn status(line: &str) {
-    send(&[NotifyState::Status(line)]);
+    send(&[NotifyState::Status(&one_line(line))]);
+}
+
+/// Starting takes longer than usual, and goes on: wait so much longer from now on.
+pub fn extend(time: std::time::Duration) {
+    send(&[NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))]);
 }
 
 /// Tells the watchdog that the stages make progress.
@@ -157,10 +181,19 @@ pub fn alive() {
     send(&[NotifyState::Watchdog]);
 }
 
-/// How often `alive` must be called, where a watchdog is set.
-pub fn watchdog_interval() -> Option<std::time::Duration> {
-    // Twice as often as it must be: one lost datagram is no reason to restart.
-    sd_notify::watchdog_enabled().map(|limit| limit / 2)
+/// Within what time `alive` must be called again, where a watchdog is set.
+pub fn watchdog_limit() -> Option<std::time::Duration> {
+    sd_notify::watchdog_enabled()
+}
+
+/// What a cloud or a file says may stand in it, and each further line would be an order to the service manager.
+fn one_line(text: &str) -> Cow<'_, str> {
+    if text.chars().any(char::is_control) || text.chars().count() > STATUS_CHARACTERS_MAX {
+        let kept = text.chars().take(STATUS_CHARACTERS_MAX);
+        Cow::Owned(kept.map(|character| if character.is_control() { ' ' } else { character }).collect())
+    } else {
+        Cow::Borrowed(text)
+    }
 }
 
 fn send(states: &[NotifyState<'_>]) {
@@ -172,6 +205,13 @@ fn send(states: &[NotifyState<'_>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_status_is_one_line_whatever_it_tells_of() {
+        assert_eq!(one_line("cloud: connected"), "cloud: connected");
+        assert_eq!(one_line("refused: go away\nMAINPID=1"), "refused: go away MAINPID=1");
+        assert_eq!(one_line(&"ä".repeat(1000)).chars().count(), STATUS_CHARACTERS_MAX);
+    }
 
     #[test]
     fn a_line_cannot_be_broken_by_what_a_client_sent() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::config::{self, LoadRequest, Loaded};
+use crate::config::{self, LoadRequest, Loaded, Problem};
 
 mod check;
 mod demo;
@@ -147,8 +147,22 @@ fn load(config: Option<PathBuf>) -> Result<Loaded, Exit> {
     if problems.is_empty() { Ok(loaded) } else { Err(Exit::Config) }
 }
 
+/// The same for whoever tells the problems himself.
+fn load_quietly(config: Option<PathBuf>) -> Result<Loaded, (Vec<Problem>, Vec<Problem>)> {
+    let loaded = tried(config).map_err(|problems| (problems, Vec::new()))?;
+    let problems = tls::problems(&loaded);
+    if problems.is_empty() { Ok(loaded) } else { Err((problems, loaded.warnings)) }
+}
+
 /// Loads the configuration and prints its problems, but no warnings.
 fn read(config: Option<PathBuf>) -> Result<Loaded, Exit> {
+    tried(config).map_err(|problems| {
+        eprint!("{}", config::render(&problems, &[]));
+        Exit::Config
+    })
+}
+
+fn tried(config: Option<PathBuf>) -> Result<Loaded, Vec<Problem>> {
     let request = LoadRequest {
         kept_id: Some(Box::new(|state_dir| {
             let id = std::fs::read_to_string(state_dir.join(ID_FILE)).ok()?;
@@ -156,10 +170,7 @@ fn read(config: Option<PathBuf>) -> Result<Loaded, Exit> {
         })),
         ..LoadRequest::standard(config)
     };
-    config::load(&request).map_err(|problems| {
-        eprint!("{}", config::render(&problems, &[]));
-        Exit::Config
-    })
+    config::load(&request)
 }
 
 /// A duration of the command line, written as in the configuration.

@@ -1,15 +1,17 @@
 //! `tidegate run`: the gateway, in the foreground.
 
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{Exit, block_on};
 use crate::broker::BindError;
-use crate::config::Loaded;
-use crate::gateway::{self, GatewayError};
+use crate::config::{self, Loaded, Problem};
+use crate::gateway::{self, GatewayError, Reload};
 use crate::health::chain;
 use crate::queue::OpenError;
 use crate::service;
@@ -19,30 +21,99 @@ pub(super) fn main(config: Option<PathBuf>) -> Exit {
         eprintln!("tidegate: {}", chain(&error));
         return Exit::Failed;
     }
-    let loaded = match super::load(config) {
+    let loaded = match super::load_quietly(config.clone()) {
         Ok(loaded) => loaded,
-        Err(exit) => return exit,
+        Err((problems, warnings)) => {
+            eprint!("{}", config::render(&problems, &warnings));
+            let told = short(&problems);
+            // The last line, and the status, are what `systemctl status` shows.
+            log::error!(problem = told.as_str(); "The configuration is wrong: the gateway stays down until it is mended");
+            service::status(&format!("wrong configuration, stays down until it is mended: {told}"));
+            return Exit::Config;
+        }
     };
+    eprint!("{}", config::render(&[], &loaded.warnings));
     keep_id(&loaded);
     block_on(async {
         let stop = CancellationToken::new();
+        let (reloads, coming) = mpsc::channel(1);
         tokio::select! {
-            ended = gateway::run(loaded.config, stop.clone().cancelled_owned()) => match ended {
+            ended = gateway::run(loaded.config, coming, stop.clone().cancelled_owned()) => match ended {
                 Ok(()) => Exit::Done,
                 Err(error) => {
+                    let help = help(&error);
                     log::error!(error:% = chain(&error); "The gateway ended with a failure");
-                    if let Some(help) = help(&error) {
+                    if let Some(help) = &help {
                         eprintln!("help: {help}");
                     }
+                    let help = help.map(|help| format!("; {help}")).unwrap_or_default();
+                    service::status(&format!("cannot go on: {}{help}", chain(&error)));
                     if error.is_transient() { Exit::TryAgain } else { Exit::Failed }
                 }
             },
+            exit = reload(config, reloads) => exit,
             () = insisted(&stop) => {
                 log::warn!("A second signal came: the gateway ends without its ordered stop; nothing acknowledged is lost");
                 Exit::Failed
             }
         }
     })
+}
+
+/// The first problem with its place, and how many more there are.
+fn short(problems: &[Problem]) -> String {
+    let Some(first) = problems.first() else { return "it is not known why".to_owned() };
+    let place = first.place.as_ref().map(|place| match &place.mark {
+        Some(mark) => format!("{}:{}:{}: ", place.file.display(), mark.line, mark.column),
+        None => format!("{}: ", place.file.display()),
+    });
+    let help = first.help.as_ref().map(|help| format!("; {help}")).unwrap_or_default();
+    let more = match problems.len() {
+        1 => String::new(),
+        count => format!(" (and {} more: tidegate check)", count - 1),
+    };
+    format!("{}{}{help}{more}", place.unwrap_or_default(), first.what)
+}
+
+/// Reads the configuration again at each SIGHUP, and hands it on where it has no problem. Never ends: the others of
+/// `select!` do.
+async fn reload(file: Option<PathBuf>, reloads: mpsc::Sender<Reload>) -> Exit {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        log::error!("SIGHUP cannot be received: the configuration is read at the start only");
+        return std::future::pending().await;
+    };
+    while hangup.recv().await.is_some() {
+        service::reloading();
+        let file = file.clone();
+        match tokio::task::spawn_blocking(move || super::load_quietly(file)).await {
+            Ok(Ok(Loaded { config, .. })) => {
+                let (done, answer) = oneshot::channel();
+                // Where the gateway stops already, nothing is reloaded.
+                if reloads.send(Reload { config, done }).await.is_err() {
+                    break;
+                }
+                match answer.await {
+                    Ok(waiting) if waiting.is_empty() => log::info!("The configuration was read again and is in force"),
+                    Ok(waiting) => {
+                        let sections = waiting.join(", ");
+                        log::warn!(
+                            sections = sections.as_str();
+                            "The configuration was read again; these sections wait for a restart"
+                        );
+                    }
+                    Err(_stopped) => break,
+                }
+            }
+            Ok(Err((problems, warnings))) => {
+                eprint!("{}", config::render(&problems, &warnings));
+                let told = short(&problems);
+                log::error!(problem = told.as_str(); "The new configuration is wrong: nothing was changed");
+            }
+            Err(_panicked) => log::error!("The new configuration could not be read: nothing was changed"),
+        }
+        service::ready();
+    }
+    std::future::pending().await
 }
 
 /// What a person can do about a gateway that does not start.
@@ -61,12 +132,42 @@ fn help(error: &GatewayError) -> Option<String> {
         GatewayError::Queue(OpenError::InUse { dir }) => {
             Some(format!("another tidegate runs: tidegate status --state-dir {}", dir.display()))
         }
-        GatewayError::Queue(OpenError::Directory { source, .. })
-            if matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
-        {
-            let help = "run as root or as the user tidegate, or set [gateway] state_dir to a directory of yours";
-            Some(help.to_owned())
+        GatewayError::Queue(OpenError::Directory { dir, source }) => directory_help(dir, source.kind()),
+        _ => None,
+    }
+}
+
+fn directory_help(dir: &Path, kind: io::ErrorKind) -> Option<String> {
+    match kind {
+        io::ErrorKind::PermissionDenied => {
+            let me = rustix::process::geteuid().as_raw();
+            let places = [dir.to_owned(), dir.join("lock")];
+            let others = places.iter().filter_map(|place| Some((place, std::fs::metadata(place).ok()?.uid())));
+            let others = others.filter(|(_, uid)| *uid != me).map(|(place, uid)| (place.display(), uid)).next();
+            let whose = others.map(|(place, uid)| {
+                format!(
+                    "{place} belongs to user {uid} and this is user {me}: chown -R tidegate: {}; or ",
+                    dir.display()
+                )
+            });
+            Some(format!(
+                "{}run as root or as the user tidegate, or set [gateway] state_dir to a directory of yours",
+                whose.unwrap_or_default()
+            ))
         }
+        io::ErrorKind::ReadOnlyFilesystem => Some(format!(
+            "the file system of {} is read-only: mount it writable, or set [gateway] state_dir to a directory on one \
+             that is, for example a data partition",
+            dir.display()
+        )),
+        io::ErrorKind::StorageFull => Some(format!(
+            "the disk of {} is full: free some room, or set [gateway] state_dir to a directory on another",
+            dir.display()
+        )),
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => Some(format!(
+            "something that is no directory is at {}: move it away, or set [gateway] state_dir to another",
+            dir.display()
+        )),
         _ => None,
     }
 }
@@ -127,7 +228,11 @@ mod tests {
         assert!(help(&bind(io::ErrorKind::OutOfMemory)).is_none());
         let denied = help(&directory(io::ErrorKind::PermissionDenied)).unwrap();
         assert!(denied.contains("the user tidegate") && denied.contains("state_dir"), "{denied}");
-        assert!(help(&directory(io::ErrorKind::StorageFull)).is_none());
+        let full = help(&directory(io::ErrorKind::StorageFull)).unwrap();
+        assert!(full.contains("/var/lib/tidegate is full: free some room"), "{full}");
+        let read_only = help(&directory(io::ErrorKind::ReadOnlyFilesystem)).unwrap();
+        assert!(read_only.contains("mount it writable"), "{read_only}");
+        assert!(help(&directory(io::ErrorKind::OutOfMemory)).is_none());
         let in_use = GatewayError::Queue(OpenError::InUse { dir: PathBuf::from("/srv/t") });
         assert_eq!(help(&in_use).unwrap(), "another tidegate runs: tidegate status --state-dir /srv/t");
     }

@@ -175,7 +175,11 @@ fn read_directory(walk: &mut Walk, tree: &mut Tree, directory: &Path, layer: u8)
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
         Err(error) => {
             let what = format!("cannot list this directory: {}", io_words(&error));
-            walk.findings.general(Some(directory.to_owned()), what, None);
+            let help = (error.kind() == io::ErrorKind::PermissionDenied).then(|| match (layer, directory.parent()) {
+                (2, Some(state_dir)) => format!("chown -R tidegate: {}", state_dir.display()),
+                _ => "the user `tidegate` must be able to read it".to_owned(),
+            });
+            walk.findings.general(Some(directory.to_owned()), what, help);
             walk.is_partial = true;
             return;
         }

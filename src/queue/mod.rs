@@ -340,6 +340,12 @@ impl Inlet {
         ask(&self.jobs, Job::Stats).await
     }
 
+    /// Comes back when the queue's thread has taken note, whatever is with its disk: it is alive then.
+    pub async fn ping(&self) {
+        // That the store fails, or that the thread was stopped in order, is an answer too.
+        drop(ask(&self.jobs, Job::Ping).await);
+    }
+
     /// Keeps in the store why the program is about to stop, for `status` after the next start.
     pub async fn declare_stop(&self, reason: String) -> Result<(), AppendError> {
         ask(&self.jobs, |reply| Job::DeclareStop(reason, reply)).await

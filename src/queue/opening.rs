@@ -45,15 +45,32 @@ pub(super) fn take_dir(dir: &Path) -> Result<File, OpenError> {
     let lock = match File::options().create(true).write(true).truncate(false).open(&path) {
         // A disk that is full or read-only may be mended while we run: one that is there can be locked all the same.
         Err(error) if matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull) => {
-            File::open(&path)
+            File::open(&path).map_err(|_not_there| error)
         }
         opened => opened,
     };
     let lock = lock.map_err(failed)?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
+        Ok(()) => {
+            warn_of_memory(dir);
+            Ok(lock)
+        }
         Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::InUse { dir: dir.to_owned() }),
         Err(errno) => Err(failed(errno.into())),
+    }
+}
+
+/// A sync there is no promise. The gateway runs all the same: somebody may be trying it out.
+fn warn_of_memory(dir: &Path) {
+    /// From linux/magic.h: tmpfs and ramfs.
+    const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+    let is_in_memory = rustix::fs::statfs(dir)
+        .is_ok_and(|found| u64::try_from(found.f_type).is_ok_and(|kind| IN_MEMORY.contains(&kind)));
+    if is_in_memory {
+        warn!(
+            dir:% = dir.display(), help = "set [gateway] state_dir to a directory on a disk";
+            "The state directory is in memory: what waits for the cloud is lost with the power"
+        );
     }
 }
 

@@ -74,6 +74,7 @@ pub(super) enum Job {
     Ledger(PageAsk, Reply<Page>),
     Tick(Reply<()>),
     Session(SessionJob),
+    Ping(Reply<()>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -279,6 +280,8 @@ impl Thread {
     /// One transaction of what waits, then the reads that came with it. An error has been told to those it concerns;
     /// the books are void.
     fn turn(&mut self, books: &mut Books) -> rusqlite::Result<()> {
+        #[cfg(feature = "test-hooks")]
+        hang_if_told(&self.settings.dir);
         if let Some(error) = books.fault.take() {
             return Err(error);
         }
@@ -376,6 +379,8 @@ impl Thread {
                     self.stopping = Some(Some(reply));
                     break;
                 }
+                // Not written: an idle disk is left alone.
+                Job::Ping(reply) => send(reply, Ok(())),
                 Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Ledger(..) => {
                     self.reads.push_back(job);
                 }
@@ -481,7 +486,7 @@ impl Thread {
             if self.trouble.note(self.settings.clock.now().mono_ms) {
                 is_told = true;
                 error!(
-                    error = reason.as_str(), attempt;
+                    error = reason.as_str(), help = help(&reason), attempt;
                     "The store fails; nothing is acknowledged until it is open again"
                 );
             }
@@ -569,6 +574,30 @@ impl Thread {
     }
 }
 
+/// Hangs for as long as the state directory holds this file: for the test that sees the watchdog of the unit bite. Never
+/// in a released binary.
+#[cfg(feature = "test-hooks")]
+fn hang_if_told(dir: &std::path::Path) {
+    while dir.join("test-hook-hang-queue").exists() {
+        std::thread::sleep(AWAY_LOOK);
+    }
+}
+
+/// What a person can do about a store that fails, by what the system says.
+fn help(reason: &str) -> &'static str {
+    let reason = reason.to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| reason.contains(word));
+    if says(&["disk is full", "no space", "disk full"]) {
+        "free some room on the disk of the state directory; it goes on by itself then"
+    } else if says(&["readonly", "read-only"]) {
+        "mount the file system of the state directory writable; it goes on by itself then"
+    } else if says(&["permission", "unable to open", "access"]) {
+        "give the state directory and all in it to the user that this runs as: chown -R tidegate: on it"
+    } else {
+        "look at the disk of the state directory, for example with dmesg"
+    }
+}
+
 /// The answer of a store that is not there.
 fn refuse(job: Job, failure: &AppendError) {
     match job {
@@ -577,6 +606,7 @@ fn refuse(job: Job, failure: &AppendError) {
         Job::Retained { reply, .. } => send(reply, Err(failure.clone())),
         Job::Stats(reply) => send(reply, Err(failure.clone())),
         Job::Ledger(_, reply) => send(reply, Err(failure.clone())),
+        Job::Ping(reply) => send(reply, Ok(())),
         job => unapplied(job).into_iter().for_each(|answer| answer.give(Some(failure))),
     }
 }
@@ -656,9 +686,13 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
             answers.push(Answer::Later(later));
             outcome
         }
-        Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Ledger(..) | Job::Stop(_) => {
-            Ok(())
-        }
+        Job::Next { .. }
+        | Job::Restore(..)
+        | Job::Retained { .. }
+        | Job::Stats(_)
+        | Job::Ledger(..)
+        | Job::Ping(_)
+        | Job::Stop(_) => Ok(()),
     }
 }
 
@@ -680,6 +714,7 @@ fn unapplied(job: Job) -> Option<Answer> {
         | Job::Stats(_)
         | Job::Ledger(..)
         | Job::Live(..)
+        | Job::Ping(_)
         | Job::Stop(_) => None,
     }
 }
@@ -757,6 +792,15 @@ mod tests {
 
     fn trouble() -> Trouble {
         Trouble { failed_ms: None, logged_ms: None, pause: Duration::ZERO, unreadable: None, to_keep: None }
+    }
+
+    #[test]
+    fn whoever_reads_of_a_store_that_fails_reads_what_to_do() {
+        assert!(help("cannot open the store: database or disk is full").contains("free some room"));
+        assert!(help("attempt to write a readonly database").contains("writable"));
+        assert!(help("Read-only file system (os error 30)").contains("writable"));
+        assert!(help("unable to open database file").contains("chown"));
+        assert!(help("disk I/O error").contains("dmesg"));
     }
 
     #[test]

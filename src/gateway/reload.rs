@@ -1,0 +1,100 @@
+//! What a new configuration changes, and which of it can come into force while the gateway runs. Pure.
+//!
+//! Forward rules can: they are asked for each message. All else is built at the start. What is not said to be changed
+//! is the same to the last key: whole sections are compared as they print themselves, so that no key is forgotten here.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use crate::config::{Config, UplinkConfig};
+
+/// The way from one configuration to another.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Difference {
+    /// Uplinks whose forward rules are others.
+    pub rules: Vec<Arc<str>>,
+    /// Sections that wait for a restart, as they are written in the file.
+    pub restart: Vec<String>,
+}
+
+impl Difference {
+    pub fn between(old: &Config, new: &Config) -> Difference {
+        let mut difference = Difference::default();
+        let restart = &mut difference.restart;
+        note(restart, "gateway", &old.gateway, &new.gateway);
+        note(restart, "queue", &old.queue, &new.queue);
+        note(restart, "broker", &old.broker, &new.broker);
+        let names = |one: Vec<&Arc<str>>| one.into_iter().cloned().collect::<BTreeSet<_>>();
+        for name in names(old.lines.keys().chain(new.lines.keys()).collect()) {
+            // A line that is written in place is named by its url, which its device names.
+            if !name.contains("://") {
+                note(restart, &format!("line.{name}"), &old.lines.get(&name), &new.lines.get(&name));
+            }
+        }
+        for name in names(old.modbus.keys().chain(new.modbus.keys()).collect()) {
+            note(restart, &format!("modbus.{name}"), &old.modbus.get(&name), &new.modbus.get(&name));
+        }
+        for name in names(old.serial.keys().chain(new.serial.keys()).collect()) {
+            note(restart, &format!("serial.{name}"), &old.serial.get(&name), &new.serial.get(&name));
+        }
+        for name in names(old.uplinks.keys().chain(new.uplinks.keys()).collect()) {
+            let (before, after) = (old.uplinks.get(&name), new.uplinks.get(&name));
+            note(&mut difference.restart, &format!("uplink.{name}"), &before.map(built), &after.map(built));
+            if let (Some(before), Some(after)) = (before, after)
+                && print(&before.forward) != print(&after.forward)
+            {
+                difference.rules.push(name);
+            }
+        }
+        difference
+    }
+}
+
+/// What of an uplink is built at the start.
+fn built(uplink: &UplinkConfig) -> UplinkConfig {
+    UplinkConfig { forward: Vec::new(), ..uplink.clone() }
+}
+
+fn note<T: Debug>(restart: &mut Vec<String>, section: &str, old: &T, new: &T) {
+    if print(old) != print(new) {
+        restart.push(section.to_owned());
+    }
+}
+
+fn print(part: &impl Debug) -> String {
+    format!("{part:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{LoadRequest, load};
+
+    fn config(text: &str) -> Config {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tidegate.toml");
+        std::fs::write(&path, format!("[gateway]\nid = \"g\"\n{text}")).unwrap();
+        let root = dir.path().join("root");
+        load(&LoadRequest { root, config: Some(path), credentials_dir: None, kept_id: None }).unwrap().config
+    }
+
+    fn changes(old: &str, new: &str) -> Difference {
+        Difference::between(&config(old), &config(new))
+    }
+
+    #[test]
+    fn forward_rules_come_into_force_at_once_and_the_rest_is_named_as_it_is_written() {
+        let uplink = "[uplink.cloud]\nurl = \"mqtt://127.0.0.1\"\n";
+        let rule = "[[uplink.cloud.forward]]\nfilter = \"a/#\"\n";
+        assert_eq!(changes(uplink, uplink), Difference::default());
+        let rules = changes(uplink, &format!("{uplink}{rule}"));
+        assert_eq!((rules.rules, rules.restart), (vec![Arc::from("cloud")], Vec::new()));
+        let both = changes(uplink, &format!("{uplink}keep_alive = \"7s\"\n{rule}[queue]\nmax_bytes = \"32 MiB\"\n"));
+        assert_eq!((both.rules.len(), both.restart), (1, vec!["queue".to_owned(), "uplink.cloud".to_owned()]));
+        let device = "[modbus.meter]\nline = \"tcp://127.0.0.1:5020\"\nunit_id = 1\n\
+                      [modbus.meter.point]\nlevel = { address = \"holding:0\", type = \"u16\" }\n";
+        assert_eq!(changes(uplink, &format!("{uplink}{device}")).restart, ["modbus.meter"]);
+        assert_eq!(changes(uplink, "").restart, ["uplink.cloud"]);
+    }
+}
