@@ -53,7 +53,7 @@ async fn a_log_that_is_gone_empty_cut_or_anothers_is_declared_and_not_taken_for_
         ("of its head only", Box::new(move |dir| length(dir, 32))),
         ("cut at a commit's end", Box::new(move |dir| length(dir, log_bytes(dir) - 3 * FRAME))),
         ("cut in its unused part", Box::new(move |dir| length(dir, log_bytes(dir) + 7777))),
-        ("another store's", Box::new(move |dir| drop(fs::copy(log(other.path()), log(dir)).unwrap()))),
+        ("another store's", Box::new(move |dir| assert!(fs::copy(log(other.path()), log(dir)).unwrap() > 0))),
         (
             "wiped at its head",
             Box::new(|dir| {
