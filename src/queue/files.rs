@@ -75,6 +75,9 @@ pub(super) fn look(dir: &Path, was_there: bool, is_counted: bool) -> Result<Foun
         Err(_) => return Ok(Found { is_new: true, fault: None }),
     }
     let pages = Pages::open(dir, true);
+    if !pages.is_writable() {
+        return damaged("its head says that it is of another version");
+    }
     let said = mark::read(dir);
     // What was closed in order has no log of its own. An older program's store gets its new tables before that counts.
     let is_strange = said.is_closed && is_counted && pages.has_commits() && !is_upgraded(dir, &pages);
