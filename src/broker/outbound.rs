@@ -167,7 +167,7 @@ impl Outbound {
         ids
     }
 
-    /// Packet ids that were not needed.
+    /// Packet ids that were not needed, or whose end the queue has heard of.
     pub(super) fn give_back(&mut self, ids: &[PacketId]) {
         for packet_id in ids {
             self.reserved.remove(packet_id);
@@ -266,8 +266,8 @@ impl Outbound {
                 *expired += 1;
                 if let Some(stored) = delivery.stored {
                     self.settled.push(stored.lost(LossReason::MessageExpired));
+                    // Its id stays reserved until then.
                     self.settled.extend(stored.packet_id.map(completed));
-                    stored.packet_id.map(|packet_id| self.reserved.remove(&packet_id));
                 }
                 continue;
             }
@@ -342,7 +342,12 @@ impl Outbound {
         let Some(flight) = self.flights.remove(place) else { return };
         let stored = flight.delivery.and_then(|delivery| delivery.stored);
         self.settled.extend(stored.map(Stored::delivered));
-        self.settled.extend(flight.is_kept.then_some(completed(packet_id)));
+        if flight.is_kept {
+            // Not free before the queue has heard of it: it would take the next message under this id for the one that is
+            // done with.
+            self.reserved.insert(packet_id);
+            self.settled.push(completed(packet_id));
+        }
     }
 
     fn find(&mut self, packet_id: PacketId) -> Option<&mut Flight> {

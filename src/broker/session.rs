@@ -1052,8 +1052,9 @@ impl Session {
                     durable.take(&mut self.outbound, &ids, parcels, now);
                 }
             }
-            Progress::Settled(received, Ok(())) => {
-                for packet_id in received {
+            Progress::Settled(told, Ok(())) => {
+                self.outbound.give_back(&told.completed);
+                for packet_id in told.received {
                     if self.outbound.release(packet_id) {
                         self.send(Packet::Pubrel(Ack::new(packet_id, ReasonCode::SUCCESS))).await;
                     }

@@ -582,6 +582,11 @@ impl Sessions {
         }
     }
 
+    /// Whether any subscription brings what is stored.
+    pub fn is_any_listening(&self) -> bool {
+        !self.tree.is_empty()
+    }
+
     /// Whether any session waits for its client, and so may end by and by.
     pub fn is_any_away(&self) -> bool {
         self.by_number.values().any(|session| session.away.is_some())

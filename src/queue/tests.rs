@@ -25,6 +25,7 @@ mod recovery;
 mod rot;
 mod salvage;
 mod segments;
+mod sessions;
 mod spare;
 mod steps;
 mod time;
