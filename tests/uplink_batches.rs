@@ -168,12 +168,13 @@ fn a_batch_at_qos_2_comes_once_and_stays_what_it_is_whatever_dies_between_any_tw
         for forgets_sessions in [false, true] {
             for first in 0..70 {
                 for death in [Death::Process, Death::Link, Death::Commit] {
-                    let rows = (1..=11).map(|number| {
-                        reading(number, Qos::ExactlyOnce, "t", limits(4, 5000, Duration::from_millis(100)))
-                    });
+                    // They come one by one, so that what was cut once would be cut in another way later.
+                    let row = |number| reading(number, Qos::ExactlyOnce, "t", limits(4, 5000, Duration::ZERO));
                     let temper = Temper { forgets_sessions, ..Temper::default() };
-                    let deaths = [(first, death), (first + 9, Death::Process)];
-                    let world = run(rows.collect(), 2, temper, seed, &deaths);
+                    let mut world = World::new(settings(Version::V5, 2), temper, (1..=3).map(row).collect());
+                    world.seed = seed;
+                    world.later = (4..=11).map(|number| (usize::try_from(number).unwrap() * 7, row(number))).collect();
+                    world.run(&[(first, death), (first + 9, Death::Process)]);
                     let arrivals = arrivals(&world);
                     assert_eq!(arrivals.len(), 11);
                     for (number, (times, names)) in arrivals {

@@ -1152,7 +1152,8 @@ impl Machine {
         forgotten.sort_unstable_by_key(|(order, id, _)| (*order, *id));
         for (order, id, attempt) in forgotten {
             self.gathering.changes.push(Change::Forget { packet_id: id.get() });
-            if let Some(batch) = attempt.filter(|attempt| !attempt.others.is_empty()) {
+            let may_grow = |attempt: &&Attempt| !attempt.others.is_empty() || attempt.row.batching.is_some();
+            if let Some(batch) = attempt.filter(may_grow) {
                 self.gathering.changes.push(admit(id, order, batch));
             }
         }

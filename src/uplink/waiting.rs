@@ -494,7 +494,10 @@ impl Waiting {
     /// The next row that travels alone, or the next batch that is full or has waited for long enough.
     fn next_whole(&mut self, now: Duration, stamp: Stamp, before: Option<Sequence>) -> Option<Attempt> {
         loop {
-            let is_due = self.forming_due.keys().next().is_some_and(|(due, _)| *due <= now);
+            // What is here by now travels with it, also where nothing is waited for.
+            let is_due = self.forming_due.keys().next().is_some_and(|(due, _)| {
+                if self.ready.is_empty() && self.live.is_empty() { *due <= now } else { *due < now }
+            });
             if is_due || self.forming_load.is_beyond(FORMING) {
                 return self.take_first_forming();
             }
