@@ -9,37 +9,19 @@ mod uplink_model;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::{NonZeroU16, NonZeroU32};
-use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use tidegate::config::BatchLimits;
-use tidegate::message::{Body, Qos, Quality, Reading, Sequence, Stamp, Value};
+use tidegate::message::{Qos, Sequence};
 use tidegate::mqtt::{Publish, Version};
-use tidegate::queue::{Batching, Format, Queued, Verdict};
-use uplink_model::{Death, Temper, World, assert_first_attempts_in_order, number_of, numbers_of, row, settings};
+use tidegate::queue::{Batching, Queued, Verdict};
+use uplink_model::{
+    Death, Temper, World, assert_first_attempts_in_order, number_of, numbers_of, reading, row, settings,
+};
 
 fn limits(readings: u16, bytes: u32, within: Duration) -> BatchLimits {
     BatchLimits { readings: NonZeroU16::new(readings).unwrap(), bytes: NonZeroU32::new(bytes).unwrap(), within }
-}
-
-fn reading(number: u64, qos: Qos, topic: &str, limits: BatchLimits) -> Queued {
-    let mut row = row(number, qos, topic, b"");
-    row.message.retain = false;
-    row.message.properties = None;
-    row.message.body = Body::Reading(Reading {
-        device: Arc::from("d"),
-        point: Arc::from("p"),
-        value: Value::Uint(number),
-        unit: None,
-        quality: Quality::Good,
-        reason: None,
-        seq: number,
-        stamp: Stamp::default(),
-    });
-    row.encoding.format = Format::JsonBatch;
-    row.batching = Some(Batching { rule: 0, limits });
-    row
 }
 
 fn name(publish: &Publish) -> &str {

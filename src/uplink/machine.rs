@@ -1859,8 +1859,8 @@ impl Machine {
     /// Of a batch nobody knows which message is at fault: it is halved until it is one.
     fn reject(&mut self, attempt: Attempt, reason: String) {
         let attempt = match attempt.halved() {
-            Ok(halves) => return self.waiting.put_back_halves(halves),
-            Err(single) => single,
+            (first, Some(second)) => return self.waiting.put_back_halves(first, second),
+            (single, None) => single,
         };
         let (sequence, topic) = (attempt.row.sequence, attempt.row.encoding.topic.clone());
         self.actions.push(Action::Note(Note::Rejected { sequence, topic, reason: reason.clone() }));

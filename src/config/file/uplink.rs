@@ -353,11 +353,9 @@ fn batch(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<BatchLimits>> {
         true => reader.table(walk, "batch")?,
         false => (&empty, reader.spot),
     };
-    if !is_batch {
-        if reader.has("batch") {
-            let what = "`batch` is for readings that travel together, and these do not".to_owned();
-            walk.findings.warning(spot, what, Some("write payload = \"json-batch\"".to_owned()));
-        }
+    if !is_batch && reader.has("batch") {
+        let what = "`batch` is for readings that travel together, and these do not".to_owned();
+        walk.findings.warning(spot, what, Some("write payload = \"json-batch\"".to_owned()));
     }
     let reader = Reader::open(walk, tree, &keys::BATCH, spot);
     let readings = reader.integer(walk, "readings", 1, 1000);
