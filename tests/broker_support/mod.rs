@@ -77,6 +77,7 @@ pub fn rule(filter: &str, qos: Option<Qos>) -> ForwardRule {
         qos,
         when_full: None,
         strict_order: false,
+        batch: None,
     }
 }
 
