@@ -59,6 +59,7 @@ pub static TABLES: &[&KeyTable] = &[
     &RECONNECT,
     &PACE,
     &FORWARD,
+    &BATCH,
     &RECEIVE,
     &LINE,
     &MODEL,

@@ -1152,7 +1152,8 @@ impl Machine {
         forgotten.sort_unstable_by_key(|(order, id, _)| (*order, *id));
         for (order, id, attempt) in forgotten {
             self.gathering.changes.push(Change::Forget { packet_id: id.get() });
-            if let Some(batch) = attempt.filter(|attempt| !attempt.others.is_empty()) {
+            let may_grow = |attempt: &&Attempt| !attempt.others.is_empty() || attempt.row.batching.is_some();
+            if let Some(batch) = attempt.filter(may_grow) {
                 self.gathering.changes.push(admit(id, order, batch));
             }
         }
@@ -1866,8 +1867,8 @@ impl Machine {
     /// Of a batch nobody knows which message is at fault: it is halved until it is one.
     fn reject(&mut self, attempt: Attempt, reason: String) {
         let attempt = match attempt.halved() {
-            Ok(halves) => return self.waiting.put_back_halves(halves),
-            Err(single) => single,
+            (first, Some(second)) => return self.waiting.put_back_halves(first, second),
+            (single, None) => single,
         };
         let (sequence, topic) = (attempt.row.sequence, attempt.row.encoding.topic.clone());
         self.actions.push(Action::Note(Note::Rejected { sequence, topic, reason: reason.clone() }));
