@@ -78,6 +78,10 @@ pub(super) fn look(dir: &Path, was_there: bool, is_counted: bool) -> Result<Foun
     if !pages.is_writable() {
         return damaged("its head says that it is of another version");
     }
+    if !pages.has_tables() {
+        // Its making was interrupted before its first commit; a store that has been in use has tables.
+        return if was_there { damaged("it is empty") } else { Ok(Found { is_new: true, fault: None }) };
+    }
     let said = mark::read(dir);
     // What was closed in order has no log of its own. An older program's store gets its new tables before that counts.
     let is_strange = said.is_closed && is_counted && pages.has_commits() && !is_upgraded(dir, &pages);
