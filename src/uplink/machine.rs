@@ -1484,11 +1484,12 @@ impl Machine {
         while self.rows_out < window
             && let Some(id) = self.resend.front().copied()
         {
+            // What is resent makes room itself where nothing else is under way that would.
+            let may_wait = self.has_room_at_cloud(window) || self.rows_out > 0;
             match self.resent_place(id) {
                 Some((order, sequence))
-                    if self.has_room_at_cloud(window)
+                    if may_wait
                         && self.waiting.first_ready(at.now).is_some_and(|older| older < sequence)
-                        // What is resent makes room itself where nothing else is under way that would.
                         && (self.exposed() < self.exposed_max() || self.rows_out > 0 || !self.is_quiet()) =>
                 {
                     if !self.may_send_fresh(at, window) {
@@ -1497,7 +1498,7 @@ impl Machine {
                     // Before that one also when the connection ends again.
                     self.send_fresh(at, Some((order, sequence)));
                 }
-                Some(_) if self.older_than.is_some() => return,
+                Some(_) if may_wait && self.older_than.is_some() => return,
                 _ => {
                     self.resend.pop_front();
                     self.resend_row(at, id);
@@ -1524,7 +1525,8 @@ impl Machine {
     /// resent yet: Mosquitto counts what it holds from earlier connections, and throws out whoever goes beyond.
     fn has_room_at_cloud(&self, window: usize) -> bool {
         let kept = self.rows_out + self.resend.len();
-        kept < window && kept + self.dock.len() < self.terms.window
+        // One goes beside those that are suspected, however many: the others must not wait for their trial.
+        kept == 0 || (kept < window && kept + self.dock.len() < self.terms.window)
     }
 
     fn may_send_fresh(&mut self, at: Moment, window: usize) -> bool {
