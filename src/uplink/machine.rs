@@ -1486,10 +1486,11 @@ impl Machine {
         {
             // What is resent makes room itself where nothing else is under way that would.
             let may_wait = self.has_room_at_cloud(window) || self.rows_out > 0;
+            let first = self.waiting.first_ready(at.now);
             match self.resent_place(id) {
                 Some((order, sequence))
                     if may_wait
-                        && self.waiting.first_ready(at.now).is_some_and(|older| older < sequence)
+                        && first.is_some_and(|older| older < sequence)
                         && (self.exposed() < self.exposed_max() || self.rows_out > 0 || !self.is_quiet()) =>
                 {
                     if !self.may_send_fresh(at, window) {
@@ -1498,7 +1499,12 @@ impl Machine {
                     // Before that one also when the connection ends again.
                     self.send_fresh(at, Some((order, sequence)));
                 }
-                Some(_) if may_wait && self.older_than.is_some() => return,
+                // Older ones may still come, unless younger ones have: they come in order.
+                Some((_, sequence))
+                    if may_wait && self.older_than.is_some() && first.is_none_or(|first| first < sequence) =>
+                {
+                    return;
+                }
                 _ => {
                     self.resend.pop_front();
                     self.resend_row(at, id);

@@ -115,8 +115,8 @@ fn run(random: &mut Random) -> Outcome {
 
 #[test]
 fn models_the_uplink_loses_nothing_and_doubles_no_qos_2_over_any_number_of_crashes() {
-    let mut budget =
-        Budget::begin("models", Cases { short: 400, long: 1_000_000 }).with_found(&[1449241658, 3313636655]);
+    let mut budget = Budget::begin("models", Cases { short: 400, long: 1_000_000 })
+        .with_found(&[1449241658, 3313636655, 3708026621]);
     let (mut cases, mut crashes, mut repeats) = (0_u64, 0, 0);
     while crashes < CRASHES
         && let Some(mut case) = budget.next()
