@@ -208,7 +208,7 @@ async fn a_store_that_is_full_and_refuses_never_does_so_for_a_sessions_sake() {
             Err(error) => panic!("{error}"),
         }
     }
-    assert!(rig.waiting("cloud").await > 500);
+    assert!(rig.waiting("cloud").await > 200);
     let appended = rig.inlet.append(submission(at("local", Qos::AtLeastOnce, 9999, 1000))).await.unwrap();
     assert!(!matches!(appended.fate, Fate::Unwanted), "{:?}", appended.fate);
     drop(fetched(&mut outlet, (0, 0), 10).await);
