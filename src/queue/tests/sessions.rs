@@ -364,7 +364,8 @@ impl Play {
         assert!(kept.is_present);
         let mut subscribed: Vec<&str> = kept.subscriptions.iter().map(|asked| asked.filter.as_str()).collect();
         let mut expected: Vec<&str> = self.model.subscriptions.values().map(|index| FILTERS[*index].0).collect();
-        (subscribed.sort_unstable(), expected.sort_unstable());
+        subscribed.sort_unstable();
+        expected.sort_unstable();
         assert_eq!(subscribed, expected);
         let number = |parcel: &Parcel| number_of(&parcel.message);
         let flights: Vec<_> = kept.flights.iter().map(|it| (it.packet_id, it.parcel.as_ref().map(number))).collect();
