@@ -21,6 +21,8 @@ use crate::queue::{AppendError, SessionNumber};
 /// Bytes that are asked for at once.
 const FETCH_BYTES: usize = 64 * 1024;
 
+type Asked<T> = Running<Result<T, AppendError>>;
+
 /// What is under way between a session and the queue.
 pub(super) struct Durable {
     outlet: SessionOutlet,
@@ -28,8 +30,8 @@ pub(super) struct Durable {
     place: (u64, u32),
     /// The last answer had all that there was.
     is_dry: bool,
-    fetching: Option<(Vec<PacketId>, Running<Result<Parcels, AppendError>>)>,
-    settling: Option<(Told, Running<Result<(), AppendError>>)>,
+    fetching: Option<(Vec<PacketId>, Asked<Parcels>)>,
+    settling: Option<(Told, Asked<()>)>,
     pending: Vec<Settling>,
 }
 

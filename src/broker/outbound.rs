@@ -471,6 +471,26 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_id_of_the_store_is_free_when_the_queue_has_heard_of_its_end_and_not_before() {
+        let mut outbound = Outbound::new();
+        assert_eq!(outbound.reserve(2), [id(1), id(2)]);
+        let stored = Stored { lane: 0, sequence: Sequence(7), bytes: 9, packet_id: Some(id(1)) };
+        outbound.push(Delivery { stored: Some(stored), ..delivery(Qos::ExactlyOnce, "a") });
+        outbound.give_back(&[id(2)]);
+        assert_eq!(sent(&mut outbound, 9), [("a".into(), Some(1), false)]);
+        assert_eq!(outbound.receive(id(1)), Fit::Kept, "PUBREL waits for the queue");
+        assert_eq!(outbound.take_settled(), [Settling::Received { packet_id: 1 }]);
+        assert!(outbound.release(id(1)));
+        assert_eq!(outbound.complete(id(1)), Fit::Good);
+        assert_eq!(outbound.take_settled(), [Settling::Completed { packet_id: 1 }]);
+        outbound.last_id = 0;
+        assert_eq!(outbound.reserve(1), [id(2)], "1 is still taken");
+        outbound.give_back(&[id(1), id(2)]);
+        outbound.last_id = 0;
+        assert_eq!(outbound.reserve(1), [id(1)]);
+    }
+
+    #[test]
     fn packet_ids_wrap_around_and_pass_over_those_in_use() {
         let mut outbound = Outbound::new();
         outbound.push(delivery(Qos::AtLeastOnce, "first"));

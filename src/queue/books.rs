@@ -42,6 +42,8 @@ const DEVICE_BLOCK: u64 = 4096;
 pub(super) const EVICT_LOOK_MAX: u64 = 512;
 /// Of the store, this share stays free for sessions of local clients where there are any.
 const SESSION_SHARE: u64 = 16;
+/// And in a small one so much, but no more than an eighth: the alarm at four fifths is to be heard.
+const SESSION_BYTES_MIN: u64 = 256 * 1024;
 /// Each reason is logged at most so often.
 const ALARM_PAUSE_MS: u64 = 60_000;
 
@@ -546,7 +548,7 @@ impl Books {
         if room < needed {
             let soft = self.ceilings.soft_pages * PAGE_BYTES;
             let refusal = match retention::way(wanted.iter().map(|(_, rule)| *rule)) {
-                // What waits for sessions never keeps anything out.
+                // What waits for sessions beyond their own room never keeps anything out.
                 Way::Turn(refusal) => (!self.evict_sessions(needed)?).then_some(refusal),
                 // For a message as large as the store all others would have to go.
                 Way::Evict { otherwise } if bytes > soft / 2 => Some(otherwise),
@@ -564,11 +566,12 @@ impl Books {
     }
 
     /// What uplinks leave free where sessions are kept: however full the store is for them, local clients go on.
-    fn session_room(&self) -> u64 {
+    pub fn session_room(&self) -> u64 {
         if !self.sessions.is_any_listening() {
             return 0;
         }
-        (self.ceilings.soft_pages * PAGE_BYTES / SESSION_SHARE).saturating_sub(self.sessions.bytes())
+        let soft = self.ceilings.soft_pages * PAGE_BYTES;
+        (soft / SESSION_SHARE).max(SESSION_BYTES_MIN.min(soft / 8))
     }
 
     /// Bytes of pages below the soft ceiling that rows may take. One page in 64 is for those above the leaves of the

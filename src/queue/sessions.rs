@@ -326,6 +326,11 @@ impl Later {
 }
 
 impl SessionJob {
+    /// Whether it asks for what waits, and nothing else.
+    pub fn is_fetch(&self) -> bool {
+        matches!(self, SessionJob::Fetch { .. })
+    }
+
     /// What it adds to a transaction.
     pub fn bytes(&self) -> usize {
         match self {

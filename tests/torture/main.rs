@@ -22,6 +22,7 @@ mod disks;
 mod kills;
 mod ledger;
 mod line;
+mod listener;
 mod log_disk;
 mod models;
 mod mounts;

@@ -366,11 +366,12 @@ impl Books {
 
     // Bounds
 
-    /// Lets the oldest of the largest session give way until `needed` bytes of pages are free. Says whether they are.
+    /// Lets the oldest of the largest session give way until `needed` bytes of pages are free, as long as the sessions
+    /// hold more than is theirs. Says whether they are.
     pub fn evict_sessions(&mut self, needed: u64) -> rusqlite::Result<bool> {
         for _ in 0..DROP_ROWS_MAX {
-            if self.measure()? >= needed {
-                return Ok(true);
+            if self.measure()? >= needed || self.sessions.bytes <= self.session_room() {
+                break;
             }
             let largest = self.sessions.largest().and_then(|number| Some((number, self.sessions.live(number)?.count)));
             let Some((number, count)) = largest.filter(|(_, count)| *count > 0) else { break };

@@ -99,6 +99,8 @@ async fn a_message_that_only_a_session_wants_is_stored_once_and_goes_with_the_la
     assert_eq!((rig.waits().await.0, rig.inlet.stats().await.unwrap().messages), (20, 10));
     let parcels = fetched(&mut one, (0, 0), 100).await;
     assert_eq!(numbers(&parcels), (10..20).collect::<Vec<_>>());
+    let (first, second) = (fetched(&mut one, (0, 0), 7).await, fetched(&mut one, (7, 0), 7).await);
+    assert!(first.is_more && !second.is_more && second.rows.len() == 3, "{first:?} {second:?}");
     one.settle(parcels.rows.iter().map(delivered).collect()).await.unwrap();
     assert_eq!((rig.waits().await.0, rig.inlet.stats().await.unwrap().messages), (10, 10));
     rig.inlet.leave_session(other.number, 0).await.unwrap();
@@ -208,10 +210,53 @@ async fn a_store_that_is_full_and_refuses_never_does_so_for_a_sessions_sake() {
             Err(error) => panic!("{error}"),
         }
     }
-    assert!(rig.waiting("cloud").await > 500);
+    assert!(rig.waiting("cloud").await > 200);
     let appended = rig.inlet.append(submission(at("local", Qos::AtLeastOnce, 9999, 1000))).await.unwrap();
     assert!(!matches!(appended.fate, Fate::Unwanted), "{:?}", appended.fate);
     drop(fetched(&mut outlet, (0, 0), 10).await);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_session_whose_store_was_damaged_is_gone_and_its_client_hears_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(settings(dir.path()));
+    let (kept, mut outlet) = rig.subscribed("c", "plant/#", Qos::ExactlyOnce).await;
+    rig.lose_the_store(dir.path()).await;
+    assert!(fetched(&mut outlet, (0, 0), 10).await.is_gone);
+    assert!(!rig.inlet.keeps_session("c"));
+    let again = vec![(to("plant/#", Qos::AtLeastOnce), Retained::Never)];
+    assert!(rig.inlet.subscribe_session(kept.number, again, 10).await.is_err());
+    let new = rig.enter("c").await;
+    assert!(!new.is_present && new.number > kept.number);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_reading_comes_as_the_object_that_it_is_at_the_cloud_and_is_written_first_where_flash_is_spared() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(QueueSettings { hold: Some(Duration::from_secs(600)), ..settings(dir.path()) });
+    rig.outlet("cloud").set_live(true).await.unwrap();
+    let (_, mut outlet) = rig.subscribed("c", "field/#", Qos::AtLeastOnce).await;
+    let stamp = Clock::new(ClockSource::Trusted).now();
+    let reading = Reading {
+        device: Arc::from("chiller"),
+        point: Arc::from("supply"),
+        value: Value::Float(7.5),
+        unit: None,
+        quality: Quality::Good,
+        reason: None,
+        stamp,
+        seq: 0,
+    };
+    let body = Body::Reading(reading);
+    let appended = rig.append(Message { body, origin: Origin::Field, ..message("field/chiller/supply", b"") }).await;
+    assert!(matches!(appended.fate, Fate::Stored { streams: 2, .. }), "{:?}", appended.fate);
+    let parcels = fetched(&mut outlet, (0, 0), 10).await;
+    let Body::Bytes(bytes) = &parcels.rows[0].message.body else { panic!("{parcels:?}") };
+    let object: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+    assert_eq!((object["value"].as_f64(), object["seq"].as_u64()), (Some(7.5), Some(1)));
+    assert_eq!(object["id"], appended.id.to_string());
     rig.stop().await;
 }
 
@@ -319,7 +364,8 @@ impl Play {
         assert!(kept.is_present);
         let mut subscribed: Vec<&str> = kept.subscriptions.iter().map(|asked| asked.filter.as_str()).collect();
         let mut expected: Vec<&str> = self.model.subscriptions.values().map(|index| FILTERS[*index].0).collect();
-        (subscribed.sort_unstable(), expected.sort_unstable());
+        subscribed.sort_unstable();
+        expected.sort_unstable();
         assert_eq!(subscribed, expected);
         let number = |parcel: &Parcel| number_of(&parcel.message);
         let flights: Vec<_> = kept.flights.iter().map(|it| (it.packet_id, it.parcel.as_ref().map(number))).collect();
