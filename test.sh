@@ -2,7 +2,7 @@
 # Installs what the tests need and is missing, then runs them all. Works offline once everything is there.
 #
 #   ./test.sh                       format, lints, tests with real counterparts, documentation
-#   ./test.sh --torture [minutes]   the long forms of tests/torture only; 330 minutes are what they ask for
+#   ./test.sh --torture [minutes]   the long forms of tests/torture only; 344 minutes are what they ask for
 #   ./test.sh --cross               builds for arm64 (and armhf) and runs them under an emulator; `cross` reads Cross.toml
 #   ./test.sh --package [profile]   builds the .deb (profile package-test, or release), and tries it in a root of its own
 #   ./test.sh --vm [cuts]           installs the .deb in a virtual machine, tries it under systemd, and cuts its power (3 times)
@@ -28,7 +28,7 @@ while [ $# -gt 0 ]; do
     case "$1" in
     --prepare) only_prepare=true ;;
     --torture)
-        torture_minutes=330
+        torture_minutes=344
         if [[ "${2:-}" =~ ^[0-9]+([.][0-9]+)?$ ]]; then
             torture_minutes=$2
             shift

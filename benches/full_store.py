@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Does a full store slow local clients down? One run: the rate between two local clients with an empty store, then with
-a full one, in turn, and their ratio.
+"""Does a full store slow local clients down? One gateway, one run, phase after phase: the rate between two local
+clients while the store is not full, then while it is full, and so on; and the ratio of the two.
 
     cargo build --release
     target/venv/bin/python benches/full_store.py [--when-full drop-oldest|drop-newest|refuse] [--rounds 5] [--load 0]
 
-One gateway has an empty store, the other one is filled to its ceiling before the first round and stays full: its cloud
-is away. Both run all the time; the rounds alternate between them, so that a noisy machine is noisy for both. With
-`--load N` a publisher puts N messages a second into each of the two meanwhile. Stops by itself.
+The cloud is away while anything is measured. Between the phases the store is filled to its ceiling, or the cloud (the
+machine's mosquitto) comes, takes all that waits, and goes. Each full phase is compared with the mean of the two beside it
+that are not full, so that a machine that slows down or speeds up meanwhile takes no side. With `--load N` a publisher puts
+N messages a second into the store all the time, which must not fill it within one phase. Stops by itself.
 """
 
 import argparse
-import os
+import json
 import shutil
 import statistics
 import subprocess
@@ -24,7 +25,7 @@ from pathlib import Path
 import paho.mqtt.client as mqtt
 
 sys.path.insert(0, str(Path(__file__).parent))
-from readme_table import Process, accepts, free_port, publish, wait_until  # noqa: E402
+from readme_table import Cloud, Process, accepts, free_port, publish, wait_until  # noqa: E402
 
 
 def client(port, name):
@@ -74,6 +75,41 @@ def load(port, per_second, stop):
     plant.loop_stop()
 
 
+class Gateway:
+    """One with a small store, whose cloud is away unless it drains."""
+
+    def __init__(self, binary, folder, when_full):
+        self.binary, self.port, self.cloud = binary, free_port(), Cloud(folder / "cloud")
+        self.config = folder / "tidegate.toml"
+        self.config.write_text(
+            f'[gateway]\nid = "g7"\nstate_dir = "{folder}/state"\n\n'
+            f'[broker.listener.local]\nbind = "127.0.0.1:{self.port}"\n\n'
+            f'[queue]\nmax_bytes = "1 MiB"\nwhen_full = "{when_full}"\n\n'
+            f'[uplink.cloud]\nurl = "mqtt://127.0.0.1:{self.cloud.port}"\n'
+            f'reconnect = {{ first = "200ms", max = "1s" }}\n\n'
+            f'[[uplink.cloud.forward]]\nfilter = "plant/#"\n'
+        )
+        self.process = Process([binary, "run", "--config", str(self.config)], folder / "log")
+        wait_until("the gateway listens", lambda: accepts(self.port))
+
+    def status(self):
+        command = [self.binary, "status", "--json", "--config", str(self.config)]
+        return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+
+    def fill(self):
+        """1 MiB is full after some 3000 of these; what comes after them gives way, or is refused."""
+        publish(self.port, range(5000), pad=300, timeout=10)
+        if "store-fills" not in self.status()["alarms"]:
+            sys.exit("the store is not full")
+
+    def drain(self):
+        self.cloud.start()
+        is_drained = wait_until("all has gone up", lambda: self.status()["uplinks"]["cloud"]["waiting"] < 50)
+        self.cloud.stop()
+        if not is_drained:
+            sys.exit("the store does not drain")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tidegate", default="target/release/tidegate")
@@ -83,37 +119,35 @@ def main():
     parser.add_argument("--load", type=int, default=0)
     arguments = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="tidegate-full-"))
-    gateways, stop = {}, threading.Event()
+    stop, gateway = threading.Event(), None
     try:
-        for name, bytes_max in (("empty", "256 MiB"), ("full", "1 MiB")):
-            port, folder = free_port(), base / name
-            folder.mkdir()
-            config = folder / "tidegate.toml"
-            config.write_text(
-                f'[gateway]\nid = "g7"\nstate_dir = "{folder}/state"\n\n'
-                f'[broker.listener.local]\nbind = "127.0.0.1:{port}"\n\n'
-                f'[queue]\nmax_bytes = "{bytes_max}"\nwhen_full = "{arguments.when_full}"\n\n'
-                f'[uplink.cloud]\nurl = "mqtt://127.0.0.1:1"\n\n'
-                f'[[uplink.cloud.forward]]\nfilter = "plant/#"\n'
-            )
-            process = Process([arguments.tidegate, "run", "--config", str(config)], folder / "log")
-            gateways[name] = (port, process)
-            wait_until("the gateway listens", lambda port=port: accepts(port))
-        # 1 MiB is full after some 3000 of these; what comes after them gives way, or is refused.
-        publish(gateways["full"][0], range(5000), pad=300, timeout=20)
+        gateway = Gateway(arguments.tidegate, base, arguments.when_full)
         if arguments.load:
-            for port, _ in gateways.values():
-                threading.Thread(target=load, args=(port, arguments.load, stop), daemon=True).start()
-        ratios = []
-        for number in range(arguments.rounds):
-            rates = {name: rate(port, arguments.count, f"{name}-{number}") for name, (port, _) in gateways.items()}
-            ratios.append(rates["full"] / rates["empty"])
-            print(f"round {number + 1}: empty {rates['empty']:.0f}/s, full {rates['full']:.0f}/s, ratio {ratios[-1]:.2f}", flush=True)
-        print(f"{arguments.when_full}: median ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+            threading.Thread(target=load, args=(gateway.port, arguments.load, stop), daemon=True).start()
+        # Both ways once before anything counts: memory that is touched for the first time is slow.
+        gateway.fill()
+        rate(gateway.port, arguments.count, "warm")
+        gateway.drain()
+        free, full = [rate(gateway.port, arguments.count, "free-0")], []
+        for number in range(1, arguments.rounds + 1):
+            gateway.fill()
+            full.append(rate(gateway.port, arguments.count, f"full-{number}"))
+            gateway.drain()
+            free.append(rate(gateway.port, arguments.count, f"free-{number}"))
+            print(f"round {number}: not full {free[-2]:.0f}/s, full {full[-1]:.0f}/s, not full {free[-1]:.0f}/s", flush=True)
+        ratios = [2 * now / (before + after) for before, now, after in zip(free, full, free[1:])]
+        print(
+            f"{arguments.when_full}, load {arguments.load}/s, {arguments.rounds} rounds: not full "
+            f"{statistics.median(free):.0f}/s ({min(free):.0f}-{max(free):.0f}), full {statistics.median(full):.0f}/s "
+            f"({min(full):.0f}-{max(full):.0f}), full / not full {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f}-{max(ratios):.2f})"
+        )
     finally:
         stop.set()
-        for _, process in gateways.values():
-            process.end()
+        if gateway:
+            gateway.process.end()
+            if gateway.cloud.process:
+                gateway.cloud.process.end()
         shutil.rmtree(base, ignore_errors=True)
 
 

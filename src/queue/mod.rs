@@ -94,6 +94,8 @@ pub(crate) mod numbers;
 
 mod pages;
 
+mod quarantine;
+
 mod remains;
 
 mod salvage;

@@ -14,6 +14,7 @@ use super::books::{Books, Gap, Identity, Stream, gap_topic};
 use super::boots;
 use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::ledger::Ledger;
+use super::quarantine::{self, Quarantine};
 use super::remains::Remains;
 use super::retention::{self, Ceilings};
 use super::routes::Routes;
@@ -34,8 +35,6 @@ use crate::message::{Filter, Qos};
 const QUARANTINE: &str = "quarantine";
 /// Why the program stopped, where nothing else is known.
 const STOPPED: &str = "in order, as it was told to";
-/// Damaged stores that are kept for a look.
-const QUARANTINES_MAX: usize = 3;
 
 /// Makes the state directory where it is missing, and takes it for this process.
 pub(super) fn take_dir(dir: &Path) -> Result<File, OpenError> {
@@ -187,14 +186,16 @@ fn ticket(settings: &QueueSettings, past: &mut Past, reason: String) -> Ticket {
 fn move_aside(settings: &QueueSettings, ticket: Option<&Ticket>) -> io::Result<PathBuf> {
     let quarantine = settings.dir.join(QUARANTINE);
     DirBuilder::new().recursive(true).mode(0o700).create(&quarantine)?;
-    let mut kept = salvage::numbered(&quarantine);
-    let number = kept.last().map_or(1, |(number, _)| number + 1);
-    // What was salvaged goes first, then the oldest.
-    kept.sort_by_key(|(number, place)| (salvage::is_wanting(place), *number));
-    while kept.len() >= QUARANTINES_MAX {
-        let (_, oldest) = kept.remove(0);
-        warn!(quarantine:% = oldest.display(); "The oldest damaged store was removed");
-        fs::remove_dir_all(oldest)?;
+    let number = salvage::numbered(&quarantine).last().map_or(1, |(number, _)| number + 1);
+    let mut kept = quarantines(&settings.dir);
+    let bytes = [DATABASE, LOG].map(|name| bytes_of(&settings.dir.join(name)));
+    kept.push(Quarantine { place: settings.dir.clone(), bytes: bytes.iter().sum(), is_wanting: ticket.is_some() });
+    for place in quarantine::excess(&kept, available(&settings.dir)) {
+        // The new store declares first what is lost with one that is not salvaged.
+        if !salvage::is_wanting(place) {
+            info!(quarantine:% = place.display(); "A salvaged store was removed");
+            fs::remove_dir_all(place)?;
+        }
     }
     let seconds = settings.clock.now().wall_ms / 1000;
     let place = quarantine.join(format!("{seconds}-{number}"));
@@ -215,6 +216,33 @@ fn move_aside(settings: &QueueSettings, ticket: Option<&Ticket>) -> io::Result<P
     identity::sync_dir(&quarantine)?;
     identity::sync_dir(&settings.dir)?;
     Ok(place)
+}
+
+/// The damaged stores that are there, oldest first.
+fn quarantines(dir: &Path) -> Vec<Quarantine> {
+    let places = salvage::numbered(&dir.join(QUARANTINE)).into_iter().map(|(_, place)| place);
+    let files = |place: &Path| fs::read_dir(place).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let known = places.map(|place| Quarantine {
+        bytes: files(&place).map(|file| bytes_of(&file)).sum(),
+        is_wanting: salvage::is_wanting(&place),
+        place,
+    });
+    known.collect()
+}
+
+fn bytes_of(file: &Path) -> u64 {
+    fs::metadata(file).map_or(0, |found| found.len())
+}
+
+/// What the disk has free; where that is not known, no end of it.
+fn available(dir: &Path) -> u64 {
+    match rustix::fs::statvfs(dir) {
+        Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize),
+        Err(error) => {
+            warn!(error:%; "The free space of the disk is not known");
+            u64::MAX
+        }
+    }
 }
 
 /// Whether the last start in the store is not the one of the same number that this directory has seen. SQLite takes any
@@ -393,13 +421,7 @@ fn begin(
 fn ceilings(settings: &QueueSettings, store: &Store, is_first: bool) -> rusqlite::Result<(Ceilings, bool)> {
     let bytes_max = settings.bytes_max.get();
     let used = store.pages_used()? * PAGE_BYTES;
-    let available = match rustix::fs::statvfs(&settings.dir) {
-        Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize),
-        Err(error) => {
-            warn!(error:%; "The free space of the disk is not known");
-            u64::MAX
-        }
-    };
+    let available = available(&settings.dir);
     let (ceilings, is_clamped) = retention::ceilings(bytes_max, available, used, PAGE_BYTES);
     if is_clamped && is_first {
         let bytes = ceilings.soft_pages * PAGE_BYTES;
@@ -465,6 +487,7 @@ impl Books {
                 self.inherit(&place)?;
             }
         }
+        let given_up = if past.is_moved { self.give_up_excess()? } else { Vec::new() };
         if !past.was_open {
             self.load_last_stop(past)?;
         }
@@ -472,7 +495,29 @@ impl Books {
         for (wall_ms, text) in self.store.problems()? {
             self.settings.health.add_problem(wall_ms, &text);
         }
-        self.commit()
+        self.commit()?;
+        // A crash before this leaves one whose salvage is over, and nothing is declared twice.
+        for place in given_up {
+            if let Err(error) = fs::remove_dir_all(&place) {
+                warn!(error:%, quarantine:% = place.display(); "A damaged store cannot be removed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Declares what is lost with the damaged stores for which there is no room, though they are not salvaged. Gives
+    /// back which they are: they go once that is on disk.
+    fn give_up_excess(&mut self) -> rusqlite::Result<Vec<PathBuf>> {
+        let kept = quarantines(&self.settings.dir);
+        let Some(newest) = kept.last() else { return Ok(Vec::new()) };
+        let places = quarantine::excess(&kept, available(&self.settings.dir)).into_iter();
+        let given_up: Vec<PathBuf> =
+            places.filter(|place| self.salvages.iter().any(|other| other == place)).map(Path::to_owned).collect();
+        for place in &given_up {
+            self.give_up(place, &newest.place)?;
+        }
+        self.salvages.retain(|place| !given_up.contains(place));
+        Ok(given_up)
     }
 
     /// Whether as much waits as the last stop has counted, where it has.

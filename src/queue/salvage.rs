@@ -662,32 +662,7 @@ impl Books {
     fn tell_salvage(&mut self, salvage: &mut Salvage) -> rusqlite::Result<()> {
         let Salvage { ticket, remains, progress, .. } = salvage;
         progress.done = true;
-        let counted = remains.waiting().map(|waiting| by_name(&waiting));
-        let expected = ticket.waiting.clone().or(counted);
-        let mut names: BTreeSet<Arc<str>> = remains.streams.values().map(|stream| stream.name.clone()).collect();
-        names.extend(self.streams.iter().map(|stream| stream.name.clone()));
-        names.extend(expected.iter().flat_map(|expected| expected.keys().map(|name| Arc::from(name.as_str()))));
-        let mut total = Some(0_u64);
-        let span = Span::new(0, ticket.last.max(remains.last.unwrap_or(0)));
-        for name in names {
-            let count = |map: &BTreeMap<String, u64>| map.get(&*name).copied().unwrap_or(0);
-            let lost = expected
-                .as_ref()
-                .map(|expected| count(expected).saturating_sub(count(&progress.taken) + count(&progress.confirmed)));
-            total = total.zip(lost).map(|(total, lost)| total + lost);
-            if lost == Some(0) {
-                continue;
-            }
-            match self.streams.iter().position(|stream| stream.name == name) {
-                Some(index) => self.lose(index, LossReason::Quarantined, span, lost),
-                // It was kept for a stream that is not configured any more: nobody is left to be told.
-                None => self.turn_losses.extend(lost.map(|lost| (LossReason::Quarantined, lost))),
-            }
-        }
-        if total.is_none() {
-            // The reason is there, so that whoever looks sees that something may be lost.
-            self.turn_losses.push((LossReason::Quarantined, 0));
-        }
+        let total = self.lose_rest(ticket, remains, Some(progress));
         let lost = total.map_or_else(|| "an unknown number".to_owned(), |total| total.to_string());
         let mut text = format!("salvaged {} messages from {}, lost {lost}", progress.rows, salvage.place.display());
         if ticket.is_log_wanting || ticket.is_log_foreign {
@@ -724,6 +699,67 @@ impl Books {
         // Rows up to here may be of older starts than those before them.
         self.store.set_meta(SALVAGED_TO, self.identity.sequence_next - 1)?;
         self.keep_progress(salvage)
+    }
+
+    /// Declares what is lost with a quarantine that goes before it is salvaged. How far its salvage has come stood in
+    /// the `newest` one: where it cannot be read there, nobody knows how much is lost.
+    pub fn give_up(&mut self, place: &Path, newest: &Path) -> rusqlite::Result<()> {
+        let ticket = Ticket::read(place);
+        let remains = Remains::read(place, &ticket);
+        let name = name(place);
+        let mut told: Option<Progress> = None;
+        Remains::read(newest, &Ticket::read(newest)).table("salvage", |_, values| {
+            let [of, text] = [0, 1].map(|index| values.get(index).and_then(Value::text));
+            if of == Some(&name) {
+                told = text.and_then(|text| serde_json::from_str(text).ok());
+            }
+        });
+        if told.as_ref().is_some_and(|progress| progress.done) {
+            return Ok(());
+        }
+        let total = self.lose_rest(&ticket, &remains, told.as_ref());
+        let salvaged = told.as_ref().map_or(0, |progress| progress.rows);
+        let lost = total.map_or_else(|| "an unknown number of".to_owned(), |total| total.to_string());
+        let (lost, shown) = (lost.as_str(), place.display());
+        error!(quarantine:% = shown, salvaged, lost; "A damaged store was removed before it was salvaged: there is no room for it");
+        self.add_problem(&format!(
+            "removed {shown} before it was salvaged, because there is no room for so many damaged stores: lost {lost} \
+             messages. Look at the disk"
+        ))?;
+        let progress = Progress { done: true, ..told.unwrap_or_default() };
+        self.store.set_salvage(&name, &serde_json::to_string(&progress).unwrap_or_default())
+    }
+
+    /// Declares what waited in a quarantine and was not taken over, to each stream. Gives back how much that is, where
+    /// it is known; without `progress` it is not.
+    fn lose_rest(&mut self, ticket: &Ticket, remains: &Remains, progress: Option<&Progress>) -> Option<u64> {
+        let counted = || remains.waiting().map(|waiting| by_name(&waiting));
+        let expected = progress.and_then(|_| ticket.waiting.clone().or_else(counted));
+        let mut names: BTreeSet<Arc<str>> = remains.streams.values().map(|stream| stream.name.clone()).collect();
+        names.extend(self.streams.iter().map(|stream| stream.name.clone()));
+        names.extend(expected.iter().flat_map(|expected| expected.keys().map(|name| Arc::from(name.as_str()))));
+        let mut total = Some(0_u64);
+        let span = Span::new(0, ticket.last.max(remains.last.unwrap_or(0)));
+        for name in names {
+            let count = |map: &BTreeMap<String, u64>| map.get(&*name).copied().unwrap_or(0);
+            let lost = expected.as_ref().zip(progress).map(|(expected, progress)| {
+                count(expected).saturating_sub(count(&progress.taken) + count(&progress.confirmed))
+            });
+            total = total.zip(lost).map(|(total, lost)| total + lost);
+            if lost == Some(0) {
+                continue;
+            }
+            match self.streams.iter().position(|stream| stream.name == name) {
+                Some(index) => self.lose(index, LossReason::Quarantined, span, lost),
+                // It was kept for a stream that is not configured any more: nobody is left to be told.
+                None => self.turn_losses.extend(lost.map(|lost| (LossReason::Quarantined, lost))),
+            }
+        }
+        if total.is_none() {
+            // The reason is there, so that whoever looks sees that something may be lost.
+            self.turn_losses.push((LossReason::Quarantined, 0));
+        }
+        total
     }
 
     /// After the last transaction: the ticket goes, so that no start begins again.

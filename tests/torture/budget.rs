@@ -28,6 +28,7 @@ const SHARES: &[(&str, u32)] = &[
     ("failed_writes", 8),
     ("call_faults", 20),
     ("disks", 10),
+    ("full_queue", 6),
     ("stores", 20),
     ("network", 20),
     ("models", 15),

@@ -19,6 +19,7 @@ mod budget;
 mod call_faults;
 mod clock;
 mod disks;
+mod full_queue;
 mod kills;
 mod ledger;
 mod line;

@@ -457,3 +457,90 @@ async fn a_store_without_room_salvages_as_it_drains_and_nothing_has_to_go() {
     assert_eq!(losses(&rig).values().sum::<u64>(), 0, "{:?}", losses(&rig));
     rig.stop().await;
 }
+
+/// Breaks stores one after the other, each with messages of its own, before any of them is salvaged. `before` has the
+/// place of the last one.
+fn broken_in_a_row(dir: &Path, counts: &[u64], before: impl Fn(usize, &Path)) -> crate::queue::books::Books {
+    let mut books = opening::open_books(&two_that_are_told(dir), &mut Past::default()).unwrap();
+    for (round, count) in counts.iter().enumerate() {
+        for number in 0..*count {
+            books.append(submission(numbered(number, 50))).unwrap().unwrap();
+        }
+        books.commit().unwrap();
+        books.close().unwrap();
+        before(round, dir);
+        behead(dir);
+        books = opening::open_books(&two_that_are_told(dir), &mut Past::default()).unwrap();
+    }
+    books
+}
+
+fn quarantines(dir: &Path) -> Vec<u64> {
+    crate::queue::salvage::numbered(&dir.join("quarantine")).into_iter().map(|(number, _)| number).collect()
+}
+
+/// Makes a quarantine look as large as all that the disk has free.
+fn swell(dir: &Path, number: u64) {
+    let (_, place) = crate::queue::salvage::numbered(&dir.join("quarantine"))
+        .into_iter()
+        .find(|(other, _)| *other == number)
+        .unwrap();
+    let disk = rustix::fs::statvfs(dir).unwrap();
+    fs::File::create(place.join("ballast")).unwrap().set_len(disk.f_bavail * disk.f_frsize).unwrap();
+}
+
+#[test]
+fn damaged_stores_that_wait_for_their_salvage_stay_however_many_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut books = broken_in_a_row(dir.path(), &[1, 2, 4, 8, 16, 32], |_, _| {});
+    assert_eq!(quarantines(dir.path()), [1, 2, 3, 4, 5, 6]);
+    while books.is_salvage_due() {
+        books.salvage_step().unwrap();
+        books.commit().unwrap();
+    }
+    assert_eq!(books.streams[0].waiting, 63);
+    assert_eq!(books.losses.get(&LossReason::Quarantined), None, "nothing is lost");
+    // Now they are there for a look only.
+    books.close().unwrap();
+    behead(dir.path());
+    opening::open_books(&two_that_are_told(dir.path()), &mut Past::default()).unwrap();
+    assert_eq!(quarantines(dir.path()), [5, 6, 7]);
+}
+
+#[test]
+fn a_damaged_store_that_goes_before_it_is_salvaged_is_declared_lost_with_its_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut books = broken_in_a_row(dir.path(), &[5, 20, 3, 4], |round, dir| {
+        if round == 3 {
+            swell(dir, 1);
+        }
+    });
+    assert_eq!(quarantines(dir.path()), [2, 3, 4], "the oldest had to go");
+    assert_eq!(books.losses[&LossReason::Quarantined], 5);
+    let gap = &books.streams[0].gaps[&LossReason::Quarantined];
+    assert_eq!(gap.count, Some(5));
+    let problems = books.settings.health.snapshot(Stamp::default()).problems;
+    let told = problems.iter().filter(|problem| problem.text.contains("lost 5 messages")).count();
+    assert_eq!(told, 1, "{problems:?}");
+    while books.is_salvage_due() {
+        books.salvage_step().unwrap();
+        books.commit().unwrap();
+    }
+    assert_eq!(books.losses[&LossReason::Quarantined], 5, "the others gave all they had");
+}
+
+#[test]
+fn where_nobody_knows_how_far_its_salvage_was_the_loss_is_declared_without_a_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let books = broken_in_a_row(dir.path(), &[5, 20, 3, 4], |round, dir| {
+        if round == 3 {
+            swell(dir, 1);
+            fs::write(dir.join("queue.db"), [0x5a; 65536]).unwrap();
+        }
+    });
+    assert_eq!(quarantines(dir.path()), [2, 3, 4]);
+    assert_eq!(books.losses[&LossReason::Quarantined], 0, "the reason is there, and counts nothing");
+    assert_eq!(books.streams[0].gaps[&LossReason::Quarantined].count, None);
+    let problems = books.settings.health.snapshot(Stamp::default()).problems;
+    assert!(problems.iter().any(|problem| problem.text.contains("lost an unknown number of messages")), "{problems:?}");
+}
