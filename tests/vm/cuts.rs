@@ -13,15 +13,21 @@ use super::{Site, ok};
 const PATIENCE: Duration = Duration::from_secs(600);
 /// When nothing has arrived for so long, what is missing will not come.
 const QUIET: Duration = Duration::from_secs(60);
+/// TimeoutStartSec of the unit.
+const START_LIMIT_MS: u64 = 90_000;
 
 pub fn nothing_acknowledged_is_lost(site: &mut Site, cuts: u32) {
     let seed = std::env::var("TIDEGATE_VM_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(Random::fresh_seed);
     println!("power cuts: {cuts}, seed {seed}");
     let mut random = Random::from_seed(seed);
+    // Usual is a boot after an ordered end, with everything else that starts then; a restart alone is much quicker.
+    site.machine.power_off();
+    site.machine.boot();
+    site.machine.wait(PATIENCE, "it is active", "systemctl is-active tidegate", |said| said == "active");
     let usual_ms = site.start_ms();
-    // The queue of the life before may be looked through, and the machine shares its processors with others.
-    let late_ms = usual_ms.max(1000) * 5 + 10_000;
+    // The machine shares its processors with others, which may want them more than before.
+    let late_ms = (usual_ms * 3 + 10_000).min(START_LIMIT_MS);
 
     let mut habits = random.branch();
     let publishers: Vec<Publisher> = Habit::of_each_kind(|_| {
@@ -80,7 +86,9 @@ pub fn nothing_acknowledged_is_lost(site: &mut Site, cuts: u32) {
     wait_for_the_last(&mut site.application, site.machine.port);
     let verdict = balance(&mut site.application, &publishers);
     println!("figure: {cuts} power cuts: {verdict}");
-    println!("figure: ready at most {slowest_ms} ms after its start following a cut, {usual_ms} ms before the first");
+    println!(
+        "figure: ready at most {slowest_ms} ms after its start following a cut, {usual_ms} ms at a boot without one"
+    );
     ok("nothing acknowledged is lost, doubled at QoS 2 or out of order", verdict.is_clean(), &verdict.examples);
     ok("enough was acknowledged for that to mean something", verdict.acknowledged > 20, verdict.acknowledged);
 }

@@ -109,6 +109,15 @@ impl Machine {
         }
     }
 
+    /// Switches it off in order.
+    pub fn power_off(&mut self) {
+        // Whether the answer still comes does not matter.
+        let line: String = b"systemctl poweroff".iter().map(|byte| format!("\\x{byte:02x}")).collect();
+        self.agent.take().expect("the machine is on").write_all(format!("{line}\n").as_bytes()).unwrap();
+        let status = self.qemu.take().expect("the machine is on").wait(BOOT_PATIENCE);
+        assert!(status.success(), "QEMU ended with {status}\n{}", self.console_tail());
+    }
+
     /// Pulls the plug.
     pub fn pull_the_plug(&mut self) {
         let mut qemu = self.qemu.take().expect("the machine is on");

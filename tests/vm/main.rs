@@ -87,19 +87,30 @@ fn ok(what: &str, is_so: bool, seen: impl std::fmt::Debug) {
     println!("ok: {what}");
 }
 
-// One story, because each boot takes minutes: what is installed first is upgraded, and then loses its power.
-#[test]
-fn the_package_lives_under_systemd_and_loses_nothing_that_it_has_acknowledged_when_the_power_goes() {
+/// A machine that is up, with the package as the README says.
+fn installed(name: &str) -> Site {
     let made = given("TIDEGATE_VM");
     let packages = [given("TIDEGATE_VM_PACKAGE"), given("TIDEGATE_VM_NEXT")];
-    let cuts = std::env::var("TIDEGATE_VM_CUTS").ok().and_then(|cuts| cuts.parse().ok()).unwrap_or(3);
-    let mut site = Site::prepared(&made, &made.join("run"), &packages);
+    let mut site = Site::prepared(&made, &made.join(name), &packages);
     println!("figure: the machine is up {:.0} s after it is switched on", site.machine.boot().as_secs_f64());
     life::installed_as_the_readme_says(&mut site, &packages[0]);
+    site
+}
+
+// One story, because each boot and each installation takes minutes.
+#[test]
+fn the_package_lives_under_systemd_in_its_sandbox_through_reload_watchdog_and_upgrade() {
+    let mut site = installed("life");
     life::the_sandbox_holds(&mut site);
     life::the_clock_is_believed_when_timesyncd_says_so(&mut site);
     life::reloads(&mut site);
     life::an_absent_cloud_is_no_reason_to_restart_and_a_queue_that_hangs_is(&mut site);
-    life::an_upgrade_keeps_the_queue(&mut site, &packages[1]);
+    life::an_upgrade_keeps_the_queue(&mut site, &given("TIDEGATE_VM_NEXT"));
+}
+
+#[test]
+fn no_power_cut_loses_what_was_acknowledged_or_keeps_the_service_from_being_ready() {
+    let cuts = std::env::var("TIDEGATE_VM_CUTS").ok().and_then(|cuts| cuts.parse().ok()).unwrap_or(3);
+    let mut site = installed("cuts");
     cuts::nothing_acknowledged_is_lost(&mut site, cuts);
 }
