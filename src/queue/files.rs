@@ -18,7 +18,7 @@ use super::store::{Column, DATABASE, LOG, LOG_BYTES, SCHEMA_STEP, Store, StoreEr
 /// Pages of a small table that are looked at.
 const WALK_PAGES: usize = 256;
 /// Small tables whose loss nobody would notice. What is swapped with one of them shows in it as well.
-const SMALL: [&str; 15] = [
+const SMALL: [&str; 18] = [
     "meta",
     "start",
     "word",
@@ -30,6 +30,9 @@ const SMALL: [&str; 15] = [
     "rx",
     "session",
     "subscription",
+    "session_away",
+    "session_span",
+    "session_flight",
     "gap",
     "loss",
     "device",
