@@ -111,9 +111,10 @@ impl Machine {
 
     /// Switches it off in order.
     pub fn power_off(&mut self) {
-        // Whether the answer still comes does not matter.
+        // Whether the answer still comes does not matter; but a line that is hung up at once brings nothing.
         let line: String = b"systemctl poweroff".iter().map(|byte| format!("\\x{byte:02x}")).collect();
-        self.agent.take().expect("the machine is on").write_all(format!("{line}\n").as_bytes()).unwrap();
+        let mut agent = self.agent.take().expect("the machine is on");
+        agent.write_all(format!("{line}\n").as_bytes()).unwrap();
         let status = self.qemu.take().expect("the machine is on").wait(BOOT_PATIENCE);
         assert!(status.success(), "QEMU ended with {status}\n{}", self.console_tail());
     }
