@@ -124,8 +124,9 @@ pub fn an_absent_cloud_is_no_reason_to_restart_and_a_queue_that_hangs_is(site: &
     let (pid, restarts) = (site.number("MainPID"), site.number("NRestarts"));
     site.cloud.stop();
     let gone = Instant::now();
-    site.machine
-        .wait(PATIENCE, "the cloud is missed", "tidegate status --json", |said| !said.contains("\"connected\""));
+    site.machine.wait(PATIENCE, "the cloud is missed", "tidegate status --json", |said| {
+        !said.contains("\"state\":\"connected\"")
+    });
     // The limit is a time, so here a time is waited for.
     while gone.elapsed() < limit + limit / 4 {
         std::thread::sleep(Duration::from_secs(5));
