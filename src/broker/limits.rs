@@ -16,7 +16,11 @@ pub struct BrokerLimits {
     pub connections_per_address: usize,
     /// Sessions at once, with a socket or without.
     pub sessions: usize,
-    /// From the accepted socket to a whole CONNECT.
+    /// Sockets at once that have not sent their CONNECT yet, of all listeners; the oldest give way.
+    pub handshakes: usize,
+    /// From the accepted socket to the end of what stands before MQTT: TLS, WebSocket.
+    pub handshake_timeout: Duration,
+    /// From there to a whole CONNECT.
     pub connect_timeout: Duration,
     /// Longest CONNECT, in bytes.
     pub connect_bytes: usize,
@@ -100,6 +104,8 @@ impl Default for BrokerLimits {
             connections: 1000,
             connections_per_address: 100,
             sessions: 990,
+            handshakes: 200,
+            handshake_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             connect_bytes: 64 * 1024,
             packet_bytes: 256 * 1024,

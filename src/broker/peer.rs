@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+pub use crate::transport::CertificateNames;
+
 /// The other end of a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
@@ -32,24 +34,17 @@ pub enum PeerAddress {
     },
 }
 
-/// The names in a client's certificate, as they are written there.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CertificateNames {
-    /// Common name of the subject (X.520), the first one.
-    pub common_name: Option<String>,
-    /// Subject alternative names that are text: DNS names, mail addresses, URIs; and addresses, as they are written.
-    pub sans: Vec<String>,
-}
-
 impl Peer {
     /// Whether it runs on this machine: over loopback or a Unix socket.
     pub fn is_local(&self) -> bool {
-        self.ip().is_none_or(|address| address.is_loopback())
+        self.address.ip().is_none_or(|address| address.is_loopback())
     }
+}
 
-    /// Its network address; `None` over a Unix socket.
+impl PeerAddress {
+    /// The network address; `None` over a Unix socket.
     pub fn ip(&self) -> Option<IpAddr> {
-        match self.address {
+        match self {
             // An IPv4 client of an IPv6 listener is the same machine as over IPv4 (RFC 4291, 2.5.5.2).
             PeerAddress::Network(address) => Some(address.ip().to_canonical()),
             PeerAddress::Unix { .. } => None,
@@ -59,7 +54,13 @@ impl Peer {
 
 impl fmt::Display for Peer {
     fn fmt(&self, into: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.address {
+        self.address.fmt(into)
+    }
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, into: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             PeerAddress::Network(address) => write!(into, "{address}"),
             PeerAddress::Unix { uid: Some(uid) } => write!(into, "user {uid} on this machine"),
             PeerAddress::Unix { uid: None } => write!(into, "somebody on this machine"),
@@ -85,9 +86,9 @@ mod tests {
         ] {
             assert_eq!(network(text).is_local(), is_local, "{text}");
         }
-        assert_eq!(network("[::ffff:192.0.2.1]:1").ip(), Some("192.0.2.1".parse().unwrap()));
+        assert_eq!(network("[::ffff:192.0.2.1]:1").address.ip(), Some("192.0.2.1".parse().unwrap()));
         let unix = from(PeerAddress::Unix { uid: Some(1000) });
-        assert!(unix.is_local() && unix.ip().is_none());
+        assert!(unix.is_local() && unix.address.ip().is_none());
         assert_eq!(unix.to_string(), "user 1000 on this machine");
     }
 }

@@ -5,18 +5,19 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{self, Instant};
 
+use super::peer::Peer;
 use super::places::Place;
 use crate::mqtt::{DecodeError, Decoder, EncodeError, Encoder, Packet, Version};
+use crate::transport::Stream;
 
 /// How much is read at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -37,21 +38,24 @@ pub(super) enum Turn {
 /// A socket with its buffers.
 #[derive(Debug)]
 pub(super) struct Socket {
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: Stream,
+    peer: Arc<Peer>,
     input: BytesMut,
     output: BytesMut,
     decoder: Decoder,
     encoder: Encoder,
+    /// The stream has taken bytes that it may not have sent.
+    is_unflushed: bool,
     /// Since when the output has not moved.
     stuck_since: Option<Instant>,
     /// Since when the packet at the front of the input is not whole.
     partial_since: Option<Instant>,
-    _place: Place,
+    /// None for who will be refused for that.
+    _place: Option<Place>,
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, peer: SocketAddr, connect_bytes: usize, place: Place) -> Socket {
+    pub(super) fn new(stream: Stream, peer: Arc<Peer>, connect_bytes: usize, place: Option<Place>) -> Socket {
         Socket {
             stream,
             peer,
@@ -59,14 +63,16 @@ impl Socket {
             output: BytesMut::new(),
             decoder: Decoder::from_client(connect_bytes),
             encoder: Encoder::new(Version::V311),
+            is_unflushed: false,
             stuck_since: None,
             partial_since: None,
             _place: place,
         }
     }
 
-    pub(super) fn peer(&self) -> SocketAddr {
-        self.peer
+    /// Who is at the other end.
+    pub(super) fn peer(&self) -> &Arc<Peer> {
+        &self.peer
     }
 
     /// CONNECT has come: from here on packets may be longer, and are written in its version.
@@ -143,12 +149,20 @@ impl Socket {
                         // `poll_write` says at most what it was given.
                         drop(self.output.split_to(count.min(self.output.len())));
                         self.stuck_since = Some(Instant::now());
+                        self.is_unflushed = true;
                         moved = true;
                     }
                     Poll::Pending => break,
                 }
             }
-            if self.output.is_empty() {
+            if self.output.is_empty() && self.is_unflushed {
+                match Pin::new(&mut self.stream).poll_flush(context) {
+                    Poll::Ready(Err(_)) if !may_read => return Poll::Ready(Turn::Ended),
+                    Poll::Ready(_) => self.is_unflushed = false,
+                    Poll::Pending => {}
+                }
+            }
+            if self.output.is_empty() && !self.is_unflushed {
                 self.stuck_since = None;
                 if self.output.capacity() > KEPT_BYTES {
                     self.output = BytesMut::new();
@@ -171,6 +185,7 @@ impl Socket {
     pub(super) async fn part(mut self, patience: Duration) {
         let farewell = async {
             self.stream.write_all(&self.output).await?;
+            self.stream.flush().await?;
             self.stream.shutdown().await?;
             let mut read = 0;
             while read < LINGER_BYTES {

@@ -55,6 +55,7 @@ pub static TABLES: &[&KeyTable] = &[
     &QUEUE,
     &BROKER,
     &LISTENER,
+    &LISTENER_TLS,
     &SESSION,
     &UPLINK,
     &RECONNECT,
@@ -161,14 +162,46 @@ pub static BROKER: KeyTable = KeyTable {
 /// `[broker.listener.<name>]`
 pub static LISTENER: KeyTable = KeyTable {
     title: "broker.listener.<name>",
-    keys: &[required("bind")],
+    keys: &[
+        required("bind"),
+        default("transport", "\"mqtt\""),
+        optional("tls"),
+        default("plaintext", "false"),
+        default("mode", "\"0660\""),
+    ],
     gone: &[
         ("port", "write address and port together: `bind = \"127.0.0.1:1883\"`"),
         ("address", "write address and port together: `bind = \"127.0.0.1:1883\"`"),
         ("listen", "it is called `bind`"),
         ("host", "write address and port together: `bind = \"127.0.0.1:1883\"`"),
+        ("socket", "write `bind = \"unix:/run/tidegate/mqtt.sock\"`"),
+        ("path", "write `bind = \"unix:/run/tidegate/mqtt.sock\"`; a WebSocket has no path of its own here"),
+        ("protocol", "it is called `transport`: \"mqtt\" or \"websocket\""),
+        ("websocket", "write `transport = \"websocket\"`"),
+        ("cert", "write `tls = { cert = \"…\", key = \"…\" }`"),
+        ("certfile", "write `tls = { cert = \"…\", key = \"…\" }`"),
+        ("key", "write `tls = { cert = \"…\", key = \"…\" }`"),
+        ("keyfile", "write `tls = { cert = \"…\", key = \"…\" }`"),
+        ("client_ca", "write `tls = { cert = \"…\", key = \"…\", client_ca = \"…\" }`"),
+        ("cafile", "write `tls = { cert = \"…\", key = \"…\", client_ca = \"…\" }`"),
+        ("require_certificate", "write `tls = { …, client_ca = \"…\", client_auth = \"required\" }`"),
     ],
-    later: &["tls", "plaintext", "transport"],
+    later: &[],
+};
+
+/// `tls = { … }` of a listener
+pub static LISTENER_TLS: KeyTable = KeyTable {
+    title: "broker.listener.<name>.tls",
+    keys: &[required("cert"), required("key"), optional("client_ca"), default("client_auth", "\"required\"")],
+    gone: &[
+        ("ca", "the authority of the clients' certificates is called `client_ca`"),
+        ("cafile", "it is called `client_ca`"),
+        ("certfile", "it is called `cert`"),
+        ("chain", "it is called `cert`: the server's certificate first, then those that lead to its authority"),
+        ("keyfile", "it is called `key`"),
+        ("require_certificate", "write `client_auth = \"required\"` or `\"optional\"`"),
+    ],
+    later: &["crl", "version", "ciphers"],
 };
 
 /// `[broker.session]`

@@ -6,6 +6,7 @@
 //! text left to parse, no limit unset. `run` and `check` call the same code.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use crate::clock::ClockSource;
 use crate::message::{Filter, Qos};
 
 pub use examples::{examples, reference};
-pub use load::{KeptId, LoadRequest, Loaded, UplinkPlaces, load};
+pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load};
 pub use report::{Mark, Place, Problem, render};
 pub use template::{TemplateError, TopicTemplate};
 
@@ -146,10 +147,74 @@ impl Default for SessionConfig {
 }
 
 /// `[broker.listener.<name>]`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerConfig {
-    /// Address and port; loopback only as long as there are no users.
-    pub bind: SocketAddr,
+    /// Where it listens.
+    pub bind: ListenerAddress,
+    /// What carries the MQTT packets.
+    pub transport: ListenerTransport,
+    /// TLS in front of all else; `None` = plain.
+    pub tls: Option<ListenerTls>,
+}
+
+/// A plain listener, without anything else written.
+impl From<SocketAddr> for ListenerConfig {
+    fn from(address: SocketAddr) -> ListenerConfig {
+        let bind = ListenerAddress::Network(address);
+        ListenerConfig { bind, transport: ListenerTransport::Mqtt, tls: None }
+    }
+}
+
+/// `bind` of a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenerAddress {
+    /// `"127.0.0.1:1883"`
+    Network(SocketAddr),
+    /// `"unix:/run/tidegate/mqtt.sock"`
+    Unix {
+        /// The socket's path, absolute.
+        path: PathBuf,
+        /// Who may connect, as permissions of the socket.
+        mode: u32,
+    },
+}
+
+impl fmt::Display for ListenerAddress {
+    fn fmt(&self, into: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenerAddress::Network(address) => write!(into, "{address}"),
+            ListenerAddress::Unix { path, .. } => write!(into, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// `transport` of a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListenerTransport {
+    /// MQTT as it is.
+    Mqtt,
+    /// MQTT in the binary frames of a WebSocket (MQTT 5.0, 6).
+    WebSocket,
+}
+
+/// `tls` of a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerTls {
+    /// PEM file of the server's certificate chain.
+    pub cert: PathBuf,
+    /// PEM file of its private key.
+    pub key: PathBuf,
+    /// Which certificates clients may show; `None` = they are not asked.
+    pub client: Option<ClientCertificates>,
+}
+
+/// `client_ca` and `client_auth` of a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificates {
+    /// PEM file of the authorities that sign them.
+    pub ca: PathBuf,
+    /// Without one, no connection.
+    pub is_required: bool,
 }
 
 /// `[uplink.<name>]`

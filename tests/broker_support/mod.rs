@@ -113,8 +113,8 @@ impl Gateway {
             false => BTreeMap::from([(cloud, options.forward)]),
         };
         let intake = Intake::new(opened.inlet.clone(), router.clone(), forwards, clock, health.clone());
-        let bind = "127.0.0.1:0".parse().unwrap();
-        let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig { bind })]);
+        let bind: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig::from(bind))]);
         let config = BrokerConfig { listeners, sessions: SessionConfig::default() };
         let (inlet, limits) = (opened.inlet.clone(), options.limits);
         let broker =
