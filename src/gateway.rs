@@ -144,10 +144,13 @@ pub async fn run(
         }
     });
 
-    let router = Router::start(RouterLimits::default()).map_err(GatewayError::Router)?;
+    let limits = BrokerLimits::of(&config.broker);
+    let usual = RouterLimits::default();
+    let links = usual.links.max(limits.sessions);
+    let router = Router::start(RouterLimits { links, filters_per_link: limits.subscriptions, ..usual });
+    let router = router.map_err(GatewayError::Router)?;
     let rules = config.uplinks.iter().map(|(name, uplink)| (name.clone(), uplink.forward.clone())).collect();
     let intake = Intake::new(inlet.clone(), router.clone(), rules, clock.clone(), health.clone());
-    let limits = BrokerLimits::of(&config.broker.sessions);
     let broker = Broker::bind(&config.broker, limits, intake.clone(), inlet.clone(), router.clone(), health.clone())
         .await
         .map_err(GatewayError::Listener)?;

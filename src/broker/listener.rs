@@ -106,7 +106,7 @@ async fn arrive(caller: Caller, place: Option<Place>, services: &Services) -> Re
         Ok(Err(fault)) => return Err(Absence::Noted(fault.words())),
         Err(_) => return Err(Absence::Noted(SLOW_HANDSHAKE)),
     };
-    let mut socket = Socket::new(stream, Arc::new(peer), limits.connect_bytes, place);
+    let mut socket = Socket::new(stream, Arc::new(peer), limits, place);
     match time::timeout(limits.connect_timeout, connect(&mut socket)).await {
         Ok(Ok(Some(connect))) => Ok((socket, connect)),
         Ok(Ok(None)) => Err(Absence::Gone),
@@ -138,10 +138,12 @@ fn check(connect: &Connect, services: &Services) -> Result<(), ReasonCode> {
         return Err(ReasonCode::CLIENT_IDENTIFIER_NOT_VALID);
     }
     match &connect.will {
-        Some(will) if is_reserved(&will.topic) => Err(match connect.version {
-            Version::V5 => ReasonCode::TOPIC_NAME_INVALID,
-            Version::V311 => ReasonCode::NOT_AUTHORIZED,
-        }),
+        Some(will) if is_reserved(&will.topic) || !services.limits.takes_topic(will.topic.as_str()) => {
+            Err(match connect.version {
+                Version::V5 => ReasonCode::TOPIC_NAME_INVALID,
+                Version::V311 => ReasonCode::NOT_AUTHORIZED,
+            })
+        }
         _ => Ok(()),
     }
 }

@@ -17,8 +17,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use log::{error, info, warn};
@@ -62,8 +62,6 @@ mod socket;
 const PARTINGS_MAX: usize = 256;
 /// After an accept that failed, most often because there are no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Between two lines in the journal about clients that break the protocol.
-const WARNING_EVERY: Duration = Duration::from_secs(10);
 /// What sessions get beyond their own patience, when the gateway stops.
 const STOP_MARGIN: Duration = Duration::from_millis(500);
 
@@ -110,7 +108,6 @@ struct Services {
     failures: mpsc::Sender<RouterError>,
     doorway: Doorway,
     notes: Notes,
-    warned_at: Mutex<Option<Instant>>,
 }
 
 impl Services {
@@ -140,14 +137,22 @@ impl Services {
         }
     }
 
-    /// Counts a client that broke the protocol; the journal gets one of many.
+    /// Tells of a client that reached a limit, once a minute for each limit.
+    fn note_limit(&self, client: &str, limit: &'static str) {
+        if let Some(more) = self.notes.note(limit) {
+            warn!(client = client, limit = limit, more = more; "A client has reached a limit");
+        }
+    }
+
+    /// Counts a client that broke the protocol; the journal gets one a minute of each reason.
     fn note_protocol_error(&self, client: &str, reason: ReasonCode, what: &str) {
         self.health.sessions().protocol_errors.fetch_add(1, Ordering::Relaxed);
-        let mut warned_at = self.warned_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned_at.is_none_or(|at| at.elapsed() >= WARNING_EVERY) {
-            *warned_at = Some(Instant::now());
+        if let Some(more) = self.notes.note_code("the protocol", reason.0) {
             // A client id may hold anything: the journal takes it as it is, and the log for people escapes it.
-            warn!(client = client, reason:% = reason, what = what; "A client broke the protocol and is disconnected");
+            warn!(
+                client = client, reason:% = reason, what = what, more = more;
+                "A client broke the protocol and is disconnected"
+            );
         }
     }
 }
@@ -188,7 +193,6 @@ impl Broker {
             partings: parting,
             failures: failing,
             notes: Notes::default(),
-            warned_at: Mutex::new(None),
         };
         Ok(Broker { listeners, services: Arc::new(services), partings, failures })
     }

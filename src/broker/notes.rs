@@ -1,4 +1,4 @@
-//! What is told once a minute and not for each client: refusals, limits, broken handshakes.
+//! What is told once a minute and not for each client: refusals, limits, broken rules.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +12,7 @@ const EVERY: Duration = Duration::from_secs(60);
 /// Remembers when each reason was told last.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
-    told: Mutex<HashMap<&'static str, Told>>,
+    told: Mutex<HashMap<(&'static str, u8), Told>>,
 }
 
 #[derive(Debug)]
@@ -25,9 +25,15 @@ struct Told {
 impl Notes {
     /// Notes a case. `Some`: it is to be told, with the number of cases that were not since the last time.
     pub(super) fn note(&self, reason: &'static str) -> Option<u64> {
+        self.note_code(reason, 0)
+    }
+
+    /// The same, where there are as many reasons as there are reason codes.
+    pub(super) fn note_code(&self, kind: &'static str, code: u8) -> Option<u64> {
+        let reason = (kind, code);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        match told.get_mut(reason) {
+        match told.get_mut(&reason) {
             Some(last) if now < last.at + EVERY => {
                 last.untold += 1;
                 None

@@ -37,12 +37,17 @@ pub enum PeerAddress {
 impl Peer {
     /// Whether it runs on this machine: over loopback or a Unix socket.
     pub fn is_local(&self) -> bool {
-        self.address.ip().is_none_or(|address| address.is_loopback())
+        self.ip().is_none_or(|address| address.is_loopback())
+    }
+
+    /// Its network address; `None` over a Unix socket.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.address.ip()
     }
 }
 
 impl PeerAddress {
-    /// The network address; `None` over a Unix socket.
+    /// The network address.
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
             // An IPv4 client of an IPv6 listener is the same machine as over IPv4 (RFC 4291, 2.5.5.2).
@@ -86,9 +91,9 @@ mod tests {
         ] {
             assert_eq!(network(text).is_local(), is_local, "{text}");
         }
-        assert_eq!(network("[::ffff:192.0.2.1]:1").address.ip(), Some("192.0.2.1".parse().unwrap()));
+        assert_eq!(network("[::ffff:192.0.2.1]:1").ip(), Some("192.0.2.1".parse().unwrap()));
         let unix = from(PeerAddress::Unix { uid: Some(1000) });
-        assert!(unix.is_local() && unix.address.ip().is_none());
+        assert!(unix.is_local() && unix.ip().is_none());
         assert_eq!(unix.to_string(), "user 1000 on this machine");
     }
 }

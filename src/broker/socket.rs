@@ -12,12 +12,14 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{self, Instant};
+use tokio::time::{self, Instant, Sleep};
 
+use super::limits::BrokerLimits;
 use super::peer::Peer;
 use super::places::Place;
+use crate::config::Pace;
 use crate::mqtt::{DecodeError, Decoder, EncodeError, Encoder, Packet, Version};
-use crate::transport::Stream;
+use crate::transport::{Pacing, Stream};
 
 /// How much is read at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -44,6 +46,10 @@ pub(super) struct Socket {
     output: BytesMut,
     decoder: Decoder,
     encoder: Encoder,
+    /// And since when it counts; `None` where the rate is not limited.
+    pacing: Option<Box<(Pacing, Instant)>>,
+    /// Nothing more is taken until then.
+    paced: Option<Pin<Box<Sleep>>>,
     /// The stream has taken bytes that it may not have sent.
     is_unflushed: bool,
     /// Since when the output has not moved.
@@ -55,14 +61,16 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn new(stream: Stream, peer: Arc<Peer>, connect_bytes: usize, place: Option<Place>) -> Socket {
+    pub(super) fn new(stream: Stream, peer: Arc<Peer>, limits: &BrokerLimits, place: Option<Place>) -> Socket {
         Socket {
             stream,
             peer,
             input: BytesMut::new(),
             output: BytesMut::new(),
-            decoder: Decoder::from_client(connect_bytes),
+            decoder: Decoder::from_client(limits.connect_bytes),
             encoder: Encoder::new(Version::V311),
+            pacing: (limits.rate != Pace::default()).then(|| Box::new((Pacing::new(limits.rate), Instant::now()))),
+            paced: None,
             is_unflushed: false,
             stuck_since: None,
             partial_since: None,
@@ -86,7 +94,14 @@ impl Socket {
 
     /// The next whole packet of what has arrived.
     pub(super) fn decode(&mut self) -> Result<Option<Packet>, DecodeError> {
+        if self.is_paced() {
+            return Ok(None);
+        }
+        let before = self.input.len();
         let packet = self.decoder.decode(&mut self.input)?;
+        if let Some(Packet::Publish(_)) = &packet {
+            self.pace(before - self.input.len());
+        }
         if packet.is_some() || self.input.is_empty() {
             self.partial_since = None;
         } else if self.partial_since.is_none() {
@@ -96,6 +111,21 @@ impl Socket {
             self.input = BytesMut::new();
         }
         Ok(packet)
+    }
+
+    /// Whether what comes from this client is held back, because it came too fast.
+    pub(super) fn is_paced(&self) -> bool {
+        self.paced.is_some()
+    }
+
+    fn pace(&mut self, bytes: usize) {
+        let Some((pacing, since)) = self.pacing.as_deref_mut() else { return };
+        let now = since.elapsed();
+        pacing.spend(now, bytes);
+        let ready_at = pacing.ready_at(now);
+        if ready_at > now {
+            self.paced = Some(Box::pin(time::sleep_until(*since + ready_at)));
+        }
     }
 
     /// Puts a packet behind what waits to be written.
@@ -135,6 +165,12 @@ impl Socket {
     pub(super) async fn turn(&mut self, may_read: bool) -> Turn {
         poll_fn(|context| {
             let mut moved = false;
+            if let Some(paced) = &mut self.paced
+                && paced.as_mut().poll(context).is_ready()
+            {
+                self.paced = None;
+                moved = true;
+            }
             while !self.output.is_empty() {
                 match Pin::new(&mut self.stream).poll_write(context, &self.output) {
                     Poll::Ready(Ok(0) | Err(_)) => {

@@ -14,12 +14,13 @@ use super::tree::{Entry, Node, Spot, Tree, Written};
 use super::units::{self, Wrong};
 use super::walk::{At, Reader, Walk, name_fault};
 use super::{
-    Endpoint, ForwardRule, GatewayConfig, LineConfig, LineKind, ListenerAddress, ListenerConfig, ModbusConfig,
-    PortConfig, QueueConfig, ReceiveRule, SerialConfig, SessionConfig, UplinkConfig, WhenFull,
+    Endpoint, ForwardRule, GatewayConfig, LimitsConfig, LineConfig, LineKind, ListenerAddress, ListenerConfig,
+    ModbusConfig, PortConfig, QueueConfig, ReceiveRule, SerialConfig, SessionConfig, UplinkConfig, WhenFull,
 };
 use crate::clock::ClockSource;
 use crate::message::Qos;
 
+mod limits;
 mod listener;
 mod modbus;
 mod serial;
@@ -48,6 +49,7 @@ pub(super) struct Draft {
     pub(super) queue: Option<QueueConfig>,
     pub(super) listeners: Vec<ListenerDraft>,
     pub(super) sessions: Option<SessionConfig>,
+    pub(super) limits: Option<LimitsConfig>,
     pub(super) uplinks: Vec<UplinkDraft>,
     pub(super) lines: Vec<LineDraft>,
     pub(super) models: Vec<(String, Spot)>,
@@ -194,6 +196,7 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
         queue: queue(walk, root),
         listeners: Vec::new(),
         sessions: None,
+        limits: None,
         uplinks: Vec::new(),
         lines: Vec::new(),
         models: Vec::new(),
@@ -208,14 +211,17 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     }
     let (empty, nowhere) = (Tree::default(), Spot { source: 0, start: 0, end: 0 });
     let mut session = (&empty, nowhere);
+    let mut limits = (&empty, nowhere);
     if let Some((tree, spot)) = top.table(walk, "broker") {
         let reader = Reader::open(walk, tree, &keys::BROKER, spot);
         for (name, tree, spot) in reader.named(walk, "listener") {
             draft.listeners.push(listener::read(walk, name, tree, spot));
         }
         session = reader.table(walk, "session").unwrap_or(session);
+        limits = reader.table(walk, "limits").unwrap_or(limits);
     }
     draft.sessions = sessions(walk, session.0, session.1);
+    draft.limits = limits::read(walk, limits.0, limits.1);
     for (name, tree, spot) in top.named(walk, "uplink") {
         draft.uplinks.push(uplink::read(walk, name, tree, spot, words));
     }

@@ -57,6 +57,8 @@ pub static TABLES: &[&KeyTable] = &[
     &LISTENER,
     &LISTENER_TLS,
     &SESSION,
+    &LIMITS,
+    &RATE,
     &UPLINK,
     &RECONNECT,
     &PACE,
@@ -149,14 +151,18 @@ pub static QUEUE: KeyTable = KeyTable {
 /// `[broker]`
 pub static BROKER: KeyTable = KeyTable {
     title: "broker",
-    keys: &[optional("listener"), optional("session")],
+    keys: &[optional("listener"), optional("session"), optional("limits")],
     gone: &[
         ("bind", "write `[broker.listener.<name>]` with `bind` in it"),
         ("port", "write `[broker.listener.<name>]` with `bind = \"127.0.0.1:1883\"`"),
         ("listeners", "write `[broker.listener.<name>]`, one table for each"),
         ("allow_anonymous", "anonymous clients are allowed on loopback, and nowhere else"),
+        ("max_connections", "write `connections` in [broker.limits]"),
+        ("max_packet_size", "write `packet_bytes` in [broker.limits]"),
+        ("message_size_limit", "write `packet_bytes` in [broker.limits]"),
+        ("max_inflight_messages", "write `in_flight` in [broker.limits]"),
     ],
-    later: &["user", "max_connections", "acl"],
+    later: &["user", "acl"],
 };
 
 /// `[broker.listener.<name>]`
@@ -209,6 +215,45 @@ pub static SESSION: KeyTable = KeyTable {
     title: "broker.session",
     keys: &[default("max_bytes", "\"16 MiB\""), default("expiry", "\"7 days\"")],
     gone: &[("max_queued_messages", "what waits for a client is bounded in bytes: `max_bytes`")],
+    later: &[],
+};
+
+/// `[broker.limits]`
+pub static LIMITS: KeyTable = KeyTable {
+    title: "broker.limits",
+    keys: &[
+        default("connections", "1000"),
+        default("connections_per_address", "100"),
+        default("handshakes", "200"),
+        default("handshake_time", "\"10s\""),
+        default("connect_time", "\"5s\""),
+        default("packet_bytes", "\"256 KiB\""),
+        default("topic_bytes", "1024"),
+        default("topic_levels", "64"),
+        default("subscriptions", "256"),
+        default("receive_maximum", "128"),
+        default("in_flight", "100"),
+        optional("rate"),
+    ],
+    gone: &[
+        ("max_connections", "it is called `connections`"),
+        ("max_packet_size", "it is called `packet_bytes`"),
+        ("message_size_limit", "it is called `packet_bytes`"),
+        ("max_inflight_messages", "it is called `in_flight`"),
+        ("max_inflight", "it is called `in_flight`"),
+        ("max_subscriptions", "it is called `subscriptions`"),
+        ("messages_per_s", "write `rate = { messages_per_s = … }`"),
+        ("bytes_per_s", "write `rate = { bytes_per_s = \"…\" }`"),
+        ("max_queued_messages", "what waits for a client is bounded in bytes: `max_bytes` in [broker.session]"),
+    ],
+    later: &[],
+};
+
+/// `rate = { … }`
+pub static RATE: KeyTable = KeyTable {
+    title: "broker.limits.rate",
+    keys: &[optional("messages_per_s"), optional("bytes_per_s")],
+    gone: &[],
     later: &[],
 };
 

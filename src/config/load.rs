@@ -296,7 +296,7 @@ fn build(draft: Draft) -> Option<Config> {
     Some(Config {
         gateway: draft.gateway?,
         queue: draft.queue?,
-        broker: BrokerConfig { listeners, sessions: draft.sessions? },
+        broker: BrokerConfig { listeners, sessions: draft.sessions?, limits: draft.limits? },
         uplinks,
         lines,
         modbus,

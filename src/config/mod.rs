@@ -123,12 +123,62 @@ pub enum WhenFull {
 }
 
 /// `[broker]`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct BrokerConfig {
     /// `[broker.listener.<name>]`, by name; the default one on 127.0.0.1:1883 only where none is written.
     pub listeners: BTreeMap<Arc<str>, ListenerConfig>,
     /// `[broker.session]`
     pub sessions: SessionConfig,
+    /// `[broker.limits]`
+    pub limits: LimitsConfig,
+}
+
+/// `[broker.limits]`: what clients may take of the board. The defaults suit one with 512 MB of memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Sockets at once, of all listeners.
+    pub connections: usize,
+    /// Sockets at once from one address that is not on this machine.
+    pub connections_per_address: usize,
+    /// Sockets at once that have not sent their CONNECT.
+    pub handshakes: usize,
+    /// For TLS and WebSocket.
+    pub handshake_time: Duration,
+    /// From there to a whole CONNECT.
+    pub connect_time: Duration,
+    /// Longest packet.
+    pub packet_bytes: usize,
+    /// Longest topic or filter.
+    pub topic_bytes: usize,
+    /// Most levels of a topic or filter.
+    pub topic_levels: usize,
+    /// Filters of one session.
+    pub subscriptions: usize,
+    /// QoS 1 and 2 messages from a client that are not acknowledged yet.
+    pub receive_maximum: u16,
+    /// QoS 1 and 2 messages to a client that it has not acknowledged.
+    pub in_flight: u16,
+    /// PUBLISH packets of one client, and their bytes; what is more waits in its socket.
+    pub rate: Pace,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> LimitsConfig {
+        LimitsConfig {
+            connections: 1000,
+            connections_per_address: 100,
+            handshakes: 200,
+            handshake_time: Duration::from_secs(10),
+            connect_time: Duration::from_secs(5),
+            packet_bytes: 256 << 10,
+            topic_bytes: 1024,
+            topic_levels: 64,
+            subscriptions: 256,
+            receive_maximum: 128,
+            in_flight: 100,
+            rate: Pace::default(),
+        }
+    }
 }
 
 /// `[broker.session]`: bounds of sessions that outlive their sockets.

@@ -23,6 +23,7 @@ use crate::config::Endpoint;
 use crate::message::{ClockState, Stamp};
 
 pub use names::CertificateNames;
+pub use pacing::Pacing;
 pub use server::{HandshakeFault, TlsServer, check_server_tls};
 pub use tls::{Refusal, TlsError, TlsFiles, check_tls};
 
@@ -31,6 +32,8 @@ mod tls;
 mod server;
 
 mod names;
+
+mod pacing;
 
 /// The next address is tried this long after the one before it, answered or not (RFC 8305, 5): a dead IPv6 route
 /// must not cost the whole attempt.
