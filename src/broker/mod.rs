@@ -30,6 +30,7 @@ use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
 pub use limits::BrokerLimits;
+pub use peer::{CertificateNames, Peer, PeerAddress};
 
 use crate::config::BrokerConfig;
 use crate::health::Health;
@@ -48,6 +49,7 @@ mod inbound;
 mod limits;
 mod listener;
 mod outbound;
+mod peer;
 mod places;
 mod session;
 mod socket;
