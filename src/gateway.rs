@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{BindError, Broker, BrokerLimits};
+use crate::broker::{Access, BindError, Broker, BrokerLimits};
 use crate::clock::Clock;
 use crate::config::{Config, UplinkConfig};
 use crate::control::Control;
@@ -151,6 +151,7 @@ pub async fn run(
     let broker = Broker::bind(&config.broker, limits, intake.clone(), inlet.clone(), router.clone(), health.clone())
         .await
         .map_err(GatewayError::Listener)?;
+    let access = broker.access();
     let control = Control::bind(&config.gateway.state_dir, &gateway, clock.clone(), health.clone(), inlet.clone());
 
     let mut taking_in = Stages::new();
@@ -193,7 +194,7 @@ pub async fn run(
     let told = pending.clone();
     let note = move || told.lock().unwrap_or_else(PoisonError::into_inner).clone();
     house.start("status", |stop| teller.tell(stop, note));
-    let reloader = Reloader { running: config.clone(), inlet: inlet.clone(), intake: intake.clone(), pending };
+    let reloader = Reloader { running: config.clone(), inlet: inlet.clone(), intake: intake.clone(), access, pending };
     house.start("reload", |stop| reloader.run(reloads, stop));
 
     service::ready();
@@ -249,6 +250,7 @@ struct Reloader {
     running: Config,
     inlet: Inlet,
     intake: Intake,
+    access: Access,
     /// What the line of the service manager says of it.
     pending: Arc<Mutex<Option<String>>>,
 }
@@ -273,7 +275,7 @@ impl Reloader {
 
     /// Gives back what waits for a restart.
     async fn apply(&mut self, config: &Config) -> Vec<String> {
-        let Difference { rules, mut restart } = Difference::between(&self.running, config);
+        let Difference { rules, access, mut restart } = Difference::between(&self.running, config);
         for name in rules {
             let (Some(old), Some(new)) = (self.running.uplinks.get_mut(&name), config.uplinks.get(&name)) else {
                 continue;
@@ -289,6 +291,12 @@ impl Reloader {
             self.intake.set_rules(&name, &new.forward);
             old.forward.clone_from(&new.forward);
             log::info!(uplink = name.as_ref(), rules = new.forward.len(); "Other forward rules are in force");
+        }
+        if access {
+            let new = &config.broker.access;
+            self.access.change(new);
+            self.running.broker.access.clone_from(new);
+            log::info!(users = new.users.len(); "Other users, or other rights of theirs, are in force");
         }
         let line = (!restart.is_empty()).then(|| format!("a restart is needed for {}", restart.join(", ")));
         *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = line;

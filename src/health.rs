@@ -698,6 +698,10 @@ pub struct SessionHealth {
     pub sent: AtomicU64,
     /// Connections ended because the client broke the protocol.
     pub protocol_errors: AtomicU64,
+    /// Connections refused because nobody knew who it was.
+    pub refused_logins: AtomicU64,
+    /// Messages and subscriptions of clients that may not do that, and messages that their subscribers may not hear.
+    pub denied: AtomicU64,
     /// Slow sessions that were disconnected.
     pub slow: AtomicU64,
     /// Messages to local subscribers that were given up: too many waited, too long for the client, expired.
@@ -715,6 +719,8 @@ impl SessionHealth {
             received: self.received.load(Ordering::Relaxed),
             sent: self.sent.load(Ordering::Relaxed),
             protocol_errors: self.protocol_errors.load(Ordering::Relaxed),
+            refused_logins: self.refused_logins.load(Ordering::Relaxed),
+            denied: self.denied.load(Ordering::Relaxed),
             slow: self.slow.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
         }
@@ -740,6 +746,10 @@ pub struct SessionSnapshot {
     pub sent: u64,
     /// Since start.
     pub protocol_errors: u64,
+    /// Since start.
+    pub refused_logins: u64,
+    /// Since start.
+    pub denied: u64,
     /// Since start.
     pub slow: u64,
     /// Since start.

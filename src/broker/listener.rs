@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
+use super::peer::{Peer, PeerAddress};
 use super::places::{Entry, Place};
 use super::session::{Attachment, Session};
 use super::socket::{Socket, Turn};
@@ -28,6 +29,8 @@ pub(super) async fn serve(
 ) {
     // Small answers must not wait for more of them; a socket where that cannot be set works all the same.
     let _slower = stream.set_nodelay(true);
+    let address = PeerAddress::Network(peer);
+    let who = Peer { address, listener: Arc::from(""), is_encrypted: false, certificate: None };
     let mut socket = Socket::new(stream, peer, services.limits.connect_bytes, place);
     let arrived = tokio::select! {
         arrived = time::timeout(services.limits.connect_timeout, connect(&mut socket)) => arrived,
@@ -56,7 +59,18 @@ pub(super) async fn serve(
             None => return refuse(socket, connect.version, ReasonCode::SERVER_UNAVAILABLE, &services),
         },
     };
-    let attachment = Attachment { socket, connect, is_assigned };
+    let admitted = tokio::select! {
+        admitted = services.access.admit(&who, &connect, &client) => admitted,
+        () = stop.cancelled() => return,
+    };
+    let identity = match admitted {
+        Ok(identity) => identity,
+        Err(refused) => {
+            let reason = refused.reason(connect.version);
+            return refuse(socket, connect.version, reason, &services);
+        }
+    };
+    let attachment = Attachment { socket, connect, identity: identity.clone(), is_assigned };
     match services.register.enter(&client, attachment) {
         Entry::Handed => {}
         Entry::Refused(attachment) => {
@@ -64,7 +78,7 @@ pub(super) async fn serve(
             refuse(socket, connect.version, too_many(connect.version), &services);
         }
         Entry::New(attachment, mut waiting) => match services.router.attach().await {
-            Ok(link) => Session::new(client, services, waiting, link).run(attachment, stop).await,
+            Ok(link) => Session::new(client, services, waiting, identity, link).run(attachment, stop).await,
             Err(error) => {
                 debug!(client = client.as_ref(), error:% = error; "A session could not be started");
                 let mut refused = Some(attachment);

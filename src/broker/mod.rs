@@ -29,6 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
+pub use access::{Access, hash_password};
 pub use limits::BrokerLimits;
 pub use peer::{CertificateNames, Peer, PeerAddress};
 
@@ -44,6 +45,7 @@ use places::{Places, Register};
 use session::Attachment;
 use socket::Socket;
 
+mod access;
 mod durable;
 mod inbound;
 mod limits;
@@ -102,6 +104,7 @@ struct Services {
     inlet: Inlet,
     router: Router,
     health: Health,
+    access: Access,
     limits: BrokerLimits,
     register: Register<Attachment>,
     partings: mpsc::Sender<Socket>,
@@ -168,6 +171,7 @@ impl Broker {
             store_share: limits.kept_share,
         });
         let services = Services {
+            access: Access::new(&config.access, health.clone()),
             intake,
             inlet,
             router,
@@ -185,6 +189,11 @@ impl Broker {
     pub fn local_addrs(&self) -> BTreeMap<Arc<str>, SocketAddr> {
         let found = |(name, listener): (&Arc<str>, &TcpListener)| Some((name.clone(), listener.local_addr().ok()?));
         self.listeners.iter().filter_map(found).collect()
+    }
+
+    /// Who may do what: to change it while the broker runs.
+    pub fn access(&self) -> Access {
+        self.services.access.clone()
     }
 
     /// Serves clients until `stop`; then accepts nobody, lets sessions finish what they have begun, and says goodbye.

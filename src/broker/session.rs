@@ -19,6 +19,7 @@ use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::Services;
+use super::access::{Changes, Identity, Rights};
 use super::durable::{Durable, Progress};
 use super::inbound::{Begun, Inbound, Mark, Running, Settled, Signs};
 use super::outbound::Outbound;
@@ -38,6 +39,8 @@ mod leaving;
 pub(super) struct Attachment {
     pub socket: Socket,
     pub connect: Box<Connect>,
+    /// Who it is.
+    pub identity: Identity,
     /// The id was given by us.
     pub is_assigned: bool,
 }
@@ -71,6 +74,10 @@ pub(super) struct Session {
     client: Arc<str>,
     services: Arc<Services>,
     attachments: mpsc::Receiver<Attachment>,
+    /// Whose it is, what he may do, and when that may have changed.
+    identity: Identity,
+    rights: Rights,
+    changes: Changes,
     link: Link,
     subscriptions: HashMap<Filter, Options>,
     /// Its end at the queue, where it is kept there.
@@ -104,6 +111,7 @@ enum Event {
     Turn(Turn),
     Taken(Result<Taken, RouterError>),
     Progress(Progress),
+    AccessChanged,
     Slow,
     Time,
 }
@@ -114,12 +122,18 @@ impl Session {
         client: Arc<str>,
         services: Arc<Services>,
         attachments: mpsc::Receiver<Attachment>,
+        identity: Identity,
         link: Link,
     ) -> Session {
+        // Before the rights are looked up, so that no change is missed.
+        let changes = services.access.changes();
         Session {
+            rights: services.access.rights(&identity, &client),
             client,
             services,
             attachments,
+            identity,
+            changes,
             link,
             subscriptions: HashMap::new(),
             durable: None,
@@ -176,6 +190,7 @@ impl Session {
                     break;
                 }
                 Event::Progress(progress) => self.progress(progress).await,
+                Event::AccessChanged => self.look_at_rights().await,
                 Event::Slow => {
                     if self.connection.is_some() {
                         self.services.health.sessions().slow.fetch_add(1, Ordering::Relaxed);
@@ -197,7 +212,7 @@ impl Session {
         let may_take = self.may_take();
         let slowed = self.link.slowed();
         let is_stopping = self.stopping.is_some();
-        let Session { attachments, inbound, begun, connection, link, durable, .. } = self;
+        let Session { attachments, inbound, begun, connection, link, durable, changes, .. } = self;
         tokio::select! {
             Some(attachment) = attachments.recv() => Event::Attached(attachment),
             () = stop.cancelled(), if !is_stopping => Event::Stop,
@@ -206,6 +221,7 @@ impl Session {
             turn = turn(connection, may_read) => Event::Turn(turn),
             taken = link.next(), if may_take => Event::Taken(taken),
             progress = progress_of(durable) => Event::Progress(progress),
+            () = changes.next() => Event::AccessChanged,
             () = slowed => Event::Slow,
             () = sleep_until(deadline) => Event::Time,
         }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::access::{CertificateName, PasswordHash, TopicRights};
 use super::board::Found;
 use super::keys;
 use super::load::KeptId;
@@ -24,6 +25,7 @@ use crate::message::Qos;
 mod modbus;
 mod serial;
 mod uplink;
+mod user;
 
 pub(super) use modbus::read_models;
 
@@ -48,6 +50,9 @@ pub(super) struct Draft {
     pub(super) queue: Option<QueueConfig>,
     pub(super) listeners: Vec<ListenerDraft>,
     pub(super) sessions: Option<SessionConfig>,
+    pub(super) users: Vec<UserDraft>,
+    pub(super) groups: Vec<GroupDraft>,
+    pub(super) anonymous: Option<AnonymousDraft>,
     pub(super) uplinks: Vec<UplinkDraft>,
     pub(super) lines: Vec<LineDraft>,
     pub(super) models: Vec<(String, Spot)>,
@@ -60,6 +65,36 @@ pub(super) struct Draft {
 pub(super) struct ListenerDraft {
     pub(super) name: Arc<str>,
     pub(super) bind: Option<At<SocketAddr>>,
+}
+
+/// `[broker.user.<name>]`
+#[derive(Debug)]
+pub(super) struct UserDraft {
+    pub(super) name: Arc<str>,
+    pub(super) spot: Spot,
+    pub(super) password: Option<PasswordHash>,
+    /// These are written, right or wrong.
+    pub(super) has_password: bool,
+    pub(super) has_certificate: bool,
+    pub(super) certificate: Option<At<CertificateName>>,
+    pub(super) groups: Vec<At<String>>,
+    /// His own, without those of his groups.
+    pub(super) rights: Option<TopicRights>,
+}
+
+/// `[broker.group.<name>]`
+#[derive(Debug)]
+pub(super) struct GroupDraft {
+    pub(super) name: Arc<str>,
+    pub(super) spot: Spot,
+    pub(super) rights: Option<TopicRights>,
+}
+
+/// `[broker.anonymous]`
+#[derive(Debug)]
+pub(super) struct AnonymousDraft {
+    pub(super) spot: Spot,
+    pub(super) rights: Option<TopicRights>,
 }
 
 /// `[uplink.<name>]`
@@ -185,6 +220,9 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
         queue: queue(walk, root),
         listeners: Vec::new(),
         sessions: None,
+        users: Vec::new(),
+        groups: Vec::new(),
+        anonymous: None,
         uplinks: Vec::new(),
         lines: Vec::new(),
         models: Vec::new(),
@@ -204,6 +242,13 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
         for (name, tree, spot) in reader.named(walk, "listener") {
             draft.listeners.push(listener(walk, name, tree, spot));
         }
+        for (name, tree, spot) in reader.named(walk, "user") {
+            draft.users.push(user::user(walk, name, tree, spot));
+        }
+        for (name, tree, spot) in reader.named(walk, "group") {
+            draft.groups.push(user::group(walk, name, tree, spot));
+        }
+        draft.anonymous = reader.table(walk, "anonymous").map(|(tree, spot)| user::anonymous(walk, tree, spot));
         session = reader.table(walk, "session").unwrap_or(session);
     }
     draft.sessions = sessions(walk, session.0, session.1);

@@ -56,6 +56,9 @@ pub static TABLES: &[&KeyTable] = &[
     &BROKER,
     &LISTENER,
     &SESSION,
+    &USER,
+    &GROUP,
+    &ANONYMOUS,
     &UPLINK,
     &RECONNECT,
     &PACE,
@@ -148,14 +151,19 @@ pub static QUEUE: KeyTable = KeyTable {
 /// `[broker]`
 pub static BROKER: KeyTable = KeyTable {
     title: "broker",
-    keys: &[optional("listener"), optional("session")],
+    keys: &[optional("listener"), optional("session"), optional("user"), optional("group"), optional("anonymous")],
     gone: &[
         ("bind", "write `[broker.listener.<name>]` with `bind` in it"),
         ("port", "write `[broker.listener.<name>]` with `bind = \"127.0.0.1:1883\"`"),
         ("listeners", "write `[broker.listener.<name>]`, one table for each"),
-        ("allow_anonymous", "anonymous clients are allowed on loopback, and nowhere else"),
+        ("allow_anonymous", "anonymous clients may do on this machine what `[broker.anonymous]` says"),
+        ("users", "write `[broker.user.<name>]`, one table for each"),
+        ("groups", "write `[broker.group.<name>]`, one table for each"),
+        ("password_file", "write `[broker.user.<name>]`; `tidegate import mosquitto` does it for a whole file"),
+        ("acl_file", "write `[broker.user.<name>]`; `tidegate import mosquitto` does it for a whole file"),
+        ("acl", "write `publish` and `subscribe` in `[broker.user.<name>]`"),
     ],
-    later: &["user", "max_connections", "acl"],
+    later: &["max_connections"],
 };
 
 /// `[broker.listener.<name>]`
@@ -176,6 +184,49 @@ pub static SESSION: KeyTable = KeyTable {
     title: "broker.session",
     keys: &[default("max_bytes", "\"16 MiB\""), default("expiry", "\"7 days\"")],
     gone: &[("max_queued_messages", "what waits for a client is bounded in bytes: `max_bytes`")],
+    later: &[],
+};
+
+const RIGHTS_GONE: &[(&str, &str)] = &[
+    ("read", "it is called `subscribe`"),
+    ("write", "it is called `publish`"),
+    ("readwrite", "write the filters in both `publish` and `subscribe`"),
+    ("acl", "write `publish` and `subscribe`"),
+    ("topics", "write `publish` and `subscribe`"),
+    ("password", "write its hash: `password_hash`; `tidegate passwd USER` prints it"),
+    ("password_file", "write the file of the hash: `password_hash_file`; `tidegate passwd USER` prints it"),
+    ("group", "it is called `groups`, and is a list"),
+];
+
+/// `[broker.user.<name>]`
+pub static USER: KeyTable = KeyTable {
+    title: "broker.user.<name>",
+    keys: &[
+        optional("password_hash"),
+        optional("password_hash_file"),
+        optional("certificate"),
+        optional("groups"),
+        optional("publish"),
+        optional("subscribe"),
+        optional("deny"),
+    ],
+    gone: RIGHTS_GONE,
+    later: &[],
+};
+
+/// `[broker.group.<name>]`
+pub static GROUP: KeyTable = KeyTable {
+    title: "broker.group.<name>",
+    keys: &[optional("publish"), optional("subscribe"), optional("deny")],
+    gone: RIGHTS_GONE,
+    later: &[],
+};
+
+/// `[broker.anonymous]`
+pub static ANONYMOUS: KeyTable = KeyTable {
+    title: "broker.anonymous",
+    keys: &[optional("publish"), optional("subscribe"), optional("deny")],
+    gone: RIGHTS_GONE,
     later: &[],
 };
 

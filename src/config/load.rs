@@ -14,7 +14,7 @@ use super::file::{self, Draft, UplinkDraft, io_words};
 use super::report::{Place, Problem};
 use super::tree::{self, Node, Source, Tree, Written};
 use super::walk::Walk;
-use super::{BrokerConfig, Config, ListenerConfig, check, effective};
+use super::{AccessConfig, BrokerConfig, Config, ListenerConfig, UserConfig, check, effective};
 
 /// The most bytes of one file. A gateway with a thousand points has a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -264,6 +264,20 @@ fn build(draft: Draft) -> Option<Config> {
         let bind = std::net::SocketAddr::from(([127, 0, 0, 1], 1883));
         listeners.insert(Arc::from("local"), ListenerConfig { bind });
     }
+    let mut users = BTreeMap::new();
+    for user in draft.users {
+        let mut rights = user.rights?;
+        let groups = draft.groups.iter().filter(|group| user.groups.iter().any(|name| name.value == *group.name));
+        for group in groups {
+            rights.extend(group.rights.as_ref()?);
+        }
+        let certificate = user.certificate.map(|at| at.value);
+        users.insert(user.name, UserConfig { password: user.password, certificate, rights });
+    }
+    let anonymous = match draft.anonymous {
+        Some(anonymous) => Some(anonymous.rights?),
+        None => None,
+    };
     let mut lines = BTreeMap::new();
     for line in draft.lines {
         lines.insert(line.name, line.config?);
@@ -286,7 +300,7 @@ fn build(draft: Draft) -> Option<Config> {
     Some(Config {
         gateway: draft.gateway?,
         queue: draft.queue?,
-        broker: BrokerConfig { listeners, sessions: draft.sessions? },
+        broker: BrokerConfig { listeners, sessions: draft.sessions?, access: AccessConfig { users, anonymous } },
         uplinks,
         lines,
         modbus,

@@ -59,6 +59,8 @@ pub struct Entrance {
     pub user: Arc<str>,
     /// Its client id.
     pub client: Arc<str>,
+    /// A user that is no more: a session of his passes to this one.
+    pub heir_of: Option<Arc<str>>,
     /// What there was before is forgotten.
     pub is_clean: bool,
     /// How long the session outlives its socket, in seconds; 0 = it does not, and a new one is not kept.
@@ -72,8 +74,8 @@ pub enum Entry {
     Kept(Kept),
     /// Nothing is kept for it, and nothing is left of what was.
     Passing,
-    /// The session of this client id belongs to another user.
-    Foreign,
+    /// The session of this client id belongs to another user, who is named.
+    Foreign(Arc<str>),
     /// There are too many sessions.
     Full,
 }
@@ -682,13 +684,13 @@ impl Books {
         // The clock is not always looked at before the first client comes.
         self.expire_sessions()?;
         let known = self.sessions.by_client.get(&entrance.client).copied();
-        let owner = known.and_then(|number| self.sessions.by_number.get(&number)).map(|session| &session.user);
-        if owner.is_some_and(|owner| *owner != entrance.user) {
-            return Ok(Entry::Foreign);
+        let owner = known.and_then(|number| self.sessions.by_number.get(&number)).map(|session| session.user.clone());
+        if let Some(owner) = owner.filter(|owner| *owner != entrance.user && Some(owner) != entrance.heir_of.as_ref()) {
+            return Ok(Entry::Foreign(owner));
         }
         if let Some(number) = known {
             if !entrance.is_clean {
-                return self.resume(number, entrance.expiry_s).map(Entry::Kept);
+                return self.resume(number, &entrance.user, entrance.expiry_s).map(Entry::Kept);
             }
             self.end_session(number)?;
         }
@@ -713,11 +715,12 @@ impl Books {
         }))
     }
 
-    fn resume(&mut self, number: u64, expiry_s: u32) -> rusqlite::Result<Kept> {
+    fn resume(&mut self, number: u64, user: &Arc<str>, expiry_s: u32) -> rusqlite::Result<Kept> {
         let mut subscriptions = Vec::new();
         if let Some(session) = self.sessions.by_number.get_mut(&number) {
-            if session.away.take().is_some() || session.expiry_s != expiry_s {
+            if session.away.take().is_some() || session.expiry_s != expiry_s || session.user != *user {
                 session.expiry_s = expiry_s;
+                session.user = user.clone();
                 self.store.write()?;
                 self.store.set_local_session(&session.row(number))?;
             }

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tempfile::TempDir;
-use tidegate::broker::{Broker, BrokerError, BrokerLimits};
+use tidegate::broker::{Access, Broker, BrokerError, BrokerLimits};
 use tidegate::clock::{Clock, ClockSource};
-use tidegate::config::{BrokerConfig, ForwardRule, ListenerConfig, SessionConfig, TopicTemplate, WhenFull};
+use tidegate::config::{
+    AccessConfig, BrokerConfig, ForwardRule, ListenerConfig, SessionConfig, TopicTemplate, WhenFull,
+};
 use tidegate::health::Health;
 use tidegate::intake::Intake;
 use tidegate::message::{Filter, Properties, Qos, Topic};
@@ -38,6 +40,7 @@ pub struct Options {
     pub forward: Vec<ForwardRule>,
     pub when_full: WhenFull,
     pub bytes_max: u64,
+    pub access: AccessConfig,
     /// The queue's thread starts with the gateway, rather than by hand.
     pub starts_worker: bool,
 }
@@ -51,6 +54,7 @@ impl Default for Options {
             forward: Vec::new(),
             when_full: WhenFull::DropOldest,
             bytes_max: 256 << 20,
+            access: AccessConfig::default(),
             starts_worker: true,
         }
     }
@@ -58,6 +62,7 @@ impl Default for Options {
 
 pub struct Gateway {
     pub address: SocketAddr,
+    pub access: Access,
     pub intake: Intake,
     pub inlet: Inlet,
     pub router: Router,
@@ -115,16 +120,18 @@ impl Gateway {
         let intake = Intake::new(opened.inlet.clone(), router.clone(), forwards, clock, health.clone());
         let bind = "127.0.0.1:0".parse().unwrap();
         let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig { bind })]);
-        let config = BrokerConfig { listeners, sessions: SessionConfig::default() };
+        let config = BrokerConfig { listeners, sessions: SessionConfig::default(), access: options.access };
         let (inlet, limits) = (opened.inlet.clone(), options.limits);
         let broker =
             Broker::bind(&config, limits, intake.clone(), inlet, router.clone(), health.clone()).await.unwrap();
         let address = broker.local_addrs()["test"];
+        let access = broker.access();
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(broker.run(stop.clone()));
         let mut gateway = Gateway {
             address,
+            access,
             intake,
             inlet: opened.inlet,
             router,

@@ -7,12 +7,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Options, Session};
+use crate::broker::access::{Deed, Reach};
 use crate::broker::inbound::{Arrival, Begun, Mark, Work, poll_now, retained, submit};
 use crate::broker::outbound::{Delivery, Fit};
 use crate::broker::{durable, is_reserved};
-use crate::message::{Body, Filter, Message, Origin, Qos};
+use crate::message::{Body, Filter, Message, Origin, Qos, Topic};
 use crate::mqtt::{
-    Ack, DecodeError, Disconnect, Packet, Publish, ReasonCode, Suback, Subscribe, Unsuback, Unsubscribe, Version,
+    Ack, DecodeError, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Subscribe, Unsuback, Unsubscribe,
+    Version,
 };
 use crate::queue::sessions::{Retained, Subscribed};
 use crate::router::RouterError;
@@ -140,6 +142,9 @@ impl Session {
             self.inbound.push(self.mark, Work::Repeat { packet_id });
             return;
         }
+        if !self.rights.may_publish(&topic) {
+            return self.deny(version, qos, packet_id, &topic).await;
+        }
         if let (Qos::ExactlyOnce, Some(packet_id)) = (qos, packet_id) {
             self.inbound.receive(packet_id);
         }
@@ -165,6 +170,20 @@ impl Session {
         self.begun = Some((self.mark, Box::pin(work)));
     }
 
+    /// Answers a message that its client may not publish. Version 3.1.1 has no word for that but to close the connection, and
+    /// an acknowledgement would be a lie (MQTT 3.1.1, 3.3.5: either is allowed).
+    async fn deny(&mut self, version: Version, qos: Qos, packet_id: Option<PacketId>, topic: &Topic) {
+        self.services.access.note(&self.client, &self.identity.user, Deed::Publish, topic.as_str());
+        match (packet_id, version) {
+            (None, _) => {}
+            (Some(packet_id), Version::V5) => {
+                let reason = ReasonCode::NOT_AUTHORIZED;
+                self.inbound.push(self.mark, Work::Refuse { qos, packet_id, reason });
+            }
+            (Some(_), Version::V311) => self.part(ReasonCode::NOT_AUTHORIZED, true).await,
+        }
+    }
+
     async fn received(&mut self, ack: Ack) {
         if ack.reason.is_failure() {
             self.outbound.forget(ack.packet_id);
@@ -187,6 +206,12 @@ impl Session {
         let mut keeping = Vec::new();
         for mut subscription in subscribe.subscriptions {
             let filter = subscription.filter;
+            if !self.may_subscribe(&filter) {
+                self.services.access.note(&self.client, &self.identity.user, Deed::Subscribe, filter.as_str());
+                let is_v5 = version == Some(Version::V5);
+                reasons.push(if is_v5 { ReasonCode::NOT_AUTHORIZED } else { ReasonCode::UNSPECIFIED_ERROR });
+                continue;
+            }
             if self.durable.is_some() && filter.share_group().is_some() {
                 // What a group shares is in memory: a QoS 2 packet id of it would be lost with the process, and the next
                 // message that bears it would be swallowed.
@@ -246,6 +271,16 @@ impl Session {
             self.send(Packet::Suback(suback)).await;
         } else {
             self.begun = Some((self.mark, Box::pin(retained(self.services.clone(), suback, asking))));
+        }
+    }
+
+    /// Whether a subscription is for something that its client may hear. Of a wider one he hears that part; but not of what a
+    /// group shares: what this member may not hear would be lost to the others.
+    fn may_subscribe(&self, filter: &Filter) -> bool {
+        match self.rights.reach(filter) {
+            Reach::Whole => true,
+            Reach::Part => filter.share_group().is_none(),
+            Reach::Nothing => false,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::queue::sessions::{
 const HOUR: u32 = 3600;
 
 fn entrance(client: &str) -> Entrance {
-    Entrance { user: Arc::from("anna"), client: Arc::from(client), is_clean: false, expiry_s: HOUR }
+    Entrance { user: Arc::from("anna"), client: Arc::from(client), heir_of: None, is_clean: false, expiry_s: HOUR }
 }
 
 fn to(filter: &str, qos: Qos) -> Subscribed {
@@ -73,7 +73,7 @@ async fn a_session_belongs_to_its_user_and_their_number_is_bounded() {
         let stranger = Entrance { user: Arc::from("ben"), ..entrance("c") };
         for is_clean in [false, true] {
             let stranger = Entrance { is_clean, ..stranger.clone() };
-            assert_eq!(rig.inlet.enter_session(stranger).await.unwrap(), Entry::Foreign);
+            assert_eq!(rig.inlet.enter_session(stranger).await.unwrap(), Entry::Foreign(Arc::from("anna")));
         }
         assert_eq!(rig.enter("d").await.is_present, is_again);
         assert_eq!(rig.inlet.enter_session(entrance("e")).await.unwrap(), Entry::Full);
