@@ -5,6 +5,7 @@
 #   ./test.sh --torture [minutes]   the long forms of tests/torture only; 344 minutes are what they ask for
 #   ./test.sh --cross               builds for arm64 (and armhf) and runs them under an emulator; `cross` reads Cross.toml
 #   ./test.sh --package [profile]   builds the .deb (profile package-test, or release), and tries it in a root of its own
+#   ./test.sh --vm [cuts]           installs the .deb in a virtual machine, tries it under systemd, and cuts its power (3 times)
 #   ./test.sh --prepare             only installs
 #
 # On Debian 12 or Raspberry Pi OS it needs root or sudo for the packages, and a Rust toolchain.
@@ -15,13 +16,14 @@ set -uo pipefail
 cd "$(dirname "$0")" || exit 70
 
 usage() {
-    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    sed -n '2,9s/^# \{0,1\}//p' "$0"
 }
 
 only_prepare=false
 cross=false
 torture_minutes=
 package_profile=
+vm_cuts=
 while [ $# -gt 0 ]; do
     case "$1" in
     --prepare) only_prepare=true ;;
@@ -41,8 +43,12 @@ while [ $# -gt 0 ]; do
         fi
         ;;
     --vm)
-        echo "test.sh: $1 is not in this version yet" >&2
-        exit 64
+        package_profile=package-test
+        vm_cuts=3
+        if [[ "${2:-}" =~ ^[0-9]+$ ]]; then
+            vm_cuts=$2
+            shift
+        fi
         ;;
     -h | --help)
         usage
@@ -120,6 +126,11 @@ if [ -n "$package_profile" ]; then
     has lintian || missing+=(lintian)
     has shellcheck || missing+=(shellcheck)
     has dpkg-shlibdeps || missing+=(dpkg-dev)
+fi
+
+if [ -n "$vm_cuts" ]; then
+    has qemu-system-x86_64 || missing+=(qemu-system-x86)
+    has qemu-img || missing+=(qemu-utils)
 fi
 
 as_root() {
@@ -231,7 +242,7 @@ run_tests() {
 }
 lint() {
     # "All targets" are those that a plain `cargo test` runs.
-    cargo clippy --locked --all-targets -- -D warnings && cargo clippy --locked --test cross -- -D warnings
+    cargo clippy --locked --all-targets -- -D warnings && cargo clippy --locked --test cross --test vm -- -D warnings
 }
 document() {
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
@@ -266,7 +277,21 @@ try_package() {
     return "${PIPESTATUS[0]}"
 }
 
-if [ -n "$package_profile" ]; then
+virtual_machine() {
+    TIDEGATE_VM="$(realpath "$target/vm")" TIDEGATE_VM_CUTS="$vm_cuts" \
+        TIDEGATE_VM_PACKAGE="$(realpath target/debian/tidegate_*.deb)" \
+        TIDEGATE_VM_NEXT="$(realpath "$target"/packaging/next/tidegate_99.0.0-1_*.deb)" \
+        cargo test --locked --test vm -- --nocapture --test-threads=1 2>&1 | tee "$log"
+    return "${PIPESTATUS[0]}"
+}
+
+if [ -n "$vm_cuts" ]; then
+    log="$target/vm.log"
+    : >"$log"
+    step "package" pack
+    step "its root" as_root tests/vm/root "$target"
+    step "cabinet" virtual_machine
+elif [ -n "$package_profile" ]; then
     log="$target/package.log"
     : >"$log"
     step "dependencies" dependencies
@@ -290,7 +315,11 @@ fi
 echo
 echo "== summary"
 printf '%s\n' "${summary[@]}"
-if [ -n "$package_profile" ]; then
+if [ -n "$vm_cuts" ]; then
+    echo "$(grep -c '^ok: ' "$log") things found true"
+    sed -n 's/^figure: //p' "$log"
+    grep 'FAILED: ' "$log"
+elif [ -n "$package_profile" ]; then
     echo "$(grep -c '^ok: ' "$log") checks of the installed package, $(grep -c '^FAILED: ' "$log") failed"
 else
     awk '/^test result:/ { passed += $4; failed += $6; ignored += $8; files += 1 }

@@ -147,7 +147,7 @@ pub async fn run(
     let router = Router::start(RouterLimits::default()).map_err(GatewayError::Router)?;
     let rules = config.uplinks.iter().map(|(name, uplink)| (name.clone(), uplink.forward.clone())).collect();
     let intake = Intake::new(inlet.clone(), router.clone(), rules, clock.clone(), health.clone());
-    let limits = BrokerLimits::default();
+    let limits = BrokerLimits::of(&config.broker.sessions);
     let broker = Broker::bind(&config.broker, limits, intake.clone(), inlet.clone(), router.clone(), health.clone())
         .await
         .map_err(GatewayError::Listener)?;

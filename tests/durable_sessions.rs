@@ -4,11 +4,14 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use common::account::assert_whole_in_order_and_once;
 use common::cloud::{Access, Mosquitto};
 use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
-use common::peers::Subscriber;
+use common::peers::{Publisher, Subscriber};
 use common::raw::{Heard, RawClient, Version, packet};
 use common::{PATIENCE, turn};
 
@@ -24,11 +27,21 @@ fn hear(client: &mut RawClient, first: u8, packet_id: u16) {
     }
 }
 
+/// The next packet but PUBREL: the PUBCOMP before a kill may be what was lost.
+fn hear_beside_pubrel(client: &mut RawClient) -> Heard {
+    loop {
+        match client.hear(PATIENCE) {
+            Heard::Packet(0x62, body) => client.send(&packet(0x70, &body[..2])),
+            heard => return heard,
+        }
+    }
+}
+
 #[track_caller]
 fn hears_nothing(client: &mut RawClient) {
     // An answer to what was asked last proves that nothing came before it.
     client.send(&packet(0xc0, &[]));
-    assert_eq!(client.hear(PATIENCE), Heard::Packet(0xd0, Vec::new()));
+    assert_eq!(hear_beside_pubrel(client), Heard::Packet(0xd0, Vec::new()));
 }
 
 #[track_caller]
@@ -181,7 +194,7 @@ type Message = (u8, String, Option<u16>, String);
 /// A PUBLISH: its flags, topic, packet id and payload.
 #[track_caller]
 fn message(client: &mut RawClient, version: Version) -> Message {
-    match client.hear(PATIENCE) {
+    match hear_beside_pubrel(client) {
         Heard::Packet(first, body) if first & 0xf0 == 0x30 => taken_apart(first, &body, version),
         other => panic!("a message was expected, not {other:?}"),
     }
@@ -343,4 +356,191 @@ fn a_subscriber_in_the_middle_of_a_qos_2_handshake_at_the_kill_gets_each_message
         hears_nothing(&mut reader);
         drop(RawClient::connected(gateway.port, version, &name));
     }
+}
+
+/// Publishes the numbers 0 to `count` one by one at QoS 2, over as many connections as it takes: paho, which publishes anew
+/// what was released when it has to try twice to connect, would double some by itself.
+fn publish_all(port: u16, version: Version, topic: &str, count: u64, done: &AtomicU64) {
+    let (mut number, mut is_received, mut is_first) = (0, false, true);
+    'connections: while number < count {
+        let Ok((mut client, was_there)) = RawClient::try_resuming(port, version, topic, HOUR) else {
+            std::thread::sleep(Duration::from_millis(20));
+            continue;
+        };
+        assert!(was_there || std::mem::take(&mut is_first), "the gateway has forgotten {topic}");
+        let mut is_again = true;
+        while number < count {
+            let id = u16::try_from(number + 1).unwrap();
+            if !is_received {
+                let mut bytes = client.publish_bytes(topic.as_bytes(), 2, id, number.to_string().as_bytes());
+                bytes[0] |= if is_again { 8 } else { 0 };
+                client.send(&bytes);
+                match client.hear(PATIENCE) {
+                    Heard::Packet(0x50, _) => is_received = true,
+                    Heard::Closed => continue 'connections,
+                    other => panic!("PUBREC for {number} was expected, not {other:?}"),
+                }
+            }
+            client.release(id);
+            match client.hear(PATIENCE) {
+                Heard::Packet(0x70, _) => {}
+                Heard::Closed => continue 'connections,
+                other => panic!("PUBCOMP for {number} was expected, not {other:?}"),
+            }
+            (number, is_received, is_again) = (number + 1, false, false);
+            done.store(number, Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn kills_between_local_publishers_and_subscribers_lose_nothing_and_double_nothing_at_qos_2() {
+    const COUNT: u64 = 300;
+    let _turn = turn();
+    let folder = folder();
+    let mut gateway = Gateway::started(folder.path(), "");
+    let mut subscribers = ["3.1.1", "5"].map(|version| {
+        let client = format!("reader-{version}");
+        Subscriber::started_with(gateway.port, &client, &["plant/#"], &["--version", version, "--qos", "2"])
+    });
+    let more = ["--qos", "1", "--persistent", "--pause", "0.004"];
+    let mut at_least_once = Publisher::started(gateway.port, "writer", "plant/one", COUNT, &more);
+    let done = [AtomicU64::new(0), AtomicU64::new(0)];
+    let port = gateway.port;
+    std::thread::scope(|threads| {
+        for ((version, topic), done) in [(Version::V311, "plant/two"), (Version::V5, "plant/three")].iter().zip(&done) {
+            threads.spawn(move || publish_all(port, *version, topic, COUNT, done));
+        }
+        for kills in 1..=4 {
+            common::wait_for(PATIENCE, "enough is published", || {
+                done.iter().all(|done| done.load(Ordering::Relaxed) >= 50 * kills)
+            });
+            gateway.kill();
+            gateway.start();
+            assert_eq!(gateway.port, port);
+        }
+    });
+    at_least_once.wait_until_done();
+    for subscriber in &mut subscribers {
+        subscriber.wait("every number of each topic", |received| {
+            let found: BTreeSet<(&str, u64)> =
+                received.iter().map(|message| (message.topic.as_str(), message.number())).collect();
+            found.len() as u64 == 3 * COUNT
+        });
+        for topic in ["plant/two", "plant/three"] {
+            assert_whole_in_order_and_once(topic, &subscriber.numbers_on(topic), 0..COUNT);
+        }
+    }
+    wait_until_nothing_waits(&gateway);
+}
+
+#[test]
+fn a_connection_that_takes_a_session_over_goes_on_where_the_first_one_was_also_after_a_kill() {
+    let _turn = turn();
+    let folder = folder();
+    let mut gateway = Gateway::started(folder.path(), "");
+    for version in VERSIONS {
+        let name = format!("{version:?}");
+        let (mut first, _) = RawClient::resuming(gateway.port, version, &name, HOUR);
+        first.subscribe("t/1", 1);
+        first.subscribe("t/2", 2);
+        let mut writer = RawClient::connected(gateway.port, version, "writer");
+        publish(&mut writer, "t/1", 1, "a");
+        let one = message(&mut first, version);
+        publish(&mut writer, "t/2", 2, "b");
+        let two = message(&mut first, version);
+        let (mut second, was_there) = RawClient::resuming(gateway.port, version, &name, HOUR);
+        assert!(was_there);
+        for before in [&one, &two] {
+            let again = message(&mut second, version);
+            assert_eq!(again, (before.0 | 8, before.1.clone(), before.2, before.3.clone()), "the same with DUP");
+        }
+        take_whole(&mut second, two.2.unwrap());
+        gateway.kill();
+        gateway.start();
+        let (mut third, was_there) = RawClient::resuming(gateway.port, version, &name, HOUR);
+        assert!(was_there);
+        let again = message(&mut third, version);
+        assert_eq!((again.1.as_str(), again.3.as_str()), ("t/1", "a"), "what has no PUBACK comes again");
+        third.send(&packet(0x40, &again.2.unwrap().to_be_bytes()));
+        wait_until_nothing_waits(&gateway);
+        hears_nothing(&mut third);
+        drop(RawClient::connected(gateway.port, version, &name));
+    }
+}
+
+#[test]
+fn retained_messages_and_live_ones_at_qos_0_reach_a_kept_session_as_any_other() {
+    let _turn = turn();
+    let folder = folder();
+    let mut gateway = Gateway::started(folder.path(), "");
+    for version in VERSIONS {
+        let name = format!("{version:?}");
+        let mut writer = RawClient::connected(gateway.port, version, "writer");
+        for qos in [1, 2] {
+            let mut bytes = writer.publish_bytes(format!("state/{qos}").as_bytes(), qos, 1, b"on");
+            bytes[0] |= 1;
+            writer.send(&bytes);
+            hear(&mut writer, if qos == 1 { 0x40 } else { 0x50 }, 1);
+            if qos == 2 {
+                writer.release(1);
+                hear(&mut writer, 0x70, 1);
+            }
+        }
+        let (mut reader, _) = RawClient::resuming(gateway.port, version, &name, HOUR);
+        reader.subscribe("state/#", 2);
+        let (one, two) = (message(&mut reader, version), message(&mut reader, version));
+        let (one, two) = if one.1 == "state/1" { (one, two) } else { (two, one) };
+        assert_eq!((one.0, one.1.as_str()), (3, "state/1"));
+        assert_eq!((two.0, two.1.as_str()), (5, "state/2"), "with the flag, at the QoS that it was published at");
+        writer.publish(b"state/0", 0, 0, b"live");
+        let live = message(&mut reader, version);
+        assert_eq!((live.0, live.1.as_str(), live.3.as_str()), (0, "state/0", "live"));
+        // The QoS 2 id is on disk: after a kill it stands for the same message.
+        gateway.kill();
+        gateway.start();
+        let (mut reader, was_there) = RawClient::resuming(gateway.port, version, &name, HOUR);
+        assert!(was_there);
+        let again = message(&mut reader, version);
+        assert_eq!((again.0, again.1.as_str(), again.2), (13, "state/2", two.2));
+        take_whole(&mut reader, again.2.unwrap());
+        wait_until_nothing_waits(&gateway);
+        drop(RawClient::connected(gateway.port, version, &name));
+    }
+}
+
+fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_kept_session_whose_client_does_not_read_costs_bounded_space_and_disturbs_nobody() {
+    let _turn = turn();
+    let folder = folder();
+    let gateway = Gateway::started(folder.path(), "");
+    let (mut slow, _) = RawClient::resuming(gateway.port, Version::V5, "slow", HOUR);
+    slow.subscribe("t/#", 1);
+    let mut other = RawClient::connected(gateway.port, Version::V5, "other");
+    other.subscribe("t/#", 1);
+    let mut writer = RawClient::connected(gateway.port, Version::V311, "writer");
+    let before = resident_kib(gateway.id());
+    let payload = "x".repeat(16 * 1024);
+    for number in 0..1300_u16 {
+        writer.publish(b"t/1", 1, 1, format!("{number} {payload}").as_bytes());
+        hear(&mut writer, 0x40, 1);
+        let (_, _, id, text) = message(&mut other, Version::V5);
+        assert!(text.starts_with(&format!("{number} ")), "in order for who reads");
+        other.send(&packet(0x40, &id.unwrap().to_be_bytes()));
+    }
+    let grown = resident_kib(gateway.id()).saturating_sub(before);
+    assert!(grown < 16 * 1024, "{grown} KiB more are resident");
+    let (bytes, dropped) = gateway.wait_for_status("what is too much has given way", |status| {
+        let bytes = status["sessions"]["waiting_bytes"].as_u64()?;
+        Some((bytes, status["losses"]["session-full"].as_u64()?))
+    });
+    assert!((15 << 20..=16 << 20).contains(&bytes), "{bytes} bytes wait");
+    let arrived_or_waiting = 1300 - dropped;
+    assert!((950..1200).contains(&arrived_or_waiting), "{dropped} have given way");
 }

@@ -74,8 +74,12 @@ fn systemd_finds_no_fault_with_the_unit_and_its_drop_ins() {
 fn the_unit_starts_without_a_network_or_a_time_server_and_stays_down_when_its_configuration_is_wrong() {
     let text = fs::read_to_string(format!("{UNITS}/tidegate.service")).unwrap();
     let has = |line: &str| text.lines().any(|written| written == line);
-    for line in ["Type=notify", "WatchdogSec=120", "RestartPreventExitStatus=78", "ExecReload=/bin/kill -HUP $MAINPID"]
-    {
+    for line in [
+        "Type=notify",
+        "WatchdogSec=120",
+        "RestartPreventExitStatus=78",
+        "ExecReload=/bin/sh -c \"kill -HUP ${MAINPID}\"",
+    ] {
         assert!(has(line), "{line}");
     }
     let orders: String = text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");

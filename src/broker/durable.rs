@@ -21,6 +21,8 @@ use crate::queue::{AppendError, SessionNumber};
 /// Bytes that are asked for at once.
 const FETCH_BYTES: usize = 64 * 1024;
 
+type Asked<T> = Running<Result<T, AppendError>>;
+
 /// What is under way between a session and the queue.
 pub(super) struct Durable {
     outlet: SessionOutlet,
@@ -28,10 +30,18 @@ pub(super) struct Durable {
     place: (u64, u32),
     /// The last answer had all that there was.
     is_dry: bool,
-    fetching: Option<(Vec<PacketId>, Running<Result<Parcels, AppendError>>)>,
-    /// PUBRELs that wait for it.
-    settling: Option<(Vec<PacketId>, Running<Result<(), AppendError>>)>,
+    fetching: Option<(Vec<PacketId>, Asked<Parcels>)>,
+    settling: Option<(Told, Asked<()>)>,
     pending: Vec<Settling>,
+}
+
+/// Packet ids that wait for the queue.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// Their PUBRELs may leave then.
+    pub received: Vec<PacketId>,
+    /// They may be used again then.
+    pub completed: Vec<PacketId>,
 }
 
 /// What came of it.
@@ -39,8 +49,8 @@ pub(super) struct Durable {
 pub(super) enum Progress {
     /// Copies, and the packet ids that were offered for them.
     Fetched(Vec<PacketId>, Result<Parcels, AppendError>),
-    /// The PUBRELs may leave.
-    Settled(Vec<PacketId>, Result<(), AppendError>),
+    /// The queue has heard of them.
+    Settled(Told, Result<(), AppendError>),
     /// Something new waits.
     Woken,
 }
@@ -64,11 +74,15 @@ impl Durable {
         self.pending.extend(outbound.take_settled());
         if self.settling.is_none() && !self.pending.is_empty() {
             let changes = std::mem::take(&mut self.pending);
-            let received = changes.iter().filter_map(|change| match change {
-                Settling::Received { packet_id } => PacketId::new(*packet_id),
-                _ => None,
-            });
-            self.settling = Some((received.collect(), Box::pin(self.outlet.settle(changes))));
+            let mut told = Told::default();
+            for change in &changes {
+                match change {
+                    Settling::Received { packet_id } => told.received.extend(PacketId::new(*packet_id)),
+                    Settling::Completed { packet_id } => told.completed.extend(PacketId::new(*packet_id)),
+                    Settling::Delivered { .. } | Settling::Lost { .. } => {}
+                }
+            }
+            self.settling = Some((told, Box::pin(self.outlet.settle(changes))));
         }
         let Some(window) = window.filter(|_| self.fetching.is_none() && !self.is_dry) else { return };
         let room = outbound.room(window, bytes_max);
@@ -97,8 +111,8 @@ impl Durable {
         };
         tokio::select! {
             result = settled => {
-                let received = settling.take().map(|(received, _)| received).unwrap_or_default();
-                Progress::Settled(received, result)
+                let told = settling.take().map(|(told, _)| told).unwrap_or_default();
+                Progress::Settled(told, result)
             }
             result = fetched => {
                 let ids = fetching.take().map(|(ids, _)| ids).unwrap_or_default();

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::config::SessionConfig;
+
 /// What a session may keep for its client in any case, in bytes.
 const AWAY_BYTES_MIN: usize = 32 * 1024;
 
@@ -77,6 +79,15 @@ pub struct BrokerLimits {
 }
 
 impl BrokerLimits {
+    /// The defaults, with what the owner says of sessions.
+    pub fn of(sessions: &SessionConfig) -> BrokerLimits {
+        BrokerLimits {
+            kept_bytes: sessions.bytes_max,
+            session_expiry_s: u32::try_from(sessions.expiry.as_secs()).unwrap_or(u32::MAX),
+            ..BrokerLimits::default()
+        }
+    }
+
     /// What one of `sessions` may keep for a client that is away, in bytes.
     pub(super) fn away_share(&self, sessions: usize) -> usize {
         self.away_bytes.min((self.away_bytes_total / sessions.max(1)).max(AWAY_BYTES_MIN))

@@ -116,7 +116,7 @@ fn assigned_id(services: &Services) -> Option<Arc<str>> {
     (!services.register.contains(&client)).then_some(client)
 }
 
-fn too_many(version: Version) -> ReasonCode {
+pub(super) fn too_many(version: Version) -> ReasonCode {
     match version {
         Version::V5 => ReasonCode::QUOTA_EXCEEDED,
         Version::V311 => ReasonCode::SERVER_UNAVAILABLE,

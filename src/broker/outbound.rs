@@ -167,7 +167,7 @@ impl Outbound {
         ids
     }
 
-    /// Packet ids that were not needed.
+    /// Packet ids that were not needed, or whose end the queue has heard of.
     pub(super) fn give_back(&mut self, ids: &[PacketId]) {
         for packet_id in ids {
             self.reserved.remove(packet_id);
@@ -266,8 +266,8 @@ impl Outbound {
                 *expired += 1;
                 if let Some(stored) = delivery.stored {
                     self.settled.push(stored.lost(LossReason::MessageExpired));
+                    // Its id stays reserved until then.
                     self.settled.extend(stored.packet_id.map(completed));
-                    stored.packet_id.map(|packet_id| self.reserved.remove(&packet_id));
                 }
                 continue;
             }
@@ -342,7 +342,12 @@ impl Outbound {
         let Some(flight) = self.flights.remove(place) else { return };
         let stored = flight.delivery.and_then(|delivery| delivery.stored);
         self.settled.extend(stored.map(Stored::delivered));
-        self.settled.extend(flight.is_kept.then_some(completed(packet_id)));
+        if flight.is_kept {
+            // Not free before the queue has heard of it: it would take the next message under this id for the one that is
+            // done with.
+            self.reserved.insert(packet_id);
+            self.settled.push(completed(packet_id));
+        }
     }
 
     fn find(&mut self, packet_id: PacketId) -> Option<&mut Flight> {
@@ -463,6 +468,26 @@ mod tests {
         let mut expired = 0;
         let Some(Next::Publish(publish)) = outbound.next(9, now, &mut expired) else { panic!() };
         assert_eq!((expired, publish.properties.expiry_s, &publish.payload[..]), (1, Some(10), &b"good"[..]));
+    }
+
+    #[test]
+    fn a_packet_id_of_the_store_is_free_when_the_queue_has_heard_of_its_end_and_not_before() {
+        let mut outbound = Outbound::new();
+        assert_eq!(outbound.reserve(2), [id(1), id(2)]);
+        let stored = Stored { lane: 0, sequence: Sequence(7), bytes: 9, packet_id: Some(id(1)) };
+        outbound.push(Delivery { stored: Some(stored), ..delivery(Qos::ExactlyOnce, "a") });
+        outbound.give_back(&[id(2)]);
+        assert_eq!(sent(&mut outbound, 9), [("a".into(), Some(1), false)]);
+        assert_eq!(outbound.receive(id(1)), Fit::Kept, "PUBREL waits for the queue");
+        assert_eq!(outbound.take_settled(), [Settling::Received { packet_id: 1 }]);
+        assert!(outbound.release(id(1)));
+        assert_eq!(outbound.complete(id(1)), Fit::Good);
+        assert_eq!(outbound.take_settled(), [Settling::Completed { packet_id: 1 }]);
+        outbound.last_id = 0;
+        assert_eq!(outbound.reserve(1), [id(2)], "1 is still taken");
+        outbound.give_back(&[id(1), id(2)]);
+        outbound.last_id = 0;
+        assert_eq!(outbound.reserve(1), [id(1)]);
     }
 
     #[test]

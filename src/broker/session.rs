@@ -233,7 +233,7 @@ impl Session {
         match &self.connection {
             // Without a client the oldest give way instead.
             None => true,
-            Some(connection) if connection.expiry_s == 0 => {
+            Some(connection) if connection.expiry_s == 0 && self.durable.is_none() => {
                 self.outbound.is_within(limits.waiting_messages, limits.waiting_bytes)
             }
             // What it had collected must not keep it from taking more at once.
@@ -310,7 +310,7 @@ impl Session {
             Version::V311 => limit_s,
         };
         let expiry_s = asked_s.min(limit_s);
-        let kept = match self.enter(connect.clean_start, expiry_s).await {
+        let kept = match self.enter(version, connect.clean_start, expiry_s).await {
             Ok(kept) => kept,
             Err(reason) => return listener::refuse(socket, version, reason, &self.services),
         };
@@ -366,7 +366,7 @@ impl Session {
     }
 
     /// Tells the queue of a client that is let in, where it has to know. `None`: nothing is kept for it.
-    async fn enter(&mut self, is_clean: bool, expiry_s: u32) -> Result<Option<Kept>, ReasonCode> {
+    async fn enter(&mut self, version: Version, is_clean: bool, expiry_s: u32) -> Result<Option<Kept>, ReasonCode> {
         let inlet = &self.services.inlet;
         if expiry_s == 0 && !inlet.keeps_session(&self.client) {
             return Ok(None);
@@ -377,7 +377,7 @@ impl Session {
             Ok(Entry::Kept(kept)) => Ok(Some(kept)),
             Ok(Entry::Passing) => Ok(None),
             Ok(Entry::Foreign) => Err(ReasonCode::NOT_AUTHORIZED),
-            Ok(Entry::Full) => Err(ReasonCode::SERVER_UNAVAILABLE),
+            Ok(Entry::Full) => Err(listener::too_many(version)),
             Err(error) => {
                 warn!(client = self.client.as_ref(), error:% = error; "A session could not be kept, its client is refused");
                 Err(ReasonCode::SERVER_UNAVAILABLE)
@@ -984,7 +984,9 @@ impl Session {
     async fn take(&mut self, taken: Taken) {
         let Taken { filter, live, lost } = taken;
         let Some(options) = self.subscriptions.get(&filter).copied() else { return };
-        if lost > 0 {
+        // What of these is not for the live way is in the store.
+        let is_stored = self.durable.is_some() && filter.share_group().is_none();
+        if lost > 0 && !(is_stored && options.qos != Qos::AtMostOnce) {
             self.services.count_dropped(lost);
             if options.qos != Qos::AtMostOnce && self.connection.is_some() {
                 self.services.health.sessions().slow.fetch_add(1, Ordering::Relaxed);
@@ -995,8 +997,7 @@ impl Session {
             return;
         }
         let qos = live.qos.min(options.qos);
-        if self.durable.is_some() && qos != Qos::AtMostOnce && filter.share_group().is_none() {
-            // It comes from the store.
+        if is_stored && qos != Qos::AtMostOnce {
             return;
         }
         if !self.is_alive || (self.connection.is_none() && qos == Qos::AtMostOnce) {
@@ -1040,7 +1041,7 @@ impl Session {
     fn ask(&mut self) {
         let Some(durable) = &mut self.durable else { return };
         let window = self.connection.as_ref().filter(|_| self.stopping.is_none()).map(|connection| connection.window);
-        durable.go_on(&mut self.outbound, window, self.services.limits.waiting_bytes);
+        durable.go_on(&mut self.outbound, window, self.services.limits.waiting_bytes / 4);
     }
 
     async fn progress(&mut self, progress: Progress) {
@@ -1052,8 +1053,9 @@ impl Session {
                     durable.take(&mut self.outbound, &ids, parcels, now);
                 }
             }
-            Progress::Settled(received, Ok(())) => {
-                for packet_id in received {
+            Progress::Settled(told, Ok(())) => {
+                self.outbound.give_back(&told.completed);
+                for packet_id in told.received {
                     if self.outbound.release(packet_id) {
                         self.send(Packet::Pubrel(Ack::new(packet_id, ReasonCode::SUCCESS))).await;
                     }

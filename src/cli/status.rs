@@ -178,7 +178,11 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
         writeln!(out, "device  {name}: {}", device_words(device, wall_ms))?;
     }
     let sessions = status.get("sessions").cloned().unwrap_or_default();
-    writeln!(out, "clients {} connected", number(&sessions, "connected"))?;
+    write!(out, "clients {} connected", number(&sessions, "connected"))?;
+    match (number(&sessions, "kept"), number(&sessions, "waiting")) {
+        (0, _) => writeln!(out)?,
+        (kept, waiting) => writeln!(out, ", {kept} sessions kept with {waiting} messages waiting")?,
+    }
     for (client, count) in entries(status, "unkept_qos0") {
         writeln!(out, "        {client}: {count} QoS 0 messages not kept while the uplink was away")?;
         writeln!(out, "        to keep them, add qos = 1 to the forward rule that matches them")?;

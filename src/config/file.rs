@@ -16,7 +16,7 @@ use super::units::{self, Wrong};
 use super::walk::{At, Reader, Walk, name_fault};
 use super::{
     Endpoint, ForwardRule, GatewayConfig, LineConfig, LineKind, ModbusConfig, PortConfig, QueueConfig, ReceiveRule,
-    SerialConfig, UplinkConfig, WhenFull,
+    SerialConfig, SessionConfig, UplinkConfig, WhenFull,
 };
 use crate::clock::ClockSource;
 use crate::message::Qos;
@@ -47,6 +47,7 @@ pub(super) struct Draft {
     pub(super) gateway: Option<GatewayConfig>,
     pub(super) queue: Option<QueueConfig>,
     pub(super) listeners: Vec<ListenerDraft>,
+    pub(super) sessions: Option<SessionConfig>,
     pub(super) uplinks: Vec<UplinkDraft>,
     pub(super) lines: Vec<LineDraft>,
     pub(super) models: Vec<(String, Spot)>,
@@ -183,6 +184,7 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
         gateway,
         queue: queue(walk, root),
         listeners: Vec::new(),
+        sessions: None,
         uplinks: Vec::new(),
         lines: Vec::new(),
         models: Vec::new(),
@@ -195,12 +197,16 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     {
         walk.wrong(*spot, "gateway", super::walk::wrong_kind("a table", value));
     }
+    let (empty, nowhere) = (Tree::default(), Spot { source: 0, start: 0, end: 0 });
+    let mut session = (&empty, nowhere);
     if let Some((tree, spot)) = top.table(walk, "broker") {
         let reader = Reader::open(walk, tree, &keys::BROKER, spot);
         for (name, tree, spot) in reader.named(walk, "listener") {
             draft.listeners.push(listener(walk, name, tree, spot));
         }
+        session = reader.table(walk, "session").unwrap_or(session);
     }
+    draft.sessions = sessions(walk, session.0, session.1);
     for (name, tree, spot) in top.named(walk, "uplink") {
         draft.uplinks.push(uplink::read(walk, name, tree, spot, words));
     }
@@ -274,6 +280,13 @@ fn listener(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> ListenerDra
         text.parse::<SocketAddr>().map_err(|_| Wrong::new(format!("{text:?} is not an address and a port")).help(help))
     });
     ListenerDraft { name: Arc::from(name), bind }
+}
+
+fn sessions(walk: &mut Walk, tree: &Tree, spot: Spot) -> Option<SessionConfig> {
+    let reader = Reader::open(walk, tree, &keys::SESSION, spot);
+    let bytes_max = reader.size(walk, "max_bytes", 64 << 10, 1 << 34);
+    let expiry = reader.duration(walk, "expiry", Duration::from_secs(1), LONG);
+    Some(SessionConfig { bytes_max: bytes_max?.value, expiry: expiry?.value })
 }
 
 /// The settings of a serial port: of a line, or of a device that speaks by itself.

@@ -55,10 +55,12 @@ pub static TABLES: &[&KeyTable] = &[
     &QUEUE,
     &BROKER,
     &LISTENER,
+    &SESSION,
     &UPLINK,
     &RECONNECT,
     &PACE,
     &FORWARD,
+    &BATCH,
     &RECEIVE,
     &LINE,
     &MODEL,
@@ -146,14 +148,14 @@ pub static QUEUE: KeyTable = KeyTable {
 /// `[broker]`
 pub static BROKER: KeyTable = KeyTable {
     title: "broker",
-    keys: &[optional("listener")],
+    keys: &[optional("listener"), optional("session")],
     gone: &[
         ("bind", "write `[broker.listener.<name>]` with `bind` in it"),
         ("port", "write `[broker.listener.<name>]` with `bind = \"127.0.0.1:1883\"`"),
         ("listeners", "write `[broker.listener.<name>]`, one table for each"),
         ("allow_anonymous", "anonymous clients are allowed on loopback, and nowhere else"),
     ],
-    later: &["user", "session", "max_connections", "acl"],
+    later: &["user", "max_connections", "acl"],
 };
 
 /// `[broker.listener.<name>]`
@@ -167,6 +169,14 @@ pub static LISTENER: KeyTable = KeyTable {
         ("host", "write address and port together: `bind = \"127.0.0.1:1883\"`"),
     ],
     later: &["tls", "plaintext", "transport"],
+};
+
+/// `[broker.session]`
+pub static SESSION: KeyTable = KeyTable {
+    title: "broker.session",
+    keys: &[default("max_bytes", "\"16 MiB\""), default("expiry", "\"7 days\"")],
+    gone: &[("max_queued_messages", "what waits for a client is bounded in bytes: `max_bytes`")],
+    later: &[],
 };
 
 /// `[uplink.<name>]`

@@ -126,6 +126,23 @@ pub enum WhenFull {
 pub struct BrokerConfig {
     /// `[broker.listener.<name>]`, by name; the default one on 127.0.0.1:1883 only where none is written.
     pub listeners: BTreeMap<Arc<str>, ListenerConfig>,
+    /// `[broker.session]`
+    pub sessions: SessionConfig,
+}
+
+/// `[broker.session]`: bounds of sessions that outlive their sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionConfig {
+    /// What may wait for one client.
+    pub bytes_max: u64,
+    /// How long a session is kept while its client is away, at most.
+    pub expiry: Duration,
+}
+
+impl Default for SessionConfig {
+    fn default() -> SessionConfig {
+        SessionConfig { bytes_max: 16 << 20, expiry: Duration::from_secs(7 * 86_400) }
+    }
 }
 
 /// `[broker.listener.<name>]`

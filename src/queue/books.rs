@@ -41,6 +41,10 @@ const SESSION_BLOCK: u64 = 1024;
 const DEVICE_BLOCK: u64 = 4096;
 /// Rows that one transaction may look at in vain to find some that may be evicted.
 pub(super) const EVICT_LOOK_MAX: u64 = 512;
+/// Of the store, this share stays free for sessions of local clients where there are any.
+const SESSION_SHARE: u64 = 16;
+/// And in a small one so much, but no more than an eighth: the alarm at four fifths is to be heard.
+const SESSION_BYTES_MIN: u64 = 256 * 1024;
 /// Each reason is logged at most so often.
 const ALARM_PAUSE_MS: u64 = 60_000;
 
@@ -284,13 +288,19 @@ impl Books {
         self.learn_word(&message.origin)?;
         let sequence = self.sequence()?;
         row::encode(scratch, sequence, &self.identity.start, self.identity.counter, message, &self.words);
+        let room = retention::row_bytes(scratch.len(), PAGE_BYTES);
+        let refusal = match wanted {
+            [] => None,
+            _ => self.find_room_beside(room, self.session_room(), wanted)?,
+        };
         // A session never refuses: for what it wants the oldest go that may.
-        let mut ways = wanted.to_vec();
-        ways.extend((!lanes.is_empty()).then_some((usize::MAX, WhenFull::DropOldest)));
-        if let Some(refusal) = self.find_room(retention::row_bytes(scratch.len(), PAGE_BYTES), &ways)? {
-            return match refusal {
-                Refusal::Refuse => Ok(Err(AppendError::Full)),
-                Refusal::Drop => {
+        let is_for_lanes = !lanes.is_empty()
+            && (refusal == Some(Refusal::Drop) || wanted.is_empty())
+            && self.find_room(room, &[(usize::MAX, WhenFull::DropOldest)])?.is_none();
+        if refusal.is_some() || (wanted.is_empty() && !is_for_lanes) {
+            match refusal {
+                Some(Refusal::Refuse) => return Ok(Err(AppendError::Full)),
+                _ => {
                     let entry = row::fresh_entry(scratch, &self.starts);
                     for (index, _) in wanted {
                         if let (Some(entry), Some(stream)) = (&entry, self.streams.get(*index)) {
@@ -299,11 +309,15 @@ impl Books {
                         }
                         self.lose(*index, LossReason::DroppedNewest, Span::new(sequence, sequence), Some(1));
                     }
-                    self.turn_losses.extend(lanes.iter().map(|_| (LossReason::SessionFull, 1)));
-                    Ok(Ok(Fate::Dropped(LossReason::DroppedNewest)))
                 }
-            };
+            }
+            if !is_for_lanes {
+                self.turn_losses.extend(lanes.iter().map(|_| (LossReason::SessionFull, 1)));
+                return Ok(Ok(Fate::Dropped(LossReason::DroppedNewest)));
+            }
         }
+        // What the uplinks have lost may still wait for sessions.
+        let wanted = if refusal.is_some() { &[] } else { wanted };
         self.place(sequence, scratch, |index| wanted.iter().any(|(other, _)| *other == index), false)?;
         self.extend_lanes(lanes, sequence, scratch.len())?;
         Ok(Ok(Fate::Stored { sequence: Sequence(sequence), streams: wanted.len() + lanes.len() }))
@@ -510,27 +524,39 @@ impl Books {
     /// Sees to it that `bytes` of pages may be filled, or says how the message is not taken. Of `wanted` only the rules
     /// are looked at.
     pub fn find_room(&mut self, bytes: u64, wanted: &[(usize, WhenFull)]) -> rusqlite::Result<Option<Refusal>> {
+        self.find_room_beside(bytes, 0, wanted)
+    }
+
+    /// The same where `spared` bytes are to stay free beside them.
+    fn find_room_beside(
+        &mut self,
+        bytes: u64,
+        spared: u64,
+        wanted: &[(usize, WhenFull)],
+    ) -> rusqlite::Result<Option<Refusal>> {
+        let needed = bytes + spared;
         if let Some(room) = self.room
-            && room >= bytes
+            && room >= needed
         {
             self.room = Some(room - bytes);
             return Ok(None);
         }
         let mut room = self.measure()?;
-        while room < bytes && (self.removable.count() > 0 || self.sweep.is_some()) {
+        while room < needed && (self.removable.count() > 0 || self.sweep.is_some()) {
             self.store.write()?;
             self.remove_bodies()?;
             self.sweep_step()?;
             room = self.measure()?;
         }
-        if room < bytes {
+        if room < needed {
             let soft = self.ceilings.soft_pages * PAGE_BYTES;
             let refusal = match retention::way(wanted.iter().map(|(_, rule)| *rule)) {
-                Way::Turn(refusal) => Some(refusal),
+                // What waits for sessions beyond their own room never keeps anything out.
+                Way::Turn(refusal) => (!self.evict_sessions(needed)?).then_some(refusal),
                 // For a message as large as the store all others would have to go.
                 Way::Evict { otherwise } if bytes > soft / 2 => Some(otherwise),
                 Way::Evict { otherwise } => {
-                    (!self.evict(retention::evict_bytes(bytes, soft), bytes)?).then_some(otherwise)
+                    (!self.evict(retention::evict_bytes(needed, soft), needed)?).then_some(otherwise)
                 }
             };
             if refusal.is_some() {
@@ -542,9 +568,18 @@ impl Books {
         Ok(None)
     }
 
+    /// What uplinks leave free where sessions are kept: however full the store is for them, local clients go on.
+    pub fn session_room(&self) -> u64 {
+        if !self.sessions.is_any_listening() {
+            return 0;
+        }
+        let soft = self.ceilings.soft_pages * PAGE_BYTES;
+        (soft / SESSION_SHARE).max(SESSION_BYTES_MIN.min(soft / 8))
+    }
+
     /// Bytes of pages below the soft ceiling that rows may take. One page in 64 is for those above the leaves of the
     /// tree, and two are for a split of it and for the first row of a gap.
-    fn measure(&mut self) -> rusqlite::Result<u64> {
+    pub fn measure(&mut self) -> rusqlite::Result<u64> {
         let free = self.ceilings.soft_pages.saturating_sub(self.store.pages_used()?);
         Ok(free.saturating_sub(free / 64 + 2) * PAGE_BYTES)
     }

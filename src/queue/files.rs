@@ -18,7 +18,7 @@ use super::store::{Column, DATABASE, LOG, LOG_BYTES, SCHEMA_STEP, Store, StoreEr
 /// Pages of a small table that are looked at.
 const WALK_PAGES: usize = 256;
 /// Small tables whose loss nobody would notice. What is swapped with one of them shows in it as well.
-const SMALL: [&str; 15] = [
+const SMALL: [&str; 18] = [
     "meta",
     "start",
     "word",
@@ -30,6 +30,9 @@ const SMALL: [&str; 15] = [
     "rx",
     "session",
     "subscription",
+    "session_away",
+    "session_span",
+    "session_flight",
     "gap",
     "loss",
     "device",
@@ -75,6 +78,13 @@ pub(super) fn look(dir: &Path, was_there: bool, is_counted: bool) -> Result<Foun
         Err(_) => return Ok(Found { is_new: true, fault: None }),
     }
     let pages = Pages::open(dir, true);
+    if !pages.is_writable() {
+        return damaged("its head says that it is of another version");
+    }
+    if !pages.has_tables() {
+        // Its making was interrupted before its first commit; a store that has been in use has tables.
+        return if was_there { damaged("it is empty") } else { Ok(Found { is_new: true, fault: None }) };
+    }
     let said = mark::read(dir);
     // What was closed in order has no log of its own. An older program's store gets its new tables before that counts.
     let is_strange = said.is_closed && is_counted && pages.has_commits() && !is_upgraded(dir, &pages);

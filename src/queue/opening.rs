@@ -278,6 +278,10 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
     if is_new {
         identity::sync_dir(&settings.dir).map_err(|error| io_error(&error))?;
     }
+    // After a crash: a table whose root is another of its pages is a fine table to SQLite, and a short one.
+    if files::has_log(&settings.dir) && !store.is_in_order().map_err(opening)? {
+        return Err(StoreError::Damaged("its pages do not belong together".to_owned()));
+    }
     let starts = store.starts().map_err(opening)?;
     if is_foreign(&starts, past) && files::has_log(&settings.dir) {
         past.is_log_foreign = true;

@@ -418,6 +418,19 @@ impl Pages {
         !self.newest.is_empty()
     }
 
+    /// Whether its schema names anything, or cannot be read.
+    pub fn has_tables(&self) -> bool {
+        let Some(page) = self.page(1) else { return true };
+        Node::at(&page, 1).is_none_or(|node| node.kind != Kind::Table || !node.is_leaf || node.count > 0)
+    }
+
+    /// Whether SQLite would write to it (1.3.3): one of an unknown version it takes for read-only, as if the disk were.
+    pub fn is_writable(&self) -> bool {
+        let is_known =
+            |page: Option<Vec<u8>>| page.and_then(|page| page.get(18).copied()).is_none_or(|version| version <= 2);
+        is_known(self.database_page(1)) && is_known(self.page(1))
+    }
+
     /// The step of the schema, as the head of the database says (1.3).
     pub fn schema_step(&self) -> Option<u32> {
         self.page(1).map(|page| big(&page, 60))

@@ -326,6 +326,11 @@ impl Later {
 }
 
 impl SessionJob {
+    /// Whether it asks for what waits, and nothing else.
+    pub fn is_fetch(&self) -> bool {
+        matches!(self, SessionJob::Fetch { .. })
+    }
+
     /// What it adds to a transaction.
     pub fn bytes(&self) -> usize {
         match self {
@@ -580,6 +585,11 @@ impl Sessions {
                 self.tree.remove(&asked.filter);
             }
         }
+    }
+
+    /// Whether any subscription brings what is stored.
+    pub fn is_any_listening(&self) -> bool {
+        !self.tree.is_empty()
     }
 
     /// Whether any session waits for its client, and so may end by and by.

@@ -25,6 +25,7 @@ mod recovery;
 mod rot;
 mod salvage;
 mod segments;
+mod sessions;
 mod spare;
 mod steps;
 mod time;
@@ -882,7 +883,12 @@ async fn admitted_rows_come_back_with_id_order_and_encoding() {
         7 => Timing::Between { after_ms: 7, before_ms: Some(8) },
         _ => Timing::Stamped,
     };
-    let encoding = |row: &Queued, packet_id| Encoding { timing: timings(packet_id), ..row.encoding.clone() };
+    let formats = |packet_id: u16| if packet_id == 3 { Format::JsonBatch } else { Format::Json };
+    let encoding = |row: &Queued, packet_id| Encoding {
+        timing: timings(packet_id),
+        format: formats(packet_id),
+        ..row.encoding.clone()
+    };
     let admit = |packet_id, places: &[usize], order| Change::Admit {
         packet_id,
         rows: places.iter().map(|place| rows[*place].sequence).collect(),
@@ -912,6 +918,7 @@ async fn admitted_rows_come_back_with_id_order_and_encoding() {
         for row in &entry.rows {
             assert_eq!(row.encoding.topic.as_str(), "up/plant/press/3/sensor", "as recorded, not as configured now");
             assert_eq!(row.encoding.timing, timings(entry.packet_id));
+            assert_eq!(row.encoding.format, formats(entry.packet_id));
             assert_eq!(row.id, rows[usize::try_from(number_of(&row.message)).unwrap()].id);
         }
     }

@@ -1152,7 +1152,8 @@ impl Machine {
         forgotten.sort_unstable_by_key(|(order, id, _)| (*order, *id));
         for (order, id, attempt) in forgotten {
             self.gathering.changes.push(Change::Forget { packet_id: id.get() });
-            if let Some(batch) = attempt.filter(|attempt| !attempt.others.is_empty()) {
+            let may_grow = |attempt: &&Attempt| !attempt.others.is_empty() || attempt.row.batching.is_some();
+            if let Some(batch) = attempt.filter(may_grow) {
                 self.gathering.changes.push(admit(id, order, batch));
             }
         }
@@ -1483,11 +1484,13 @@ impl Machine {
         while self.rows_out < window
             && let Some(id) = self.resend.front().copied()
         {
+            // What is resent makes room itself where nothing else is under way that would.
+            let may_wait = self.has_room_at_cloud(window) || self.rows_out > 0;
+            let first = self.waiting.first_ready(at.now);
             match self.resent_place(id) {
                 Some((order, sequence))
-                    if self.has_room_at_cloud(window)
-                        && self.waiting.first_ready(at.now).is_some_and(|older| older < sequence)
-                        // What is resent makes room itself where nothing else is under way that would.
+                    if may_wait
+                        && first.is_some_and(|older| older < sequence)
                         && (self.exposed() < self.exposed_max() || self.rows_out > 0 || !self.is_quiet()) =>
                 {
                     if !self.may_send_fresh(at, window) {
@@ -1496,7 +1499,12 @@ impl Machine {
                     // Before that one also when the connection ends again.
                     self.send_fresh(at, Some((order, sequence)));
                 }
-                Some(_) if self.older_than.is_some() => return,
+                // Older ones may still come, unless younger ones have: they come in order.
+                Some((_, sequence))
+                    if may_wait && self.older_than.is_some() && first.is_none_or(|first| first < sequence) =>
+                {
+                    return;
+                }
                 _ => {
                     self.resend.pop_front();
                     self.resend_row(at, id);
@@ -1523,7 +1531,8 @@ impl Machine {
     /// resent yet: Mosquitto counts what it holds from earlier connections, and throws out whoever goes beyond.
     fn has_room_at_cloud(&self, window: usize) -> bool {
         let kept = self.rows_out + self.resend.len();
-        kept < window && kept + self.dock.len() < self.terms.window
+        // One goes beside those that are suspected, however many: the others must not wait for their trial.
+        kept == 0 || (kept < window && kept + self.dock.len() < self.terms.window)
     }
 
     fn may_send_fresh(&mut self, at: Moment, window: usize) -> bool {
@@ -1866,8 +1875,8 @@ impl Machine {
     /// Of a batch nobody knows which message is at fault: it is halved until it is one.
     fn reject(&mut self, attempt: Attempt, reason: String) {
         let attempt = match attempt.halved() {
-            Ok(halves) => return self.waiting.put_back_halves(halves),
-            Err(single) => single,
+            (first, Some(second)) => return self.waiting.put_back_halves(first, second),
+            (single, None) => single,
         };
         let (sequence, topic) = (attempt.row.sequence, attempt.row.encoding.topic.clone());
         self.actions.push(Action::Note(Note::Rejected { sequence, topic, reason: reason.clone() }));

@@ -81,15 +81,15 @@ impl Attempt {
         self.rows().map(weight).sum()
     }
 
-    /// A batch as two; a single row stays what it is.
-    pub fn halved(mut self) -> Result<[Attempt; 2], Attempt> {
+    /// A batch as two; a single row has no second half.
+    pub fn halved(mut self) -> (Attempt, Option<Attempt>) {
         if self.others.is_empty() {
-            return Err(self);
+            return (self, None);
         }
         // Of three the first goes alone.
         let mut second = self.others.split_off(self.others.len() / 2);
         let row = second.remove(0);
-        Ok([Attempt { refusals: 0, ..self }, Attempt { row, others: second, refusals: 0 }])
+        (Attempt { refusals: 0, ..self }, Some(Attempt { row, others: second, refusals: 0 }))
     }
 }
 
@@ -291,7 +291,7 @@ impl Waiting {
     }
 
     /// A batch was refused for good, and is not at fault as a whole: its halves go on their own.
-    pub fn put_back_halves(&mut self, [first, second]: [Attempt; 2]) {
+    pub fn put_back_halves(&mut self, first: Attempt, second: Attempt) {
         let behind = self.strict.get_mut(&second.row.encoding.topic).filter(|_| second.row.strict_order);
         match behind {
             Some(behind) => {
@@ -494,7 +494,10 @@ impl Waiting {
     /// The next row that travels alone, or the next batch that is full or has waited for long enough.
     fn next_whole(&mut self, now: Duration, stamp: Stamp, before: Option<Sequence>) -> Option<Attempt> {
         loop {
-            let is_due = self.forming_due.keys().next().is_some_and(|(due, _)| *due <= now);
+            // What is here by now travels with it, also where nothing is waited for.
+            let is_due = self.forming_due.keys().next().is_some_and(|(due, _)| {
+                if self.ready.is_empty() && self.live.is_empty() { *due <= now } else { *due < now }
+            });
             if is_due || self.forming_load.is_beyond(FORMING) {
                 return self.take_first_forming();
             }

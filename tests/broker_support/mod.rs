@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use tempfile::TempDir;
 use tidegate::broker::{Broker, BrokerError, BrokerLimits};
 use tidegate::clock::{Clock, ClockSource};
-use tidegate::config::{BrokerConfig, ForwardRule, ListenerConfig, TopicTemplate, WhenFull};
+use tidegate::config::{BrokerConfig, ForwardRule, ListenerConfig, SessionConfig, TopicTemplate, WhenFull};
 use tidegate::health::Health;
 use tidegate::intake::Intake;
 use tidegate::message::{Filter, Properties, Qos, Topic};
@@ -114,7 +114,8 @@ impl Gateway {
         };
         let intake = Intake::new(opened.inlet.clone(), router.clone(), forwards, clock, health.clone());
         let bind = "127.0.0.1:0".parse().unwrap();
-        let config = BrokerConfig { listeners: BTreeMap::from([(Arc::from("test"), ListenerConfig { bind })]) };
+        let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig { bind })]);
+        let config = BrokerConfig { listeners, sessions: SessionConfig::default() };
         let (inlet, limits) = (opened.inlet.clone(), options.limits);
         let broker =
             Broker::bind(&config, limits, intake.clone(), inlet, router.clone(), health.clone()).await.unwrap();

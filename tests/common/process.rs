@@ -127,12 +127,18 @@ impl Process {
     #[track_caller]
     pub fn wait_for_line(&mut self, patience: Duration, what: &str, is_it: impl Fn(&str) -> bool) -> String {
         let what = format!("{} says {what}", self.name);
+        let mut has_ended = false;
         wait_until(patience, &what, || {
             let lines = self.stdout();
             if let Some(line) = lines.iter().find(|line| is_it(line)) {
                 return Ok(line.clone());
             }
             match self.status() {
+                // Its last words may have come since.
+                Some(_) if !std::mem::replace(&mut has_ended, true) => {
+                    self.finish_reading();
+                    Err("it has ended".to_owned())
+                }
                 Some(status) => panic!("{} ended ({status}) before {what}: {:?}", self.name, self.stderr()),
                 None => Err(format!("it has said {} lines, the last {:?}", lines.len(), lines.last())),
             }

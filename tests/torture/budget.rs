@@ -22,6 +22,7 @@ const SHARES: &[(&str, u32)] = &[
     ("kills", 40),
     ("kills_controls", 20),
     ("trace", 10),
+    ("trace_spare", 10),
     ("soak", 120),
     ("power_cuts", 45),
     ("failed_writes", 8),

@@ -1,8 +1,8 @@
 //! Does what was acknowledged survive `kill -9` at any moment, and is nothing doubled at QoS 2?
 //!
 //! A case is a campaign on one store: four publishers that never stop (MQTT 3.1.1 and 5, QoS 1 and 2), resume their
-//! sessions over every kill and repeat what they have no answer for, and some ten
-//! lives of the gateway, each ended by SIGKILL at a random moment: while it starts, with the cloud there, in an outage,
+//! sessions over every kill and repeat what they have no answer for, a local subscriber at QoS 2 whose session the gateway
+//! keeps, and some ten lives of the gateway, each ended by SIGKILL at a random moment: while it starts, with the cloud there, in an outage,
 //! on a line that has fallen silent, while the cloud restarts, in the drain; in half of the campaigns on a disk so slow
 //! that many kills fall between the writes of one commit (an acknowledgement that leaves just before its commit is seen
 //! there only). The cloud is Debian's mosquitto, with a
@@ -12,6 +12,7 @@
 //! That "0 lost" means something is shown by controls in the same harness: the same gateway behind a front that
 //! acknowledges early, and Mosquitto's bridge.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::AddAssign;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use super::common::peers::Subscriber;
 use super::common::raw::Version;
 use super::ledger::Verdict;
 use super::line::{Line, Weather, Wire};
+use super::listener::Listener;
 use super::publisher::{Habit, Publisher};
 use super::random::Random;
 use super::subject::{Kind, Subject, Terms};
@@ -135,6 +137,8 @@ struct Campaign {
     line: Line,
     subject: Subject,
     publishers: Vec<Publisher>,
+    /// At the gateway itself, where that keeps sessions.
+    listener: Option<Listener>,
     moments: Moments,
 }
 
@@ -169,14 +173,28 @@ impl Campaign {
             .into_iter()
             .map(|habit| Publisher::started(subject.port(), habit, random.branch()))
             .collect();
-        Campaign { random, _folder: folder, cloud, application, line, subject, publishers, moments: Moments::default() }
+        let moments = Moments::default();
+        Campaign { random, _folder: folder, cloud, application, line, subject, publishers, listener: None, moments }
     }
 
     fn run(mut self) -> Outcome {
+        let mut before = BTreeMap::new();
+        if self.subject.promises() {
+            // It has subscribed when it gets something: what is published from then on is for it as well.
+            self.subject.start();
+            let version = *self.random.pick(&[Version::V311, Version::V5]);
+            self.listener = Some(Listener::started(self.subject.port(), version));
+            self.subject.wait_for_a_subscriber();
+            before = self.publishers.iter().map(|one| (one.habit.topic(), one.begun_count())).collect();
+            self.subject.kill(true);
+        }
         for _ in 0..KILLS {
             self.life();
         }
         self.heal();
+        if let Some(listener) = &self.listener {
+            listener.assert_has_all(&self.publishers, &before);
+        }
         self.account()
     }
 

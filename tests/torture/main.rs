@@ -23,6 +23,7 @@ mod full_queue;
 mod kills;
 mod ledger;
 mod line;
+mod listener;
 mod log_disk;
 mod models;
 mod mounts;

@@ -63,6 +63,7 @@ struct Shared {
     acknowledged: Mutex<BTreeSet<Key>>,
     count: AtomicU64,
     refused: AtomicU64,
+    begun: AtomicU64,
     forgotten: AtomicU64,
     is_ending: AtomicBool,
     is_gone: AtomicBool,
@@ -102,6 +103,11 @@ impl Publisher {
     /// How many messages were answered by a failure: nothing is promised for those.
     pub fn refused(&self) -> u64 {
         self.shared.refused.load(Ordering::Relaxed)
+    }
+
+    /// How many messages it has begun so far.
+    pub fn begun_count(&self) -> u64 {
+        self.shared.begun.load(Ordering::Relaxed)
     }
 
     /// How often its session was gone, which the broker had said that it has.
@@ -267,6 +273,7 @@ impl Work {
         let payload_bytes = usize::try_from(self.random.within(0..self.habit.bytes + 1)).unwrap();
         let key = Key { number: self.next_number, attempt: 1 };
         self.next_number += 1;
+        self.shared.begun.store(self.next_number, Ordering::Relaxed);
         let message = Outstanding { key, id: self.next_id, payload_bytes, is_received: false };
         let bytes = self.publish_bytes(&message, false);
         self.outstanding.push_back(message);

@@ -424,6 +424,9 @@ fn a_store_that_was_spoilt_in_any_way_opens_and_accounts_for_every_message() {
         let original = if case.random.happens(33) { cut.path() } else { stopped.path() };
         runtime.block_on(one_case(case.seed, &mut case.random, original, other.path()));
         cases += 1;
+        if cases % 250 == 0 {
+            println!("stores: {cases} so far");
+        }
     }
     budget.say(format!("{cases} spoilt stores opened, each message of each was sent or declared, none was made up"));
 }

@@ -112,6 +112,15 @@ impl Subject {
         self.tell_front();
     }
 
+    /// Waits until a local subscriber has got something.
+    pub fn wait_for_a_subscriber(&self) {
+        if let Inner::Gateway(gateway) = &self.inner {
+            gateway.wait_for_status("the subscriber gets messages", |status| {
+                (status["sessions"]["sent"].as_u64()? > 0).then_some(())
+            });
+        }
+    }
+
     /// Its uplink is no longer paced, from the next start on.
     pub fn hurry(&mut self) {
         self.terms.pace = None;

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate::clock::Timing;
-use tidegate::config::{DrainOrder, Pace, ReceiveRule, TopicTemplate};
-use tidegate::message::{Body, Filter, Message, MessageId, Origin, Properties, Qos, Sequence, Stamp, Topic};
+use tidegate::config::{BatchLimits, DrainOrder, Pace, ReceiveRule, TopicTemplate};
+use tidegate::message::{
+    Body, Filter, Message, MessageId, Origin, Properties, Qos, Quality, Reading, Sequence, Stamp, Topic, Value,
+};
 use tidegate::mqtt::{Ack, Connack, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Version};
-use tidegate::queue::{Change, Encoding, Format, InFlight, Queued, Restored, SessionNumber, Verdict, Wanted};
+use tidegate::queue::{Batching, Change, Encoding, Format, InFlight, Queued, Restored, SessionNumber, Verdict, Wanted};
 use tidegate::uplink::machine::{Action, CloseReason, Event, Machine, Moment, Note, Settings};
 
 // --- the model store --------------------------------------------------------------------------------------------
@@ -436,6 +438,26 @@ pub fn row(number: u64, qos: Qos, topic: &str, body: &[u8]) -> Queued {
         batching: None,
         expires_mono_ms: None,
     }
+}
+
+/// One that may travel with others.
+pub fn reading(number: u64, qos: Qos, topic: &str, limits: BatchLimits) -> Queued {
+    let mut row = row(number, qos, topic, b"");
+    row.message.retain = false;
+    row.message.properties = None;
+    row.message.body = Body::Reading(Reading {
+        device: Arc::from("d"),
+        point: Arc::from("p"),
+        value: Value::Uint(number),
+        unit: None,
+        quality: Quality::Good,
+        reason: None,
+        seq: number,
+        stamp: Stamp::default(),
+    });
+    row.encoding.format = Format::JsonBatch;
+    row.batching = Some(Batching { rule: 0, limits });
+    row
 }
 
 /// The number in a `MessageId` of the model.

@@ -353,23 +353,20 @@ fn batch(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<BatchLimits>> {
         true => reader.table(walk, "batch")?,
         false => (&empty, reader.spot),
     };
-    if !is_batch {
-        if reader.has("batch") {
-            let wrong = Wrong::new("is for readings that travel together").help("write payload = \"json-batch\"");
-            walk.wrong(spot, "batch", wrong);
-            return None;
-        }
-        return Some(None);
+    if !is_batch && reader.has("batch") {
+        let what = "`batch` is for readings that travel together, and these do not".to_owned();
+        walk.findings.warning(spot, what, Some("write payload = \"json-batch\"".to_owned()));
     }
     let reader = Reader::open(walk, tree, &keys::BATCH, spot);
     let readings = reader.integer(walk, "readings", 1, 1000);
     let bytes = reader.size(walk, "bytes", 256, 256 * 1024);
     let within = reader.duration(walk, "within", Duration::ZERO, Duration::from_secs(60));
-    Some(Some(BatchLimits {
+    let limits = BatchLimits {
         readings: NonZeroU16::new(u16::try_from(readings?.value).ok()?)?,
         bytes: NonZeroU32::new(u32::try_from(bytes?.value).ok()?)?,
         within: within?.value,
-    }))
+    };
+    Some(is_batch.then_some(limits))
 }
 
 fn receive(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<ReceiveRule>, Spot)> {

@@ -21,6 +21,8 @@ use crate::queue::{retention, store};
 
 /// What a row counts for in the bounds of a session beside its bytes.
 const ROW_OVERHEAD: u64 = 64;
+/// Rows that give way together where a store is full.
+const DROP_AT_ONCE: u64 = 16;
 /// Rows that are looked at for one that may give way.
 const DROP_ROWS_MAX: u64 = 256;
 
@@ -364,6 +366,27 @@ impl Books {
 
     // Bounds
 
+    /// Lets the oldest of the largest session give way until `needed` bytes of pages are free, as long as the sessions
+    /// hold more than is theirs. Says whether they are.
+    pub fn evict_sessions(&mut self, needed: u64) -> rusqlite::Result<bool> {
+        for _ in 0..DROP_ROWS_MAX {
+            if self.measure()? >= needed || self.sessions.bytes <= self.session_room() {
+                break;
+            }
+            let largest = self.sessions.largest().and_then(|number| Some((number, self.sessions.live(number)?.count)));
+            let Some((number, count)) = largest.filter(|(_, count)| *count > 0) else { break };
+            let target = count.saturating_sub(DROP_AT_ONCE);
+            self.drop_oldest(number, |session, _| session.count <= target)?;
+            if self.sessions.live(number).is_none_or(|session| session.count == count) {
+                break;
+            }
+            while self.removable.count() > 0 {
+                self.remove_bodies()?;
+            }
+        }
+        Ok(self.measure()? >= needed)
+    }
+
     /// Lets the oldest of a session give way until it is within its bounds, and all of them within theirs.
     fn bound_session(&mut self, number: u64) -> rusqlite::Result<()> {
         let limits = self.sessions.limits();
@@ -505,9 +528,11 @@ impl Books {
                 count += found.len() - before;
                 from = span.last + 1;
             }
+            // There may be more of it behind those.
+            parcels.is_more |= count >= count_max;
         }
         found.sort_unstable_by_key(|(place, lane, _)| (*place, *lane));
-        parcels.is_more = found.len() > count_max;
+        parcels.is_more |= found.len() > count_max;
         found.truncate(count_max);
         let now = self.settings.clock.now();
         let (mut ids, mut bytes) = (ids.iter().copied(), 0);

@@ -148,6 +148,28 @@ async fn anothers_log_beside_a_store_that_was_closed_in_order_costs_nothing() {
 }
 
 #[tokio::test]
+async fn a_flipped_version_in_the_head_is_damage_and_not_a_read_only_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(two_that_are_told(dir.path()));
+    rig.append_all((0..50).map(|number| numbered(number, 100))).await;
+    rig.stop().await;
+    let file = fs::File::options().write(true).open(dir.path().join("queue.db")).unwrap();
+    file.write_all_at(&[0x42], 18).unwrap();
+    assert_eq!(opened(dir.path()).await, ((0..50).collect(), None));
+}
+
+#[tokio::test]
+async fn a_store_whose_making_ended_before_its_first_commit_is_made_and_not_called_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = rusqlite::Connection::open(dir.path().join("queue.db")).unwrap();
+    made.execute_batch("PRAGMA page_size = 1024; PRAGMA journal_mode = WAL").unwrap();
+    drop(made);
+    fs::write(log(dir.path()), [0; 32]).unwrap();
+    assert_eq!(opened(dir.path()).await, (BTreeSet::new(), None));
+    assert!(!dir.path().join("quarantine").exists());
+}
+
+#[tokio::test]
 async fn a_store_that_is_gone_with_its_log_is_declared() {
     let dir = cut_store().await;
     fs::remove_file(dir.path().join("queue.db")).unwrap();

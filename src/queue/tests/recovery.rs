@@ -14,7 +14,7 @@ pub(super) fn write_over(dir: &Path) {
 
 impl Rig {
     /// Fills the store beyond the page cache, spoils it and waits until it has been moved aside.
-    async fn lose_the_store(&mut self, dir: &Path) {
+    pub(super) async fn lose_the_store(&mut self, dir: &Path) {
         self.append_all((0..60).map(|number| numbered(number, 100_000))).await;
         write_over(dir);
         // It fails, unless the scrub has found the damage before.

@@ -1,0 +1,196 @@
+//! One life under systemd: installation, start, sandbox, clock, reload, watchdog, upgrade.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::common::account::assert_none_lost;
+use super::common::gateway::FORWARD_PLANT;
+use super::common::peers::Publisher;
+use super::{HOST, Site, ok};
+
+/// A step of systemd or the program, in a machine that is emulated.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// What is published where it is counted.
+const MESSAGES: u64 = 100;
+
+/// The first block of this language in the chapter that the README has for this package.
+fn readme(language: &str) -> String {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let (_, chapter) = text.split_once("\n## Raspberry Pi and Debian\n").expect("README.md has the chapter");
+    let (_, block) = chapter.split_once(&format!("```{language}\n")).expect("the chapter has the block");
+    block.split_once("```").expect("the block ends").0.to_owned()
+}
+
+pub fn installed_as_the_readme_says(site: &mut Site, package: &Path) {
+    // The addresses of this plant, and the two rules that the test counts by.
+    let mut configuration = readme("toml")
+        .replace("192.168.1.5:1883", &format!("{HOST}:{}", site.cloud.port))
+        .replace("192.168.1.10:502", &format!("{HOST}:{}", site.device.port));
+    assert!(!configuration.contains("192.168."), "{configuration}");
+    write!(configuration, "\n{FORWARD_PLANT}\n[[uplink.cloud.forward]]\nfilter = \"field/#\"\n").unwrap();
+    write_file(site, "/root/press-hall.toml", &configuration);
+    for command in readme("sh").lines().filter(|line| !line.starts_with("mosquitto_sub")) {
+        let name = package.file_name().unwrap().to_string_lossy();
+        let command = command.replace("./tidegate_0.1.0-1_arm64.deb", &format!("./debs/{name}"));
+        println!("$ {command}");
+        let command = command.replace("--wait healthy", "--wait healthy --timeout 240s");
+        site.machine.must(&command);
+    }
+    ok("the service is active", site.machine.must("systemctl is-active tidegate") == "active", ());
+    ok("it starts with the machine", site.machine.must("systemctl is-enabled tidegate") == "enabled", ());
+    let status = site.property("StatusText");
+    ok("systemd shows a line that a person understands", status.contains("cloud"), status);
+    println!("figure: ready {} ms after its start", site.start_ms());
+    let reading = site.application.wait_for_message("field/chiller/supply_temperature", |_| true).json();
+    ok("a reading of the device is at the cloud", reading["value"] == 6.5 && reading["quality"] == "good", reading);
+    let ports = site.machine.must("ss -Hltnp | grep tidegate");
+    ok("no port is open off loopback", ports.lines().all(|line| line.contains(" 127.0.0.1:")), ports);
+}
+
+pub fn the_sandbox_holds(site: &mut Site) {
+    let pid = site.number("MainPID");
+    let machine = &mut site.machine;
+    let standing = machine.must(&format!("grep -E '^(Uid|CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/{pid}/status"));
+    let has = |key: &str, value: &str| {
+        standing
+            .lines()
+            .any(|line| line.strip_prefix(key).is_some_and(|rest| rest.split_whitespace().next() == Some(value)))
+    };
+    ok("it has no capability", has("CapEff:", "0000000000000000") && has("CapBnd:", "0000000000000000"), &standing);
+    ok("it cannot gain a privilege", has("NoNewPrivs:", "1"), &standing);
+    ok("its system calls are filtered", has("Seccomp:", "2"), &standing);
+    ok("it runs as the user of the package", has("Uid:", &machine.must("id -u tidegate")), &standing);
+
+    // Even root, put where the service is, sees and writes no more.
+    let inside = format!("nsenter --target {pid} --mount --");
+    machine.must("grep -q 'nobody else' /home/owner/secret");
+    let (status, seen) = machine.run(PATIENCE, &format!("{inside} ls -A /home/owner"));
+    ok("it sees nothing of /home", status != 0 || seen.is_empty(), seen);
+    for place in ["/etc", "/etc/tidegate", "/usr/bin", "/var/lib", "/var/log", "/root", "/boot", "/sys", "/proc/sys/vm"]
+    {
+        let (status, said) = machine.run(PATIENCE, &format!("{inside} touch {place}/test"));
+        ok(&format!("it cannot write to {place}"), status != 0, said);
+    }
+    let script = format!(
+        "{inside} setpriv --reuid tidegate --regid tidegate --clear-groups \
+         sh -c 'touch /var/lib/tidegate/test && rm /var/lib/tidegate/test'"
+    );
+    machine.must(&script);
+    println!("ok: it can write to its state directory");
+    let (status, said) = machine
+        .run(PATIENCE, &format!("{inside} setpriv --reuid tidegate --regid tidegate --init-groups touch /run/test"));
+    ok("its user cannot write to /run", status != 0, said);
+    machine.must(&format!("touch /tmp/of-others && ! {inside} test -e /tmp/of-others"));
+    println!("ok: its /tmp is its own");
+    let others = machine.must("stat -c %a /var/lib/tidegate");
+    ok("nobody else looks into its state directory", others == "700", others);
+}
+
+pub fn the_clock_is_believed_when_timesyncd_says_so(site: &mut Site) {
+    let clock = site.status()["clock"].clone();
+    ok("without a time server the clock is not believed", clock["state"] != "synced", &clock);
+    site.machine.must("systemctl start time-server && systemctl restart systemd-timesyncd");
+    let mark = "test -e /run/systemd/timesync/synchronized && echo there";
+    site.machine.wait(PATIENCE, "timesyncd has synchronised", mark, |said| said == "there");
+    let pid = site.number("MainPID");
+    site.machine.must(&format!("nsenter --target {pid} --mount -- test -e /run/systemd/timesync/synchronized"));
+    println!("ok: timesyncd's mark is seen inside the sandbox");
+    let is_synced = |said: &str| said.contains("\"state\":\"synced\"");
+    site.machine.wait(PATIENCE, "the clock is believed", "tidegate status --json | tr -d ' \\n'", is_synced);
+    let clock = site.status()["clock"].clone();
+    ok("the clock is synced for the program", clock["state"] == "synced", clock);
+}
+
+pub fn reloads(site: &mut Site) {
+    let (pid, restarts) = (site.number("MainPID"), site.number("NRestarts"));
+    site.machine.must("sed -i 's,factory7/,factory8/,' /etc/tidegate/tidegate.toml && systemctl reload tidegate");
+    let arguments = ["--qos", "1", "--pause", "0.2"];
+    let mut publisher = Publisher::started(site.machine.port, "reloader", "plant/reload", MESSAGES, &arguments);
+    publisher.wait_until_done();
+    site.application.wait("a message under the new rule", |received| {
+        received.iter().any(|message| message.topic == "factory8/plant/reload")
+    });
+    ok("a reload brings a new rule into force", true, ());
+    site.machine.must("sed -i 's,factory8/,factory7/,' /etc/tidegate/tidegate.toml && systemctl reload tidegate");
+    ok("and is no restart", (site.number("MainPID"), site.number("NRestarts")) == (pid, restarts), ());
+}
+
+pub fn an_absent_cloud_is_no_reason_to_restart_and_a_queue_that_hangs_is(site: &mut Site) {
+    let limit = Duration::from_micros(watchdog_us(site));
+    let (pid, restarts) = (site.number("MainPID"), site.number("NRestarts"));
+    site.cloud.stop();
+    let gone = Instant::now();
+    site.machine.wait(PATIENCE, "the cloud is missed", "tidegate status --json", |said| {
+        !said.contains("\"state\":\"connected\"")
+    });
+    // The limit is a time, so here a time is waited for.
+    while gone.elapsed() < limit + limit / 4 {
+        std::thread::sleep(Duration::from_secs(5));
+        assert_eq!(site.number("NRestarts"), restarts, "the watchdog fired because the cloud is away");
+    }
+    let what = format!("the cloud is away for {} s and the watchdog does not fire", gone.elapsed().as_secs());
+    ok(&what, site.number("MainPID") == pid, ());
+    let arguments = ["--qos", "1", "--pause", "0.05"];
+    let mut publisher = Publisher::started(site.machine.port, "before", "plant/before", MESSAGES, &arguments);
+    publisher.wait_until_done();
+    let acknowledged = publisher.acknowledged();
+
+    // Only this thread is traced, and rests in each call for longer than the test lasts: the program is as it is sold.
+    let thread = site.machine.must(&format!(
+        "for task in /proc/{pid}/task/*; do [ \"$(cat $task/comm)\" != queue ] || echo ${{task##*/}}; done"
+    ));
+    let hang = format!(
+        "systemd-run --quiet --collect --unit hang strace -qq -o /dev/null -p {thread} -e trace=all \
+         --inject=all:delay_enter=3600000000"
+    );
+    site.machine.must(&hang);
+    let hanging = Instant::now();
+    let restarted = "systemctl show --value --property NRestarts tidegate";
+    let wanted = (restarts + 1).to_string();
+    site.machine.wait(limit * 2 + PATIENCE, "systemd has started it again", restarted, |said| said == wanted);
+    println!("figure: restarted {} s after the queue's thread hung", hanging.elapsed().as_secs());
+    site.machine.wait(PATIENCE, "it is active again", "systemctl is-active tidegate", |said| said == "active");
+    let journal = site.machine.must("journalctl -u tidegate -b --no-pager | grep -i watchdog");
+    ok("the watchdog fires when the queue's thread hangs", journal.contains("Watchdog timeout"), journal);
+    site.machine.run(PATIENCE, "systemctl stop hang");
+    site.cloud.start();
+    site.application.wait_for_count("factory7/plant/before", acknowledged.len());
+    assert_none_lost("over the watchdog", &site.application.numbers_on("factory7/plant/before"), &acknowledged);
+    ok("nothing acknowledged is lost by that", acknowledged.len() as u64 == MESSAGES, acknowledged.len());
+}
+
+pub fn an_upgrade_keeps_the_queue(site: &mut Site, next: &Path) {
+    site.cloud.stop();
+    let arguments = ["--qos", "1", "--pause", "0.05"];
+    let mut publisher = Publisher::started(site.machine.port, "upgrade", "plant/upgrade", MESSAGES, &arguments);
+    publisher.wait_until_done();
+    let acknowledged = publisher.acknowledged();
+    let pid = site.number("MainPID");
+    let configuration = site.machine.must("sha256sum /etc/tidegate/tidegate.toml");
+    let name = next.file_name().unwrap().to_string_lossy();
+    site.machine.must(&format!("apt-get install -y ./debs/{name}"));
+    site.machine.wait(PATIENCE, "it is active", "systemctl is-active tidegate", |said| said == "active");
+    let version = site.machine.must("dpkg-query -Wf '${Version}' tidegate");
+    ok("the package is the next one", version.starts_with("99."), version);
+    ok("the service is restarted by it", site.number("MainPID") != pid && site.number("NRestarts") == 0, ());
+    let kept = site.machine.must("sha256sum /etc/tidegate/tidegate.toml");
+    ok("the configuration is kept", kept == configuration, kept);
+    site.cloud.start();
+    site.application.wait_for_count("factory7/plant/upgrade", acknowledged.len());
+    assert_none_lost("over the upgrade", &site.application.numbers_on("factory7/plant/upgrade"), &acknowledged);
+    ok("what waited is delivered by the next one", acknowledged.len() as u64 == MESSAGES, acknowledged.len());
+}
+
+fn watchdog_us(site: &mut Site) -> u64 {
+    // Shown as a time span ("2min"): the file says the number.
+    let said = site.machine.must("systemctl cat tidegate | sed -n 's/^WatchdogSec=//p'");
+    said.parse::<u64>().unwrap_or_else(|_| panic!("WatchdogSec is {said:?}")) * 1_000_000
+}
+
+fn write_file(site: &mut Site, path: &str, text: &str) {
+    site.machine.must(&format!("cat >{path} <<'END_OF_FILE'\n{text}\nEND_OF_FILE"));
+}
