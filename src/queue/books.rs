@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use log::{error, info, warn};
 
 use super::boots::{self, Boot, Boots};
+use super::headroom::Headroom;
 use super::identity::{Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::ledger::Ledger;
 use super::retention::{self, Ceilings, Refusal, Way};
@@ -137,6 +138,8 @@ pub(super) struct Alarm {
 pub(super) struct Books {
     pub settings: QueueSettings,
     pub store: Store,
+    /// After the store: it is closed later.
+    pub headroom: Headroom,
     pub identity: Identity,
     pub starts: Starts,
     pub boots: Boots,
@@ -783,6 +786,9 @@ impl Books {
         if self.store.is_writing() {
             self.learn_time()?;
             self.write_numbers(self.settings.hold.map_or(0, |_| DEVICE_BLOCK))?;
+            if let Ok(bytes) = self.store.bytes() {
+                self.headroom.keep(bytes);
+            }
             self.store.commit()?;
             self.settings.health.queue().commits.fetch_add(1, Ordering::Relaxed);
             self.ledger_committed();
