@@ -240,7 +240,7 @@ impl Session {
         }
         let suback = Suback { packet_id: subscribe.packet_id, reasons };
         if let Some(number) = self.number().filter(|_| !keeping.is_empty()) {
-            let work = durable::subscribe(self.services.clone(), number, keeping, suback);
+            let work = durable::subscribe(self.services.clone(), number, self.client.clone(), keeping, suback);
             self.begun = Some((self.mark, Box::pin(work)));
         } else if asking.is_empty() {
             self.send(Packet::Suback(suback)).await;
@@ -331,6 +331,9 @@ impl Session {
             let Some(options) = self.subscriptions.get(&filter).copied() else { continue };
             for message in messages {
                 let Body::Bytes(payload) = message.body else { continue };
+                if options.no_local && matches!(&message.origin, Origin::Client(from) if *from == self.client) {
+                    continue;
+                }
                 bytes = bytes.saturating_add(payload.len());
                 if bytes > self.services.limits.retained_bytes {
                     self.services.count_dropped(1);
