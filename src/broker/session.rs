@@ -146,8 +146,7 @@ impl Session {
             self.inbound.start(&self.services);
             self.ask();
             self.write().await;
-            if self.stopping.is_some() && self.is_settled() {
-                self.part(ReasonCode::SERVER_SHUTTING_DOWN, false).await;
+            if self.stopping.is_some() && self.is_settled() && self.bid_farewell().await {
                 break;
             }
             if self.is_over() {

@@ -198,6 +198,18 @@ impl Session {
         self.durable.as_ref().map(Durable::number)
     }
 
+    /// The gateway stops: its clients are cut off, so their wills are due, also those that wait for their delay, because
+    /// nobody would know of them after the next start (MQTT 5.0, 3.1.2.5). Says whether nothing is left to do.
+    pub(super) async fn bid_farewell(&mut self) -> bool {
+        let is_late = self.stopping.is_some_and(|until| Instant::now() >= until);
+        self.part(ReasonCode::SERVER_SHUTTING_DOWN, true).await;
+        if let Some((_, will)) = self.will.take() {
+            self.publish_will(will);
+        }
+        self.inbound.start(&self.services);
+        is_late || self.inbound.is_empty()
+    }
+
     pub(super) fn count_passing(&mut self, is_passing: bool) {
         let gauge = &self.services.health.sessions().passing;
         match (std::mem::replace(&mut self.is_passing, is_passing), is_passing) {
