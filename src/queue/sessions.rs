@@ -533,6 +533,11 @@ impl Sessions {
         self.by_client.len() as u64
     }
 
+    /// How many subscriptions they have.
+    pub fn subscriptions(&self) -> u64 {
+        self.by_number.values().map(|session| session.subscriptions.len() as u64).sum()
+    }
+
     /// Bytes of what waits.
     pub fn bytes(&self) -> u64 {
         self.bytes

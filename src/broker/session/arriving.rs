@@ -34,6 +34,7 @@ impl Session {
             match connection.socket.decode() {
                 Ok(Some(packet)) => {
                     connection.heard_at = now;
+                    self.services.health.sessions().packets_received.fetch_add(1, Ordering::Relaxed);
                     self.handle(packet).await;
                     self.hurry().await;
                 }
@@ -184,6 +185,7 @@ impl Session {
         let version = self.connection.as_ref().map(|connection| connection.version);
         let mut reasons = Vec::with_capacity(subscribe.subscriptions.len());
         let mut asking = Vec::new();
+        let mut told = Vec::new();
         let mut keeping = Vec::new();
         for mut subscription in subscribe.subscriptions {
             let filter = subscription.filter;
@@ -204,6 +206,7 @@ impl Session {
                         _ => false,
                     };
                     if is_asked && filter.share_group().is_none() {
+                        told.extend(self.of_the_broker(&filter));
                         asking.push(filter.clone());
                     }
                     let retained = match subscription.retain_handling {
@@ -239,6 +242,7 @@ impl Session {
             }
         }
         let suback = Suback { packet_id: subscribe.packet_id, reasons };
+        self.told = told;
         if let Some(number) = self.number().filter(|_| !keeping.is_empty()) {
             let work = durable::subscribe(self.services.clone(), number, self.client.clone(), keeping, suback);
             self.begun = Some((self.mark, Box::pin(work)));
@@ -305,9 +309,11 @@ impl Session {
                 }
             }
             Begun::Retained { suback, found } => {
+                let told = std::mem::take(&mut self.told);
                 if mark == self.mark {
                     self.send(Packet::Suback(suback)).await;
                     self.hand_out_retained(found);
+                    self.hand_out_retained(told);
                 }
             }
             Begun::Unsubscribed { unsuback } => {
@@ -322,6 +328,12 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// What of the `$SYS` tree belongs to a new subscription.
+    fn of_the_broker(&self, filter: &Filter) -> Option<(Filter, Vec<Message>)> {
+        let messages = self.services.sys.retained(filter, self.services.intake.now());
+        (!messages.is_empty()).then(|| (filter.clone(), messages))
     }
 
     fn hand_out_retained(&mut self, found: Vec<(Filter, Vec<Message>)>) {
