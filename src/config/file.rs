@@ -48,6 +48,7 @@ pub(super) struct Draft {
     pub(super) queue: Option<QueueConfig>,
     pub(super) listeners: Vec<ListenerDraft>,
     pub(super) sessions: Option<SessionConfig>,
+    pub(super) sys_interval: Option<Duration>,
     pub(super) uplinks: Vec<UplinkDraft>,
     pub(super) lines: Vec<LineDraft>,
     pub(super) models: Vec<(String, Spot)>,
@@ -185,6 +186,7 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
         queue: queue(walk, root),
         listeners: Vec::new(),
         sessions: None,
+        sys_interval: None,
         uplinks: Vec::new(),
         lines: Vec::new(),
         models: Vec::new(),
@@ -199,13 +201,14 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     }
     let (empty, nowhere) = (Tree::default(), Spot { source: 0, start: 0, end: 0 });
     let mut session = (&empty, nowhere);
-    if let Some((tree, spot)) = top.table(walk, "broker") {
-        let reader = Reader::open(walk, tree, &keys::BROKER, spot);
-        for (name, tree, spot) in reader.named(walk, "listener") {
-            draft.listeners.push(listener(walk, name, tree, spot));
-        }
-        session = reader.table(walk, "session").unwrap_or(session);
+    let (tree, spot) = top.table(walk, "broker").unwrap_or((&empty, nowhere));
+    let reader = Reader::open(walk, tree, &keys::BROKER, spot);
+    for (name, tree, spot) in reader.named(walk, "listener") {
+        draft.listeners.push(listener(walk, name, tree, spot));
     }
+    session = reader.table(walk, "session").unwrap_or(session);
+    let sys_interval = reader.duration(walk, "sys_interval", Duration::ZERO, Duration::from_secs(86_400));
+    draft.sys_interval = sys_interval.map(|interval| interval.value);
     draft.sessions = sessions(walk, session.0, session.1);
     for (name, tree, spot) in top.named(walk, "uplink") {
         draft.uplinks.push(uplink::read(walk, name, tree, spot, words));

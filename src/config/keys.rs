@@ -148,7 +148,7 @@ pub static QUEUE: KeyTable = KeyTable {
 /// `[broker]`
 pub static BROKER: KeyTable = KeyTable {
     title: "broker",
-    keys: &[optional("listener"), optional("session")],
+    keys: &[optional("listener"), optional("session"), default("sys_interval", "\"10s\"")],
     gone: &[
         ("bind", "write `[broker.listener.<name>]` with `bind` in it"),
         ("port", "write `[broker.listener.<name>]` with `bind = \"127.0.0.1:1883\"`"),

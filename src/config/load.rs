@@ -286,7 +286,7 @@ fn build(draft: Draft) -> Option<Config> {
     Some(Config {
         gateway: draft.gateway?,
         queue: draft.queue?,
-        broker: BrokerConfig { listeners, sessions: draft.sessions? },
+        broker: BrokerConfig { listeners, sessions: draft.sessions?, sys_interval: draft.sys_interval? },
         uplinks,
         lines,
         modbus,

@@ -128,6 +128,8 @@ pub struct BrokerConfig {
     pub listeners: BTreeMap<Arc<str>, ListenerConfig>,
     /// `[broker.session]`
     pub sessions: SessionConfig,
+    /// How often the `$SYS` tree is published; zero = never.
+    pub sys_interval: Duration,
 }
 
 /// `[broker.session]`: bounds of sessions that outlive their sockets.

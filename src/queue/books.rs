@@ -850,6 +850,8 @@ impl Books {
         queue.bytes_max.store(self.ceilings.soft_pages * PAGE_BYTES, Ordering::Relaxed);
         queue.oldest_mono_ms.store(self.oldest.map_or(0, |(_, mono_ms)| mono_ms.max(1)), Ordering::Relaxed);
         health.sessions().kept.store(self.sessions.count(), Ordering::Relaxed);
+        health.sessions().kept_subscriptions.store(self.sessions.subscriptions(), Ordering::Relaxed);
+        health.sessions().retained.store(self.retained.0, Ordering::Relaxed);
         health.sessions().waiting.store(self.sessions.waiting(), Ordering::Relaxed);
         health.sessions().waiting_bytes.store(self.sessions.bytes(), Ordering::Relaxed);
         self.watch_filling();

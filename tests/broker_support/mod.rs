@@ -38,6 +38,8 @@ pub struct Options {
     pub forward: Vec<ForwardRule>,
     pub when_full: WhenFull,
     pub bytes_max: u64,
+    /// How often `$SYS` is published; zero = never.
+    pub sys_interval: Duration,
     /// The queue's thread starts with the gateway, rather than by hand.
     pub starts_worker: bool,
 }
@@ -51,6 +53,7 @@ impl Default for Options {
             forward: Vec::new(),
             when_full: WhenFull::DropOldest,
             bytes_max: 256 << 20,
+            sys_interval: Duration::ZERO,
             starts_worker: true,
         }
     }
@@ -115,7 +118,7 @@ impl Gateway {
         let intake = Intake::new(opened.inlet.clone(), router.clone(), forwards, clock, health.clone());
         let bind = "127.0.0.1:0".parse().unwrap();
         let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig { bind })]);
-        let config = BrokerConfig { listeners, sessions: SessionConfig::default() };
+        let config = BrokerConfig { listeners, sessions: SessionConfig::default(), sys_interval: options.sys_interval };
         let (inlet, limits) = (opened.inlet.clone(), options.limits);
         let broker =
             Broker::bind(&config, limits, intake.clone(), inlet, router.clone(), health.clone()).await.unwrap();

@@ -137,7 +137,11 @@ pub fn empty() -> Config {
             when_full: WhenFull::DropOldest,
             hold: None,
         },
-        broker: BrokerConfig { listeners: BTreeMap::new(), sessions: SessionConfig::default() },
+        broker: BrokerConfig {
+            listeners: BTreeMap::new(),
+            sessions: SessionConfig::default(),
+            sys_interval: Duration::ZERO,
+        },
         uplinks: BTreeMap::new(),
         lines: BTreeMap::new(),
         modbus: BTreeMap::new(),
