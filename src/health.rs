@@ -246,6 +246,11 @@ impl Health {
         *lock(&self.0.salvage) = salvage;
     }
 
+    /// All uplinks, by name.
+    pub fn uplinks(&self) -> Vec<(Arc<str>, Arc<UplinkHealth>)> {
+        lock(&self.0.uplinks).iter().map(|(name, uplink)| (name.clone(), uplink.clone())).collect()
+    }
+
     /// All of it at the moment `now`.
     pub fn snapshot(&self, now: Stamp) -> Snapshot {
         Snapshot {
@@ -692,6 +697,16 @@ pub struct SessionHealth {
     pub waiting: AtomicU64,
     /// Their bytes.
     pub waiting_bytes: AtomicU64,
+    /// Subscriptions of sessions that end with their sockets.
+    pub passing_subscriptions: AtomicU64,
+    /// Subscriptions of sessions that are kept.
+    pub kept_subscriptions: AtomicU64,
+    /// Retained messages.
+    pub retained: AtomicU64,
+    /// Packets of any kind taken in.
+    pub packets_received: AtomicU64,
+    /// Packets of any kind sent out.
+    pub packets_sent: AtomicU64,
     /// PUBLISH packets taken in.
     pub received: AtomicU64,
     /// PUBLISH packets sent out.

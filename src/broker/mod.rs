@@ -44,6 +44,7 @@ use crate::router::{Router, RouterError};
 use places::{Places, Register};
 use session::Attachment;
 use socket::Socket;
+use sys::SysTree;
 
 mod access;
 mod durable;
@@ -55,6 +56,7 @@ mod peer;
 mod places;
 mod session;
 mod socket;
+mod sys;
 
 /// Sockets whose last words are being written.
 const PARTINGS_MAX: usize = 256;
@@ -93,6 +95,8 @@ pub enum BrokerError {
 pub struct Broker {
     listeners: BTreeMap<Arc<str>, TcpListener>,
     services: Arc<Services>,
+    /// Zero: there is no `$SYS` tree.
+    sys_interval: Duration,
     partings: mpsc::Receiver<Socket>,
     failures: mpsc::Receiver<RouterError>,
 }
@@ -107,6 +111,7 @@ struct Services {
     access: Access,
     limits: BrokerLimits,
     register: Register<Attachment>,
+    sys: SysTree,
     partings: mpsc::Sender<Socket>,
     failures: mpsc::Sender<RouterError>,
     warned_at: Mutex<Option<Instant>>,
@@ -177,12 +182,14 @@ impl Broker {
             router,
             health,
             register: Register::new(limits.sessions),
+            sys: SysTree::default(),
             limits,
             partings: parting,
             failures: failing,
             warned_at: Mutex::new(None),
         };
-        Ok(Broker { listeners, services: Arc::new(services), partings, failures })
+        let (services, sys_interval) = (Arc::new(services), config.sys_interval);
+        Ok(Broker { listeners, services, sys_interval, partings, failures })
     }
 
     /// Where the listeners are, by name: the port that was found where the configuration says 0.
@@ -201,7 +208,7 @@ impl Broker {
     /// # Errors
     /// When the router is gone.
     pub async fn run(self, stop: CancellationToken) -> Result<(), BrokerError> {
-        let Broker { listeners, services, mut partings, mut failures } = self;
+        let Broker { listeners, services, sys_interval, mut partings, mut failures } = self;
         let limits = services.limits.clone();
         // Of our own, so that a failure ends the sessions and leaves the other stages to the supervisor.
         let stop = stop.child_token();
@@ -217,6 +224,9 @@ impl Broker {
             accepting.spawn(accept(listener, places.clone(), accepted.clone(), stop.clone()));
         }
         drop(accepted);
+        if !sys_interval.is_zero() {
+            accepting.spawn(sys::run(services.clone(), sys_interval, stop.clone()));
+        }
 
         let mut sessions = JoinSet::new();
         let mut farewells = JoinSet::new();

@@ -24,7 +24,7 @@ use super::durable::{Durable, Progress};
 use super::inbound::{Begun, Inbound, Mark, Running, Settled, Signs};
 use super::outbound::Outbound;
 use super::socket::{Socket, Turn};
-use crate::message::{Filter, Qos, Stamp, Topic};
+use crate::message::{Filter, Message, Qos, Stamp, Topic};
 use crate::mqtt::{Connect, ReasonCode, Version, Will};
 use crate::router::{Link, RouterError, Taken};
 
@@ -84,9 +84,13 @@ pub(super) struct Session {
     durable: Option<Durable>,
     /// It ends with its socket, and is counted as such.
     is_passing: bool,
+    /// Its subscriptions that are counted, while it is.
+    counted: u64,
     inbound: Inbound,
     /// Work that must end before the next packet is looked at, and whose connection it belongs to.
     begun: Option<(Mark, Running<Begun>)>,
+    /// What the broker says of itself to subscriptions that are being made.
+    told: Vec<(Filter, Vec<Message>)>,
     outbound: Outbound,
     connection: Option<Connection>,
     /// Counts connections and lives, so that no answer reaches the wrong one.
@@ -138,8 +142,10 @@ impl Session {
             subscriptions: HashMap::new(),
             durable: None,
             is_passing: false,
+            counted: 0,
             inbound: Inbound::new(),
             begun: None,
+            told: Vec::new(),
             outbound: Outbound::new(),
             connection: None,
             mark: Mark::default(),
@@ -160,10 +166,10 @@ impl Session {
             self.inbound.start(&self.services);
             self.ask();
             self.write().await;
-            if self.stopping.is_some() && self.is_settled() {
-                self.part(ReasonCode::SERVER_SHUTTING_DOWN, false).await;
+            if self.stopping.is_some() && self.is_settled() && self.bid_farewell().await {
                 break;
             }
+            self.count_subscriptions();
             if self.is_over() {
                 match self.services.register.leave(&self.client, &mut self.attachments) {
                     Some(attachment) => self.attach(attachment).await,
@@ -203,6 +209,7 @@ impl Session {
         }
         self.services.register.leave(&self.client, &mut self.attachments);
         self.count_passing(false);
+        self.count_subscriptions();
         self.link.detach().await;
     }
 

@@ -53,6 +53,7 @@ pub(super) struct Draft {
     pub(super) users: Vec<UserDraft>,
     pub(super) groups: Vec<GroupDraft>,
     pub(super) anonymous: Option<AnonymousDraft>,
+    pub(super) sys_interval: Option<Duration>,
     pub(super) uplinks: Vec<UplinkDraft>,
     pub(super) lines: Vec<LineDraft>,
     pub(super) models: Vec<(String, Spot)>,
@@ -223,6 +224,7 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
         users: Vec::new(),
         groups: Vec::new(),
         anonymous: None,
+        sys_interval: None,
         uplinks: Vec::new(),
         lines: Vec::new(),
         models: Vec::new(),
@@ -237,20 +239,23 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     }
     let (empty, nowhere) = (Tree::default(), Spot { source: 0, start: 0, end: 0 });
     let mut session = (&empty, nowhere);
-    if let Some((tree, spot)) = top.table(walk, "broker") {
-        let reader = Reader::open(walk, tree, &keys::BROKER, spot);
-        for (name, tree, spot) in reader.named(walk, "listener") {
-            draft.listeners.push(listener(walk, name, tree, spot));
-        }
-        for (name, tree, spot) in reader.named(walk, "user") {
-            draft.users.push(user::user(walk, name, tree, spot));
-        }
-        for (name, tree, spot) in reader.named(walk, "group") {
-            draft.groups.push(user::group(walk, name, tree, spot));
-        }
-        draft.anonymous = reader.table(walk, "anonymous").map(|(tree, spot)| user::anonymous(walk, tree, spot));
-        session = reader.table(walk, "session").unwrap_or(session);
+    let (tree, spot) = top.table(walk, "broker").unwrap_or((&empty, nowhere));
+    let reader = Reader::open(walk, tree, &keys::BROKER, spot);
+    for (name, tree, spot) in reader.named(walk, "listener") {
+        draft.listeners.push(listener(walk, name, tree, spot));
     }
+    for (name, tree, spot) in reader.named(walk, "user") {
+        draft.users.push(user::user(walk, name, tree, spot));
+    }
+    for (name, tree, spot) in reader.named(walk, "group") {
+        draft.groups.push(user::group(walk, name, tree, spot));
+    }
+    if let Some((tree, spot)) = reader.table(walk, "anonymous") {
+        draft.anonymous = Some(user::anonymous(walk, tree, spot));
+    }
+    session = reader.table(walk, "session").unwrap_or(session);
+    let sys_interval = reader.duration(walk, "sys_interval", Duration::ZERO, Duration::from_secs(86_400));
+    draft.sys_interval = sys_interval.map(|interval| interval.value);
     draft.sessions = sessions(walk, session.0, session.1);
     for (name, tree, spot) in top.named(walk, "uplink") {
         draft.uplinks.push(uplink::read(walk, name, tree, spot, words));

@@ -151,7 +151,14 @@ pub static QUEUE: KeyTable = KeyTable {
 /// `[broker]`
 pub static BROKER: KeyTable = KeyTable {
     title: "broker",
-    keys: &[optional("listener"), optional("session"), optional("user"), optional("group"), optional("anonymous")],
+    keys: &[
+        optional("listener"),
+        optional("session"),
+        optional("user"),
+        optional("group"),
+        optional("anonymous"),
+        default("sys_interval", "\"10s\""),
+    ],
     gone: &[
         ("bind", "write `[broker.listener.<name>]` with `bind` in it"),
         ("port", "write `[broker.listener.<name>]` with `bind = \"127.0.0.1:1883\"`"),

@@ -300,7 +300,12 @@ fn build(draft: Draft) -> Option<Config> {
     Some(Config {
         gateway: draft.gateway?,
         queue: draft.queue?,
-        broker: BrokerConfig { listeners, sessions: draft.sessions?, access: AccessConfig { users, anonymous } },
+        broker: BrokerConfig {
+            listeners,
+            sessions: draft.sessions?,
+            access: AccessConfig { users, anonymous },
+            sys_interval: draft.sys_interval?,
+        },
         uplinks,
         lines,
         modbus,

@@ -141,6 +141,8 @@ pub struct BrokerConfig {
     pub listeners: BTreeMap<Arc<str>, ListenerConfig>,
     /// `[broker.session]`
     pub sessions: SessionConfig,
+    /// How often the `$SYS` tree is published; zero = never.
+    pub sys_interval: Duration,
     /// Who may do what.
     pub access: AccessConfig,
 }

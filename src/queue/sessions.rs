@@ -17,7 +17,7 @@ use super::worker::{Job, Reply};
 use super::{AppendError, Inlet, SessionNumber, ask};
 use crate::health::LossReason;
 use crate::message::tree::Tree;
-use crate::message::{Filter, Message, Qos, Sequence, Stamp};
+use crate::message::{Filter, Message, Origin, Qos, Sequence, Stamp};
 use tables::{FlightRow, LaneKey, SessionRow, SubscriptionRow};
 use waiting::Lane;
 
@@ -386,24 +386,30 @@ impl Inlet {
         self.jobs.send(job).await.map_err(|_| AppendError::Stopped)
     }
 
-    /// Adds subscriptions to a session, or replaces those of the same filters. Gives back the retained messages of
-    /// each, at most `count_max` of one; those that are to be delivered at QoS 2 wait for the session instead.
+    /// Adds subscriptions to a session of `client`, or replaces those of the same filters. Gives back the retained
+    /// messages of each, at most `count_max` of one; those that are to be delivered at QoS 2 wait for the session instead.
     pub async fn subscribe_session(
         &self,
         number: SessionNumber,
+        client: &Arc<str>,
         asked: Vec<(Subscribed, Retained)>,
         count_max: usize,
     ) -> Result<Vec<(Filter, Vec<Message>)>, AppendError> {
-        let filters: Vec<(Filter, Qos)> = asked.iter().map(|(asked, _)| (asked.filter.clone(), asked.qos)).collect();
+        let filters: Vec<(Filter, Qos, bool)> =
+            asked.iter().map(|(asked, _)| (asked.filter.clone(), asked.qos, asked.no_local)).collect();
         let found = ask(&self.jobs, |reply| Job::Session(SessionJob::Subscribe(number, asked, reply))).await?;
         let mut all = Vec::new();
-        for ((filter, qos), Found { mut messages, next }) in filters.into_iter().zip(found) {
+        for ((filter, qos, no_local), Found { mut messages, next }) in filters.into_iter().zip(found) {
             match next {
                 Next::Nowhere => {}
                 Next::Start => messages = self.retained_from(&filter, None, messages, count_max).await?,
                 Next::After(topic) => messages = self.retained_from(&filter, Some(topic), messages, count_max).await?,
             }
             messages.truncate(count_max);
+            if no_local {
+                // Also what was retained is not sent back to whom it came from (MQTT-3.8.3-3).
+                messages.retain(|message| !matches!(&message.origin, Origin::Client(from) if from == client));
+            }
             let is_kept = |message: &Message| qos.min(message.qos) == Qos::ExactlyOnce;
             let (kept, messages): (Vec<Message>, Vec<Message>) = messages.into_iter().partition(is_kept);
             if !kept.is_empty() {
@@ -527,6 +533,11 @@ impl Sessions {
     /// How many there are.
     pub fn count(&self) -> u64 {
         self.by_client.len() as u64
+    }
+
+    /// How many subscriptions they have.
+    pub fn subscriptions(&self) -> u64 {
+        self.by_number.values().map(|session| session.subscriptions.len() as u64).sum()
     }
 
     /// Bytes of what waits.

@@ -41,6 +41,8 @@ pub struct Options {
     pub when_full: WhenFull,
     pub bytes_max: u64,
     pub access: AccessConfig,
+    /// How often `$SYS` is published; zero = never.
+    pub sys_interval: Duration,
     /// The queue's thread starts with the gateway, rather than by hand.
     pub starts_worker: bool,
 }
@@ -55,6 +57,7 @@ impl Default for Options {
             when_full: WhenFull::DropOldest,
             bytes_max: 256 << 20,
             access: AccessConfig::default(),
+            sys_interval: Duration::ZERO,
             starts_worker: true,
         }
     }
@@ -120,7 +123,12 @@ impl Gateway {
         let intake = Intake::new(opened.inlet.clone(), router.clone(), forwards, clock, health.clone());
         let bind = "127.0.0.1:0".parse().unwrap();
         let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig { bind })]);
-        let config = BrokerConfig { listeners, sessions: SessionConfig::default(), access: options.access };
+        let config = BrokerConfig {
+            listeners,
+            sessions: SessionConfig::default(),
+            access: options.access,
+            sys_interval: options.sys_interval,
+        };
         let (inlet, limits) = (opened.inlet.clone(), options.limits);
         let broker =
             Broker::bind(&config, limits, intake.clone(), inlet, router.clone(), health.clone()).await.unwrap();

@@ -141,6 +141,7 @@ pub fn empty() -> Config {
             listeners: BTreeMap::new(),
             sessions: SessionConfig::default(),
             access: Default::default(),
+            sys_interval: Duration::ZERO,
         },
         uplinks: BTreeMap::new(),
         lines: BTreeMap::new(),

@@ -36,6 +36,7 @@ impl Session {
             match connection.socket.decode() {
                 Ok(Some(packet)) => {
                     connection.heard_at = now;
+                    self.services.health.sessions().packets_received.fetch_add(1, Ordering::Relaxed);
                     self.handle(packet).await;
                     self.hurry().await;
                 }
@@ -203,6 +204,7 @@ impl Session {
         let version = self.connection.as_ref().map(|connection| connection.version);
         let mut reasons = Vec::with_capacity(subscribe.subscriptions.len());
         let mut asking = Vec::new();
+        let mut told = Vec::new();
         let mut keeping = Vec::new();
         for mut subscription in subscribe.subscriptions {
             let filter = subscription.filter;
@@ -229,6 +231,7 @@ impl Session {
                         _ => false,
                     };
                     if is_asked && filter.share_group().is_none() {
+                        told.extend(self.of_the_broker(&filter));
                         asking.push(filter.clone());
                     }
                     let retained = match subscription.retain_handling {
@@ -264,8 +267,9 @@ impl Session {
             }
         }
         let suback = Suback { packet_id: subscribe.packet_id, reasons };
+        self.told = told;
         if let Some(number) = self.number().filter(|_| !keeping.is_empty()) {
-            let work = durable::subscribe(self.services.clone(), number, keeping, suback);
+            let work = durable::subscribe(self.services.clone(), number, self.client.clone(), keeping, suback);
             self.begun = Some((self.mark, Box::pin(work)));
         } else if asking.is_empty() {
             self.send(Packet::Suback(suback)).await;
@@ -340,9 +344,11 @@ impl Session {
                 }
             }
             Begun::Retained { suback, found } => {
+                let told = std::mem::take(&mut self.told);
                 if mark == self.mark {
                     self.send(Packet::Suback(suback)).await;
                     self.hand_out_retained(found);
+                    self.hand_out_retained(told);
                 }
             }
             Begun::Unsubscribed { unsuback } => {
@@ -359,6 +365,12 @@ impl Session {
         }
     }
 
+    /// What of the `$SYS` tree belongs to a new subscription.
+    fn of_the_broker(&self, filter: &Filter) -> Option<(Filter, Vec<Message>)> {
+        let messages = self.services.sys.retained(filter, self.services.intake.now());
+        (!messages.is_empty()).then(|| (filter.clone(), messages))
+    }
+
     fn hand_out_retained(&mut self, found: Vec<(Filter, Vec<Message>)>) {
         let now = self.services.intake.now();
         let mut bytes = 0_usize;
@@ -366,6 +378,9 @@ impl Session {
             let Some(options) = self.subscriptions.get(&filter).copied() else { continue };
             for message in messages {
                 let Body::Bytes(payload) = message.body else { continue };
+                if options.no_local && matches!(&message.origin, Origin::Client(from) if *from == self.client) {
+                    continue;
+                }
                 bytes = bytes.saturating_add(payload.len());
                 if bytes > self.services.limits.retained_bytes {
                     self.services.count_dropped(1);

@@ -86,6 +86,9 @@ impl Session {
             window: usize::from(receive_max.min(limits.outbound)),
         };
         let written = connection.socket.send(&Packet::Connack(Box::new(connack)));
+        // Its CONNECT and the answer to it.
+        self.services.health.sessions().packets_received.fetch_add(1, Ordering::Relaxed);
+        self.services.health.sessions().packets_sent.fetch_add(1, Ordering::Relaxed);
         debug!(client = self.client.as_ref(), peer:% = connection.socket.peer(); "A client is connected");
         self.connection = Some(connection);
         self.services.health.sessions().connected.fetch_add(1, Ordering::Relaxed);
@@ -241,6 +244,26 @@ impl Session {
         self.durable.as_ref().map(Durable::number)
     }
 
+    /// The gateway stops: its clients are cut off, so their wills are due, also those that wait for their delay, because
+    /// nobody would know of them after the next start (MQTT 5.0, 3.1.2.5). Says whether nothing is left to do.
+    pub(super) async fn bid_farewell(&mut self) -> bool {
+        let is_late = self.stopping.is_some_and(|until| Instant::now() >= until);
+        self.part(ReasonCode::SERVER_SHUTTING_DOWN, true).await;
+        if let Some((_, will)) = self.will.take() {
+            self.publish_will(will);
+        }
+        self.inbound.start(&self.services);
+        is_late || self.inbound.is_empty()
+    }
+
+    /// Those of kept sessions are counted by the queue.
+    pub(super) fn count_subscriptions(&mut self) {
+        let count = if self.is_passing { self.subscriptions.len() as u64 } else { 0 };
+        let gauge = &self.services.health.sessions().passing_subscriptions;
+        gauge.fetch_add(count.wrapping_sub(self.counted), Ordering::Relaxed);
+        self.counted = count;
+    }
+
     pub(super) fn count_passing(&mut self, is_passing: bool) {
         let gauge = &self.services.health.sessions().passing;
         match (std::mem::replace(&mut self.is_passing, is_passing), is_passing) {
@@ -304,6 +327,7 @@ impl Session {
 
     pub(super) async fn send(&mut self, packet: Packet) {
         let Some(connection) = &mut self.connection else { return };
+        self.services.health.sessions().packets_sent.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = connection.socket.send(&packet) {
             debug!(client = self.client.as_ref(), error:% = error; "An answer does not fit what the client takes");
             self.end_connection(None, true).await;

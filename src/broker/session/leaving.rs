@@ -244,8 +244,10 @@ impl Session {
             };
             match connection.socket.send(&packet) {
                 Ok(()) => {
+                    let sessions = self.services.health.sessions();
+                    sessions.packets_sent.fetch_add(1, Ordering::Relaxed);
                     if matches!(packet, Packet::Publish(_)) {
-                        self.services.health.sessions().sent.fetch_add(1, Ordering::Relaxed);
+                        sessions.sent.fetch_add(1, Ordering::Relaxed);
                     }
                 }
                 // Longer than the client takes: it is as if it had been delivered (MQTT 5.0, 3.1.2.11.4), but counted.
