@@ -162,6 +162,10 @@ impl Session {
     pub(super) async fn run(mut self, first: Attachment, stop: CancellationToken) {
         self.attach(first).await;
         loop {
+            // Before anything that comes in or goes out after the change.
+            if self.changes.are_there() {
+                self.look_at_rights().await;
+            }
             self.read().await;
             self.inbound.start(&self.services);
             self.ask();

@@ -18,6 +18,7 @@ use crate::clock::ClockSource;
 use crate::message::{Filter, Qos};
 
 pub use access::{CertificateName, PasswordHash, TopicPattern, TopicRights, UserConfig};
+pub use effective::{name as toml_key, quoted as toml_text};
 pub use examples::{examples, reference};
 pub use load::{KeptId, LoadRequest, Loaded, UplinkPlaces, load};
 pub use report::{Mark, Place, Problem, render};
@@ -67,6 +68,11 @@ pub fn parse_password_hash(text: &str) -> Result<PasswordHash, String> {
 /// Reads a pattern of topics as the configuration writes it. The error is for a person.
 pub fn parse_topic_pattern(text: &str) -> Result<TopicPattern, String> {
     TopicPattern::parse(text).map_err(in_one_line)
+}
+
+/// Says why `name` cannot be the name of a user, a device, an uplink. The error is for a person.
+pub fn check_name(name: &str) -> Result<(), String> {
+    walk::name_fault(name).map_err(in_one_line)
 }
 
 fn in_one_line(wrong: units::Wrong) -> String {

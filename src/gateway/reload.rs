@@ -22,8 +22,8 @@ pub(super) struct Difference {
 
 impl Difference {
     pub fn between(old: &Config, new: &Config) -> Difference {
-        let mut difference = Difference::default();
-        difference.access = old.broker.access != new.broker.access;
+        let access = old.broker.access != new.broker.access;
+        let mut difference = Difference { access, ..Difference::default() };
         let restart = &mut difference.restart;
         note(restart, "gateway", &old.gateway, &new.gateway);
         note(restart, "queue", &old.queue, &new.queue);

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tidegate::broker::{Access, Broker, BrokerError, BrokerLimits};
 use tidegate::clock::{Clock, ClockSource};
 use tidegate::config::{
-    AccessConfig, BrokerConfig, ForwardRule, ListenerConfig, SessionConfig, TopicTemplate, WhenFull,
+    self, AccessConfig, BrokerConfig, ForwardRule, ListenerConfig, LoadRequest, SessionConfig, TopicTemplate, WhenFull,
 };
 use tidegate::health::Health;
 use tidegate::intake::Intake;
@@ -434,5 +434,18 @@ impl Client {
     pub async fn disconnect(mut self) {
         self.send(Packet::Disconnect(Disconnect::new(ReasonCode::SUCCESS))).await;
         self.closed().await;
+    }
+}
+
+/// What `[broker.user.…]` and the like say, read as the gateway reads it.
+pub fn access(text: &str) -> AccessConfig {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("tidegate.toml");
+    std::fs::write(&file, format!("[gateway]\nid = \"test\"\n{text}")).unwrap();
+    let request =
+        LoadRequest { root: root.path().to_owned(), config: Some(file), credentials_dir: None, kept_id: None };
+    match config::load(&request) {
+        Ok(loaded) => loaded.config.broker.access,
+        Err(problems) => panic!("{}", config::render(&problems, &[])),
     }
 }

@@ -141,6 +141,15 @@ struct Seat<'s> {
 pub(super) struct Changes(watch::Receiver<Arc<Book>>);
 
 impl Changes {
+    /// Whether there was one since the last that was waited for or asked for.
+    pub(super) fn are_there(&mut self) -> bool {
+        let are_there = self.0.has_changed().unwrap_or(false);
+        if are_there {
+            self.0.mark_unchanged();
+        }
+        are_there
+    }
+
     /// Waits for the next change. Cancel safe.
     pub(super) async fn next(&mut self) {
         if self.0.changed().await.is_err() {
@@ -207,6 +216,7 @@ impl Access {
             Ok(identity) => match &connect.will {
                 Some(will) if !self.rights(&identity, client_id).may_publish(&will.topic) => {
                     self.note(client_id, &identity.user, Deed::Will, will.topic.as_str());
+                    self.0.health.sessions().refused_logins.fetch_add(1, Ordering::Relaxed);
                     return Err(Refused::Will);
                 }
                 _ => Ok(identity),
@@ -343,7 +353,7 @@ impl Drop for Seat<'_> {
 }
 
 fn proven(user: Arc<str>, hash: PasswordHash) -> Identity {
-    Identity { user, proof: Proof::Password(hash) }
+    Identity { user, proof: Proof::Password(Box::new(hash)) }
 }
 
 fn clip(text: &str) -> String {

@@ -21,7 +21,7 @@ pub(super) enum Proof {
     /// He is on this machine, where that is enough.
     Place,
     Certificate(CertificateName),
-    Password(PasswordHash),
+    Password(Box<PasswordHash>),
 }
 
 /// What can be said of somebody who wants to connect.
@@ -102,7 +102,7 @@ impl Book {
             Proof::Place => self.has_anonymous(),
             Proof::Certificate(name) => self.by_certificate.get(name) == Some(&identity.user),
             Proof::Password(hash) => {
-                self.access.users.get(&identity.user).is_some_and(|user| user.password.as_ref() == Some(hash))
+                self.access.users.get(&identity.user).is_some_and(|user| user.password.as_ref() == Some(hash.as_ref()))
             }
         }
     }
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_somebody_showed_is_good_for_as_long_as_it_is_in_the_configuration() {
-        let by_password = Identity { user: Arc::from("hmi"), proof: Proof::Password(hash("a")) };
+        let by_password = Identity { user: Arc::from("hmi"), proof: Proof::Password(Box::new(hash("a"))) };
         let by_certificate = Identity { user: Arc::from("plc7"), proof: Proof::Certificate(common("plc7")) };
         let nobody = Identity { user: Arc::from(""), proof: Proof::Place };
         assert!(plant().vouches_for(&by_password) && plant().vouches_for(&by_certificate));
