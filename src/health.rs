@@ -713,6 +713,8 @@ pub struct SessionHealth {
     pub sent: AtomicU64,
     /// Connections ended because the client broke the protocol.
     pub protocol_errors: AtomicU64,
+    /// Connections that were not let in: too many, too slow, without TLS or a certificate that is good.
+    pub refused: AtomicU64,
     /// Slow sessions that were disconnected.
     pub slow: AtomicU64,
     /// Messages to local subscribers that were given up: too many waited, too long for the client, expired.
@@ -730,6 +732,7 @@ impl SessionHealth {
             received: self.received.load(Ordering::Relaxed),
             sent: self.sent.load(Ordering::Relaxed),
             protocol_errors: self.protocol_errors.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
             slow: self.slow.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
         }
@@ -755,6 +758,8 @@ pub struct SessionSnapshot {
     pub sent: u64,
     /// Since start.
     pub protocol_errors: u64,
+    /// Connections that were not let in, since start.
+    pub refused: u64,
     /// Since start.
     pub slow: u64,
     /// Since start.

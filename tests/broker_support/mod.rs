@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use tempfile::TempDir;
 use tidegate::broker::{Broker, BrokerError, BrokerLimits};
 use tidegate::clock::{Clock, ClockSource};
-use tidegate::config::{BrokerConfig, ForwardRule, ListenerConfig, SessionConfig, TopicTemplate, WhenFull};
+use tidegate::config::{BrokerConfig, ForwardRule, ListenerConfig, TopicTemplate, WhenFull};
 use tidegate::health::Health;
 use tidegate::intake::Intake;
 use tidegate::message::{Filter, Properties, Qos, Topic};
@@ -116,9 +116,9 @@ impl Gateway {
             false => BTreeMap::from([(cloud, options.forward)]),
         };
         let intake = Intake::new(opened.inlet.clone(), router.clone(), forwards, clock, health.clone());
-        let bind = "127.0.0.1:0".parse().unwrap();
-        let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig { bind })]);
-        let config = BrokerConfig { listeners, sessions: SessionConfig::default(), sys_interval: options.sys_interval };
+        let bind: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig::from(bind))]);
+        let config = BrokerConfig { listeners, sys_interval: options.sys_interval, ..BrokerConfig::default() };
         let (inlet, limits) = (opened.inlet.clone(), options.limits);
         let broker =
             Broker::bind(&config, limits, intake.clone(), inlet, router.clone(), health.clone()).await.unwrap();
