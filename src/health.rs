@@ -717,6 +717,8 @@ pub struct SessionHealth {
     pub refused_logins: AtomicU64,
     /// Messages and subscriptions of clients that may not do that, and messages that their subscribers may not hear.
     pub denied: AtomicU64,
+    /// Connections that were not let in: too many, too slow, without TLS or a certificate that is good.
+    pub refused: AtomicU64,
     /// Slow sessions that were disconnected.
     pub slow: AtomicU64,
     /// Messages to local subscribers that were given up: too many waited, too long for the client, expired.
@@ -736,6 +738,7 @@ impl SessionHealth {
             protocol_errors: self.protocol_errors.load(Ordering::Relaxed),
             refused_logins: self.refused_logins.load(Ordering::Relaxed),
             denied: self.denied.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
             slow: self.slow.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
         }
@@ -761,6 +764,8 @@ pub struct SessionSnapshot {
     pub sent: u64,
     /// Since start.
     pub protocol_errors: u64,
+    /// Connections that were not let in, since start.
+    pub refused: u64,
     /// Since start.
     pub refused_logins: u64,
     /// Since start.

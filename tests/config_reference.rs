@@ -20,9 +20,18 @@ fn place() -> TempDir {
     fs::create_dir_all(root.join("etc")).unwrap();
     fs::write(root.join("etc/machine-id"), "3f9ac0ffee3f9ac0ffee3f9ac0ffee12\n").unwrap();
     fs::write(root.join("etc/hostname"), "press-hall\n").unwrap();
-    for file in
-        ["tls/ca.pem", "tls/cert.pem", "tls/key.pem", "tls/AmazonRootCA1.pem", "tls/aws.pem", "tls/aws.key", "password"]
-    {
+    for file in [
+        "tls/ca.pem",
+        "tls/cert.pem",
+        "tls/key.pem",
+        "tls/server.pem",
+        "tls/server.key",
+        "tls/clients.pem",
+        "tls/AmazonRootCA1.pem",
+        "tls/aws.pem",
+        "tls/aws.key",
+        "password",
+    ] {
         fs::write(root.join(file), "x\n").unwrap();
         fs::set_permissions(root.join(file), fs::Permissions::from_mode(0o600)).unwrap();
     }

@@ -1,19 +1,17 @@
-//! From an accepted socket to a session: the CONNECT and its answer.
+//! From an accepted socket to a session: the handshakes, the CONNECT and its answer.
 //!
 //! Promises: a socket that does not send a whole CONNECT in time, or sends anything else, costs one place and a few
 //! kilobytes until then; who is refused is told why, in its own version, before the socket is closed.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use log::debug;
-use tokio::net::TcpStream;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use super::peer::{Peer, PeerAddress};
-use super::places::{Entry, Place};
+use super::door::Caller;
+use super::places::{Crowded, Entry, Place};
 use super::session::{Attachment, Session};
 use super::socket::{Socket, Turn};
 use super::{Services, is_reserved};
@@ -21,32 +19,37 @@ use crate::mqtt::{Connack, Connect, DecodeError, Packet, ReasonCode, Version};
 
 /// Serves one socket: its CONNECT, and then its session, where it is the one that starts it.
 pub(super) async fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
-    place: Place,
+    caller: Caller,
+    place: Result<Place, Crowded>,
     services: Arc<Services>,
     stop: CancellationToken,
 ) {
-    // Small answers must not wait for more of them; a socket where that cannot be set works all the same.
-    let _slower = stream.set_nodelay(true);
-    let address = PeerAddress::Network(peer);
-    let who = Peer { address, listener: Arc::from(""), is_encrypted: false, certificate: None };
-    let mut socket = Socket::new(stream, peer, services.limits.connect_bytes, place);
+    let (address, door) = (caller.address, caller.door.clone());
+    let refused = |reason| services.note_refusal(&door.name, &address, reason);
+    let crowded = place.as_ref().err().copied();
+    let stay = services.doorway.enter();
     let arrived = tokio::select! {
-        arrived = time::timeout(services.limits.connect_timeout, connect(&mut socket)) => arrived,
+        arrived = arrive(caller, place.ok(), &services) => arrived,
+        () = stay.pushed_out() => return refused(PUSHED_OUT),
         () = stop.cancelled() => return,
     };
-    let connect = match arrived {
-        Ok(Ok(Some(connect))) => connect,
-        Ok(Ok(None)) | Err(_) => return,
-        Ok(Err(error)) => {
-            services.note_protocol_error(&peer.to_string(), error.reason, &error.what);
+    drop(stay);
+    let (socket, connect) = match arrived {
+        Ok(arrived) => arrived,
+        Err(Absence::Noted(reason)) => return refused(reason),
+        Err(Absence::Gone) => return,
+        Err(Absence::Wrong(mut socket, error)) => {
+            services.note_protocol_error(&address.to_string(), error.reason, &error.what);
             if let Some((version, packet)) = error.answer() {
                 say(&mut socket, version, &packet);
             }
-            return services.see_off(socket);
+            return services.see_off(*socket);
         }
     };
+    if let Some(crowded) = crowded {
+        refused(crowded.words());
+        return refuse(socket, connect.version, too_many(connect.version), &services);
+    }
     if let Err(reason) = check(&connect, &services) {
         services.health.sessions().protocol_errors.fetch_add(1, Ordering::Relaxed);
         return refuse(socket, connect.version, reason, &services);
@@ -60,7 +63,7 @@ pub(super) async fn serve(
         },
     };
     let admitted = tokio::select! {
-        admitted = services.access.admit(&who, &connect, &client) => admitted,
+        admitted = services.access.admit(socket.peer(), &connect, &client) => admitted,
         () = stop.cancelled() => return,
     };
     let identity = match admitted {
@@ -91,6 +94,38 @@ pub(super) async fn serve(
     }
 }
 
+/// Why there is no CONNECT.
+enum Absence {
+    /// Nobody was let in, and somebody should know why.
+    Noted(&'static str),
+    /// It went away.
+    Gone,
+    /// What came is none.
+    Wrong(Box<Socket>, DecodeError),
+}
+
+const PUSHED_OUT: &str = "too many connections have not sent their CONNECT (broker.limits.handshakes)";
+const SLOW_HANDSHAKE: &str = "it did not finish the handshake in time (broker.limits.handshake_time)";
+const SLOW_CONNECT: &str = "it did not send its CONNECT in time (broker.limits.connect_time)";
+
+/// What comes before a session, each part within its time.
+async fn arrive(caller: Caller, place: Option<Place>, services: &Services) -> Result<(Socket, Box<Connect>), Absence> {
+    let limits = &services.limits;
+    let come_in = time::timeout(limits.handshake_timeout, caller.come_in());
+    let (stream, peer) = match come_in.await {
+        Ok(Ok(come)) => come,
+        Ok(Err(fault)) => return Err(Absence::Noted(fault.words())),
+        Err(_) => return Err(Absence::Noted(SLOW_HANDSHAKE)),
+    };
+    let mut socket = Socket::new(stream, Arc::new(peer), limits, place);
+    match time::timeout(limits.connect_timeout, connect(&mut socket)).await {
+        Ok(Ok(Some(connect))) => Ok((socket, connect)),
+        Ok(Ok(None)) => Err(Absence::Gone),
+        Ok(Err(error)) => Err(Absence::Wrong(Box::new(socket), error)),
+        Err(_) => Err(Absence::Noted(SLOW_CONNECT)),
+    }
+}
+
 async fn connect(socket: &mut Socket) -> Result<Option<Box<Connect>>, DecodeError> {
     loop {
         match socket.decode()? {
@@ -114,10 +149,12 @@ fn check(connect: &Connect, services: &Services) -> Result<(), ReasonCode> {
         return Err(ReasonCode::CLIENT_IDENTIFIER_NOT_VALID);
     }
     match &connect.will {
-        Some(will) if is_reserved(&will.topic) => Err(match connect.version {
-            Version::V5 => ReasonCode::TOPIC_NAME_INVALID,
-            Version::V311 => ReasonCode::NOT_AUTHORIZED,
-        }),
+        Some(will) if is_reserved(&will.topic) || !services.limits.takes_topic(will.topic.as_str()) => {
+            Err(match connect.version {
+                Version::V5 => ReasonCode::TOPIC_NAME_INVALID,
+                Version::V311 => ReasonCode::NOT_AUTHORIZED,
+            })
+        }
         _ => Ok(()),
     }
 }

@@ -17,23 +17,23 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use log::{error, info, warn};
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
 pub use access::{Access, hash_password};
+pub use door::Certificates;
 pub use limits::BrokerLimits;
 pub use peer::{CertificateNames, Peer, PeerAddress};
 
-use crate::config::BrokerConfig;
+use crate::config::{BrokerConfig, ListenerAddress};
 use crate::health::Health;
 use crate::intake::Intake;
 use crate::message::Topic;
@@ -41,16 +41,20 @@ use crate::mqtt::ReasonCode;
 use crate::queue::Inlet;
 use crate::queue::sessions::SessionLimits;
 use crate::router::{Router, RouterError};
-use places::{Places, Register};
+use door::{Caller, Listener};
+use notes::Notes;
+use places::{Crowded, Doorway, Place, Places, Register};
 use session::Attachment;
 use socket::Socket;
 use sys::SysTree;
 
 mod access;
+mod door;
 mod durable;
 mod inbound;
 mod limits;
 mod listener;
+mod notes;
 mod outbound;
 mod peer;
 mod places;
@@ -62,12 +66,8 @@ mod sys;
 const PARTINGS_MAX: usize = 256;
 /// After an accept that failed, most often because there are no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Between two lines in the journal about clients that break the protocol.
-const WARNING_EVERY: Duration = Duration::from_secs(10);
 /// What sessions get beyond their own patience, when the gateway stops.
 const STOP_MARGIN: Duration = Duration::from_millis(500);
-/// Waiting connections of a listener, in the kernel.
-const BACKLOG: u32 = 1024;
 
 /// Why a listener cannot be opened.
 #[derive(Debug, Error)]
@@ -76,8 +76,8 @@ pub struct BindError {
     /// The listener's name in the configuration.
     pub name: Arc<str>,
     /// Its address.
-    pub address: SocketAddr,
-    /// What the system said.
+    pub address: ListenerAddress,
+    /// What the system said, or what is wrong with its TLS files.
     #[source]
     pub source: io::Error,
 }
@@ -93,7 +93,7 @@ pub enum BrokerError {
 /// The broker, with its listeners open and nobody served yet.
 #[derive(Debug)]
 pub struct Broker {
-    listeners: BTreeMap<Arc<str>, TcpListener>,
+    listeners: BTreeMap<Arc<str>, Listener>,
     services: Arc<Services>,
     /// Zero: there is no `$SYS` tree.
     sys_interval: Duration,
@@ -114,7 +114,8 @@ struct Services {
     sys: SysTree,
     partings: mpsc::Sender<Socket>,
     failures: mpsc::Sender<RouterError>,
-    warned_at: Mutex<Option<Instant>>,
+    doorway: Doorway,
+    notes: Notes,
 }
 
 impl Services {
@@ -136,14 +137,30 @@ impl Services {
         }
     }
 
-    /// Counts a client that broke the protocol; the journal gets one of many.
+    /// Counts a client that was not let in; the journal gets one a minute of each reason.
+    fn note_refusal(&self, listener: &str, peer: &PeerAddress, reason: &'static str) {
+        self.health.sessions().refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(more) = self.notes.note(reason) {
+            warn!(listener = listener, peer:% = peer, reason = reason, more = more; "A client was not let in");
+        }
+    }
+
+    /// Tells of a client that reached a limit, once a minute for each limit.
+    fn note_limit(&self, client: &str, limit: &'static str) {
+        if let Some(more) = self.notes.note(limit) {
+            warn!(client = client, limit = limit, more = more; "A client has reached a limit");
+        }
+    }
+
+    /// Counts a client that broke the protocol; the journal gets one a minute of each reason.
     fn note_protocol_error(&self, client: &str, reason: ReasonCode, what: &str) {
         self.health.sessions().protocol_errors.fetch_add(1, Ordering::Relaxed);
-        let mut warned_at = self.warned_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned_at.is_none_or(|at| at.elapsed() >= WARNING_EVERY) {
-            *warned_at = Some(Instant::now());
+        if let Some(more) = self.notes.note_code("the protocol", reason.0) {
             // A client id may hold anything: the journal takes it as it is, and the log for people escapes it.
-            warn!(client = client, reason:% = reason, what = what; "A client broke the protocol and is disconnected");
+            warn!(
+                client = client, reason:% = reason, what = what, more = more;
+                "A client broke the protocol and is disconnected"
+            );
         }
     }
 }
@@ -163,9 +180,7 @@ impl Broker {
     ) -> Result<Broker, BindError> {
         let mut listeners = BTreeMap::new();
         for (name, listener) in &config.listeners {
-            let failed = |source| BindError { name: name.clone(), address: listener.bind, source };
-            let opened = open(listener.bind).map_err(failed)?;
-            listeners.insert(name.clone(), opened);
+            listeners.insert(name.clone(), Listener::open(name, listener, intake.clock())?);
         }
         let (parting, partings) = mpsc::channel(PARTINGS_MAX);
         let (failing, failures) = mpsc::channel(1);
@@ -183,24 +198,30 @@ impl Broker {
             health,
             register: Register::new(limits.sessions),
             sys: SysTree::default(),
+            doorway: Doorway::new(limits.handshakes),
             limits,
             partings: parting,
             failures: failing,
-            warned_at: Mutex::new(None),
+            notes: Notes::default(),
         };
         let (services, sys_interval) = (Arc::new(services), config.sys_interval);
         Ok(Broker { listeners, services, sys_interval, partings, failures })
     }
 
-    /// Where the listeners are, by name: the port that was found where the configuration says 0.
+    /// Where the listeners on the network are, by name: the port that was found where the configuration says 0.
     pub fn local_addrs(&self) -> BTreeMap<Arc<str>, SocketAddr> {
-        let found = |(name, listener): (&Arc<str>, &TcpListener)| Some((name.clone(), listener.local_addr().ok()?));
+        let found = |(name, listener): (&Arc<str>, &Listener)| Some((name.clone(), listener.local_addr()?));
         self.listeners.iter().filter_map(found).collect()
     }
 
     /// Who may do what: to change it while the broker runs.
     pub fn access(&self) -> Access {
         self.services.access.clone()
+    }
+
+    /// What can be renewed while it runs.
+    pub fn certificates(&self) -> Certificates {
+        Certificates::of(self.listeners.values())
     }
 
     /// Serves clients until `stop`; then accepts nobody, lets sessions finish what they have begun, and says goodbye.
@@ -214,7 +235,7 @@ impl Broker {
         let stop = stop.child_token();
         let places = Places::new(limits.connections, limits.connections_per_address);
         for (name, listener) in &listeners {
-            if let Ok(address) = listener.local_addr() {
+            if let Some(address) = listener.local_addr() {
                 info!(listener = name.as_ref(), address:% = address; "The broker listens");
             }
         }
@@ -238,8 +259,8 @@ impl Broker {
                     end = Err(BrokerError::Router(error));
                     break;
                 }
-                Some((stream, peer, place)) = sockets.recv() => {
-                    sessions.spawn(listener::serve(stream, peer, place, services.clone(), stop.clone()));
+                Some((caller, place)) = sockets.recv() => {
+                    sessions.spawn(listener::serve(caller, place, services.clone(), stop.clone()));
                 }
                 Some(socket) = partings.recv(), if farewells.len() < PARTINGS_MAX => {
                     farewells.spawn(socket.part(limits.farewell));
@@ -276,31 +297,18 @@ impl Broker {
     }
 }
 
-fn open(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
-    };
-    // A restart must not wait for the sockets of the last run.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
+type Accepted = (Caller, Result<Place, Crowded>);
 
-type Accepted = (tokio::net::TcpStream, SocketAddr, places::Place);
-
-async fn accept(listener: TcpListener, places: Places, accepted: mpsc::Sender<Accepted>, stop: CancellationToken) {
+async fn accept(listener: Listener, places: Places, accepted: mpsc::Sender<Accepted>, stop: CancellationToken) {
     loop {
-        let socket = tokio::select! {
+        let caller = tokio::select! {
             () = stop.cancelled() => return,
-            socket = listener.accept() => socket,
+            caller = listener.accept() => caller,
         };
-        match socket {
-            Ok((stream, peer)) => {
-                // Without a place it is closed at once.
-                if let Some(place) = places.take(peer.ip())
-                    && accepted.send((stream, peer, place)).await.is_err()
-                {
+        match caller {
+            Ok(caller) => {
+                let place = places.take(caller.address.ip());
+                if accepted.send((caller, place)).await.is_err() {
                     return;
                 }
             }
@@ -330,7 +338,7 @@ mod tests {
     #[test]
     fn an_address_in_use_is_named_with_its_listener() {
         let source = io::Error::from(io::ErrorKind::AddrInUse);
-        let address = "127.0.0.1:1883".parse().unwrap();
+        let address = ListenerAddress::Network("127.0.0.1:1883".parse().unwrap());
         let error = BindError { name: Arc::from("local"), address, source };
         assert_eq!(error.to_string(), "cannot listen on 127.0.0.1:1883 for broker.listener.local");
         assert!(std::error::Error::source(&error).is_some());

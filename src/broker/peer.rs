@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+pub use crate::transport::CertificateNames;
+
 /// The other end of a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
@@ -32,15 +34,6 @@ pub enum PeerAddress {
     },
 }
 
-/// The names in a client's certificate, as they are written there.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CertificateNames {
-    /// Common name of the subject (X.520), the first one.
-    pub common_name: Option<String>,
-    /// Subject alternative names that are text: DNS names, mail addresses, URIs; and addresses, as they are written.
-    pub sans: Vec<String>,
-}
-
 impl Peer {
     /// Whether it runs on this machine: over loopback or a Unix socket.
     pub fn is_local(&self) -> bool {
@@ -49,7 +42,14 @@ impl Peer {
 
     /// Its network address; `None` over a Unix socket.
     pub fn ip(&self) -> Option<IpAddr> {
-        match self.address {
+        self.address.ip()
+    }
+}
+
+impl PeerAddress {
+    /// The network address.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
             // An IPv4 client of an IPv6 listener is the same machine as over IPv4 (RFC 4291, 2.5.5.2).
             PeerAddress::Network(address) => Some(address.ip().to_canonical()),
             PeerAddress::Unix { .. } => None,
@@ -59,7 +59,13 @@ impl Peer {
 
 impl fmt::Display for Peer {
     fn fmt(&self, into: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.address {
+        self.address.fmt(into)
+    }
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, into: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             PeerAddress::Network(address) => write!(into, "{address}"),
             PeerAddress::Unix { uid: Some(uid) } => write!(into, "user {uid} on this machine"),
             PeerAddress::Unix { uid: None } => write!(into, "somebody on this machine"),

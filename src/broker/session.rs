@@ -245,6 +245,7 @@ impl Session {
             && self.inbound.has_room(limits)
             && self.connection.as_ref().is_some_and(|connection| {
                 !connection.signs.held.load(Ordering::Relaxed)
+                    && !connection.socket.is_paced()
                     && connection.socket.waiting_bytes() < limits.output_bytes
             })
     }

@@ -211,8 +211,10 @@ mod tests {
     use std::net::SocketAddr;
     use std::sync::Arc;
 
+    use crate::config::ListenerAddress;
+
     fn bind(kind: io::ErrorKind) -> GatewayError {
-        let address = SocketAddr::from(([127, 0, 0, 1], 883));
+        let address = ListenerAddress::Network(SocketAddr::from(([127, 0, 0, 1], 883)));
         GatewayError::Listener(BindError { name: Arc::from("shop"), address, source: kind.into() })
     }
 

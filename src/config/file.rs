@@ -2,7 +2,6 @@
 //!
 //! Nothing here compares two tables: that is `check`. A value that is wrong is noted and missing from the draft.
 
-use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,12 +15,14 @@ use super::tree::{Entry, Node, Spot, Tree, Written};
 use super::units::{self, Wrong};
 use super::walk::{At, Reader, Walk, name_fault};
 use super::{
-    Endpoint, ForwardRule, GatewayConfig, LineConfig, LineKind, ModbusConfig, PortConfig, QueueConfig, ReceiveRule,
-    SerialConfig, SessionConfig, UplinkConfig, WhenFull,
+    Endpoint, ForwardRule, GatewayConfig, LimitsConfig, LineConfig, LineKind, ListenerAddress, ListenerConfig,
+    ModbusConfig, PortConfig, QueueConfig, ReceiveRule, SerialConfig, SessionConfig, UplinkConfig, WhenFull,
 };
 use crate::clock::ClockSource;
 use crate::message::Qos;
 
+mod limits;
+mod listener;
 mod modbus;
 mod serial;
 mod uplink;
@@ -54,6 +55,7 @@ pub(super) struct Draft {
     pub(super) groups: Vec<GroupDraft>,
     pub(super) anonymous: Option<AnonymousDraft>,
     pub(super) sys_interval: Option<Duration>,
+    pub(super) limits: Option<LimitsConfig>,
     pub(super) uplinks: Vec<UplinkDraft>,
     pub(super) lines: Vec<LineDraft>,
     pub(super) models: Vec<(String, Spot)>,
@@ -65,7 +67,16 @@ pub(super) struct Draft {
 #[derive(Debug)]
 pub(super) struct ListenerDraft {
     pub(super) name: Arc<str>,
-    pub(super) bind: Option<At<SocketAddr>>,
+    pub(super) bind: Option<At<ListenerAddress>>,
+    /// Where these keys stand, when they are written.
+    pub(super) tls: Option<Spot>,
+    pub(super) cert: Option<Spot>,
+    pub(super) key: Option<Spot>,
+    pub(super) client_ca: Option<Spot>,
+    pub(super) client_auth: Option<Spot>,
+    pub(super) mode: Option<Spot>,
+    pub(super) plaintext: Option<At<bool>>,
+    pub(super) config: Option<ListenerConfig>,
 }
 
 /// `[broker.user.<name>]`
@@ -225,6 +236,7 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
         groups: Vec::new(),
         anonymous: None,
         sys_interval: None,
+        limits: None,
         uplinks: Vec::new(),
         lines: Vec::new(),
         models: Vec::new(),
@@ -242,7 +254,7 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     let (tree, spot) = top.table(walk, "broker").unwrap_or((&empty, nowhere));
     let reader = Reader::open(walk, tree, &keys::BROKER, spot);
     for (name, tree, spot) in reader.named(walk, "listener") {
-        draft.listeners.push(listener(walk, name, tree, spot));
+        draft.listeners.push(listener::read(walk, name, tree, spot));
     }
     for (name, tree, spot) in reader.named(walk, "user") {
         draft.users.push(user::user(walk, name, tree, spot));
@@ -253,10 +265,12 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     if let Some((tree, spot)) = reader.table(walk, "anonymous") {
         draft.anonymous = Some(user::anonymous(walk, tree, spot));
     }
+    let limits = reader.table(walk, "limits").unwrap_or((&empty, nowhere));
     session = reader.table(walk, "session").unwrap_or(session);
     let sys_interval = reader.duration(walk, "sys_interval", Duration::ZERO, Duration::from_secs(86_400));
     draft.sys_interval = sys_interval.map(|interval| interval.value);
     draft.sessions = sessions(walk, session.0, session.1);
+    draft.limits = limits::read(walk, limits.0, limits.1);
     for (name, tree, spot) in top.named(walk, "uplink") {
         draft.uplinks.push(uplink::read(walk, name, tree, spot, words));
     }
@@ -316,20 +330,6 @@ fn qos(walk: &mut Walk, reader: &Reader<'_>) -> Option<At<Qos>> {
     let level = reader.integer(walk, "qos", 0, 2)?;
     let value = u8::try_from(level.value).ok().and_then(Qos::from_level)?;
     Some(At { value, spot: level.spot, is_default: level.is_default })
-}
-
-fn listener(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> ListenerDraft {
-    let reader = Reader::open(walk, tree, &keys::LISTENER, spot);
-    let bind = reader.leaf(walk, "bind", |node| {
-        let text = super::walk::text(node)?;
-        let help = match text.rsplit_once(':') {
-            _ if text.bytes().all(|b| b.is_ascii_digit()) => format!("write the address too: \"127.0.0.1:{text}\""),
-            Some(("localhost" | "", port)) => format!("write the address in numbers: \"127.0.0.1:{port}\""),
-            _ => "write address and port: \"127.0.0.1:1883\" or \"[::1]:1883\"".to_owned(),
-        };
-        text.parse::<SocketAddr>().map_err(|_| Wrong::new(format!("{text:?} is not an address and a port")).help(help))
-    });
-    ListenerDraft { name: Arc::from(name), bind }
 }
 
 fn sessions(walk: &mut Walk, tree: &Tree, spot: Spot) -> Option<SessionConfig> {

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tidegate::broker::{Access, Broker, BrokerError, BrokerLimits};
 use tidegate::clock::{Clock, ClockSource};
 use tidegate::config::{
-    self, AccessConfig, BrokerConfig, ForwardRule, ListenerConfig, LoadRequest, SessionConfig, TopicTemplate, WhenFull,
+    self, AccessConfig, BrokerConfig, ForwardRule, ListenerConfig, LoadRequest, TopicTemplate, WhenFull,
 };
 use tidegate::health::Health;
 use tidegate::intake::Intake;
@@ -121,14 +121,10 @@ impl Gateway {
             false => BTreeMap::from([(cloud, options.forward)]),
         };
         let intake = Intake::new(opened.inlet.clone(), router.clone(), forwards, clock, health.clone());
-        let bind = "127.0.0.1:0".parse().unwrap();
-        let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig { bind })]);
-        let config = BrokerConfig {
-            listeners,
-            sessions: SessionConfig::default(),
-            access: options.access,
-            sys_interval: options.sys_interval,
-        };
+        let bind: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig::from(bind))]);
+        let (access, sys_interval) = (options.access, options.sys_interval);
+        let config = BrokerConfig { listeners, access, sys_interval, ..BrokerConfig::default() };
         let (inlet, limits) = (opened.inlet.clone(), options.limits);
         let broker =
             Broker::bind(&config, limits, intake.clone(), inlet, router.clone(), health.clone()).await.unwrap();

@@ -19,8 +19,13 @@ use crate::mqtt::{
 use crate::queue::sessions::{Retained, Subscribed};
 use crate::router::RouterError;
 
+const LONG_TOPIC: &str = "a topic longer or deeper than is taken (broker.limits.topic_bytes, topic_levels)";
+
 impl Session {
     pub(super) async fn read(&mut self) {
+        if self.connection.as_ref().is_some_and(|connection| connection.socket.is_paced()) {
+            self.services.note_limit(&self.client, "it publishes too fast and is held back (broker.limits.rate)");
+        }
         if !self.may_read() {
             // Its silence is ours.
             if let Some(connection) = &mut self.connection {
@@ -130,13 +135,18 @@ impl Session {
             }
             connection.unanswered = connection.unanswered.saturating_add(1);
         }
-        if is_reserved(&topic) {
+        let fault = match &topic {
+            topic if is_reserved(topic) => Some("a topic that clients may not publish to"),
+            topic if !limits.takes_topic(topic.as_str()) => Some(LONG_TOPIC),
+            _ => None,
+        };
+        if let Some(fault) = fault {
             return match packet_id {
                 Some(packet_id) if version == Version::V5 => {
                     let reason = ReasonCode::TOPIC_NAME_INVALID;
                     self.inbound.push(self.mark, Work::Refuse { qos, packet_id, reason });
                 }
-                _ => self.break_off(ReasonCode::TOPIC_NAME_INVALID, "a topic that clients may not publish to").await,
+                _ => self.break_off(ReasonCode::TOPIC_NAME_INVALID, fault).await,
             };
         }
         if let (true, Some(packet_id)) = (is_repeat, packet_id) {
@@ -221,6 +231,15 @@ impl Session {
             }
             let is_new = !self.subscriptions.contains_key(&filter);
             let has_room = !is_new || self.subscriptions.len() < self.services.limits.subscriptions;
+            if !self.services.limits.takes_topic(filter.as_str()) {
+                self.services.note_limit(&self.client, LONG_TOPIC);
+                let is_v5 = version == Some(Version::V5);
+                reasons.push(if is_v5 { ReasonCode::TOPIC_FILTER_INVALID } else { ReasonCode::UNSPECIFIED_ERROR });
+                continue;
+            }
+            if !has_room {
+                self.services.note_limit(&self.client, "it has too many subscriptions (broker.limits.subscriptions)");
+            }
             let taken = if has_room { self.link.subscribe(&filter).await } else { Err(RouterError::TooManyFilters) };
             match taken {
                 Ok(()) => {

@@ -9,7 +9,7 @@ use super::DrillArguments;
 use super::journal::{Header, Step};
 use crate::cli::publisher::{Login, Sent};
 use crate::cli::secret;
-use crate::config::{Config, Endpoint, ForwardRule, UplinkConfig};
+use crate::config::{Config, Endpoint, ForwardRule, ListenerAddress, ListenerConfig, ListenerTransport, UplinkConfig};
 use crate::message::{Filter, Qos, Topic, TopicError};
 
 /// The level that stands for what a filter leaves open.
@@ -37,7 +37,7 @@ pub(super) enum PlanError {
     WhichUplink { names: String },
     #[error("there is no uplink {name}; there are: {names}")]
     UnknownUplink { name: String, names: String },
-    #[error("no listener is configured")]
+    #[error("no listener is configured that speaks MQTT over plain TCP")]
     NoListener,
     #[error("{text:?} cannot be a topic")]
     Topic {
@@ -102,7 +102,7 @@ impl Plan {
         };
         let broker = match arguments.broker {
             Some(broker) => broker,
-            None => reachable(config.broker.listeners.values().next().ok_or(PlanError::NoListener)?.bind),
+            None => config.broker.listeners.values().find_map(plain).ok_or(PlanError::NoListener)?,
         };
         let read_back = arguments.read_back.as_deref().map(endpoint).transpose()?;
         Ok(Plan { header, broker, sent, filter, uplink: uplink.clone(), read_back })
@@ -166,6 +166,14 @@ fn cloud_topic(rules: &[ForwardRule], uplink: &str, topic: &Topic) -> Result<Top
 }
 
 /// Where a listener on all addresses is reached from here.
+/// Where a listener can be reached without more than TCP.
+fn plain(listener: &ListenerConfig) -> Option<SocketAddr> {
+    match (&listener.bind, listener.transport, &listener.tls) {
+        (ListenerAddress::Network(bind), ListenerTransport::Mqtt, None) => Some(reachable(*bind)),
+        _ => None,
+    }
+}
+
 fn reachable(bind: SocketAddr) -> SocketAddr {
     match bind {
         SocketAddr::V4(bind) if bind.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, bind.port()).into(),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::config::ListenerAddress;
 use crate::config::access::CertificateName;
 use crate::config::file::{Draft, UserDraft};
 use crate::config::tree::Spot;
@@ -14,6 +15,7 @@ pub(super) fn check(walk: &mut Walk, draft: &Draft) {
         groups(walk, draft, user);
     }
     certificates(walk, draft);
+    doors(walk, draft);
     anonymous(walk, draft);
     unused(walk, draft);
 }
@@ -45,6 +47,25 @@ fn groups(walk: &mut Walk, draft: &Draft, user: &UserDraft) {
             None => format!("write [broker.group.{}]", group.value),
         };
         walk.wrong(group.spot, "groups", Wrong::new(format!("there is no group {:?}", group.value)).help(help));
+    }
+}
+
+/// Who comes from another machine needs a name: without users a listener for him would let nobody in.
+fn doors(walk: &mut Walk, draft: &Draft) {
+    if walk.is_partial || !draft.users.is_empty() {
+        return;
+    }
+    for bind in draft.listeners.iter().filter_map(|listener| listener.bind.as_ref()) {
+        let ListenerAddress::Network(address) = bind.value else { continue };
+        if address.ip().is_loopback() {
+            continue;
+        }
+        let what = format!("{} is reached from other machines, and there is no user who could log in", address.ip());
+        let help = format!(
+            "write [broker.user.<name>]: `tidegate passwd NAME` prints the lines; or \"127.0.0.1:{}\" for this machine only",
+            address.port()
+        );
+        walk.wrong(bind.spot, "bind", Wrong::new(what).help(help));
     }
 }
 
