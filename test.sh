@@ -120,6 +120,7 @@ if $cross; then
     has readelf || missing+=(binutils)
 fi
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
+has node && has npm || missing+=(nodejs npm)
 if [ -n "$package_profile" ]; then
     # A root file system to install into, what judges the package and its scripts, and what finds its dependencies.
     has mmdebstrap || missing+=(mmdebstrap)
@@ -187,6 +188,17 @@ if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import p
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$wanted" ||
         die "pip could not install $(tr '\n' ' ' <"$wanted")"
     cp "$wanted" "$venv/installed.txt"
+fi
+
+# --- MQTT.js ---------------------------------------------------------------------------------------------------------
+
+node="$target/node"
+if ! cmp -s tests/peers/javascript/package-lock.json "$node/installed.json"; then
+    echo "== MQTT.js in $node"
+    mkdir -p "$node"
+    cp tests/peers/javascript/package.json tests/peers/javascript/package-lock.json "$node/"
+    npm ci --prefix "$node" --ignore-scripts --no-audit --no-fund --silent || die "npm could not install MQTT.js"
+    cp tests/peers/javascript/package-lock.json "$node/installed.json"
 fi
 
 # --- what packs -----------------------------------------------------------------------------------------------------

@@ -8,13 +8,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 
 use super::BindError;
 use super::peer::{Peer, PeerAddress};
 use crate::clock::Clock;
-use crate::config::{ListenerAddress, ListenerConfig, ListenerTls};
-use crate::transport::{HandshakeFault, Stream, TlsError, TlsServer};
+use crate::config::{ListenerAddress, ListenerConfig, ListenerTls, ListenerTransport};
+use crate::transport::{HandshakeFault, Stream, TlsError, TlsServer, UnixDoor, accept_websocket};
 
 /// Waiting connections of a listener, in the kernel.
 const BACKLOG: u32 = 1024;
@@ -23,14 +23,22 @@ const BACKLOG: u32 = 1024;
 #[derive(Debug)]
 pub(super) struct Door {
     pub(super) name: Arc<str>,
-    pub(super) tls: Option<TlsServer>,
+    tls: Option<TlsServer>,
+    transport: ListenerTransport,
 }
 
 /// A listener that is open.
 #[derive(Debug)]
 pub(super) struct Listener {
     pub(super) door: Arc<Door>,
-    socket: TcpListener,
+    address: ListenerAddress,
+    socket: Listening,
+}
+
+#[derive(Debug)]
+enum Listening {
+    Network(TcpListener),
+    Unix(UnixDoor),
 }
 
 /// The certificates of a broker that runs.
@@ -61,9 +69,15 @@ impl Certificates {
 /// A connection that was accepted and has said nothing yet.
 #[derive(Debug)]
 pub(super) struct Caller {
-    stream: TcpStream,
+    stream: Called,
     pub(super) address: PeerAddress,
     pub(super) door: Arc<Door>,
+}
+
+#[derive(Debug)]
+enum Called {
+    Network(TcpStream),
+    Unix(UnixStream),
 }
 
 impl Listener {
@@ -72,32 +86,54 @@ impl Listener {
         let tls = config.tls.as_ref().map(|files| TlsServer::new(files, clock.clone())).transpose();
         let tls = tls.map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
         let socket = match &config.bind {
-            ListenerAddress::Network(address) => listen(*address).map_err(failed)?,
-            ListenerAddress::Unix { .. } => return Err(failed(io::ErrorKind::Unsupported.into())),
+            ListenerAddress::Network(address) => listen(*address).map(Listening::Network),
+            ListenerAddress::Unix { path, mode } => UnixDoor::open(path, *mode).map(Listening::Unix),
         };
-        Ok(Listener { door: Arc::new(Door { name: name.clone(), tls }), socket })
+        let door = Door { name: name.clone(), tls, transport: config.transport };
+        Ok(Listener { door: Arc::new(door), address: config.bind.clone(), socket: socket.map_err(failed)? })
     }
 
-    /// Where it listens on the network.
-    pub(super) fn local_addr(&self) -> Option<SocketAddr> {
-        self.socket.local_addr().ok()
+    /// Where it listens: with the port that was found where the configuration says 0.
+    pub(super) fn address(&self) -> ListenerAddress {
+        match &self.socket {
+            Listening::Network(socket) => socket.local_addr().map_or(self.address.clone(), ListenerAddress::Network),
+            Listening::Unix(_) => self.address.clone(),
+        }
     }
 
     pub(super) async fn accept(&self) -> io::Result<Caller> {
-        let (stream, address) = self.socket.accept().await?;
-        Ok(Caller { stream, address: PeerAddress::Network(address), door: self.door.clone() })
+        let door = self.door.clone();
+        match &self.socket {
+            Listening::Network(socket) => {
+                let (stream, address) = socket.accept().await?;
+                Ok(Caller { stream: Called::Network(stream), address: PeerAddress::Network(address), door })
+            }
+            Listening::Unix(socket) => {
+                let (stream, uid) = socket.accept().await?;
+                Ok(Caller { stream: Called::Unix(stream), address: PeerAddress::Unix { uid }, door })
+            }
+        }
     }
 }
 
 impl Caller {
-    /// What stands before MQTT on this door.
-    pub(super) async fn come_in(self) -> Result<(Stream, Peer), HandshakeFault> {
+    /// What stands before MQTT at this door. No message of a WebSocket may be longer than `message_bytes_max`.
+    pub(super) async fn come_in(self, message_bytes_max: usize) -> Result<(Stream, Peer), HandshakeFault> {
         let Caller { stream, address, door } = self;
-        // Small answers must not wait for more of them; a socket where that cannot be set works all the same.
-        let _slower = stream.set_nodelay(true);
-        let (stream, certificate) = match &door.tls {
-            Some(tls) => tls.accept(stream).await?,
-            None => (Stream::Tcp(stream), None),
+        let (stream, certificate) = match (stream, &door.tls) {
+            (Called::Unix(stream), _) => (Stream::Unix(stream), None),
+            (Called::Network(stream), tls) => {
+                // Small answers must not wait for more of them; where that cannot be set they come all the same.
+                let _slower = stream.set_nodelay(true);
+                match tls {
+                    Some(tls) => tls.accept(stream).await?,
+                    None => (Stream::Tcp(stream), None),
+                }
+            }
+        };
+        let stream = match door.transport {
+            ListenerTransport::Mqtt => stream,
+            ListenerTransport::WebSocket => accept_websocket(stream, message_bytes_max).await?,
         };
         let peer = Peer {
             address,

@@ -108,10 +108,13 @@ const PUSHED_OUT: &str = "too many connections have not sent their CONNECT (brok
 const SLOW_HANDSHAKE: &str = "it did not finish the handshake in time (broker.limits.handshake_time)";
 const SLOW_CONNECT: &str = "it did not send its CONNECT in time (broker.limits.connect_time)";
 
+/// A frame of a WebSocket may hold a packet of full length and some short ones.
+const SHARED_FRAME_BYTES: usize = 64 * 1024;
+
 /// What comes before a session, each part within its time.
 async fn arrive(caller: Caller, place: Option<Place>, services: &Services) -> Result<(Socket, Box<Connect>), Absence> {
     let limits = &services.limits;
-    let come_in = time::timeout(limits.handshake_timeout, caller.come_in());
+    let come_in = time::timeout(limits.handshake_timeout, caller.come_in(limits.packet_bytes + SHARED_FRAME_BYTES));
     let (stream, peer) = match come_in.await {
         Ok(Ok(come)) => come,
         Ok(Err(fault)) => return Err(Absence::Noted(fault.words())),

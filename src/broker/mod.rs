@@ -210,7 +210,10 @@ impl Broker {
 
     /// Where the listeners on the network are, by name: the port that was found where the configuration says 0.
     pub fn local_addrs(&self) -> BTreeMap<Arc<str>, SocketAddr> {
-        let found = |(name, listener): (&Arc<str>, &Listener)| Some((name.clone(), listener.local_addr()?));
+        let found = |(name, listener): (&Arc<str>, &Listener)| match listener.address() {
+            ListenerAddress::Network(address) => Some((name.clone(), address)),
+            ListenerAddress::Unix { .. } => None,
+        };
         self.listeners.iter().filter_map(found).collect()
     }
 
@@ -235,9 +238,7 @@ impl Broker {
         let stop = stop.child_token();
         let places = Places::new(limits.connections, limits.connections_per_address);
         for (name, listener) in &listeners {
-            if let Some(address) = listener.local_addr() {
-                info!(listener = name.as_ref(), address:% = address; "The broker listens");
-            }
+            info!(listener = name.as_ref(), address:% = listener.address(); "The broker listens");
         }
         let mut accepting = JoinSet::new();
         let (accepted, mut sockets) = mpsc::channel(1);

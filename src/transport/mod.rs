@@ -1,4 +1,4 @@
-//! Byte streams to and from the network: TCP, TLS over it, Unix sockets.
+//! Byte streams to and from the network: TCP, Unix sockets, TLS and WebSocket over them.
 //!
 //! Promises: every failure names its step (address, connection, certificate, clock), because "connection failed" sends
 //! a person to the wrong cabinet; nothing here waits longer than it was told to; key and certificate files are read
@@ -25,6 +25,9 @@ use crate::message::{ClockState, Stamp};
 pub use names::CertificateNames;
 pub use pacing::Pacing;
 pub use server::{HandshakeFault, TlsServer, check_server_tls};
+pub use unix::UnixDoor;
+pub use websocket::{WebSocket, accept as accept_websocket};
+
 pub use tls::{Refusal, TlsError, TlsFiles, check_tls};
 
 mod tls;
@@ -32,6 +35,10 @@ mod tls;
 mod server;
 
 mod names;
+
+mod websocket;
+
+mod unix;
 
 mod pacing;
 
@@ -58,6 +65,8 @@ pub enum Stream {
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
+    /// A WebSocket over any of the others.
+    WebSocket(Box<WebSocket>),
     /// TLS over TCP, as client or as server.
     Tls(Box<TlsStream<TcpStream>>),
 }
@@ -204,6 +213,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(context, into),
             Stream::Unix(stream) => Pin::new(stream).poll_read(context, into),
+            Stream::WebSocket(stream) => Pin::new(stream.as_mut()).poll_read(context, into),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(context, into),
         }
     }
@@ -214,6 +224,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
             Stream::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+            Stream::WebSocket(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
         }
     }
@@ -222,6 +233,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_flush(context),
             Stream::Unix(stream) => Pin::new(stream).poll_flush(context),
+            Stream::WebSocket(stream) => Pin::new(stream.as_mut()).poll_flush(context),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(context),
         }
     }
@@ -230,6 +242,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+            Stream::WebSocket(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
         }
     }

@@ -44,6 +44,12 @@ pub enum HandshakeFault {
     NothingInCommon,
     /// It does not speak TLS.
     NotTls,
+    /// It does not speak HTTP.
+    NotHttp,
+    /// It speaks HTTP and wants something else than a WebSocket.
+    NotWebSocket,
+    /// It wants a WebSocket for something else than MQTT.
+    NoSubprotocol,
     /// It went away, or something else went wrong.
     BrokeOff,
 }
@@ -60,7 +66,10 @@ impl HandshakeFault {
             HandshakeFault::Refused => "it refuses this listener's certificate: another authority, or another name",
             HandshakeFault::NothingInCommon => "it speaks no TLS version or cipher that this listener speaks",
             HandshakeFault::NotTls => "it does not speak TLS",
-            HandshakeFault::BrokeOff => "the TLS handshake broke off",
+            HandshakeFault::NotHttp => "it does not speak HTTP, with which a WebSocket begins",
+            HandshakeFault::NotWebSocket => "it speaks HTTP, but asks for no WebSocket",
+            HandshakeFault::NoSubprotocol => "its WebSocket offers neither the subprotocol mqtt nor mqttv3.1",
+            HandshakeFault::BrokeOff => "the handshake broke off",
         }
     }
 }

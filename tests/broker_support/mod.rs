@@ -34,6 +34,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const VERSIONS: [Version; 2] = [Version::V311, Version::V5];
 
 pub struct Options {
+    pub bind: SocketAddr,
     pub limits: BrokerLimits,
     pub router: RouterLimits,
     /// Forward rules of the one uplink `cloud`.
@@ -50,6 +51,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
+            bind: SocketAddr::from(([127, 0, 0, 1], 0)),
             limits: BrokerLimits::default(),
             // Machines that run tests are slower than patience with slow readers allows.
             router: RouterLimits { hold: Duration::from_secs(5), ..RouterLimits::default() },
@@ -121,8 +123,7 @@ impl Gateway {
             false => BTreeMap::from([(cloud, options.forward)]),
         };
         let intake = Intake::new(opened.inlet.clone(), router.clone(), forwards, clock, health.clone());
-        let bind: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig::from(bind))]);
+        let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig::from(options.bind))]);
         let (access, sys_interval) = (options.access, options.sys_interval);
         let config = BrokerConfig { listeners, access, sys_interval, ..BrokerConfig::default() };
         let (inlet, limits) = (opened.inlet.clone(), options.limits);
