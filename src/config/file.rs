@@ -268,6 +268,9 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     let limits = reader.table(walk, "limits").unwrap_or((&empty, nowhere));
     session = reader.table(walk, "session").unwrap_or(session);
     let sys_interval = reader.duration(walk, "sys_interval", Duration::ZERO, Duration::from_secs(86_400));
+    if let Some(at) = sys_interval.as_ref().filter(|at| at.value.subsec_nanos() != 0) {
+        walk.wrong(at.spot, "sys_interval", Wrong::new("must be whole seconds, or \"0s\" for never"));
+    }
     draft.sys_interval = sys_interval.map(|interval| interval.value);
     draft.sessions = sessions(walk, session.0, session.1);
     draft.limits = limits::read(walk, limits.0, limits.1);
