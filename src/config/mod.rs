@@ -18,7 +18,7 @@ use crate::clock::ClockSource;
 use crate::message::{Filter, Qos};
 
 pub use examples::{examples, reference};
-pub use load::{KeptId, LoadRequest, Loaded, UplinkPlaces, load};
+pub use load::{KeptId, LoadRequest, Loaded, UplinkPlaces, load, state_dir};
 pub use report::{Mark, Place, Problem, render};
 pub use template::{TemplateError, TopicTemplate};
 
