@@ -230,17 +230,24 @@ pub fn an_upgrade_keeps_the_queue(site: &mut Site, next: &Path) {
     let mut publisher = Publisher::started(site.machine.port, "upgrade", "plant/upgrade", MESSAGES, &arguments);
     publisher.wait_until_done();
     let acknowledged = publisher.acknowledged();
-    let pid = site.number("MainPID");
+    let (pid, before) = (site.number("MainPID"), starts(site));
     let configuration = site.machine.must("sha256sum /etc/tidegate/tidegate.toml");
     install(site, next);
     let version = site.machine.must("dpkg-query -Wf '${Version}' tidegate");
     ok("the package is the next one", version.starts_with("99."), version);
     ok("the service is restarted by it", site.number("MainPID") != pid && site.number("NRestarts") == 0, ());
+    ok("once", starts(site) == before + 1, before);
     let kept = site.machine.must("sha256sum /etc/tidegate/tidegate.toml");
     ok("the configuration is kept", kept == configuration, kept);
     site.cloud.start();
     expect_all(site, "factory7/plant/upgrade", &acknowledged);
     ok("what waited is delivered by the next one", true, ());
+}
+
+/// How often the service has become ready since the boot.
+fn starts(site: &mut Site) -> u64 {
+    let said = site.machine.must("journalctl -u tidegate -b -o cat --no-pager | grep -c '^Started tidegate'");
+    said.parse().unwrap_or_else(|_| panic!("{said:?} is no number"))
 }
 
 fn watchdog_us(site: &mut Site) -> u64 {
