@@ -56,12 +56,11 @@ pub(super) struct Socket {
     stuck_since: Option<Instant>,
     /// Since when the packet at the front of the input is not whole.
     partial_since: Option<Instant>,
-    /// None for who will be refused for that.
-    _place: Option<Place>,
+    _place: Place,
 }
 
 impl Socket {
-    pub(super) fn new(stream: Stream, peer: Arc<Peer>, limits: &BrokerLimits, place: Option<Place>) -> Socket {
+    pub(super) fn new(stream: Stream, peer: Arc<Peer>, limits: &BrokerLimits, place: Place) -> Socket {
         Socket {
             stream,
             peer,
