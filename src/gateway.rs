@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{BindError, Broker, BrokerLimits, Certificates};
+use crate::broker::{Access, BindError, Broker, BrokerLimits, Certificates};
 use crate::clock::Clock;
 use crate::config::{Config, UplinkConfig};
 use crate::control::Control;
@@ -154,6 +154,7 @@ pub async fn run(
     let broker = Broker::bind(&config.broker, limits, intake.clone(), inlet.clone(), router.clone(), health.clone())
         .await
         .map_err(GatewayError::Listener)?;
+    let access = broker.access();
     let certificates = broker.certificates();
     let control = Control::bind(&config.gateway.state_dir, &gateway, clock.clone(), health.clone(), inlet.clone());
 
@@ -198,7 +199,7 @@ pub async fn run(
     let note = move || told.lock().unwrap_or_else(PoisonError::into_inner).clone();
     house.start("status", |stop| teller.tell(stop, note));
     let running = config.clone();
-    let reloader = Reloader { running, inlet: inlet.clone(), intake: intake.clone(), certificates, pending };
+    let reloader = Reloader { running, inlet: inlet.clone(), intake: intake.clone(), access, certificates, pending };
     house.start("reload", |stop| reloader.run(reloads, stop));
 
     service::ready();
@@ -254,6 +255,7 @@ struct Reloader {
     running: Config,
     inlet: Inlet,
     intake: Intake,
+    access: Access,
     certificates: Certificates,
     /// What the line of the service manager says of it.
     pending: Arc<Mutex<Option<String>>>,
@@ -279,7 +281,7 @@ impl Reloader {
 
     /// Gives back what waits for a restart.
     async fn apply(&mut self, config: &Config) -> Vec<String> {
-        let Difference { rules, certificates, mut restart } = Difference::between(&self.running, config);
+        let Difference { rules, access, certificates, mut restart } = Difference::between(&self.running, config);
         for name in certificates {
             let (old, new) = (self.running.broker.listeners.get_mut(&name), config.broker.listeners.get(&name));
             let (Some(old), Some(files)) = (old, new.and_then(|listener| listener.tls.as_ref())) else { continue };
@@ -312,6 +314,12 @@ impl Reloader {
             self.intake.set_rules(&name, &new.forward);
             old.forward.clone_from(&new.forward);
             log::info!(uplink = name.as_ref(), rules = new.forward.len(); "Other forward rules are in force");
+        }
+        if access {
+            let new = &config.broker.access;
+            self.access.change(new);
+            self.running.broker.access.clone_from(new);
+            log::info!(users = new.users.len(); "Other users, or other rights of theirs, are in force");
         }
         let line = (!restart.is_empty()).then(|| format!("a restart is needed for {}", restart.join(", ")));
         *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = line;

@@ -63,7 +63,18 @@ pub(super) async fn serve(
             None => return refuse(socket, connect.version, ReasonCode::SERVER_UNAVAILABLE, &services),
         },
     };
-    let attachment = Attachment { socket, connect, is_assigned };
+    let admitted = tokio::select! {
+        admitted = services.access.admit(socket.peer(), &connect, &client) => admitted,
+        () = stop.cancelled() => return,
+    };
+    let identity = match admitted {
+        Ok(identity) => identity,
+        Err(refused) => {
+            let reason = refused.reason(connect.version);
+            return refuse(socket, connect.version, reason, &services);
+        }
+    };
+    let attachment = Attachment { socket, connect, identity: identity.clone(), is_assigned };
     match services.register.enter(&client, attachment) {
         Entry::Handed => {}
         Entry::Refused(attachment) => {
@@ -71,7 +82,7 @@ pub(super) async fn serve(
             refuse(socket, connect.version, too_many(connect.version), &services);
         }
         Entry::New(attachment, mut waiting) => match services.router.attach().await {
-            Ok(link) => Session::new(client, services, waiting, link).run(attachment, stop).await,
+            Ok(link) => Session::new(client, services, waiting, identity, link).run(attachment, stop).await,
             Err(error) => {
                 debug!(client = client.as_ref(), error:% = error; "A session could not be started");
                 let mut refused = Some(attachment);

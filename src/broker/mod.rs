@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
+pub use access::{Access, hash_password};
 pub use door::Certificates;
 pub use limits::BrokerLimits;
 pub use peer::{CertificateNames, Peer, PeerAddress};
@@ -45,7 +46,9 @@ use notes::Notes;
 use places::{Crowded, Doorway, Place, Places, Register};
 use session::Attachment;
 use socket::Socket;
+use sys::SysTree;
 
+mod access;
 mod door;
 mod durable;
 mod files;
@@ -58,6 +61,7 @@ mod peer;
 mod places;
 mod session;
 mod socket;
+mod sys;
 
 /// Sockets whose last words are being written.
 const PARTINGS_MAX: usize = 256;
@@ -94,6 +98,8 @@ pub enum BrokerError {
 pub struct Broker {
     listeners: BTreeMap<Arc<str>, Listener>,
     services: Arc<Services>,
+    /// Zero: there is no `$SYS` tree.
+    sys_interval: Duration,
     partings: mpsc::Receiver<Socket>,
     failures: mpsc::Receiver<RouterError>,
 }
@@ -105,8 +111,10 @@ struct Services {
     inlet: Inlet,
     router: Router,
     health: Health,
+    access: Access,
     limits: BrokerLimits,
     register: Register<Attachment>,
+    sys: SysTree,
     partings: mpsc::Sender<Socket>,
     failures: mpsc::Sender<RouterError>,
     doorway: Doorway,
@@ -187,18 +195,21 @@ impl Broker {
             store_share: limits.kept_share,
         });
         let services = Services {
+            access: Access::new(&config.access, health.clone()),
             intake,
             inlet,
             router,
             health,
             register: Register::new(limits.sessions),
+            sys: SysTree::default(),
             doorway: Doorway::new(limits.handshakes),
             limits,
             partings: parting,
             failures: failing,
             notes: Notes::default(),
         };
-        Ok(Broker { listeners, services: Arc::new(services), partings, failures })
+        let (services, sys_interval) = (Arc::new(services), config.sys_interval);
+        Ok(Broker { listeners, services, sys_interval, partings, failures })
     }
 
     /// Where the listeners on the network are, by name: the port that was found where the configuration says 0.
@@ -208,6 +219,11 @@ impl Broker {
             ListenerAddress::Unix { .. } => None,
         };
         self.listeners.iter().filter_map(found).collect()
+    }
+
+    /// Who may do what: to change it while the broker runs.
+    pub fn access(&self) -> Access {
+        self.services.access.clone()
     }
 
     /// What can be renewed while it runs.
@@ -220,7 +236,7 @@ impl Broker {
     /// # Errors
     /// When the router is gone.
     pub async fn run(self, stop: CancellationToken) -> Result<(), BrokerError> {
-        let Broker { listeners, services, mut partings, mut failures } = self;
+        let Broker { listeners, services, sys_interval, mut partings, mut failures } = self;
         let limits = services.limits.clone();
         // Of our own, so that a failure ends the sessions and leaves the other stages to the supervisor.
         let stop = stop.child_token();
@@ -241,6 +257,9 @@ impl Broker {
             ));
         }
         drop(accepted);
+        if !sys_interval.is_zero() {
+            accepting.spawn(sys::run(services.clone(), sys_interval, stop.clone()));
+        }
 
         let mut sessions = JoinSet::new();
         let mut farewells = JoinSet::new();

@@ -19,11 +19,12 @@ use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::Services;
+use super::access::{Changes, Identity, Rights};
 use super::durable::{Durable, Progress};
 use super::inbound::{Begun, Inbound, Mark, Running, Settled, Signs};
 use super::outbound::Outbound;
 use super::socket::{Socket, Turn};
-use crate::message::{Filter, Qos, Stamp, Topic};
+use crate::message::{Filter, Message, Qos, Stamp, Topic};
 use crate::mqtt::{Connect, ReasonCode, Version, Will};
 use crate::router::{Link, RouterError, Taken};
 
@@ -38,6 +39,8 @@ mod leaving;
 pub(super) struct Attachment {
     pub socket: Socket,
     pub connect: Box<Connect>,
+    /// Who it is.
+    pub identity: Identity,
     /// The id was given by us.
     pub is_assigned: bool,
 }
@@ -71,15 +74,23 @@ pub(super) struct Session {
     client: Arc<str>,
     services: Arc<Services>,
     attachments: mpsc::Receiver<Attachment>,
+    /// Whose it is, what he may do, and when that may have changed.
+    identity: Identity,
+    rights: Rights,
+    changes: Changes,
     link: Link,
     subscriptions: HashMap<Filter, Options>,
     /// Its end at the queue, where it is kept there.
     durable: Option<Durable>,
     /// It ends with its socket, and is counted as such.
     is_passing: bool,
+    /// Its subscriptions that are counted, while it is.
+    counted: u64,
     inbound: Inbound,
     /// Work that must end before the next packet is looked at, and whose connection it belongs to.
     begun: Option<(Mark, Running<Begun>)>,
+    /// What the broker says of itself to subscriptions that are being made.
+    told: Vec<(Filter, Vec<Message>)>,
     outbound: Outbound,
     connection: Option<Connection>,
     /// Counts connections and lives, so that no answer reaches the wrong one.
@@ -104,6 +115,7 @@ enum Event {
     Turn(Turn),
     Taken(Result<Taken, RouterError>),
     Progress(Progress),
+    AccessChanged,
     Slow,
     Time,
 }
@@ -114,18 +126,26 @@ impl Session {
         client: Arc<str>,
         services: Arc<Services>,
         attachments: mpsc::Receiver<Attachment>,
+        identity: Identity,
         link: Link,
     ) -> Session {
+        // Before the rights are looked up, so that no change is missed.
+        let changes = services.access.changes();
         Session {
+            rights: services.access.rights(&identity, &client),
             client,
             services,
             attachments,
+            identity,
+            changes,
             link,
             subscriptions: HashMap::new(),
             durable: None,
             is_passing: false,
+            counted: 0,
             inbound: Inbound::new(),
             begun: None,
+            told: Vec::new(),
             outbound: Outbound::new(),
             connection: None,
             mark: Mark::default(),
@@ -142,14 +162,18 @@ impl Session {
     pub(super) async fn run(mut self, first: Attachment, stop: CancellationToken) {
         self.attach(first).await;
         loop {
+            // Before anything that comes in or goes out after the change.
+            if self.changes.are_there() {
+                self.look_at_rights().await;
+            }
             self.read().await;
             self.inbound.start(&self.services);
             self.ask();
             self.write().await;
-            if self.stopping.is_some() && self.is_settled() {
-                self.part(ReasonCode::SERVER_SHUTTING_DOWN, false).await;
+            if self.stopping.is_some() && self.is_settled() && self.bid_farewell().await {
                 break;
             }
+            self.count_subscriptions();
             if self.is_over() {
                 match self.services.register.leave(&self.client, &mut self.attachments) {
                     Some(attachment) => self.attach(attachment).await,
@@ -176,6 +200,7 @@ impl Session {
                     break;
                 }
                 Event::Progress(progress) => self.progress(progress).await,
+                Event::AccessChanged => self.look_at_rights().await,
                 Event::Slow => {
                     if self.connection.is_some() {
                         self.services.health.sessions().slow.fetch_add(1, Ordering::Relaxed);
@@ -188,6 +213,7 @@ impl Session {
         }
         self.services.register.leave(&self.client, &mut self.attachments);
         self.count_passing(false);
+        self.count_subscriptions();
         self.link.detach().await;
     }
 
@@ -197,7 +223,7 @@ impl Session {
         let may_take = self.may_take();
         let slowed = self.link.slowed();
         let is_stopping = self.stopping.is_some();
-        let Session { attachments, inbound, begun, connection, link, durable, .. } = self;
+        let Session { attachments, inbound, begun, connection, link, durable, changes, .. } = self;
         tokio::select! {
             Some(attachment) = attachments.recv() => Event::Attached(attachment),
             () = stop.cancelled(), if !is_stopping => Event::Stop,
@@ -206,6 +232,7 @@ impl Session {
             turn = turn(connection, may_read) => Event::Turn(turn),
             taken = link.next(), if may_take => Event::Taken(taken),
             progress = progress_of(durable) => Event::Progress(progress),
+            () = changes.next() => Event::AccessChanged,
             () = slowed => Event::Slow,
             () = sleep_until(deadline) => Event::Time,
         }

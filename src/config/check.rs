@@ -15,6 +15,8 @@ use super::walk::{At, Walk, name_fault, nearest};
 use super::{Endpoint, ListenerAddress, Protocol};
 use crate::message::Topic;
 
+mod users;
+
 /// Whose something is, and where that is written.
 type Named<'d> = (&'d Arc<str>, Spot);
 
@@ -26,6 +28,7 @@ pub(super) fn is_reserved(topic: &str) -> bool {
 /// Every rule over two keys.
 pub(super) fn check(walk: &mut Walk, draft: &Draft) {
     listeners(walk, draft);
+    users::check(walk, draft);
     for uplink in &draft.uplinks {
         credentials(walk, uplink);
         rules(walk, uplink);
@@ -178,38 +181,24 @@ fn rules(walk: &mut Walk, uplink: &UplinkDraft) {
 
 /// Rules that never decide, because an earlier one matches all that they match.
 fn shadowed(walk: &mut Walk, uplink: &UplinkDraft) {
-    let rules = || uplink.forward.iter().filter_map(|(rule, spot)| Some((rule.as_ref()?.filter.pattern(), *spot)));
+    let rules = || uplink.forward.iter().filter_map(|(rule, spot)| Some((&rule.as_ref()?.filter, *spot)));
     for (number, (later, spot)) in rules().enumerate() {
         if walk.findings.is_full() {
             return;
         }
-        let Some((first, first_spot)) = rules().take(number).find(|(first, _)| covers(first, later)) else { continue };
+        let Some((first, first_spot)) = rules().take(number).find(|(first, _)| first.covers(later)) else { continue };
         // The same filter twice was noted as a problem.
-        if first == later {
+        if first.pattern() == later.pattern() {
             continue;
         }
         let what = format!(
-            "the rule for {first:?} at {} takes all of {later:?}: this one never decides",
-            walk.findings.name(first_spot)
+            "the rule for {:?} at {} takes all of {:?}: this one never decides",
+            first.pattern(),
+            walk.findings.name(first_spot),
+            later.pattern()
         );
         let help = "the first rule that matches decides: write the narrower one first".to_owned();
         walk.findings.warning(spot, what, Some(help));
-    }
-}
-
-/// Whether `wide` matches every topic that `narrow` matches (MQTT 5.0, 4.7).
-fn covers(wide: &str, narrow: &str) -> bool {
-    if narrow.starts_with('$') && wide.starts_with(['+', '#']) {
-        return false;
-    }
-    let (mut wide, mut narrow) = (wide.split('/'), narrow.split('/'));
-    loop {
-        match (wide.next(), narrow.next()) {
-            (Some("#"), _) | (None, None) => return true,
-            (Some("+"), Some(level)) if level != "#" => {}
-            (Some(wanted), Some(level)) if wanted == level => {}
-            _ => return false,
-        }
     }
 }
 
@@ -432,32 +421,5 @@ fn unforwarded(walk: &mut Walk, draft: &Draft) {
             help.push_str("; \"field/#\" then needs its own: it is there only where no rule is written");
         }
         walk.findings.warning(if template.is_default { spot } else { template.spot }, what, Some(help));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::covers;
-
-    #[test]
-    fn a_filter_covers_another_when_it_matches_all_that_the_other_matches() {
-        for (wide, narrow, expected) in [
-            ("#", "a/b", true),
-            ("#", "$share", false),
-            ("#", "+/a", true),
-            ("a/#", "a", true),
-            ("a/#", "a/+/b", true),
-            ("a/#", "a/#", true),
-            ("a/+", "a/b", true),
-            ("a/+", "a/#", false),
-            ("a/+", "a", false),
-            ("a/+/#", "a/#", false),
-            ("a/b", "a/+", false),
-            ("+/b", "a/b", true),
-            ("a/#", "b/#", false),
-            ("a", "a/b", false),
-        ] {
-            assert_eq!(covers(wide, narrow), expected, "{wide} {narrow}");
-        }
     }
 }

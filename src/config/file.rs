@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::access::{CertificateName, PasswordHash, TopicRights};
 use super::board::Found;
 use super::keys;
 use super::load::KeptId;
@@ -25,6 +26,7 @@ mod listener;
 mod modbus;
 mod serial;
 mod uplink;
+mod user;
 
 pub(super) use modbus::read_models;
 
@@ -49,6 +51,10 @@ pub(super) struct Draft {
     pub(super) queue: Option<QueueConfig>,
     pub(super) listeners: Vec<ListenerDraft>,
     pub(super) sessions: Option<SessionConfig>,
+    pub(super) users: Vec<UserDraft>,
+    pub(super) groups: Vec<GroupDraft>,
+    pub(super) anonymous: Option<AnonymousDraft>,
+    pub(super) sys_interval: Option<Duration>,
     pub(super) limits: Option<LimitsConfig>,
     pub(super) uplinks: Vec<UplinkDraft>,
     pub(super) lines: Vec<LineDraft>,
@@ -71,6 +77,36 @@ pub(super) struct ListenerDraft {
     pub(super) mode: Option<Spot>,
     pub(super) plaintext: Option<At<bool>>,
     pub(super) config: Option<ListenerConfig>,
+}
+
+/// `[broker.user.<name>]`
+#[derive(Debug)]
+pub(super) struct UserDraft {
+    pub(super) name: Arc<str>,
+    pub(super) spot: Spot,
+    pub(super) password: Option<PasswordHash>,
+    /// These are written, right or wrong.
+    pub(super) has_password: bool,
+    pub(super) has_certificate: bool,
+    pub(super) certificate: Option<At<CertificateName>>,
+    pub(super) groups: Vec<At<String>>,
+    /// His own, without those of his groups.
+    pub(super) rights: Option<TopicRights>,
+}
+
+/// `[broker.group.<name>]`
+#[derive(Debug)]
+pub(super) struct GroupDraft {
+    pub(super) name: Arc<str>,
+    pub(super) spot: Spot,
+    pub(super) rights: Option<TopicRights>,
+}
+
+/// `[broker.anonymous]`
+#[derive(Debug)]
+pub(super) struct AnonymousDraft {
+    pub(super) spot: Spot,
+    pub(super) rights: Option<TopicRights>,
 }
 
 /// `[uplink.<name>]`
@@ -130,6 +166,14 @@ pub(super) struct SerialDraft {
     pub(super) config: Option<SerialConfig>,
 }
 
+/// The state directory alone, for whoever asks the running gateway: whatever else is wrong is no affair of his.
+pub(super) fn state_dir(walk: &mut Walk, root: &Tree) -> Option<PathBuf> {
+    let empty = Tree::default();
+    let (tree, spot) = section(root, "gateway", &empty);
+    let reader = Reader::open(walk, tree, &keys::GATEWAY, spot);
+    state_dir_of(walk, &reader)
+}
+
 /// `[gateway]`, and what the placeholders stand for: needed before anything else is read.
 pub(super) fn gateway(
     walk: &mut Walk,
@@ -140,16 +184,7 @@ pub(super) fn gateway(
     let empty = Tree::default();
     let (tree, spot) = section(root, "gateway", &empty);
     let reader = Reader::open(walk, tree, &keys::GATEWAY, spot);
-    let state_dir = reader.text(walk, "state_dir").and_then(|text| {
-        // Like every other path, one that is not from the root is taken from the file that names it; the dot says
-        // that this was meant.
-        if ["/", "./", "../"].iter().any(|start| text.value.starts_with(start)) {
-            return walk.path("state_dir", &text).map(|path| path.value);
-        }
-        let wrong = Wrong::new("must be a path from the root, \"/var/lib/tidegate\", or start with \"./\"");
-        walk.wrong(text.spot, "state_dir", wrong);
-        None
-    });
+    let state_dir = state_dir_of(walk, &reader);
     let clock = reader.choice(
         walk,
         "clock",
@@ -196,6 +231,10 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
         queue: queue(walk, root),
         listeners: Vec::new(),
         sessions: None,
+        users: Vec::new(),
+        groups: Vec::new(),
+        anonymous: None,
+        sys_interval: None,
         limits: None,
         uplinks: Vec::new(),
         lines: Vec::new(),
@@ -211,15 +250,27 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     }
     let (empty, nowhere) = (Tree::default(), Spot { source: 0, start: 0, end: 0 });
     let mut session = (&empty, nowhere);
-    let mut limits = (&empty, nowhere);
-    if let Some((tree, spot)) = top.table(walk, "broker") {
-        let reader = Reader::open(walk, tree, &keys::BROKER, spot);
-        for (name, tree, spot) in reader.named(walk, "listener") {
-            draft.listeners.push(listener::read(walk, name, tree, spot));
-        }
-        session = reader.table(walk, "session").unwrap_or(session);
-        limits = reader.table(walk, "limits").unwrap_or(limits);
+    let (tree, spot) = top.table(walk, "broker").unwrap_or((&empty, nowhere));
+    let reader = Reader::open(walk, tree, &keys::BROKER, spot);
+    for (name, tree, spot) in reader.named(walk, "listener") {
+        draft.listeners.push(listener::read(walk, name, tree, spot));
     }
+    for (name, tree, spot) in reader.named(walk, "user") {
+        draft.users.push(user::user(walk, name, tree, spot));
+    }
+    for (name, tree, spot) in reader.named(walk, "group") {
+        draft.groups.push(user::group(walk, name, tree, spot));
+    }
+    if let Some((tree, spot)) = reader.table(walk, "anonymous") {
+        draft.anonymous = Some(user::anonymous(walk, tree, spot));
+    }
+    let limits = reader.table(walk, "limits").unwrap_or((&empty, nowhere));
+    session = reader.table(walk, "session").unwrap_or(session);
+    let sys_interval = reader.duration(walk, "sys_interval", Duration::ZERO, Duration::from_secs(86_400));
+    if let Some(at) = sys_interval.as_ref().filter(|at| at.value.subsec_nanos() != 0) {
+        walk.wrong(at.spot, "sys_interval", Wrong::new("must be whole seconds, or \"0s\" for never"));
+    }
+    draft.sys_interval = sys_interval.map(|interval| interval.value);
     draft.sessions = sessions(walk, session.0, session.1);
     draft.limits = limits::read(walk, limits.0, limits.1);
     for (name, tree, spot) in top.named(walk, "uplink") {
@@ -435,6 +486,18 @@ fn point_topic(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<At
         }
         Ok(text)
     })
+}
+
+fn state_dir_of(walk: &mut Walk, reader: &Reader<'_>) -> Option<PathBuf> {
+    let text = reader.text(walk, "state_dir")?;
+    // Like every other path, one that is not from the root is taken from the file that names it; the dot says that this
+    // was meant.
+    if ["/", "./", "../"].iter().any(|start| text.value.starts_with(start)) {
+        return walk.path("state_dir", &text).map(|path| path.value);
+    }
+    let wrong = Wrong::new("must be a path from the root, \"/var/lib/tidegate\", or start with \"./\"");
+    walk.wrong(text.spot, "state_dir", wrong);
+    None
 }
 
 /// A file that must be there, be a file, and be readable; a secret one by nobody else.

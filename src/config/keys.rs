@@ -57,6 +57,9 @@ pub static TABLES: &[&KeyTable] = &[
     &LISTENER,
     &LISTENER_TLS,
     &SESSION,
+    &USER,
+    &GROUP,
+    &ANONYMOUS,
     &LIMITS,
     &RATE,
     &UPLINK,
@@ -151,18 +154,31 @@ pub static QUEUE: KeyTable = KeyTable {
 /// `[broker]`
 pub static BROKER: KeyTable = KeyTable {
     title: "broker",
-    keys: &[optional("listener"), optional("session"), optional("limits")],
+    keys: &[
+        optional("listener"),
+        optional("session"),
+        optional("user"),
+        optional("group"),
+        optional("anonymous"),
+        optional("limits"),
+        default("sys_interval", "\"10s\""),
+    ],
     gone: &[
         ("bind", "write `[broker.listener.<name>]` with `bind` in it"),
         ("port", "write `[broker.listener.<name>]` with `bind = \"127.0.0.1:1883\"`"),
         ("listeners", "write `[broker.listener.<name>]`, one table for each"),
-        ("allow_anonymous", "anonymous clients are allowed on loopback, and nowhere else"),
+        ("allow_anonymous", "anonymous clients may do on this machine what `[broker.anonymous]` says"),
+        ("users", "write `[broker.user.<name>]`, one table for each"),
+        ("groups", "write `[broker.group.<name>]`, one table for each"),
+        ("password_file", "write `[broker.user.<name>]`; `tidegate import mosquitto` does it for a whole file"),
+        ("acl_file", "write `[broker.user.<name>]`; `tidegate import mosquitto` does it for a whole file"),
+        ("acl", "write `publish` and `subscribe` in `[broker.user.<name>]`"),
         ("max_connections", "write `connections` in [broker.limits]"),
         ("max_packet_size", "write `packet_bytes` in [broker.limits]"),
         ("message_size_limit", "write `packet_bytes` in [broker.limits]"),
         ("max_inflight_messages", "write `in_flight` in [broker.limits]"),
     ],
-    later: &["user", "acl"],
+    later: &[],
 };
 
 /// `[broker.listener.<name>]`
@@ -215,6 +231,49 @@ pub static SESSION: KeyTable = KeyTable {
     title: "broker.session",
     keys: &[default("max_bytes", "\"16 MiB\""), default("expiry", "\"7 days\"")],
     gone: &[("max_queued_messages", "what waits for a client is bounded in bytes: `max_bytes`")],
+    later: &[],
+};
+
+const RIGHTS_GONE: &[(&str, &str)] = &[
+    ("read", "it is called `subscribe`"),
+    ("write", "it is called `publish`"),
+    ("readwrite", "write the filters in both `publish` and `subscribe`"),
+    ("acl", "write `publish` and `subscribe`"),
+    ("topics", "write `publish` and `subscribe`"),
+    ("password", "write its hash: `password_hash`; `tidegate passwd USER` prints it"),
+    ("password_file", "write the file of the hash: `password_hash_file`; `tidegate passwd USER` prints it"),
+    ("group", "it is called `groups`, and is a list"),
+];
+
+/// `[broker.user.<name>]`
+pub static USER: KeyTable = KeyTable {
+    title: "broker.user.<name>",
+    keys: &[
+        optional("password_hash"),
+        optional("password_hash_file"),
+        optional("certificate"),
+        optional("groups"),
+        optional("publish"),
+        optional("subscribe"),
+        optional("deny"),
+    ],
+    gone: RIGHTS_GONE,
+    later: &[],
+};
+
+/// `[broker.group.<name>]`
+pub static GROUP: KeyTable = KeyTable {
+    title: "broker.group.<name>",
+    keys: &[optional("publish"), optional("subscribe"), optional("deny")],
+    gone: RIGHTS_GONE,
+    later: &[],
+};
+
+/// `[broker.anonymous]`
+pub static ANONYMOUS: KeyTable = KeyTable {
+    title: "broker.anonymous",
+    keys: &[optional("publish"), optional("subscribe"), optional("deny")],
+    gone: RIGHTS_GONE,
     later: &[],
 };
 

@@ -18,8 +18,10 @@ use regex::Regex;
 use crate::clock::ClockSource;
 use crate::message::{Filter, Qos};
 
+pub use access::{CertificateName, PasswordHash, TopicPattern, TopicRights, UserConfig};
+pub use effective::{name as toml_key, quoted as toml_text};
 pub use examples::{examples, reference};
-pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load};
+pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load, state_dir};
 pub use report::{Mark, Place, Problem, render};
 pub use template::{TemplateError, TopicTemplate};
 
@@ -32,6 +34,8 @@ mod tree;
 mod walk;
 
 mod units;
+
+mod access;
 
 mod file;
 
@@ -55,6 +59,21 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// Reads a serial mode as the configuration writes it: `"8E1"`. The error is for a person.
 pub fn parse_serial_mode(text: &str) -> Result<SerialMode, String> {
     units::serial_mode(text).map_err(in_one_line)
+}
+
+/// Reads a hash as the configuration writes it. The error is for a person.
+pub fn parse_password_hash(text: &str) -> Result<PasswordHash, String> {
+    PasswordHash::parse(text).map_err(in_one_line)
+}
+
+/// Reads a pattern of topics as the configuration writes it. The error is for a person.
+pub fn parse_topic_pattern(text: &str) -> Result<TopicPattern, String> {
+    TopicPattern::parse(text).map_err(in_one_line)
+}
+
+/// Says why `name` cannot be the name of a user, a device, an uplink. The error is for a person.
+pub fn check_name(name: &str) -> Result<(), String> {
+    walk::name_fault(name).map_err(in_one_line)
 }
 
 fn in_one_line(wrong: units::Wrong) -> String {
@@ -129,8 +148,23 @@ pub struct BrokerConfig {
     pub listeners: BTreeMap<Arc<str>, ListenerConfig>,
     /// `[broker.session]`
     pub sessions: SessionConfig,
+    /// How often the `$SYS` tree is published; zero = never.
+    pub sys_interval: Duration,
+    /// Who may do what.
+    pub access: AccessConfig,
     /// `[broker.limits]`
     pub limits: LimitsConfig,
+}
+
+/// `[broker.user.<name>]` and `[broker.anonymous]`, their groups merged in. The default lets everybody on this machine do
+/// everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AccessConfig {
+    /// `[broker.user.<name>]`, by name.
+    pub users: BTreeMap<Arc<str>, UserConfig>,
+    /// `[broker.anonymous]`: what whoever has no name may do on this machine. `None`: everything while there are no users,
+    /// nothing otherwise.
+    pub anonymous: Option<TopicRights>,
 }
 
 /// `[broker.limits]`: what clients may take of the board. The defaults suit one with 512 MB of memory.

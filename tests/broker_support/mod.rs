@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tempfile::TempDir;
-use tidegate::broker::{Broker, BrokerError, BrokerLimits};
+use tidegate::broker::{Access, Broker, BrokerError, BrokerLimits};
 use tidegate::clock::{Clock, ClockSource};
-use tidegate::config::{BrokerConfig, ForwardRule, ListenerConfig, TopicTemplate, WhenFull};
+use tidegate::config::{
+    self, AccessConfig, BrokerConfig, ForwardRule, ListenerConfig, LoadRequest, TopicTemplate, WhenFull,
+};
 use tidegate::health::Health;
 use tidegate::intake::Intake;
 use tidegate::message::{Filter, Properties, Qos, Topic};
@@ -39,6 +41,9 @@ pub struct Options {
     pub forward: Vec<ForwardRule>,
     pub when_full: WhenFull,
     pub bytes_max: u64,
+    pub access: AccessConfig,
+    /// How often `$SYS` is published; zero = never.
+    pub sys_interval: Duration,
     /// The queue's thread starts with the gateway, rather than by hand.
     pub starts_worker: bool,
 }
@@ -53,6 +58,8 @@ impl Default for Options {
             forward: Vec::new(),
             when_full: WhenFull::DropOldest,
             bytes_max: 256 << 20,
+            access: AccessConfig::default(),
+            sys_interval: Duration::ZERO,
             starts_worker: true,
         }
     }
@@ -60,6 +67,7 @@ impl Default for Options {
 
 pub struct Gateway {
     pub address: SocketAddr,
+    pub access: Access,
     pub intake: Intake,
     pub inlet: Inlet,
     pub router: Router,
@@ -116,16 +124,19 @@ impl Gateway {
         };
         let intake = Intake::new(opened.inlet.clone(), router.clone(), forwards, clock, health.clone());
         let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig::from(options.bind))]);
-        let config = BrokerConfig { listeners, ..BrokerConfig::default() };
+        let (access, sys_interval) = (options.access, options.sys_interval);
+        let config = BrokerConfig { listeners, access, sys_interval, ..BrokerConfig::default() };
         let (inlet, limits) = (opened.inlet.clone(), options.limits);
         let broker =
             Broker::bind(&config, limits, intake.clone(), inlet, router.clone(), health.clone()).await.unwrap();
         let address = broker.local_addrs()["test"];
+        let access = broker.access();
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(broker.run(stop.clone()));
         let mut gateway = Gateway {
             address,
+            access,
             intake,
             inlet: opened.inlet,
             router,
@@ -420,5 +431,18 @@ impl Client {
     pub async fn disconnect(mut self) {
         self.send(Packet::Disconnect(Disconnect::new(ReasonCode::SUCCESS))).await;
         self.closed().await;
+    }
+}
+
+/// What `[broker.user.…]` and the like say, read as the gateway reads it.
+pub fn access(text: &str) -> AccessConfig {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("tidegate.toml");
+    std::fs::write(&file, format!("[gateway]\nid = \"test\"\n{text}")).unwrap();
+    let request =
+        LoadRequest { root: root.path().to_owned(), config: Some(file), credentials_dir: None, kept_id: None };
+    match config::load(&request) {
+        Ok(loaded) => loaded.config.broker.access,
+        Err(problems) => panic!("{}", config::render(&problems, &[])),
     }
 }

@@ -7,12 +7,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Options, Session};
+use crate::broker::access::{Deed, Reach};
 use crate::broker::inbound::{Arrival, Begun, Mark, Work, poll_now, retained, submit};
 use crate::broker::outbound::{Delivery, Fit};
 use crate::broker::{durable, is_reserved};
-use crate::message::{Body, Filter, Message, Origin, Qos};
+use crate::message::{Body, Filter, Message, Origin, Qos, Topic};
 use crate::mqtt::{
-    Ack, DecodeError, Disconnect, Packet, Publish, ReasonCode, Suback, Subscribe, Unsuback, Unsubscribe, Version,
+    Ack, DecodeError, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Subscribe, Unsuback, Unsubscribe,
+    Version,
 };
 use crate::queue::sessions::{Retained, Subscribed};
 use crate::router::RouterError;
@@ -39,6 +41,7 @@ impl Session {
             match connection.socket.decode() {
                 Ok(Some(packet)) => {
                     connection.heard_at = now;
+                    self.services.health.sessions().packets_received.fetch_add(1, Ordering::Relaxed);
                     self.handle(packet).await;
                     self.hurry().await;
                 }
@@ -150,6 +153,9 @@ impl Session {
             self.inbound.push(self.mark, Work::Repeat { packet_id });
             return;
         }
+        if !self.rights.may_publish(&topic) {
+            return self.deny(version, qos, packet_id, &topic).await;
+        }
         if let (Qos::ExactlyOnce, Some(packet_id)) = (qos, packet_id) {
             self.inbound.receive(packet_id);
         }
@@ -175,6 +181,20 @@ impl Session {
         self.begun = Some((self.mark, Box::pin(work)));
     }
 
+    /// Answers a message that its client may not publish. Version 3.1.1 has no word for that but to close the connection, and
+    /// an acknowledgement would be a lie (MQTT 3.1.1, 3.3.5: either is allowed).
+    async fn deny(&mut self, version: Version, qos: Qos, packet_id: Option<PacketId>, topic: &Topic) {
+        self.services.access.note(&self.client, &self.identity.user, Deed::Publish, topic.as_str());
+        match (packet_id, version) {
+            (None, _) => {}
+            (Some(packet_id), Version::V5) => {
+                let reason = ReasonCode::NOT_AUTHORIZED;
+                self.inbound.push(self.mark, Work::Refuse { qos, packet_id, reason });
+            }
+            (Some(_), Version::V311) => self.part(ReasonCode::NOT_AUTHORIZED, true).await,
+        }
+    }
+
     async fn received(&mut self, ack: Ack) {
         if ack.reason.is_failure() {
             self.outbound.forget(ack.packet_id);
@@ -194,9 +214,16 @@ impl Session {
         let version = self.connection.as_ref().map(|connection| connection.version);
         let mut reasons = Vec::with_capacity(subscribe.subscriptions.len());
         let mut asking = Vec::new();
+        let mut told = Vec::new();
         let mut keeping = Vec::new();
         for mut subscription in subscribe.subscriptions {
             let filter = subscription.filter;
+            if !self.may_subscribe(&filter) {
+                self.services.access.note(&self.client, &self.identity.user, Deed::Subscribe, filter.as_str());
+                let is_v5 = version == Some(Version::V5);
+                reasons.push(if is_v5 { ReasonCode::NOT_AUTHORIZED } else { ReasonCode::UNSPECIFIED_ERROR });
+                continue;
+            }
             if self.durable.is_some() && filter.share_group().is_some() {
                 // What a group shares is in memory: a QoS 2 packet id of it would be lost with the process, and the next
                 // message that bears it would be swallowed.
@@ -223,6 +250,7 @@ impl Session {
                         _ => false,
                     };
                     if is_asked && filter.share_group().is_none() {
+                        told.extend(self.of_the_broker(&filter));
                         asking.push(filter.clone());
                     }
                     let retained = match subscription.retain_handling {
@@ -258,13 +286,24 @@ impl Session {
             }
         }
         let suback = Suback { packet_id: subscribe.packet_id, reasons };
+        self.told = told;
         if let Some(number) = self.number().filter(|_| !keeping.is_empty()) {
-            let work = durable::subscribe(self.services.clone(), number, keeping, suback);
+            let work = durable::subscribe(self.services.clone(), number, self.client.clone(), keeping, suback);
             self.begun = Some((self.mark, Box::pin(work)));
         } else if asking.is_empty() {
             self.send(Packet::Suback(suback)).await;
         } else {
             self.begun = Some((self.mark, Box::pin(retained(self.services.clone(), suback, asking))));
+        }
+    }
+
+    /// Whether a subscription is for something that its client may hear. Of a wider one he hears that part; but not of what a
+    /// group shares: what this member may not hear would be lost to the others.
+    fn may_subscribe(&self, filter: &Filter) -> bool {
+        match self.rights.reach(filter) {
+            Reach::Whole => true,
+            Reach::Part => filter.share_group().is_none(),
+            Reach::Nothing => false,
         }
     }
 
@@ -324,9 +363,11 @@ impl Session {
                 }
             }
             Begun::Retained { suback, found } => {
+                let told = std::mem::take(&mut self.told);
                 if mark == self.mark {
                     self.send(Packet::Suback(suback)).await;
                     self.hand_out_retained(found);
+                    self.hand_out_retained(told);
                 }
             }
             Begun::Unsubscribed { unsuback } => {
@@ -343,6 +384,12 @@ impl Session {
         }
     }
 
+    /// What of the `$SYS` tree belongs to a new subscription.
+    fn of_the_broker(&self, filter: &Filter) -> Option<(Filter, Vec<Message>)> {
+        let messages = self.services.sys.retained(filter, self.services.intake.now());
+        (!messages.is_empty()).then(|| (filter.clone(), messages))
+    }
+
     fn hand_out_retained(&mut self, found: Vec<(Filter, Vec<Message>)>) {
         let now = self.services.intake.now();
         let mut bytes = 0_usize;
@@ -350,6 +397,9 @@ impl Session {
             let Some(options) = self.subscriptions.get(&filter).copied() else { continue };
             for message in messages {
                 let Body::Bytes(payload) = message.body else { continue };
+                if options.no_local && matches!(&message.origin, Origin::Client(from) if *from == self.client) {
+                    continue;
+                }
                 bytes = bytes.saturating_add(payload.len());
                 if bytes > self.services.limits.retained_bytes {
                     self.services.count_dropped(1);

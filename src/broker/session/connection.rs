@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use log::{debug, warn};
+use log::{debug, info, warn};
 use tokio::time::Instant;
 
 use super::{Attachment, Connection, Options, Session};
+use crate::broker::access::{Deed, Identity};
 use crate::broker::durable::{self, Durable};
 use crate::broker::inbound::Work;
 use crate::broker::listener;
@@ -21,7 +22,11 @@ use crate::router::RouterError;
 
 impl Session {
     pub(super) async fn attach(&mut self, attachment: Attachment) {
-        let Attachment { mut socket, connect, is_assigned } = attachment;
+        let Attachment { mut socket, connect, identity, is_assigned } = attachment;
+        let is_too_late = !self.services.access.vouches_for(&identity);
+        if is_too_late || self.is_alive && self.belongs_to_another(&self.identity.user, &identity.user) {
+            return listener::refuse(socket, connect.version, ReasonCode::NOT_AUTHORIZED, &self.services);
+        }
         if self.connection.is_some() {
             self.part(ReasonCode::SESSION_TAKEN_OVER, true).await;
         }
@@ -33,7 +38,7 @@ impl Session {
             Version::V311 => limit_s,
         };
         let expiry_s = asked_s.min(limit_s);
-        let kept = match self.enter(version, connect.clean_start, expiry_s).await {
+        let kept = match self.enter(&identity, version, connect.clean_start, expiry_s).await {
             Ok(kept) => kept,
             Err(reason) => return listener::refuse(socket, version, reason, &self.services),
         };
@@ -46,6 +51,8 @@ impl Session {
         if let Some(kept) = kept {
             self.take_up(kept).await;
         }
+        self.rights = self.services.access.rights(&identity, &self.client);
+        self.identity = identity;
         // A will that still waited for its delay is not published when its session is resumed.
         self.will = None;
         self.expires = None;
@@ -79,6 +86,9 @@ impl Session {
             window: usize::from(receive_max.min(limits.outbound)),
         };
         let written = connection.socket.send(&Packet::Connack(Box::new(connack)));
+        // Its CONNECT and the answer to it.
+        self.services.health.sessions().packets_received.fetch_add(1, Ordering::Relaxed);
+        self.services.health.sessions().packets_sent.fetch_add(1, Ordering::Relaxed);
         debug!(client = self.client.as_ref(), peer:% = connection.socket.peer(); "A client is connected");
         self.connection = Some(connection);
         self.services.health.sessions().connected.fetch_add(1, Ordering::Relaxed);
@@ -88,18 +98,54 @@ impl Session {
         }
     }
 
+    /// Whether a session of `owner` is not for `user`: a client id is its user's. Where there is no such user any more, or was
+    /// none, it passes to whoever comes.
+    fn belongs_to_another(&self, owner: &Arc<str>, user: &Arc<str>) -> bool {
+        let is_anothers = owner != user && self.services.access.has_user(owner);
+        if is_anothers {
+            self.services.access.note_foreign(&self.client, user, owner);
+        }
+        is_anothers
+    }
+
+    /// The configuration has changed: whoever may not be here any more goes, the others go on with what they may do now.
+    pub(super) async fn look_at_rights(&mut self) {
+        self.rights = self.services.access.rights(&self.identity, &self.client);
+        if self.connection.is_some() && !self.services.access.vouches_for(&self.identity) {
+            info!(client = self.client.as_ref(), user = self.identity.user.as_ref();
+                  "A client is disconnected: what it logged in with is no longer in the configuration");
+            self.part(ReasonCode::NOT_AUTHORIZED, true).await;
+        }
+    }
+
     /// Tells the queue of a client that is let in, where it has to know. `None`: nothing is kept for it.
-    async fn enter(&mut self, version: Version, is_clean: bool, expiry_s: u32) -> Result<Option<Kept>, ReasonCode> {
+    async fn enter(
+        &mut self,
+        identity: &Identity,
+        version: Version,
+        is_clean: bool,
+        expiry_s: u32,
+    ) -> Result<Option<Kept>, ReasonCode> {
         let inlet = &self.services.inlet;
         if expiry_s == 0 && !inlet.keeps_session(&self.client) {
             return Ok(None);
         }
-        // Nobody has a name here that was proven: all are the same user.
-        let entrance = Entrance { user: Arc::from(""), client: self.client.clone(), is_clean, expiry_s };
-        match inlet.enter_session(entrance).await {
+        let (user, client) = (identity.user.clone(), self.client.clone());
+        let mut entrance = Entrance { user, client, heir_of: None, is_clean, expiry_s };
+        let mut entry = inlet.enter_session(entrance.clone()).await;
+        if let Ok(Entry::Foreign(owner)) = &entry
+            && !self.services.access.has_user(owner)
+        {
+            entrance.heir_of = Some(owner.clone());
+            entry = inlet.enter_session(entrance).await;
+        }
+        match entry {
             Ok(Entry::Kept(kept)) => Ok(Some(kept)),
             Ok(Entry::Passing) => Ok(None),
-            Ok(Entry::Foreign) => Err(ReasonCode::NOT_AUTHORIZED),
+            Ok(Entry::Foreign(owner)) => {
+                self.services.access.note_foreign(&self.client, &identity.user, &owner);
+                Err(ReasonCode::NOT_AUTHORIZED)
+            }
             Ok(Entry::Full) => Err(listener::too_many(version)),
             Err(error) => {
                 warn!(client = self.client.as_ref(), error:% = error; "A session could not be kept, its client is refused");
@@ -198,6 +244,26 @@ impl Session {
         self.durable.as_ref().map(Durable::number)
     }
 
+    /// The gateway stops: its clients are cut off, so their wills are due, also those that wait for their delay, because
+    /// nobody would know of them after the next start (MQTT 5.0, 3.1.2.5). Says whether nothing is left to do.
+    pub(super) async fn bid_farewell(&mut self) -> bool {
+        let is_late = self.stopping.is_some_and(|until| Instant::now() >= until);
+        self.part(ReasonCode::SERVER_SHUTTING_DOWN, true).await;
+        if let Some((_, will)) = self.will.take() {
+            self.publish_will(will);
+        }
+        self.inbound.start(&self.services);
+        is_late || self.inbound.is_empty()
+    }
+
+    /// Those of kept sessions are counted by the queue.
+    pub(super) fn count_subscriptions(&mut self) {
+        let count = if self.is_passing { self.subscriptions.len() as u64 } else { 0 };
+        let gauge = &self.services.health.sessions().passing_subscriptions;
+        gauge.fetch_add(count.wrapping_sub(self.counted), Ordering::Relaxed);
+        self.counted = count;
+    }
+
     pub(super) fn count_passing(&mut self, is_passing: bool) {
         let gauge = &self.services.health.sessions().passing;
         match (std::mem::replace(&mut self.is_passing, is_passing), is_passing) {
@@ -241,6 +307,11 @@ impl Session {
     }
 
     pub(super) fn publish_will(&mut self, will: Will) {
+        // It was allowed when it was left; what counts is today.
+        if !self.rights.may_publish(&will.topic) {
+            self.services.access.note(&self.client, &self.identity.user, Deed::Will, will.topic.as_str());
+            return;
+        }
         let properties = (will.properties != Default::default()).then(|| Box::new(will.properties));
         let message = Message {
             topic: will.topic,
@@ -256,6 +327,7 @@ impl Session {
 
     pub(super) async fn send(&mut self, packet: Packet) {
         let Some(connection) = &mut self.connection else { return };
+        self.services.health.sessions().packets_sent.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = connection.socket.send(&packet) {
             debug!(client = self.client.as_ref(), error:% = error; "An answer does not fit what the client takes");
             self.end_connection(None, true).await;

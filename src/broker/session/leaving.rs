@@ -230,14 +230,24 @@ impl Session {
             let (packet, packet_id) = match next {
                 Next::Publish(publish) => {
                     let packet_id = publish.packet_id;
+                    if publish.topic.as_ref().is_some_and(|topic| !self.rights.may_hear(topic)) {
+                        // A subscription that asks for more, or rights that were others when it came.
+                        if let Some(packet_id) = packet_id {
+                            self.outbound.forget(packet_id);
+                        }
+                        self.services.health.sessions().denied.fetch_add(1, Ordering::Relaxed);
+                        continue;
+                    }
                     (Packet::Publish(publish), packet_id)
                 }
                 Next::Release(packet_id) => (Packet::Pubrel(Ack::new(packet_id, ReasonCode::SUCCESS)), None),
             };
             match connection.socket.send(&packet) {
                 Ok(()) => {
+                    let sessions = self.services.health.sessions();
+                    sessions.packets_sent.fetch_add(1, Ordering::Relaxed);
                     if matches!(packet, Packet::Publish(_)) {
-                        self.services.health.sessions().sent.fetch_add(1, Ordering::Relaxed);
+                        sessions.sent.fetch_add(1, Ordering::Relaxed);
                     }
                 }
                 // Longer than the client takes: it is as if it had been delivered (MQTT 5.0, 3.1.2.11.4), but counted.

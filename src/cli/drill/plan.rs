@@ -2,11 +2,13 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use bytes::Bytes;
 use thiserror::Error;
 
 use super::DrillArguments;
 use super::journal::{Header, Step};
-use crate::cli::publisher::Sent;
+use crate::cli::publisher::{Login, Sent};
+use crate::cli::secret;
 use crate::config::{Config, Endpoint, ForwardRule, ListenerAddress, ListenerConfig, ListenerTransport, UplinkConfig};
 use crate::message::{Filter, Qos, Topic, TopicError};
 
@@ -53,6 +55,8 @@ pub(super) enum PlanError {
     NoStep,
     #[error("a drill of the uplink {uplink} on {topic} was broken off")]
     Other { uplink: String, topic: String },
+    #[error("cannot read the password")]
+    Password(#[source] std::io::Error),
     #[error("cannot draw a name for the drill")]
     Random(#[source] std::io::Error),
 }
@@ -92,6 +96,7 @@ impl Plan {
         };
         let sent = Sent {
             client_id: format!("tidegate-drill-{}", header.drill),
+            login: login(arguments)?,
             topic,
             members: format!("\"drill\":\"{}\"", header.drill),
         };
@@ -102,6 +107,15 @@ impl Plan {
         let read_back = arguments.read_back.as_deref().map(endpoint).transpose()?;
         Ok(Plan { header, broker, sent, filter, uplink: uplink.clone(), read_back })
     }
+}
+
+fn login(arguments: &DrillArguments) -> Result<Option<Login>, PlanError> {
+    let Some(username) = arguments.username.clone() else { return Ok(None) };
+    let password = match &arguments.password_file {
+        Some(file) => secret::from_file(file).map_err(PlanError::Password)?,
+        None => Bytes::new(),
+    };
+    Ok(Some(Login { username, password }))
 }
 
 fn steps(arguments: &DrillArguments) -> Result<Vec<Step>, PlanError> {
