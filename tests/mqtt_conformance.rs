@@ -531,6 +531,32 @@ async fn a_subscription_that_is_made_again_takes_the_place_of_the_first_and_lose
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_overlapping_subscriptions_those_of_the_highest_qos_bring_copies() {
+    let gateway = Gateway::start().await;
+    let mut writer = Client::new(&gateway, Version::V5, "writer").await;
+    for connect in [connect(Version::V5, "passing"), resuming(Version::V5, "kept")] {
+        let (mut reader, _) = Client::with(&gateway, connect).await;
+        for bits in 0..32_u32 {
+            let levels: Vec<&str> = (0..5).map(|place| if bits >> place & 1 == 1 { "+" } else { "a" }).collect();
+            let qos = if bits == 31 { Qos::ExactlyOnce } else { Qos::AtLeastOnce };
+            reader.subscribe_all(vec![subscription(&levels.join("/"), qos)], Some(bits + 1)).await;
+        }
+        writer.publish("a/a/a/a/a", Qos::ExactlyOnce, "x").await;
+        let mut identifiers = BTreeSet::new();
+        for _ in 0..tidegate::message::COPIES_MAX {
+            let came = reader.take().await;
+            let expected = if came.subscription_id == Some(32) { Qos::ExactlyOnce } else { Qos::AtLeastOnce };
+            assert_eq!(came.qos, expected);
+            assert!(identifiers.insert(came.subscription_id), "one for each subscription");
+        }
+        assert!(identifiers.contains(&Some(32)), "that of the highest QoS is among them");
+        reader.hears_nothing().await;
+        reader.disconnect().await;
+    }
+    gateway.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unsubscribing_ends_what_was_begun_brings_nothing_new_and_answers_each_filter() {
     let gateway = Gateway::start().await;
     for connect in [connect(Version::V5, "passing"), resuming(Version::V5, "kept"), resuming(Version::V311, "old")] {

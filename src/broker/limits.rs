@@ -64,6 +64,8 @@ pub struct BrokerLimits {
     pub away_bytes_total: usize,
     /// Filters of one session.
     pub subscriptions: usize,
+    /// Those of them that it shares with others: of these none can be left out where many want one message.
+    pub shared_subscriptions: usize,
     /// Retained messages that one subscription brings.
     pub retained_messages: usize,
     /// Their bytes.
@@ -123,6 +125,7 @@ impl Default for BrokerLimits {
             away_bytes: 4 * 1024 * 1024,
             away_bytes_total: 32 * 1024 * 1024,
             subscriptions: 256,
+            shared_subscriptions: 32,
             retained_messages: 1000,
             retained_bytes: 4 * 1024 * 1024,
             session_expiry_s: 7 * 24 * 3600,

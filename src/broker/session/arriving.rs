@@ -195,8 +195,12 @@ impl Session {
                 subscription.qos = subscription.qos.min(Qos::AtLeastOnce);
             }
             let is_new = !self.subscriptions.contains_key(&filter);
-            let has_room = !is_new || self.subscriptions.len() < self.services.limits.subscriptions;
-            let taken = if has_room { self.link.subscribe(&filter).await } else { Err(RouterError::TooManyFilters) };
+            let has_room = !is_new || self.has_room_for(&filter);
+            let taken = if has_room {
+                self.link.subscribe(&filter, subscription.qos).await
+            } else {
+                Err(RouterError::TooManyFilters)
+            };
             match taken {
                 Ok(()) => {
                     reasons.push(ReasonCode(subscription.qos.level()));
@@ -251,6 +255,14 @@ impl Session {
         } else {
             self.begun = Some((self.mark, Box::pin(retained(self.services.clone(), suback, asking))));
         }
+    }
+
+    fn has_room_for(&self, filter: &Filter) -> bool {
+        let limits = &self.services.limits;
+        let is_shared = |filter: &&Filter| filter.share_group().is_some();
+        self.subscriptions.len() < limits.subscriptions
+            && (filter.share_group().is_none()
+                || self.subscriptions.keys().filter(is_shared).count() < limits.shared_subscriptions)
     }
 
     async fn unsubscribe(&mut self, unsubscribe: Unsubscribe) {
