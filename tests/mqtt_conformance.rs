@@ -363,6 +363,19 @@ async fn a_message_that_is_too_old_is_not_sent_and_of_others_is_told_what_is_lef
     reader.hears_nothing().await;
     let is_counted = || gateway.health.snapshot(gateway.intake.now()).losses.get("message-expired") == Some(&1);
     until("the one that is too old is not counted", is_counted).await;
+    // One that waits in memory, for a client that is there and takes no more for now.
+    let narrow = Connect { receive_max: std::num::NonZeroU16::new(1), ..connect(Version::V5, "narrow") };
+    let (mut reader, _) = Client::with(&gateway, narrow).await;
+    reader.subscribe("n", Qos::AtLeastOnce).await;
+    writer.publish_packet(with("n", 5, 100, "first", false)).await;
+    writer.publish_packet(with("n", 6, 1, "short", false)).await;
+    writer.publish_packet(with("n", 7, 100, "last", false)).await;
+    let first = reader.message().await;
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    reader.send(Packet::Puback(ack(first.packet_id.unwrap().get()))).await;
+    assert_eq!(text(&reader.take().await), "last");
+    reader.hears_nothing().await;
+    assert_eq!(gateway.session_counter("dropped"), 1);
     gateway.ended().await;
 }
 
