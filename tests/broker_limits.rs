@@ -13,7 +13,7 @@ use broker_support::*;
 use tidegate::broker::BrokerLimits;
 use tidegate::config::{BrokerConfig, LimitsConfig, Pace};
 use tidegate::message::{Qos, Topic};
-use tidegate::mqtt::{Packet, ReasonCode, Version};
+use tidegate::mqtt::{Connect, Packet, ReasonCode, Version};
 use tokio::io::AsyncReadExt as _;
 use tokio::time::{Instant, timeout};
 
@@ -80,8 +80,20 @@ async fn one_address_cannot_take_the_places_of_all() {
     };
     let limits = BrokerLimits { connections_per_address: 2, ..BrokerLimits::default() };
     let bind = SocketAddr::from((address, 0));
-    let gateway = Gateway::start_with(Options { bind, limits, ..Options::default() }).await;
-    let mut there = [Client::new(&gateway, Version::V5, "a").await, Client::new(&gateway, Version::V311, "b").await];
+    // From other machines everybody needs a name.
+    let hash =
+        "$6$sciLdDvkbNzZGyxc$vSCyJWMhfPP5g3OHN9d83RrkQ4MSd8CmlJPWIIgY+nhdDo3X3pHz3KfPuGup4CPqX71AS0Sp131rcl8LF6Ag2w==";
+    let access = access(&format!("[broker.user.plc]\npassword_hash = \"{hash}\"\n"));
+    let gateway = Gateway::start_with(Options { bind, limits, access, ..Options::default() }).await;
+    let plc = |version, client_id| Connect {
+        username: Some("plc".to_owned()),
+        password: Some("password".into()),
+        ..connect(version, client_id)
+    };
+    let first = Client::with(&gateway, plc(Version::V5, "a")).await;
+    let second = Client::with(&gateway, plc(Version::V311, "b")).await;
+    assert_eq!([first.1.reason, second.1.reason], [ReasonCode::SUCCESS; 2]);
+    let mut there = [first.0, second.0];
     for version in VERSIONS {
         assert_eq!(refusal(&gateway, version, "late").await, crowded(version));
     }

@@ -13,6 +13,7 @@ mod check;
 mod demo;
 mod drill;
 mod example;
+mod import;
 mod ledger;
 mod passwd;
 mod run;
@@ -81,6 +82,8 @@ enum Command {
     /// Make the hash of a password, and print the lines of the configuration that it goes into
     #[command(after_help = passwd::EXAMPLES)]
     Passwd(passwd::PasswdArguments),
+    /// Carry over what Mosquitto has: its configuration, its retained messages
+    Import(import::ImportArguments),
     /// Print a starting configuration
     #[command(after_help = "Example: tidegate example rs485-aws > tidegate.toml")]
     Example(example::ExampleArguments),
@@ -119,6 +122,7 @@ pub fn main() -> ExitCode {
         Command::Status(arguments) => status::main(&arguments),
         Command::Ledger(arguments) => ledger::main(&arguments),
         Command::Drill(arguments) => drill::main(&arguments),
+        Command::Import(arguments) => import::main(arguments),
         Command::Passwd(arguments) => passwd::main(&arguments),
         Command::Example(arguments) => example::main(&arguments),
         Command::Simulate(arguments) => simulate::main(arguments),

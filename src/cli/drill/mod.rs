@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use self::journal::{Journal, NUMBERS_MAX, Past, Step};
 use self::plan::{Plan, PlanError};
+pub(super) use self::plan::{endpoint, listener};
 use self::reader::{Reader, Source, forget};
 use self::table::{Outcome, table};
 use super::publisher::{Order, Publisher};

@@ -30,7 +30,7 @@ pub(super) struct Plan {
 
 /// Why there is nothing to drill.
 #[derive(Debug, Error)]
-pub(super) enum PlanError {
+pub(in crate::cli) enum PlanError {
     #[error("no uplink is configured")]
     NoUplink,
     #[error("there are several uplinks: {names}")]
@@ -102,7 +102,7 @@ impl Plan {
         };
         let broker = match arguments.broker {
             Some(broker) => broker,
-            None => config.broker.listeners.values().find_map(plain).ok_or(PlanError::NoListener)?,
+            None => listener(config).ok_or(PlanError::NoListener)?,
         };
         let read_back = arguments.read_back.as_deref().map(endpoint).transpose()?;
         Ok(Plan { header, broker, sent, filter, uplink: uplink.clone(), read_back })
@@ -165,8 +165,11 @@ fn cloud_topic(rules: &[ForwardRule], uplink: &str, topic: &Topic) -> Result<Top
     }
 }
 
-/// Where a listener on all addresses is reached from here.
-/// Where a listener can be reached without more than TCP.
+/// Where the gateway can be reached with nothing but TCP.
+pub(in crate::cli) fn listener(config: &Config) -> Option<SocketAddr> {
+    config.broker.listeners.values().find_map(plain)
+}
+
 fn plain(listener: &ListenerConfig) -> Option<SocketAddr> {
     match (&listener.bind, listener.transport, &listener.tls) {
         (ListenerAddress::Network(bind), ListenerTransport::Mqtt, None) => Some(reachable(*bind)),
@@ -174,6 +177,7 @@ fn plain(listener: &ListenerConfig) -> Option<SocketAddr> {
     }
 }
 
+/// Where a listener on all addresses is reached from here.
 fn reachable(bind: SocketAddr) -> SocketAddr {
     match bind {
         SocketAddr::V4(bind) if bind.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, bind.port()).into(),
@@ -182,7 +186,8 @@ fn reachable(bind: SocketAddr) -> SocketAddr {
     }
 }
 
-fn endpoint(url: &str) -> Result<Endpoint, PlanError> {
+/// Reads `mqtt://host:port` or `mqtts://host:port`.
+pub(in crate::cli) fn endpoint(url: &str) -> Result<Endpoint, PlanError> {
     let wrong = || PlanError::Url { url: url.to_owned() };
     let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;
     let (tls, usual) = match scheme {
