@@ -2,7 +2,7 @@
 # Installs what the tests need and is missing, then runs them all. Works offline once everything is there.
 #
 #   ./test.sh                       format, lints, tests with real counterparts, documentation
-#   ./test.sh --torture [minutes]   the long forms of tests/torture only; 344 minutes are what they ask for
+#   ./test.sh --torture [minutes]   the long forms of tests/torture and tests/hostile; 344 minutes are what they ask for
 #   ./test.sh --cross               builds for arm64 (and armhf) and runs them under an emulator; `cross` reads Cross.toml
 #   ./test.sh --package [profile]   builds the .deb (profile package-test, or release), and tries it in a root of its own
 #   ./test.sh --vm [cuts]           installs the .deb in a virtual machine, tries it under systemd, and cuts its power (3 times)
@@ -120,6 +120,7 @@ if $cross; then
     has readelf || missing+=(binutils)
 fi
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
+has node && has npm || missing+=(nodejs npm)
 if [ -n "$package_profile" ]; then
     # A root file system to install into, what judges the package and its scripts, and what finds its dependencies.
     has mmdebstrap || missing+=(mmdebstrap)
@@ -189,6 +190,17 @@ if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import p
     cp "$wanted" "$venv/installed.txt"
 fi
 
+# --- MQTT.js ---------------------------------------------------------------------------------------------------------
+
+node="$target/node"
+if ! cmp -s tests/peers/javascript/package-lock.json "$node/installed.json"; then
+    echo "== MQTT.js in $node"
+    mkdir -p "$node"
+    cp tests/peers/javascript/package.json tests/peers/javascript/package-lock.json "$node/"
+    npm ci --prefix "$node" --ignore-scripts --no-audit --no-fund --silent || die "npm could not install MQTT.js"
+    cp tests/peers/javascript/package-lock.json "$node/installed.json"
+fi
+
 # --- what packs -----------------------------------------------------------------------------------------------------
 
 if [ -n "$package_profile" ]; then
@@ -250,8 +262,8 @@ document() {
 
 torture() {
     # With their words, because the figures are what one wants of it; one after the other, as they run anyway.
-    TIDEGATE_TORTURE_MINUTES="$torture_minutes" cargo test --locked --test torture -- --nocapture --test-threads=1 2>&1 |
-        tee "$log"
+    TIDEGATE_TORTURE_MINUTES="$torture_minutes" cargo test --locked --no-fail-fast --test torture --test hostile -- \
+        --nocapture --test-threads=1 2>&1 | tee "$log"
     return "${PIPESTATUS[0]}"
 }
 

@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{BindError, Broker, BrokerLimits};
+use crate::broker::{Access, BindError, Broker, BrokerLimits, Certificates};
 use crate::clock::Clock;
 use crate::config::{Config, UplinkConfig};
 use crate::control::Control;
@@ -144,13 +144,18 @@ pub async fn run(
         }
     });
 
-    let router = Router::start(RouterLimits::default()).map_err(GatewayError::Router)?;
+    let limits = BrokerLimits::of(&config.broker);
+    let usual = RouterLimits::default();
+    let links = usual.links.max(limits.sessions);
+    let router = Router::start(RouterLimits { links, filters_per_link: limits.subscriptions, ..usual });
+    let router = router.map_err(GatewayError::Router)?;
     let rules = config.uplinks.iter().map(|(name, uplink)| (name.clone(), uplink.forward.clone())).collect();
     let intake = Intake::new(inlet.clone(), router.clone(), rules, clock.clone(), health.clone());
-    let limits = BrokerLimits::of(&config.broker.sessions);
     let broker = Broker::bind(&config.broker, limits, intake.clone(), inlet.clone(), router.clone(), health.clone())
         .await
         .map_err(GatewayError::Listener)?;
+    let access = broker.access();
+    let certificates = broker.certificates();
     let control = Control::bind(&config.gateway.state_dir, &gateway, clock.clone(), health.clone(), inlet.clone());
 
     let mut taking_in = Stages::new();
@@ -193,7 +198,8 @@ pub async fn run(
     let told = pending.clone();
     let note = move || told.lock().unwrap_or_else(PoisonError::into_inner).clone();
     house.start("status", |stop| teller.tell(stop, note));
-    let reloader = Reloader { running: config.clone(), inlet: inlet.clone(), intake: intake.clone(), pending };
+    let running = config.clone();
+    let reloader = Reloader { running, inlet: inlet.clone(), intake: intake.clone(), access, certificates, pending };
     house.start("reload", |stop| reloader.run(reloads, stop));
 
     service::ready();
@@ -249,6 +255,8 @@ struct Reloader {
     running: Config,
     inlet: Inlet,
     intake: Intake,
+    access: Access,
+    certificates: Certificates,
     /// What the line of the service manager says of it.
     pending: Arc<Mutex<Option<String>>>,
 }
@@ -273,7 +281,24 @@ impl Reloader {
 
     /// Gives back what waits for a restart.
     async fn apply(&mut self, config: &Config) -> Vec<String> {
-        let Difference { rules, mut restart } = Difference::between(&self.running, config);
+        let Difference { rules, access, certificates, mut restart } = Difference::between(&self.running, config);
+        for name in certificates {
+            let (old, new) = (self.running.broker.listeners.get_mut(&name), config.broker.listeners.get(&name));
+            let (Some(old), Some(files)) = (old, new.and_then(|listener| listener.tls.as_ref())) else { continue };
+            match self.certificates.renew(&name, files).await {
+                Ok(()) => {
+                    old.tls = Some(files.clone());
+                    log::info!(listener = name.as_ref(); "The certificate of a listener was read again");
+                }
+                Err(error) => {
+                    log::error!(
+                        listener = name.as_ref(), error:% = chain(&error);
+                        "The certificate of a listener cannot be used: it goes on with the one that it had"
+                    );
+                    restart.push(format!("broker.listener.{name}.tls"));
+                }
+            }
+        }
         for name in rules {
             let (Some(old), Some(new)) = (self.running.uplinks.get_mut(&name), config.uplinks.get(&name)) else {
                 continue;
@@ -289,6 +314,12 @@ impl Reloader {
             self.intake.set_rules(&name, &new.forward);
             old.forward.clone_from(&new.forward);
             log::info!(uplink = name.as_ref(), rules = new.forward.len(); "Other forward rules are in force");
+        }
+        if access {
+            let new = &config.broker.access;
+            self.access.change(new);
+            self.running.broker.access.clone_from(new);
+            log::info!(users = new.users.len(); "Other users, or other rights of theirs, are in force");
         }
         let line = (!restart.is_empty()).then(|| format!("a restart is needed for {}", restart.join(", ")));
         *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = line;

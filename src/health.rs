@@ -246,6 +246,11 @@ impl Health {
         *lock(&self.0.salvage) = salvage;
     }
 
+    /// All uplinks, by name.
+    pub fn uplinks(&self) -> Vec<(Arc<str>, Arc<UplinkHealth>)> {
+        lock(&self.0.uplinks).iter().map(|(name, uplink)| (name.clone(), uplink.clone())).collect()
+    }
+
     /// All of it at the moment `now`.
     pub fn snapshot(&self, now: Stamp) -> Snapshot {
         Snapshot {
@@ -692,12 +697,28 @@ pub struct SessionHealth {
     pub waiting: AtomicU64,
     /// Their bytes.
     pub waiting_bytes: AtomicU64,
+    /// Subscriptions of sessions that end with their sockets.
+    pub passing_subscriptions: AtomicU64,
+    /// Subscriptions of sessions that are kept.
+    pub kept_subscriptions: AtomicU64,
+    /// Retained messages.
+    pub retained: AtomicU64,
+    /// Packets of any kind taken in.
+    pub packets_received: AtomicU64,
+    /// Packets of any kind sent out.
+    pub packets_sent: AtomicU64,
     /// PUBLISH packets taken in.
     pub received: AtomicU64,
     /// PUBLISH packets sent out.
     pub sent: AtomicU64,
     /// Connections ended because the client broke the protocol.
     pub protocol_errors: AtomicU64,
+    /// Connections refused because nobody knew who it was.
+    pub refused_logins: AtomicU64,
+    /// Messages and subscriptions of clients that may not do that, and messages that their subscribers may not hear.
+    pub denied: AtomicU64,
+    /// Connections that were not let in: too many, too slow, without TLS or a certificate that is good.
+    pub refused: AtomicU64,
     /// Slow sessions that were disconnected.
     pub slow: AtomicU64,
     /// Messages to local subscribers that were given up: too many waited, too long for the client, expired.
@@ -715,6 +736,9 @@ impl SessionHealth {
             received: self.received.load(Ordering::Relaxed),
             sent: self.sent.load(Ordering::Relaxed),
             protocol_errors: self.protocol_errors.load(Ordering::Relaxed),
+            refused_logins: self.refused_logins.load(Ordering::Relaxed),
+            denied: self.denied.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
             slow: self.slow.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
         }
@@ -740,6 +764,12 @@ pub struct SessionSnapshot {
     pub sent: u64,
     /// Since start.
     pub protocol_errors: u64,
+    /// Connections that were not let in, since start.
+    pub refused: u64,
+    /// Since start.
+    pub refused_logins: u64,
+    /// Since start.
+    pub denied: u64,
     /// Since start.
     pub slow: u64,
     /// Since start.

@@ -122,6 +122,11 @@ impl Intake {
         Intake { shared: Arc::new(Shared { inlet, router, lanes, ends: Mutex::new(ends), clock, health }) }
     }
 
+    /// The clock of the gateway.
+    pub fn clock(&self) -> &Clock {
+        &self.shared.clock
+    }
+
     /// The clock of the gateway, for stamps of what enters here.
     pub fn now(&self) -> Stamp {
         self.shared.clock.now()

@@ -12,6 +12,8 @@ use thiserror::Error;
 
 pub mod tree;
 
+mod reach;
+
 /// The longest topic or filter that MQTT can carry, in bytes (MQTT 5.0, 1.5.4).
 pub const TOPIC_BYTES_MAX: usize = 65_535;
 

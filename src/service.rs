@@ -123,11 +123,12 @@ impl<'kvs> VisitSource<'kvs> for Fields<'_> {
         self.0.push_str(key.as_str());
         self.0.push('=');
         let text = value.to_string();
-        let quote = text.is_empty() || text.contains([' ', '"', '=']);
+        let quote = text.is_empty() || text.contains([' ', '"', '=', '\\']);
         if quote {
             self.0.push('"');
         }
-        push_escaped(self.0, &text.replace('"', "\\\""));
+        // The backslash first, so that none of theirs eats one of ours.
+        push_escaped(self.0, &text.replace('\\', "\\\\").replace('"', "\\\""));
         if quote {
             self.0.push('"');
         }
@@ -135,10 +136,13 @@ impl<'kvs> VisitSource<'kvs> for Fields<'_> {
     }
 }
 
-/// A client id or a topic may hold line breaks and terminal commands: they must not write our log.
+/// A client id or a topic may hold line breaks, terminal commands, and marks that turn the direction of what follows:
+/// they must not write our log.
 fn push_escaped(line: &mut String, text: &str) {
+    let is_mark =
+        |character| matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     for character in text.chars() {
-        if character.is_control() {
+        if character.is_control() || is_mark(character) {
             // Writing to a String cannot fail.
             let _written = write!(line, "{}", character.escape_default());
         } else {
@@ -222,5 +226,16 @@ mod tests {
         assert_eq!(line.matches('\n').count(), 1);
         assert!(!line.contains('\x1b'));
         assert!(line.starts_with("T INFO  A client connected client=\"evil\\n2026"));
+        for (sent, shown) in [
+            ("a\" b=\"c", r#"client="a\" b=\"c""#),
+            ("a\\\" b=1", r#"client="a\\\" b=1""#),
+            ("back\\", r#"client="back\\""#),
+            ("\u{202e}gnp.exe\u{2028}", r"client=\u{202e}gnp.exe\u{2028}"),
+            ("温度/1", "client=温度/1"),
+        ] {
+            let fields = [("client", sent)];
+            let record = Record::builder().args(format_args!("x")).level(Level::Info).key_values(&fields).build();
+            assert_eq!(readable_line("T", &record, false), format!("T INFO  x {shown}\n"));
+        }
     }
 }

@@ -20,12 +20,24 @@ fn place() -> TempDir {
     fs::create_dir_all(root.join("etc")).unwrap();
     fs::write(root.join("etc/machine-id"), "3f9ac0ffee3f9ac0ffee3f9ac0ffee12\n").unwrap();
     fs::write(root.join("etc/hostname"), "press-hall\n").unwrap();
-    for file in
-        ["tls/ca.pem", "tls/cert.pem", "tls/key.pem", "tls/AmazonRootCA1.pem", "tls/aws.pem", "tls/aws.key", "password"]
-    {
+    for file in [
+        "tls/ca.pem",
+        "tls/cert.pem",
+        "tls/key.pem",
+        "tls/server.pem",
+        "tls/server.key",
+        "tls/clients.pem",
+        "tls/AmazonRootCA1.pem",
+        "tls/aws.pem",
+        "tls/aws.key",
+        "password",
+    ] {
         fs::write(root.join(file), "x\n").unwrap();
         fs::set_permissions(root.join(file), fs::Permissions::from_mode(0o600)).unwrap();
     }
+    let hash = root.join("node-red.hash");
+    fs::write(&hash, "$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHRzYWx0c2FsdA$AAAAAAAAAAAAAAAAAAAAAA\n").unwrap();
+    fs::set_permissions(hash, fs::Permissions::from_mode(0o600)).unwrap();
     let points = config::examples().iter().find(|(name, _)| *name == "em24.csv").unwrap().1;
     fs::write(root.join("em24.csv"), points).unwrap();
     fs::write(root.join("chiller.csv"), "name,address,type\nflow,holding:400,u16\n").unwrap();
@@ -86,7 +98,9 @@ fn key_of(path: &str) -> String {
         ["modbus" | "serial" | "model", .., "report", key] => vec!["report", key],
         ["model", _, "point", _, key] => vec!["modbus", "<name>", "point", "<name>", key],
         [kind @ ("modbus" | "serial"), _, "point", _, key] => vec![kind, "<name>", "point", "<name>", key],
-        ["broker", "listener", _, rest @ ..] => [vec!["broker", "listener", "<name>"], rest.to_vec()].concat(),
+        ["broker", kind @ ("listener" | "user" | "group"), _, rest @ ..] => {
+            [vec!["broker", kind, "<name>"], rest.to_vec()].concat()
+        }
         [kind @ ("uplink" | "line" | "model" | "modbus" | "serial"), _, rest @ ..] => {
             [vec![*kind, "<name>"], rest.to_vec()].concat()
         }

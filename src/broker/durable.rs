@@ -160,10 +160,11 @@ pub(super) fn delivery(parcel: Parcel, now: Stamp) -> Option<Delivery> {
 pub(super) async fn subscribe(
     services: Arc<Services>,
     number: SessionNumber,
+    client: Arc<str>,
     asked: Vec<(Subscribed, Retained)>,
     suback: Suback,
 ) -> Begun {
-    match services.inlet.subscribe_session(number, asked, services.limits.retained_messages).await {
+    match services.inlet.subscribe_session(number, &client, asked, services.limits.retained_messages).await {
         Ok(found) => Begun::Retained { suback, found },
         Err(error) => {
             warn!(session = number.0, error:% = error; "Subscriptions could not be kept");

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use crate::config::SessionConfig;
+use crate::config::{BrokerConfig, Pace};
 
 /// What a session may keep for its client in any case, in bytes.
 const AWAY_BYTES_MIN: usize = 32 * 1024;
 
-/// Bounds of the broker. The defaults suit a board with 256 MiB of memory.
+/// Connections that are let in although all sessions are taken: to be told so.
+const SPARE_CONNECTIONS: usize = 10;
+
+/// Bounds of the broker. The defaults suit a board with 512 MiB of memory.
 #[derive(Debug, Clone)]
 pub struct BrokerLimits {
     /// Sockets at once, of all listeners.
@@ -16,7 +19,11 @@ pub struct BrokerLimits {
     pub connections_per_address: usize,
     /// Sessions at once, with a socket or without.
     pub sessions: usize,
-    /// From the accepted socket to a whole CONNECT.
+    /// Sockets at once that have not sent their CONNECT yet, of all listeners; the oldest give way.
+    pub handshakes: usize,
+    /// From the accepted socket to the end of what stands before MQTT: TLS, WebSocket.
+    pub handshake_timeout: Duration,
+    /// From there to a whole CONNECT.
     pub connect_timeout: Duration,
     /// Longest CONNECT, in bytes.
     pub connect_bytes: usize,
@@ -64,6 +71,12 @@ pub struct BrokerLimits {
     pub away_bytes_total: usize,
     /// Filters of one session.
     pub subscriptions: usize,
+    /// Longest topic or filter of a client, in bytes.
+    pub topic_bytes: usize,
+    /// Most levels of one.
+    pub topic_levels: usize,
+    /// PUBLISH packets that are taken from one client; what is more waits in its socket.
+    pub rate: Pace,
     /// Retained messages that one subscription brings.
     pub retained_messages: usize,
     /// Their bytes.
@@ -79,13 +92,35 @@ pub struct BrokerLimits {
 }
 
 impl BrokerLimits {
-    /// The defaults, with what the owner says of sessions.
-    pub fn of(sessions: &SessionConfig) -> BrokerLimits {
+    /// The defaults, with what the owner says.
+    pub fn of(config: &BrokerConfig) -> BrokerLimits {
+        let (sessions, limits, usual) = (&config.sessions, &config.limits, BrokerLimits::default());
         BrokerLimits {
             kept_bytes: sessions.bytes_max,
             session_expiry_s: u32::try_from(sessions.expiry.as_secs()).unwrap_or(u32::MAX),
-            ..BrokerLimits::default()
+            connections: limits.connections,
+            // Those that wait for their client are in the store and cost nothing here.
+            sessions: limits.connections.saturating_sub(SPARE_CONNECTIONS).max(usual.sessions),
+            connections_per_address: limits.connections_per_address,
+            handshakes: limits.handshakes,
+            handshake_timeout: limits.handshake_time,
+            connect_timeout: limits.connect_time,
+            // A CONNECT with a will is a packet like others, but nobody has vouched for its sender.
+            connect_bytes: usual.connect_bytes.min(limits.packet_bytes),
+            packet_bytes: limits.packet_bytes,
+            topic_bytes: limits.topic_bytes,
+            topic_levels: limits.topic_levels,
+            subscriptions: limits.subscriptions,
+            inbound: limits.receive_maximum,
+            outbound: limits.in_flight,
+            rate: limits.rate,
+            ..usual
         }
+    }
+
+    /// Whether a topic, or a filter, is short and shallow enough.
+    pub(super) fn takes_topic(&self, topic: &str) -> bool {
+        topic.len() <= self.topic_bytes && topic.split('/').count() <= self.topic_levels
     }
 
     /// What one of `sessions` may keep for a client that is away, in bytes.
@@ -100,6 +135,8 @@ impl Default for BrokerLimits {
             connections: 1000,
             connections_per_address: 100,
             sessions: 990,
+            handshakes: 200,
+            handshake_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             connect_bytes: 64 * 1024,
             packet_bytes: 256 * 1024,
@@ -123,6 +160,9 @@ impl Default for BrokerLimits {
             away_bytes: 4 * 1024 * 1024,
             away_bytes_total: 32 * 1024 * 1024,
             subscriptions: 256,
+            topic_bytes: 1024,
+            topic_levels: 64,
+            rate: Pace::default(),
             retained_messages: 1000,
             retained_bytes: 4 * 1024 * 1024,
             session_expiry_s: 7 * 24 * 3600,
@@ -136,6 +176,22 @@ impl Default for BrokerLimits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_has_written_is_the_same_in_the_configuration_and_here() {
+        let usual = BrokerLimits::default();
+        assert_eq!(format!("{:?}", BrokerLimits::of(&BrokerConfig::default())), format!("{usual:?}"));
+    }
+
+    #[test]
+    fn a_topic_is_held_against_both_its_limits() {
+        let limits = BrokerLimits { topic_bytes: 8, topic_levels: 3, ..BrokerLimits::default() };
+        for (topic, expected) in
+            [("a/b/c", true), ("a/b/c/d", false), ("12345678", true), ("123456789", false), ("//", true)]
+        {
+            assert_eq!(limits.takes_topic(topic), expected, "{topic}");
+        }
+    }
 
     #[test]
     fn many_sessions_share_what_may_wait_for_clients_that_are_away() {

@@ -1,49 +1,56 @@
-//! From an accepted socket to a session: the CONNECT and its answer.
+//! From an accepted socket to a session: the handshakes, the CONNECT and its answer.
 //!
 //! Promises: a socket that does not send a whole CONNECT in time, or sends anything else, costs one place and a few
 //! kilobytes until then; who is refused is told why, in its own version, before the socket is closed.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use log::debug;
-use tokio::net::TcpStream;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use super::places::{Entry, Place};
+use super::door::Caller;
+use super::places::{Crowded, Entry, Place};
 use super::session::{Attachment, Session};
 use super::socket::{Socket, Turn};
 use super::{Services, is_reserved};
 use crate::mqtt::{Connack, Connect, DecodeError, Packet, ReasonCode, Version};
+use crate::transport::HandshakeFault;
 
 /// Serves one socket: its CONNECT, and then its session, where it is the one that starts it.
 pub(super) async fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
+    caller: Caller,
     place: Place,
+    crowded: Option<Crowded>,
     services: Arc<Services>,
     stop: CancellationToken,
 ) {
-    // Small answers must not wait for more of them; a socket where that cannot be set works all the same.
-    let _slower = stream.set_nodelay(true);
-    let mut socket = Socket::new(stream, peer, services.limits.connect_bytes, place);
+    let (address, door) = (caller.address, caller.door.clone());
+    let refused = |reason| services.note_refusal(&door.name, &address, reason);
+    let stay = services.doorway.enter();
     let arrived = tokio::select! {
-        arrived = time::timeout(services.limits.connect_timeout, connect(&mut socket)) => arrived,
+        arrived = arrive(caller, place, &services) => arrived,
+        () = stay.pushed_out() => return refused(PUSHED_OUT),
         () = stop.cancelled() => return,
     };
-    let connect = match arrived {
-        Ok(Ok(Some(connect))) => connect,
-        Ok(Ok(None)) | Err(_) => return,
-        Ok(Err(error)) => {
-            services.note_protocol_error(&peer.to_string(), error.reason, &error.what);
+    drop(stay);
+    let (socket, connect) = match arrived {
+        Ok(arrived) => arrived,
+        Err(Absence::Noted(reason)) => return refused(reason),
+        Err(Absence::Gone) => return,
+        Err(Absence::Wrong(mut socket, error)) => {
+            services.note_protocol_error(&address.to_string(), error.reason, &error.what);
             if let Some((version, packet)) = error.answer() {
                 say(&mut socket, version, &packet);
             }
-            return services.see_off(socket);
+            return services.see_off(*socket);
         }
     };
+    if let Some(crowded) = crowded {
+        refused(crowded.words());
+        return refuse(socket, connect.version, too_many(connect.version), &services);
+    }
     if let Err(reason) = check(&connect, &services) {
         services.health.sessions().protocol_errors.fetch_add(1, Ordering::Relaxed);
         return refuse(socket, connect.version, reason, &services);
@@ -56,7 +63,18 @@ pub(super) async fn serve(
             None => return refuse(socket, connect.version, ReasonCode::SERVER_UNAVAILABLE, &services),
         },
     };
-    let attachment = Attachment { socket, connect, is_assigned };
+    let admitted = tokio::select! {
+        admitted = services.access.admit(socket.peer(), &connect, &client) => admitted,
+        () = stop.cancelled() => return,
+    };
+    let identity = match admitted {
+        Ok(identity) => identity,
+        Err(refused) => {
+            let reason = refused.reason(connect.version);
+            return refuse(socket, connect.version, reason, &services);
+        }
+    };
+    let attachment = Attachment { socket, connect, identity: identity.clone(), is_assigned };
     match services.register.enter(&client, attachment) {
         Entry::Handed => {}
         Entry::Refused(attachment) => {
@@ -64,7 +82,7 @@ pub(super) async fn serve(
             refuse(socket, connect.version, too_many(connect.version), &services);
         }
         Entry::New(attachment, mut waiting) => match services.router.attach().await {
-            Ok(link) => Session::new(client, services, waiting, link).run(attachment, stop).await,
+            Ok(link) => Session::new(client, services, waiting, identity, link).run(attachment, stop).await,
             Err(error) => {
                 debug!(client = client.as_ref(), error:% = error; "A session could not be started");
                 let mut refused = Some(attachment);
@@ -74,6 +92,42 @@ pub(super) async fn serve(
                 }
             }
         },
+    }
+}
+
+/// Why there is no CONNECT.
+enum Absence {
+    /// Nobody was let in, and somebody should know why.
+    Noted(&'static str),
+    /// It went away.
+    Gone,
+    /// What came is none.
+    Wrong(Box<Socket>, DecodeError),
+}
+
+const PUSHED_OUT: &str = "too many connections have not sent their CONNECT (broker.limits.handshakes)";
+const SLOW_HANDSHAKE: &str = "it did not finish the handshake in time (broker.limits.handshake_time)";
+const SLOW_CONNECT: &str = "it did not send its CONNECT in time (broker.limits.connect_time)";
+
+/// A frame of a WebSocket may hold a packet of full length and some short ones.
+const SHARED_FRAME_BYTES: usize = 64 * 1024;
+
+/// What comes before a session, each part within its time.
+async fn arrive(caller: Caller, place: Place, services: &Services) -> Result<(Socket, Box<Connect>), Absence> {
+    let limits = &services.limits;
+    let come_in = time::timeout(limits.handshake_timeout, caller.come_in(limits.packet_bytes + SHARED_FRAME_BYTES));
+    let (stream, peer) = match come_in.await {
+        Ok(Ok(come)) => come,
+        Ok(Err(HandshakeFault::BrokeOff)) => return Err(Absence::Gone),
+        Ok(Err(fault)) => return Err(Absence::Noted(fault.words())),
+        Err(_) => return Err(Absence::Noted(SLOW_HANDSHAKE)),
+    };
+    let mut socket = Socket::new(stream, Arc::new(peer), limits, place);
+    match time::timeout(limits.connect_timeout, connect(&mut socket)).await {
+        Ok(Ok(Some(connect))) => Ok((socket, connect)),
+        Ok(Ok(None)) => Err(Absence::Gone),
+        Ok(Err(error)) => Err(Absence::Wrong(Box::new(socket), error)),
+        Err(_) => Err(Absence::Noted(SLOW_CONNECT)),
     }
 }
 
@@ -100,10 +154,12 @@ fn check(connect: &Connect, services: &Services) -> Result<(), ReasonCode> {
         return Err(ReasonCode::CLIENT_IDENTIFIER_NOT_VALID);
     }
     match &connect.will {
-        Some(will) if is_reserved(&will.topic) => Err(match connect.version {
-            Version::V5 => ReasonCode::TOPIC_NAME_INVALID,
-            Version::V311 => ReasonCode::NOT_AUTHORIZED,
-        }),
+        Some(will) if is_reserved(&will.topic) || !services.limits.takes_topic(will.topic.as_str()) => {
+            Err(match connect.version {
+                Version::V5 => ReasonCode::TOPIC_NAME_INVALID,
+                Version::V311 => ReasonCode::NOT_AUTHORIZED,
+            })
+        }
         _ => Ok(()),
     }
 }

@@ -17,21 +17,23 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use log::{error, info, warn};
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
+pub use access::{Access, hash_password};
+pub use door::Certificates;
 pub use limits::BrokerLimits;
+pub use peer::{CertificateNames, Peer, PeerAddress};
 
-use crate::config::BrokerConfig;
+use crate::config::{BrokerConfig, ListenerAddress};
 use crate::health::Health;
 use crate::intake::Intake;
 use crate::message::Topic;
@@ -39,29 +41,36 @@ use crate::mqtt::ReasonCode;
 use crate::queue::Inlet;
 use crate::queue::sessions::SessionLimits;
 use crate::router::{Router, RouterError};
-use places::{Places, Register};
+use door::{Caller, Listener};
+use notes::Notes;
+use places::{Crowded, Doorway, Place, Places, Register};
 use session::Attachment;
 use socket::Socket;
+use sys::SysTree;
 
+mod access;
+mod door;
 mod durable;
+mod files;
 mod inbound;
 mod limits;
 mod listener;
+mod notes;
 mod outbound;
+mod peer;
 mod places;
 mod session;
 mod socket;
+mod sys;
 
 /// Sockets whose last words are being written.
 const PARTINGS_MAX: usize = 256;
+/// Sockets for which there is no place, at once: they are told so.
+const SPARE_PLACES: usize = 64;
 /// After an accept that failed, most often because there are no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Between two lines in the journal about clients that break the protocol.
-const WARNING_EVERY: Duration = Duration::from_secs(10);
 /// What sessions get beyond their own patience, when the gateway stops.
 const STOP_MARGIN: Duration = Duration::from_millis(500);
-/// Waiting connections of a listener, in the kernel.
-const BACKLOG: u32 = 1024;
 
 /// Why a listener cannot be opened.
 #[derive(Debug, Error)]
@@ -70,8 +79,8 @@ pub struct BindError {
     /// The listener's name in the configuration.
     pub name: Arc<str>,
     /// Its address.
-    pub address: SocketAddr,
-    /// What the system said.
+    pub address: ListenerAddress,
+    /// What the system said, or what is wrong with its TLS files.
     #[source]
     pub source: io::Error,
 }
@@ -87,8 +96,10 @@ pub enum BrokerError {
 /// The broker, with its listeners open and nobody served yet.
 #[derive(Debug)]
 pub struct Broker {
-    listeners: BTreeMap<Arc<str>, TcpListener>,
+    listeners: BTreeMap<Arc<str>, Listener>,
     services: Arc<Services>,
+    /// Zero: there is no `$SYS` tree.
+    sys_interval: Duration,
     partings: mpsc::Receiver<Socket>,
     failures: mpsc::Receiver<RouterError>,
 }
@@ -100,11 +111,14 @@ struct Services {
     inlet: Inlet,
     router: Router,
     health: Health,
+    access: Access,
     limits: BrokerLimits,
     register: Register<Attachment>,
+    sys: SysTree,
     partings: mpsc::Sender<Socket>,
     failures: mpsc::Sender<RouterError>,
-    warned_at: Mutex<Option<Instant>>,
+    doorway: Doorway,
+    notes: Notes,
 }
 
 impl Services {
@@ -126,14 +140,30 @@ impl Services {
         }
     }
 
-    /// Counts a client that broke the protocol; the journal gets one of many.
+    /// Counts a client that was not let in; the journal gets one a minute of each reason.
+    fn note_refusal(&self, listener: &str, peer: &PeerAddress, reason: &'static str) {
+        self.health.sessions().refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(more) = self.notes.note(reason) {
+            warn!(listener = listener, peer:% = peer, reason = reason, more = more; "A client was not let in");
+        }
+    }
+
+    /// Tells of a client that reached a limit, once a minute for each limit.
+    fn note_limit(&self, client: &str, limit: &'static str) {
+        if let Some(more) = self.notes.note(limit) {
+            warn!(client = client, limit = limit, more = more; "A client has reached a limit");
+        }
+    }
+
+    /// Counts a client that broke the protocol; the journal gets one a minute of each reason.
     fn note_protocol_error(&self, client: &str, reason: ReasonCode, what: &str) {
         self.health.sessions().protocol_errors.fetch_add(1, Ordering::Relaxed);
-        let mut warned_at = self.warned_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned_at.is_none_or(|at| at.elapsed() >= WARNING_EVERY) {
-            *warned_at = Some(Instant::now());
+        if let Some(more) = self.notes.note_code("the protocol", reason.0) {
             // A client id may hold anything: the journal takes it as it is, and the log for people escapes it.
-            warn!(client = client, reason:% = reason, what = what; "A client broke the protocol and is disconnected");
+            warn!(
+                client = client, reason:% = reason, what = what, more = more;
+                "A client broke the protocol and is disconnected"
+            );
         }
     }
 }
@@ -153,10 +183,9 @@ impl Broker {
     ) -> Result<Broker, BindError> {
         let mut listeners = BTreeMap::new();
         for (name, listener) in &config.listeners {
-            let failed = |source| BindError { name: name.clone(), address: listener.bind, source };
-            let opened = open(listener.bind).map_err(failed)?;
-            listeners.insert(name.clone(), opened);
+            listeners.insert(name.clone(), Listener::open(name, listener, intake.clock())?);
         }
+        let limits = files::fit(limits);
         let (parting, partings) = mpsc::channel(PARTINGS_MAX);
         let (failing, failures) = mpsc::channel(1);
         inlet.bound_sessions(SessionLimits {
@@ -166,23 +195,40 @@ impl Broker {
             store_share: limits.kept_share,
         });
         let services = Services {
+            access: Access::new(&config.access, health.clone()),
             intake,
             inlet,
             router,
             health,
             register: Register::new(limits.sessions),
+            sys: SysTree::default(),
+            doorway: Doorway::new(limits.handshakes),
             limits,
             partings: parting,
             failures: failing,
-            warned_at: Mutex::new(None),
+            notes: Notes::default(),
         };
-        Ok(Broker { listeners, services: Arc::new(services), partings, failures })
+        let (services, sys_interval) = (Arc::new(services), config.sys_interval);
+        Ok(Broker { listeners, services, sys_interval, partings, failures })
     }
 
-    /// Where the listeners are, by name: the port that was found where the configuration says 0.
+    /// Where the listeners on the network are, by name: the port that was found where the configuration says 0.
     pub fn local_addrs(&self) -> BTreeMap<Arc<str>, SocketAddr> {
-        let found = |(name, listener): (&Arc<str>, &TcpListener)| Some((name.clone(), listener.local_addr().ok()?));
+        let found = |(name, listener): (&Arc<str>, &Listener)| match listener.address() {
+            ListenerAddress::Network(address) => Some((name.clone(), address)),
+            ListenerAddress::Unix { .. } => None,
+        };
         self.listeners.iter().filter_map(found).collect()
+    }
+
+    /// Who may do what: to change it while the broker runs.
+    pub fn access(&self) -> Access {
+        self.services.access.clone()
+    }
+
+    /// What can be renewed while it runs.
+    pub fn certificates(&self) -> Certificates {
+        Certificates::of(self.listeners.values())
     }
 
     /// Serves clients until `stop`; then accepts nobody, lets sessions finish what they have begun, and says goodbye.
@@ -190,22 +236,30 @@ impl Broker {
     /// # Errors
     /// When the router is gone.
     pub async fn run(self, stop: CancellationToken) -> Result<(), BrokerError> {
-        let Broker { listeners, services, mut partings, mut failures } = self;
+        let Broker { listeners, services, sys_interval, mut partings, mut failures } = self;
         let limits = services.limits.clone();
         // Of our own, so that a failure ends the sessions and leaves the other stages to the supervisor.
         let stop = stop.child_token();
         let places = Places::new(limits.connections, limits.connections_per_address);
+        let spare = Places::new(SPARE_PLACES, SPARE_PLACES);
         for (name, listener) in &listeners {
-            if let Ok(address) = listener.local_addr() {
-                info!(listener = name.as_ref(), address:% = address; "The broker listens");
-            }
+            info!(listener = name.as_ref(), address:% = listener.address(); "The broker listens");
         }
         let mut accepting = JoinSet::new();
         let (accepted, mut sockets) = mpsc::channel(1);
         for listener in listeners.into_values() {
-            accepting.spawn(accept(listener, places.clone(), accepted.clone(), stop.clone()));
+            accepting.spawn(accept(
+                listener,
+                [places.clone(), spare.clone()],
+                accepted.clone(),
+                services.clone(),
+                stop.clone(),
+            ));
         }
         drop(accepted);
+        if !sys_interval.is_zero() {
+            accepting.spawn(sys::run(services.clone(), sys_interval, stop.clone()));
+        }
 
         let mut sessions = JoinSet::new();
         let mut farewells = JoinSet::new();
@@ -217,8 +271,8 @@ impl Broker {
                     end = Err(BrokerError::Router(error));
                     break;
                 }
-                Some((stream, peer, place)) = sockets.recv() => {
-                    sessions.spawn(listener::serve(stream, peer, place, services.clone(), stop.clone()));
+                Some((caller, place, crowded)) = sockets.recv() => {
+                    sessions.spawn(listener::serve(caller, place, crowded, services.clone(), stop.clone()));
                 }
                 Some(socket) = partings.recv(), if farewells.len() < PARTINGS_MAX => {
                     farewells.spawn(socket.part(limits.farewell));
@@ -255,35 +309,44 @@ impl Broker {
     }
 }
 
-fn open(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
-    };
-    // A restart must not wait for the sockets of the last run.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
+/// With its place; a spare one where it is crowded.
+type Accepted = (Caller, Place, Option<Crowded>);
 
-type Accepted = (tokio::net::TcpStream, SocketAddr, places::Place);
-
-async fn accept(listener: TcpListener, places: Places, accepted: mpsc::Sender<Accepted>, stop: CancellationToken) {
+async fn accept(
+    listener: Listener,
+    [places, spare]: [Places; 2],
+    accepted: mpsc::Sender<Accepted>,
+    services: Arc<Services>,
+    stop: CancellationToken,
+) {
     loop {
-        let socket = tokio::select! {
+        let caller = tokio::select! {
             () = stop.cancelled() => return,
-            socket = listener.accept() => socket,
+            caller = listener.accept() => caller,
         };
-        match socket {
-            Ok((stream, peer)) => {
-                // Without a place it is closed at once.
-                if let Some(place) = places.take(peer.ip())
-                    && accepted.send((stream, peer, place)).await.is_err()
-                {
+        match caller {
+            Ok(caller) => {
+                let arrival = match places.take(caller.address.ip()) {
+                    Ok(place) => (caller, place, None),
+                    Err(crowded) => match spare.take(None) {
+                        Ok(place) => (caller, place, Some(crowded)),
+                        Err(_) => {
+                            services.note_refusal(&listener.door.name, &caller.address, crowded.words());
+                            continue;
+                        }
+                    },
+                };
+                if accepted.send(arrival).await.is_err() {
                     return;
                 }
             }
-            Err(_) => time::sleep(ACCEPT_PAUSE).await,
+            Err(error) => {
+                if let Some(more) = services.notes.note("accept") {
+                    let listener = listener.door.name.as_ref();
+                    warn!(listener = listener, error:% = error, more = more; "A connection could not be accepted");
+                }
+                time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }
@@ -309,7 +372,7 @@ mod tests {
     #[test]
     fn an_address_in_use_is_named_with_its_listener() {
         let source = io::Error::from(io::ErrorKind::AddrInUse);
-        let address = "127.0.0.1:1883".parse().unwrap();
+        let address = ListenerAddress::Network("127.0.0.1:1883".parse().unwrap());
         let error = BindError { name: Arc::from("local"), address, source };
         assert_eq!(error.to_string(), "cannot listen on 127.0.0.1:1883 for broker.listener.local");
         assert!(std::error::Error::source(&error).is_some());

@@ -3,11 +3,12 @@
 //! Promises: a place is given back when its holder is dropped, however that came; of two connections with one client
 //! id, one starts the session and the other is handed to it, never both the one or both the other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Maps that are whole after every statement.
@@ -33,22 +34,43 @@ impl Places {
         Places { taken: Arc::default(), total_max, each_max }
     }
 
-    /// A place for a socket from `address`; all that comes over loopback is one machine, ours, and has no cap of its
-    /// own.
-    pub(super) fn take(&self, address: IpAddr) -> Option<Place> {
+    /// A place for a socket from `address`; all that comes over loopback or without an address is one machine, ours,
+    /// and has no cap of its own.
+    pub(super) fn take(&self, address: Option<IpAddr>) -> Result<Place, Crowded> {
         let mut taken = lock(&self.taken);
         if taken.total >= self.total_max {
-            return None;
+            return Err(Crowded::All);
         }
-        if !address.is_loopback() {
+        let address = address.filter(|address| !address.is_loopback());
+        if let Some(address) = address {
             let count = taken.by_address.entry(address).or_default();
             if *count >= self.each_max {
-                return None;
+                return Err(Crowded::Address);
             }
             *count += 1;
         }
         taken.total += 1;
-        Some(Place { taken: self.taken.clone(), address })
+        Ok(Place { taken: self.taken.clone(), address })
+    }
+}
+
+/// Why there is no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Crowded {
+    /// Too many sockets.
+    All,
+    /// Too many from this address.
+    Address,
+}
+
+impl Crowded {
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Crowded::All => "there are too many connections (broker.limits.connections)",
+            Crowded::Address => {
+                "there are too many connections from its address (broker.limits.connections_per_address)"
+            }
+        }
     }
 }
 
@@ -56,18 +78,79 @@ impl Places {
 #[derive(Debug)]
 pub(super) struct Place {
     taken: Arc<Mutex<Taken>>,
-    address: IpAddr,
+    /// Where it counts.
+    address: Option<IpAddr>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = lock(&self.taken);
         taken.total = taken.total.saturating_sub(1);
-        if let Some(count) = taken.by_address.get_mut(&self.address) {
+        let Some(address) = &self.address else { return };
+        if let Some(count) = taken.by_address.get_mut(address) {
             *count -= 1;
             if *count == 0 {
-                taken.by_address.remove(&self.address);
+                taken.by_address.remove(address);
             }
+        }
+    }
+}
+
+/// Those that have come in and not said who they are. There are never more than so many: the one that has taken
+/// longest gives way to the next, so that silent ones cannot keep out those that speak.
+#[derive(Debug, Clone)]
+pub(super) struct Doorway {
+    inside: Arc<Mutex<Inside>>,
+    count_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    /// In the order in which they came.
+    waiting: VecDeque<(u64, CancellationToken)>,
+    next: u64,
+}
+
+impl Doorway {
+    pub(super) fn new(count_max: usize) -> Doorway {
+        Doorway { inside: Arc::default(), count_max }
+    }
+
+    pub(super) fn enter(&self) -> Stay {
+        let mut inside = lock(&self.inside);
+        while inside.waiting.len() >= self.count_max.max(1) {
+            if let Some((_, pushed_out)) = inside.waiting.pop_front() {
+                pushed_out.cancel();
+            }
+        }
+        let number = inside.next;
+        inside.next += 1;
+        let pushed_out = CancellationToken::new();
+        inside.waiting.push_back((number, pushed_out.clone()));
+        Stay { inside: self.inside.clone(), number, pushed_out }
+    }
+}
+
+/// One that has come in; dropped when it has said who it is, or is gone.
+#[derive(Debug)]
+pub(super) struct Stay {
+    inside: Arc<Mutex<Inside>>,
+    number: u64,
+    pushed_out: CancellationToken,
+}
+
+impl Stay {
+    /// Waits until it has to give way.
+    pub(super) async fn pushed_out(&self) {
+        self.pushed_out.cancelled().await;
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        let mut inside = lock(&self.inside);
+        if let Ok(at) = inside.waiting.binary_search_by_key(&self.number, |(number, _)| *number) {
+            inside.waiting.remove(at);
         }
     }
 }
@@ -143,14 +226,29 @@ mod tests {
     #[test]
     fn places_are_counted_by_address_and_given_back() {
         let places = Places::new(3, 2);
-        let address: IpAddr = "192.0.2.1".parse().unwrap();
+        let address = Some("192.0.2.1".parse().unwrap());
         let first = places.take(address).unwrap();
         let _second = places.take(address).unwrap();
-        assert!(places.take(address).is_none());
+        assert_eq!(places.take(address).unwrap_err(), Crowded::Address);
         drop(first);
         let _third = places.take(address).unwrap();
-        let _local = places.take("127.0.0.1".parse().unwrap()).unwrap();
-        assert!(places.take("127.0.0.1".parse().unwrap()).is_none(), "the total holds for all");
+        let _local = places.take(Some("127.0.0.1".parse().unwrap())).unwrap();
+        assert_eq!(places.take(None).unwrap_err(), Crowded::All, "the total holds for all");
+    }
+
+    #[test]
+    fn a_full_doorway_pushes_out_whoever_has_taken_longest() {
+        let doorway = Doorway::new(2);
+        let is_out = |stay: &Stay| stay.pushed_out.is_cancelled();
+        let (first, second) = (doorway.enter(), doorway.enter());
+        assert!(!is_out(&first));
+        let third = doorway.enter();
+        assert!(is_out(&first) && !is_out(&second) && !is_out(&third));
+        drop(second);
+        let fourth = doorway.enter();
+        assert!(!is_out(&third), "who has left makes room");
+        drop((first, third, fourth));
+        assert!(lock(&doorway.inside).waiting.is_empty());
     }
 
     #[test]

@@ -5,18 +5,21 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::time::{self, Instant};
+use tokio::time::{self, Instant, Sleep};
 
+use super::limits::BrokerLimits;
+use super::peer::Peer;
 use super::places::Place;
+use crate::config::Pace;
 use crate::mqtt::{DecodeError, Decoder, EncodeError, Encoder, Packet, Version};
+use crate::transport::{Pacing, Stream};
 
 /// How much is read at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -37,12 +40,18 @@ pub(super) enum Turn {
 /// A socket with its buffers.
 #[derive(Debug)]
 pub(super) struct Socket {
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: Stream,
+    peer: Arc<Peer>,
     input: BytesMut,
     output: BytesMut,
     decoder: Decoder,
     encoder: Encoder,
+    /// And since when it counts; `None` where the rate is not limited.
+    pacing: Option<Box<(Pacing, Instant)>>,
+    /// Nothing more is taken until then.
+    paced: Option<Pin<Box<Sleep>>>,
+    /// The stream has taken bytes that it may not have sent.
+    is_unflushed: bool,
     /// Since when the output has not moved.
     stuck_since: Option<Instant>,
     /// Since when the packet at the front of the input is not whole.
@@ -51,22 +60,26 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, peer: SocketAddr, connect_bytes: usize, place: Place) -> Socket {
+    pub(super) fn new(stream: Stream, peer: Arc<Peer>, limits: &BrokerLimits, place: Place) -> Socket {
         Socket {
             stream,
             peer,
             input: BytesMut::new(),
             output: BytesMut::new(),
-            decoder: Decoder::from_client(connect_bytes),
+            decoder: Decoder::from_client(limits.connect_bytes),
             encoder: Encoder::new(Version::V311),
+            pacing: (limits.rate != Pace::default()).then(|| Box::new((Pacing::new(limits.rate), Instant::now()))),
+            paced: None,
+            is_unflushed: false,
             stuck_since: None,
             partial_since: None,
             _place: place,
         }
     }
 
-    pub(super) fn peer(&self) -> SocketAddr {
-        self.peer
+    /// Who is at the other end.
+    pub(super) fn peer(&self) -> &Arc<Peer> {
+        &self.peer
     }
 
     /// CONNECT has come: from here on packets may be longer, and are written in its version.
@@ -80,7 +93,14 @@ impl Socket {
 
     /// The next whole packet of what has arrived.
     pub(super) fn decode(&mut self) -> Result<Option<Packet>, DecodeError> {
+        if self.is_paced() {
+            return Ok(None);
+        }
+        let before = self.input.len();
         let packet = self.decoder.decode(&mut self.input)?;
+        if let Some(Packet::Publish(_)) = &packet {
+            self.pace(before - self.input.len());
+        }
         if packet.is_some() || self.input.is_empty() {
             self.partial_since = None;
         } else if self.partial_since.is_none() {
@@ -90,6 +110,21 @@ impl Socket {
             self.input = BytesMut::new();
         }
         Ok(packet)
+    }
+
+    /// Whether what comes from this client is held back, because it came too fast.
+    pub(super) fn is_paced(&self) -> bool {
+        self.paced.is_some()
+    }
+
+    fn pace(&mut self, bytes: usize) {
+        let Some((pacing, since)) = self.pacing.as_deref_mut() else { return };
+        let now = since.elapsed();
+        pacing.spend(now, bytes);
+        let ready_at = pacing.ready_at(now);
+        if ready_at > now {
+            self.paced = Some(Box::pin(time::sleep_until(*since + ready_at)));
+        }
     }
 
     /// Puts a packet behind what waits to be written.
@@ -129,6 +164,12 @@ impl Socket {
     pub(super) async fn turn(&mut self, may_read: bool) -> Turn {
         poll_fn(|context| {
             let mut moved = false;
+            if let Some(paced) = &mut self.paced
+                && paced.as_mut().poll(context).is_ready()
+            {
+                self.paced = None;
+                moved = true;
+            }
             while !self.output.is_empty() {
                 match Pin::new(&mut self.stream).poll_write(context, &self.output) {
                     Poll::Ready(Ok(0) | Err(_)) => {
@@ -143,12 +184,20 @@ impl Socket {
                         // `poll_write` says at most what it was given.
                         drop(self.output.split_to(count.min(self.output.len())));
                         self.stuck_since = Some(Instant::now());
+                        self.is_unflushed = true;
                         moved = true;
                     }
                     Poll::Pending => break,
                 }
             }
-            if self.output.is_empty() {
+            if self.output.is_empty() && self.is_unflushed {
+                match Pin::new(&mut self.stream).poll_flush(context) {
+                    Poll::Ready(Err(_)) if !may_read => return Poll::Ready(Turn::Ended),
+                    Poll::Ready(_) => self.is_unflushed = false,
+                    Poll::Pending => {}
+                }
+            }
+            if self.output.is_empty() && !self.is_unflushed {
                 self.stuck_since = None;
                 if self.output.capacity() > KEPT_BYTES {
                     self.output = BytesMut::new();
@@ -171,6 +220,7 @@ impl Socket {
     pub(super) async fn part(mut self, patience: Duration) {
         let farewell = async {
             self.stream.write_all(&self.output).await?;
+            self.stream.flush().await?;
             self.stream.shutdown().await?;
             let mut read = 0;
             while read < LINGER_BYTES {

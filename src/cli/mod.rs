@@ -14,11 +14,14 @@ mod demo;
 mod drill;
 mod example;
 mod ledger;
+mod passwd;
 mod run;
 mod simulate;
 mod status;
 
 mod publisher;
+
+mod secret;
 
 mod tally;
 
@@ -75,6 +78,9 @@ enum Command {
     /// The acceptance test at your site: pull the cable, pull the plug, and see that nothing is lost
     #[command(after_help = drill::EXAMPLES, after_long_help = format!("{}\n\n{}", drill::LONG_HELP, drill::EXAMPLES))]
     Drill(drill::DrillArguments),
+    /// Make the hash of a password, and print the lines of the configuration that it goes into
+    #[command(after_help = passwd::EXAMPLES)]
+    Passwd(passwd::PasswdArguments),
     /// Print a starting configuration
     #[command(after_help = "Example: tidegate example rs485-aws > tidegate.toml")]
     Example(example::ExampleArguments),
@@ -113,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Status(arguments) => status::main(&arguments),
         Command::Ledger(arguments) => ledger::main(&arguments),
         Command::Drill(arguments) => drill::main(&arguments),
+        Command::Passwd(arguments) => passwd::main(&arguments),
         Command::Example(arguments) => example::main(&arguments),
         Command::Simulate(arguments) => simulate::main(arguments),
     };

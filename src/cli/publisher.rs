@@ -18,7 +18,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use super::tally;
 use crate::health::chain;
 use crate::message::{Properties, Qos, Topic};
-use crate::mqtt::{Connect, DecodeError, Decoder, EncodeError, Encoder, Packet, PacketId, Publish, Version};
+use crate::mqtt::{
+    Connect, DecodeError, Decoder, EncodeError, Encoder, Packet, PacketId, Publish, ReasonCode, Version,
+};
 
 /// Unacknowledged messages at most.
 const WINDOW: usize = 100;
@@ -56,11 +58,28 @@ pub(super) enum Order {
 #[derive(Debug, Clone)]
 pub(super) struct Publisher(Arc<Mutex<Record>>);
 
+/// What shows a local client to be a user of the gateway.
+#[derive(Clone)]
+pub(super) struct Login {
+    /// Its name.
+    pub(super) username: String,
+    /// Its password.
+    pub(super) password: Bytes,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, into: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        into.debug_struct("Login").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
 /// What it sends, and as whom.
 #[derive(Debug, Clone)]
 pub(super) struct Sent {
     /// Client id at the gateway.
     pub(super) client_id: String,
+    /// User name and password there, where it wants them.
+    pub(super) login: Option<Login>,
     /// Local topic.
     pub(super) topic: Topic,
     /// Members of the JSON object that follow the number.
@@ -101,6 +120,8 @@ enum ConnectionError {
     Encode(#[source] EncodeError),
     #[error("the gateway did not answer CONNECT in time")]
     Silent,
+    #[error("the gateway refused the connection: {0}")]
+    Refused(ReasonCode),
     #[error("the gateway closed the connection")]
     Closed,
     #[error("the gateway answered with something that does not belong here")]
@@ -174,9 +195,12 @@ impl Publisher {
         let mut encoder = Encoder::new(Version::V5);
         let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
 
-        encoder
-            .encode(&Packet::Connect(Box::new(Connect::new(Version::V5, sent.client_id.clone()))), &mut output)
-            .map_err(ConnectionError::Encode)?;
+        let mut connect = Connect::new(Version::V5, sent.client_id.clone());
+        if let Some(Login { username, password }) = &sent.login {
+            connect.username = Some(username.clone());
+            connect.password = Some(password.clone());
+        }
+        encoder.encode(&Packet::Connect(Box::new(connect)), &mut output).map_err(ConnectionError::Encode)?;
         stream.write_all_buf(&mut output).await.map_err(ConnectionError::Socket)?;
         let answer = async {
             loop {
@@ -195,6 +219,7 @@ impl Publisher {
                 }
                 connack.receive_max.map_or(WINDOW, |most| usize::from(most.get()).min(WINDOW))
             }
+            Packet::Connack(connack) => return Err(ConnectionError::Refused(connack.reason)),
             _ => return Err(ConnectionError::Unexpected),
         };
 

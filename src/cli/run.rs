@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Exit, block_on};
 use crate::broker::BindError;
-use crate::config::{self, Loaded, Problem};
+use crate::config::{self, ListenerAddress, Loaded, Problem};
 use crate::gateway::{self, GatewayError, Reload};
 use crate::health::chain;
 use crate::queue::OpenError;
@@ -119,6 +119,9 @@ async fn reload(file: Option<PathBuf>, reloads: mpsc::Sender<Reload>) -> Exit {
 /// What a person can do about a gateway that does not start.
 fn help(error: &GatewayError) -> Option<String> {
     match error {
+        GatewayError::Listener(BindError { name, address: ListenerAddress::Unix { path, .. }, source }) => {
+            socket_help(name, path, source.kind())
+        }
         GatewayError::Listener(BindError { name, source, .. }) => match source.kind() {
             io::ErrorKind::AddrInUse => Some(format!(
                 "another program listens there, often mosquitto: stop it, or write another bind under \
@@ -133,6 +136,25 @@ fn help(error: &GatewayError) -> Option<String> {
             Some(format!("another tidegate runs: tidegate status --state-dir {}", dir.display()))
         }
         GatewayError::Queue(OpenError::Directory { dir, source }) => directory_help(dir, source.kind()),
+        _ => None,
+    }
+}
+
+fn socket_help(listener: &str, path: &Path, kind: io::ErrorKind) -> Option<String> {
+    let directory = path.parent().unwrap_or(path).display();
+    match kind {
+        io::ErrorKind::AddrInUse => {
+            Some(format!("stop that process, or write another bind under [broker.listener.{listener}]"))
+        }
+        io::ErrorKind::AlreadyExists => {
+            Some(format!("move it away, or write another bind under [broker.listener.{listener}]"))
+        }
+        io::ErrorKind::NotFound => {
+            Some(format!("make the directory {directory}; systemd's unit makes /run/tidegate at each start"))
+        }
+        io::ErrorKind::PermissionDenied => Some(format!(
+            "the user tidegate must be able to write in {directory}; in /run/tidegate it is, under systemd"
+        )),
         _ => None,
     }
 }
@@ -212,7 +234,7 @@ mod tests {
     use std::sync::Arc;
 
     fn bind(kind: io::ErrorKind) -> GatewayError {
-        let address = SocketAddr::from(([127, 0, 0, 1], 883));
+        let address = ListenerAddress::Network(SocketAddr::from(([127, 0, 0, 1], 883)));
         GatewayError::Listener(BindError { name: Arc::from("shop"), address, source: kind.into() })
     }
 

@@ -6,28 +6,38 @@
 
 use rustls::pki_types::pem;
 
-use crate::config::{Loaded, Place, Problem, UplinkConfig, UplinkPlaces};
+use crate::config::{Loaded, Place, Problem, TlsPlaces};
 use crate::health::chain;
-use crate::transport::{TlsError, check_tls};
+use crate::transport::{TlsError, check_server_tls, check_tls};
 
-/// What keeps the uplinks from ever speaking TLS; at most one for each.
+/// What keeps uplinks and listeners from ever speaking TLS; at most one for each.
 pub(super) fn problems(loaded: &Loaded) -> Vec<Problem> {
-    let nowhere = UplinkPlaces::default();
-    let of_uplink = |(name, uplink): (&std::sync::Arc<str>, &UplinkConfig)| {
-        let error = check_tls(uplink).err()?;
-        Some(problem(name, &error, loaded.uplink_places.get(name).unwrap_or(&nowhere)))
-    };
-    loaded.config.uplinks.iter().filter_map(of_uplink).collect()
+    let nowhere = TlsPlaces::default();
+    let mut problems = Vec::new();
+    for (name, listener) in &loaded.config.broker.listeners {
+        if let Some(Err(error)) = listener.tls.as_ref().map(check_server_tls) {
+            let places = loaded.listener_places.get(name).unwrap_or(&nowhere);
+            problems.push(problem(&format!("the listener `{name}`"), "client_ca", &error, places));
+        }
+    }
+    for (name, uplink) in &loaded.config.uplinks {
+        if let Err(error) = check_tls(uplink) {
+            let places = loaded.uplink_places.get(name).unwrap_or(&nowhere);
+            problems.push(problem(&format!("the uplink `{name}`"), "ca", &error, places));
+        }
+    }
+    problems
 }
 
-fn problem(uplink: &str, error: &TlsError, places: &UplinkPlaces) -> Problem {
+/// `ca` is what the key of the authorities is called for `whose`.
+fn problem(whose: &str, ca: &str, error: &TlsError, places: &TlsPlaces) -> Problem {
     let at = |place: &Option<Place>| place.clone().or_else(|| places.table.clone());
     let (place, what, help) = match error {
         TlsError::File { what, path, source } => {
             let (key, place, content) = match *what {
                 "the private key" => ("key", &places.key, "private key"),
                 "the certificate" => ("cert", &places.cert, "certificate"),
-                _ => ("ca", &places.ca, "certificate"),
+                _ => (ca, &places.ca, "certificate"),
             };
             let what = match source {
                 pem::Error::NoItemsFound => format!("`{key}`: {} holds no {content}", path.display()),
@@ -37,11 +47,12 @@ fn problem(uplink: &str, error: &TlsError, places: &UplinkPlaces) -> Problem {
             (at(place), what, format!("a PEM file is wanted, with a line {heading}"))
         }
         TlsError::NoRoots { path } => {
-            let what = format!("`ca`: {} holds no certificate that can be trusted", path.display());
-            (at(&places.ca), what, "write the file of the authority that signs the server's certificate".to_owned())
+            let what = format!("`{ca}`: {} holds no certificate that can be trusted", path.display());
+            let signs = if ca == "ca" { "the server's certificate" } else { "the clients' certificates" };
+            (at(&places.ca), what, format!("write the file of the authority that signs {signs}"))
         }
         TlsError::NoSystemRoots => {
-            let what = format!("the uplink `{uplink}` uses TLS, and there are no root certificates on this machine");
+            let what = format!("{whose} uses TLS, and there are no root certificates on this machine");
             (at(&None), what, "apt-get install ca-certificates, or set `ca`".to_owned())
         }
         TlsError::Identity(rustls::Error::InconsistentKeys(_)) => {
@@ -57,7 +68,7 @@ fn problem(uplink: &str, error: &TlsError, places: &UplinkPlaces) -> Problem {
             (at(&places.cert), chain(error), help)
         }
         TlsError::HalfIdentity | TlsError::ServerName { .. } | TlsError::Library(_) => {
-            return Problem { place: at(&None), what: format!("the uplink `{uplink}`: {}", chain(error)), help: None };
+            return Problem { place: at(&None), what: format!("{whose}: {}", chain(error)), help: None };
         }
     };
     Problem { place, what, help: Some(help) }
@@ -86,11 +97,15 @@ mod tests {
     }
 
     fn shown(keys: &str) -> String {
+        shown_of(&format!("[uplink.x]\nurl = \"mqtts://localhost\"\n{keys}"))
+    }
+
+    fn shown_of(tables: &str) -> String {
         let folder = tempfile::tempdir().unwrap();
         identity(folder.path(), "a");
         identity(folder.path(), "b");
         let file = folder.path().join("c.toml");
-        fs::write(&file, format!("[gateway]\nid = \"g\"\n[uplink.x]\nurl = \"mqtts://localhost\"\n{keys}")).unwrap();
+        fs::write(&file, format!("[gateway]\nid = \"g\"\n{tables}")).unwrap();
         let request =
             LoadRequest { root: folder.path().to_owned(), config: Some(file), credentials_dir: None, kept_id: None };
         let problems = match load(&request) {
@@ -115,6 +130,23 @@ mod tests {
             assert!(text.contains(expected), "{keys}:\n{text}");
             assert!(text.contains("    help: ") && text.contains("\n1 problem"), "{keys}:\n{text}");
         }
+    }
+
+    #[test]
+    fn the_files_of_a_listener_are_held_against_each_other_too() {
+        for (tls, expected) in [
+            ("cert = \"a.key\", key = \"a.key\"", "/c.toml:5:9: `cert`: /a.key holds no certificate\n"),
+            ("cert = \"a.pem\", key = \"b.key\"", "/c.toml:5:25: the key does not belong to the certificate\n"),
+            (
+                "cert = \"a.pem\", key = \"a.key\", client_ca = \"b.key\"",
+                "/c.toml:5:40: `client_ca`: /b.key holds no certificate\n",
+            ),
+        ] {
+            let text = shown_of(&format!("[broker.listener.plant]\nbind = \"127.0.0.1:8883\"\ntls = {{ {tls} }}"));
+            assert!(text.contains(expected) && text.contains("    help: "), "{tls}:\n{text}");
+        }
+        let good = "[broker.listener.plant]\nbind = \"0.0.0.0:8883\"\ntls = { cert = \"a.pem\", key = \"a.key\" }";
+        assert_eq!(shown_of(good), "");
     }
 
     #[test]

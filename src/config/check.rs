@@ -8,12 +8,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::LineKind;
-use super::file::{Draft, UplinkDraft};
+use super::file::{Draft, ListenerDraft, UplinkDraft};
 use super::tree::Spot;
 use super::units::Wrong;
 use super::walk::{At, Walk, name_fault, nearest};
-use super::{Endpoint, Protocol};
+use super::{Endpoint, ListenerAddress, Protocol};
 use crate::message::Topic;
+
+mod users;
 
 /// Whose something is, and where that is written.
 type Named<'d> = (&'d Arc<str>, Spot);
@@ -26,6 +28,7 @@ pub(super) fn is_reserved(topic: &str) -> bool {
 /// Every rule over two keys.
 pub(super) fn check(walk: &mut Walk, draft: &Draft) {
     listeners(walk, draft);
+    users::check(walk, draft);
     for uplink in &draft.uplinks {
         credentials(walk, uplink);
         rules(walk, uplink);
@@ -40,24 +43,74 @@ pub(super) fn check(walk: &mut Walk, draft: &Draft) {
 }
 
 fn listeners(walk: &mut Walk, draft: &Draft) {
-    let mut bound: HashMap<SocketAddr, Spot> = HashMap::new();
+    let mut bound: Vec<(&ListenerAddress, Spot)> = Vec::new();
     for listener in &draft.listeners {
         let Some(bind) = &listener.bind else { continue };
-        if !bind.value.ip().is_loopback() {
-            let wrong = Wrong::new(format!("{} is not on loopback", bind.value.ip())).help(format!(
-                "this version has no users and no TLS for listeners, so only this machine may connect: \"127.0.0.1:{}\"",
-                bind.value.port()
-            ));
-            walk.wrong(bind.spot, "bind", wrong);
+        plaintext(walk, listener, bind);
+        match (&bind.value, listener.tls, listener.mode) {
+            (ListenerAddress::Unix { .. }, Some(tls), _) => {
+                let help = "what is said over a Unix socket does not leave this machine: leave `tls` out".to_owned();
+                walk.findings.problem(tls, "`tls` is for listeners on the network", Some(help));
+            }
+            (ListenerAddress::Network(_), _, Some(mode)) => {
+                let help = "leave it out, or write `bind = \"unix:/run/tidegate/mqtt.sock\"`".to_owned();
+                walk.findings.problem(mode, "`mode` is for Unix sockets", Some(help));
+            }
+            _ => {}
         }
-        // Port 0 is a free one, each time another.
-        if bind.value.port() == 0 {
-            continue;
+        if let Some((_, first)) = bound.iter().find(|(other, _)| is_one_place(other, &bind.value)) {
+            let what = format!("two listeners bind {}, here and at {}", bind.value, walk.findings.name(*first));
+            let help = match bind.value {
+                ListenerAddress::Network(_) => "give each its own port",
+                ListenerAddress::Unix { .. } => "give each its own path",
+            };
+            walk.findings.problem(bind.spot, what, Some(help.to_owned()));
         }
-        if let Some(first) = bound.insert(bind.value, bind.spot) {
-            let what = format!("two listeners bind {}, here and at {}", bind.value, walk.findings.name(first));
-            walk.findings.problem(bind.spot, what, Some("give each its own port".to_owned()));
+        bound.push((&bind.value, bind.spot));
+    }
+}
+
+/// What leaves this machine in the clear must have been meant.
+fn plaintext(walk: &mut Walk, listener: &ListenerDraft, bind: &At<ListenerAddress>) {
+    let Some(plaintext) = &listener.plaintext else { return };
+    let address = match &bind.value {
+        ListenerAddress::Network(address) if !address.ip().is_loopback() => Some(address),
+        _ => None,
+    };
+    match (address, listener.tls, plaintext.value) {
+        (Some(address), None, false) => {
+            let what = format!("{} is not on loopback, and this listener has no TLS", address.ip());
+            let help = format!(
+                "write `tls = {{ cert = \"…\", key = \"…\" }}`; or `plaintext = true`, where passwords may be read on the \
+                 way; or \"127.0.0.1:{}\" for this machine only",
+                address.port()
+            );
+            walk.wrong(bind.spot, "bind", Wrong::new(what).help(help));
         }
+        (_, Some(_), true) => {
+            let help = "leave one of the two out".to_owned();
+            walk.findings.problem(plaintext.spot, "a listener with `tls` is not plain", Some(help));
+        }
+        (None, None, true) => {
+            let what = "`plaintext` changes nothing here: what is said does not leave this machine";
+            walk.findings.warning(plaintext.spot, what, None);
+        }
+        _ => {}
+    }
+}
+
+/// Whether the second listener could not be opened beside the first.
+fn is_one_place(one: &ListenerAddress, other: &ListenerAddress) -> bool {
+    match (one, other) {
+        (ListenerAddress::Network(one), ListenerAddress::Network(other)) => {
+            // Port 0 is a free one, each time another; [::] takes the port of IPv4 too.
+            let covers = |one: &SocketAddr, other: &SocketAddr| {
+                one.ip().is_unspecified() && (one.is_ipv6() || other.is_ipv4()) || one.ip() == other.ip()
+            };
+            one.port() == other.port() && one.port() != 0 && (covers(one, other) || covers(other, one))
+        }
+        (ListenerAddress::Unix { path: one, .. }, ListenerAddress::Unix { path: other, .. }) => one == other,
+        _ => false,
     }
 }
 
@@ -128,38 +181,24 @@ fn rules(walk: &mut Walk, uplink: &UplinkDraft) {
 
 /// Rules that never decide, because an earlier one matches all that they match.
 fn shadowed(walk: &mut Walk, uplink: &UplinkDraft) {
-    let rules = || uplink.forward.iter().filter_map(|(rule, spot)| Some((rule.as_ref()?.filter.pattern(), *spot)));
+    let rules = || uplink.forward.iter().filter_map(|(rule, spot)| Some((&rule.as_ref()?.filter, *spot)));
     for (number, (later, spot)) in rules().enumerate() {
         if walk.findings.is_full() {
             return;
         }
-        let Some((first, first_spot)) = rules().take(number).find(|(first, _)| covers(first, later)) else { continue };
+        let Some((first, first_spot)) = rules().take(number).find(|(first, _)| first.covers(later)) else { continue };
         // The same filter twice was noted as a problem.
-        if first == later {
+        if first.pattern() == later.pattern() {
             continue;
         }
         let what = format!(
-            "the rule for {first:?} at {} takes all of {later:?}: this one never decides",
-            walk.findings.name(first_spot)
+            "the rule for {:?} at {} takes all of {:?}: this one never decides",
+            first.pattern(),
+            walk.findings.name(first_spot),
+            later.pattern()
         );
         let help = "the first rule that matches decides: write the narrower one first".to_owned();
         walk.findings.warning(spot, what, Some(help));
-    }
-}
-
-/// Whether `wide` matches every topic that `narrow` matches (MQTT 5.0, 4.7).
-fn covers(wide: &str, narrow: &str) -> bool {
-    if narrow.starts_with('$') && wide.starts_with(['+', '#']) {
-        return false;
-    }
-    let (mut wide, mut narrow) = (wide.split('/'), narrow.split('/'));
-    loop {
-        match (wide.next(), narrow.next()) {
-            (Some("#"), _) | (None, None) => return true,
-            (Some("+"), Some(level)) if level != "#" => {}
-            (Some(wanted), Some(level)) if wanted == level => {}
-            _ => return false,
-        }
     }
 }
 
@@ -382,32 +421,5 @@ fn unforwarded(walk: &mut Walk, draft: &Draft) {
             help.push_str("; \"field/#\" then needs its own: it is there only where no rule is written");
         }
         walk.findings.warning(if template.is_default { spot } else { template.spot }, what, Some(help));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::covers;
-
-    #[test]
-    fn a_filter_covers_another_when_it_matches_all_that_the_other_matches() {
-        for (wide, narrow, expected) in [
-            ("#", "a/b", true),
-            ("#", "$share", false),
-            ("#", "+/a", true),
-            ("a/#", "a", true),
-            ("a/#", "a/+/b", true),
-            ("a/#", "a/#", true),
-            ("a/+", "a/b", true),
-            ("a/+", "a/#", false),
-            ("a/+", "a", false),
-            ("a/+/#", "a/#", false),
-            ("a/b", "a/+", false),
-            ("+/b", "a/b", true),
-            ("a/#", "b/#", false),
-            ("a", "a/b", false),
-        ] {
-            assert_eq!(covers(wide, narrow), expected, "{wide} {narrow}");
-        }
     }
 }

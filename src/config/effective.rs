@@ -66,12 +66,14 @@ fn is_secret(key: &str) -> bool {
     is_named && !key.ends_with("_file")
 }
 
-fn name(key: &str) -> String {
+/// A key as TOML writes it.
+pub fn name(key: &str) -> String {
     let is_bare = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
     if is_bare { key.to_owned() } else { quoted(key) }
 }
 
-fn quoted(text: &str) -> String {
+/// A text as TOML writes it.
+pub fn quoted(text: &str) -> String {
     let mut result = String::from("\"");
     for c in text.chars() {
         match c {

@@ -2,12 +2,12 @@
 //!
 //! Nothing here compares two tables: that is `check`. A value that is wrong is noted and missing from the draft.
 
-use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::access::{CertificateName, PasswordHash, TopicRights};
 use super::board::Found;
 use super::keys;
 use super::load::KeptId;
@@ -15,15 +15,18 @@ use super::tree::{Entry, Node, Spot, Tree, Written};
 use super::units::{self, Wrong};
 use super::walk::{At, Reader, Walk, name_fault};
 use super::{
-    Endpoint, ForwardRule, GatewayConfig, LineConfig, LineKind, ModbusConfig, PortConfig, QueueConfig, ReceiveRule,
-    SerialConfig, SessionConfig, UplinkConfig, WhenFull,
+    Endpoint, ForwardRule, GatewayConfig, LimitsConfig, LineConfig, LineKind, ListenerAddress, ListenerConfig,
+    ModbusConfig, PortConfig, QueueConfig, ReceiveRule, SerialConfig, SessionConfig, UplinkConfig, WhenFull,
 };
 use crate::clock::ClockSource;
 use crate::message::Qos;
 
+mod limits;
+mod listener;
 mod modbus;
 mod serial;
 mod uplink;
+mod user;
 
 pub(super) use modbus::read_models;
 
@@ -48,6 +51,11 @@ pub(super) struct Draft {
     pub(super) queue: Option<QueueConfig>,
     pub(super) listeners: Vec<ListenerDraft>,
     pub(super) sessions: Option<SessionConfig>,
+    pub(super) users: Vec<UserDraft>,
+    pub(super) groups: Vec<GroupDraft>,
+    pub(super) anonymous: Option<AnonymousDraft>,
+    pub(super) sys_interval: Option<Duration>,
+    pub(super) limits: Option<LimitsConfig>,
     pub(super) uplinks: Vec<UplinkDraft>,
     pub(super) lines: Vec<LineDraft>,
     pub(super) models: Vec<(String, Spot)>,
@@ -59,7 +67,46 @@ pub(super) struct Draft {
 #[derive(Debug)]
 pub(super) struct ListenerDraft {
     pub(super) name: Arc<str>,
-    pub(super) bind: Option<At<SocketAddr>>,
+    pub(super) bind: Option<At<ListenerAddress>>,
+    /// Where these keys stand, when they are written.
+    pub(super) tls: Option<Spot>,
+    pub(super) cert: Option<Spot>,
+    pub(super) key: Option<Spot>,
+    pub(super) client_ca: Option<Spot>,
+    pub(super) client_auth: Option<Spot>,
+    pub(super) mode: Option<Spot>,
+    pub(super) plaintext: Option<At<bool>>,
+    pub(super) config: Option<ListenerConfig>,
+}
+
+/// `[broker.user.<name>]`
+#[derive(Debug)]
+pub(super) struct UserDraft {
+    pub(super) name: Arc<str>,
+    pub(super) spot: Spot,
+    pub(super) password: Option<PasswordHash>,
+    /// These are written, right or wrong.
+    pub(super) has_password: bool,
+    pub(super) has_certificate: bool,
+    pub(super) certificate: Option<At<CertificateName>>,
+    pub(super) groups: Vec<At<String>>,
+    /// His own, without those of his groups.
+    pub(super) rights: Option<TopicRights>,
+}
+
+/// `[broker.group.<name>]`
+#[derive(Debug)]
+pub(super) struct GroupDraft {
+    pub(super) name: Arc<str>,
+    pub(super) spot: Spot,
+    pub(super) rights: Option<TopicRights>,
+}
+
+/// `[broker.anonymous]`
+#[derive(Debug)]
+pub(super) struct AnonymousDraft {
+    pub(super) spot: Spot,
+    pub(super) rights: Option<TopicRights>,
 }
 
 /// `[uplink.<name>]`
@@ -184,6 +231,11 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
         queue: queue(walk, root),
         listeners: Vec::new(),
         sessions: None,
+        users: Vec::new(),
+        groups: Vec::new(),
+        anonymous: None,
+        sys_interval: None,
+        limits: None,
         uplinks: Vec::new(),
         lines: Vec::new(),
         models: Vec::new(),
@@ -198,14 +250,29 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     }
     let (empty, nowhere) = (Tree::default(), Spot { source: 0, start: 0, end: 0 });
     let mut session = (&empty, nowhere);
-    if let Some((tree, spot)) = top.table(walk, "broker") {
-        let reader = Reader::open(walk, tree, &keys::BROKER, spot);
-        for (name, tree, spot) in reader.named(walk, "listener") {
-            draft.listeners.push(listener(walk, name, tree, spot));
-        }
-        session = reader.table(walk, "session").unwrap_or(session);
+    let (tree, spot) = top.table(walk, "broker").unwrap_or((&empty, nowhere));
+    let reader = Reader::open(walk, tree, &keys::BROKER, spot);
+    for (name, tree, spot) in reader.named(walk, "listener") {
+        draft.listeners.push(listener::read(walk, name, tree, spot));
     }
+    for (name, tree, spot) in reader.named(walk, "user") {
+        draft.users.push(user::user(walk, name, tree, spot));
+    }
+    for (name, tree, spot) in reader.named(walk, "group") {
+        draft.groups.push(user::group(walk, name, tree, spot));
+    }
+    if let Some((tree, spot)) = reader.table(walk, "anonymous") {
+        draft.anonymous = Some(user::anonymous(walk, tree, spot));
+    }
+    let limits = reader.table(walk, "limits").unwrap_or((&empty, nowhere));
+    session = reader.table(walk, "session").unwrap_or(session);
+    let sys_interval = reader.duration(walk, "sys_interval", Duration::ZERO, Duration::from_secs(86_400));
+    if let Some(at) = sys_interval.as_ref().filter(|at| at.value.subsec_nanos() != 0) {
+        walk.wrong(at.spot, "sys_interval", Wrong::new("must be whole seconds, or \"0s\" for never"));
+    }
+    draft.sys_interval = sys_interval.map(|interval| interval.value);
     draft.sessions = sessions(walk, session.0, session.1);
+    draft.limits = limits::read(walk, limits.0, limits.1);
     for (name, tree, spot) in top.named(walk, "uplink") {
         draft.uplinks.push(uplink::read(walk, name, tree, spot, words));
     }
@@ -265,20 +332,6 @@ fn qos(walk: &mut Walk, reader: &Reader<'_>) -> Option<At<Qos>> {
     let level = reader.integer(walk, "qos", 0, 2)?;
     let value = u8::try_from(level.value).ok().and_then(Qos::from_level)?;
     Some(At { value, spot: level.spot, is_default: level.is_default })
-}
-
-fn listener(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> ListenerDraft {
-    let reader = Reader::open(walk, tree, &keys::LISTENER, spot);
-    let bind = reader.leaf(walk, "bind", |node| {
-        let text = super::walk::text(node)?;
-        let help = match text.rsplit_once(':') {
-            _ if text.bytes().all(|b| b.is_ascii_digit()) => format!("write the address too: \"127.0.0.1:{text}\""),
-            Some(("localhost" | "", port)) => format!("write the address in numbers: \"127.0.0.1:{port}\""),
-            _ => "write address and port: \"127.0.0.1:1883\" or \"[::1]:1883\"".to_owned(),
-        };
-        text.parse::<SocketAddr>().map_err(|_| Wrong::new(format!("{text:?} is not an address and a port")).help(help))
-    });
-    ListenerDraft { name: Arc::from(name), bind }
 }
 
 fn sessions(walk: &mut Walk, tree: &Tree, spot: Spot) -> Option<SessionConfig> {

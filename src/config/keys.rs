@@ -55,7 +55,13 @@ pub static TABLES: &[&KeyTable] = &[
     &QUEUE,
     &BROKER,
     &LISTENER,
+    &LISTENER_TLS,
     &SESSION,
+    &USER,
+    &GROUP,
+    &ANONYMOUS,
+    &LIMITS,
+    &RATE,
     &UPLINK,
     &RECONNECT,
     &PACE,
@@ -148,27 +154,76 @@ pub static QUEUE: KeyTable = KeyTable {
 /// `[broker]`
 pub static BROKER: KeyTable = KeyTable {
     title: "broker",
-    keys: &[optional("listener"), optional("session")],
+    keys: &[
+        optional("listener"),
+        optional("session"),
+        optional("user"),
+        optional("group"),
+        optional("anonymous"),
+        optional("limits"),
+        default("sys_interval", "\"10s\""),
+    ],
     gone: &[
         ("bind", "write `[broker.listener.<name>]` with `bind` in it"),
         ("port", "write `[broker.listener.<name>]` with `bind = \"127.0.0.1:1883\"`"),
         ("listeners", "write `[broker.listener.<name>]`, one table for each"),
-        ("allow_anonymous", "anonymous clients are allowed on loopback, and nowhere else"),
+        ("allow_anonymous", "anonymous clients may do on this machine what `[broker.anonymous]` says"),
+        ("users", "write `[broker.user.<name>]`, one table for each"),
+        ("groups", "write `[broker.group.<name>]`, one table for each"),
+        ("password_file", "write `[broker.user.<name>]`; `tidegate import mosquitto` does it for a whole file"),
+        ("acl_file", "write `[broker.user.<name>]`; `tidegate import mosquitto` does it for a whole file"),
+        ("acl", "write `publish` and `subscribe` in `[broker.user.<name>]`"),
+        ("max_connections", "write `connections` in [broker.limits]"),
+        ("max_packet_size", "write `packet_bytes` in [broker.limits]"),
+        ("message_size_limit", "write `packet_bytes` in [broker.limits]"),
+        ("max_inflight_messages", "write `in_flight` in [broker.limits]"),
     ],
-    later: &["user", "max_connections", "acl"],
+    later: &[],
 };
 
 /// `[broker.listener.<name>]`
 pub static LISTENER: KeyTable = KeyTable {
     title: "broker.listener.<name>",
-    keys: &[required("bind")],
+    keys: &[
+        required("bind"),
+        default("transport", "\"mqtt\""),
+        optional("tls"),
+        default("plaintext", "false"),
+        default("mode", "\"0660\""),
+    ],
     gone: &[
         ("port", "write address and port together: `bind = \"127.0.0.1:1883\"`"),
         ("address", "write address and port together: `bind = \"127.0.0.1:1883\"`"),
         ("listen", "it is called `bind`"),
         ("host", "write address and port together: `bind = \"127.0.0.1:1883\"`"),
+        ("socket", "write `bind = \"unix:/run/tidegate/mqtt.sock\"`"),
+        ("path", "write `bind = \"unix:/run/tidegate/mqtt.sock\"`; a WebSocket has no path of its own here"),
+        ("protocol", "it is called `transport`: \"mqtt\" or \"websocket\""),
+        ("websocket", "write `transport = \"websocket\"`"),
+        ("cert", "write `tls = { cert = \"…\", key = \"…\" }`"),
+        ("certfile", "write `tls = { cert = \"…\", key = \"…\" }`"),
+        ("key", "write `tls = { cert = \"…\", key = \"…\" }`"),
+        ("keyfile", "write `tls = { cert = \"…\", key = \"…\" }`"),
+        ("client_ca", "write `tls = { cert = \"…\", key = \"…\", client_ca = \"…\" }`"),
+        ("cafile", "write `tls = { cert = \"…\", key = \"…\", client_ca = \"…\" }`"),
+        ("require_certificate", "write `tls = { …, client_ca = \"…\", client_auth = \"required\" }`"),
     ],
-    later: &["tls", "plaintext", "transport"],
+    later: &[],
+};
+
+/// `tls = { … }` of a listener
+pub static LISTENER_TLS: KeyTable = KeyTable {
+    title: "broker.listener.<name>.tls",
+    keys: &[required("cert"), required("key"), optional("client_ca"), default("client_auth", "\"required\"")],
+    gone: &[
+        ("ca", "the authority of the clients' certificates is called `client_ca`"),
+        ("cafile", "it is called `client_ca`"),
+        ("certfile", "it is called `cert`"),
+        ("chain", "it is called `cert`: the server's certificate first, then those that lead to its authority"),
+        ("keyfile", "it is called `key`"),
+        ("require_certificate", "write `client_auth = \"required\"` or `\"optional\"`"),
+    ],
+    later: &["crl", "version", "ciphers"],
 };
 
 /// `[broker.session]`
@@ -176,6 +231,88 @@ pub static SESSION: KeyTable = KeyTable {
     title: "broker.session",
     keys: &[default("max_bytes", "\"16 MiB\""), default("expiry", "\"7 days\"")],
     gone: &[("max_queued_messages", "what waits for a client is bounded in bytes: `max_bytes`")],
+    later: &[],
+};
+
+const RIGHTS_GONE: &[(&str, &str)] = &[
+    ("read", "it is called `subscribe`"),
+    ("write", "it is called `publish`"),
+    ("readwrite", "write the filters in both `publish` and `subscribe`"),
+    ("acl", "write `publish` and `subscribe`"),
+    ("topics", "write `publish` and `subscribe`"),
+    ("password", "write its hash: `password_hash`; `tidegate passwd USER` prints it"),
+    ("password_file", "write the file of the hash: `password_hash_file`; `tidegate passwd USER` prints it"),
+    ("group", "it is called `groups`, and is a list"),
+];
+
+/// `[broker.user.<name>]`
+pub static USER: KeyTable = KeyTable {
+    title: "broker.user.<name>",
+    keys: &[
+        optional("password_hash"),
+        optional("password_hash_file"),
+        optional("certificate"),
+        optional("groups"),
+        optional("publish"),
+        optional("subscribe"),
+        optional("deny"),
+    ],
+    gone: RIGHTS_GONE,
+    later: &[],
+};
+
+/// `[broker.group.<name>]`
+pub static GROUP: KeyTable = KeyTable {
+    title: "broker.group.<name>",
+    keys: &[optional("publish"), optional("subscribe"), optional("deny")],
+    gone: RIGHTS_GONE,
+    later: &[],
+};
+
+/// `[broker.anonymous]`
+pub static ANONYMOUS: KeyTable = KeyTable {
+    title: "broker.anonymous",
+    keys: &[optional("publish"), optional("subscribe"), optional("deny")],
+    gone: RIGHTS_GONE,
+    later: &[],
+};
+
+/// `[broker.limits]`
+pub static LIMITS: KeyTable = KeyTable {
+    title: "broker.limits",
+    keys: &[
+        default("connections", "1000"),
+        default("connections_per_address", "100"),
+        default("handshakes", "200"),
+        default("handshake_time", "\"10s\""),
+        default("connect_time", "\"5s\""),
+        default("packet_bytes", "\"256 KiB\""),
+        default("topic_bytes", "1024"),
+        default("topic_levels", "64"),
+        default("subscriptions", "256"),
+        default("receive_maximum", "128"),
+        default("in_flight", "100"),
+        optional("rate"),
+    ],
+    gone: &[
+        ("max_connections", "it is called `connections`"),
+        ("max_packet_size", "it is called `packet_bytes`"),
+        ("message_size_limit", "it is called `packet_bytes`"),
+        ("max_inflight_messages", "it is called `in_flight`"),
+        ("max_inflight", "it is called `in_flight`"),
+        ("max_subscriptions", "it is called `subscriptions`"),
+        ("messages_per_s", "write `rate = { messages_per_s = … }`"),
+        ("bytes_per_s", "write `rate = { bytes_per_s = \"…\" }`"),
+        ("max_queued_messages", "what waits for a client is bounded in bytes: `max_bytes` in [broker.session]"),
+    ],
+    later: &[],
+};
+
+/// `rate = { … }`
+pub static RATE: KeyTable = KeyTable {
+    title: "broker.limits.rate",
+    keys: &[optional("messages_per_s"), optional("bytes_per_s")],
+    gone: &[],
     later: &[],
 };
 

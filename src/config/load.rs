@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::board::{self, Found};
-use super::file::{self, Draft, UplinkDraft, io_words};
+use super::file::{self, Draft, ListenerDraft, UplinkDraft, io_words};
 use super::report::{Place, Problem};
 use super::tree::{self, Node, Source, Tree, Written};
 use super::walk::Walk;
-use super::{BrokerConfig, Config, ListenerConfig, check, effective};
+use super::{AccessConfig, BrokerConfig, Config, ListenerConfig, UserConfig, check, effective};
 
 /// The most bytes of one file. A gateway with a thousand points has a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -72,15 +72,17 @@ pub struct Loaded {
     /// What was found on the board.
     pub board: Found,
     /// Where each uplink is written, for whoever finds fault with the contents of its files.
-    pub uplink_places: BTreeMap<Arc<str>, UplinkPlaces>,
+    pub uplink_places: BTreeMap<Arc<str>, TlsPlaces>,
+    /// The same of each listener.
+    pub listener_places: BTreeMap<Arc<str>, TlsPlaces>,
 }
 
-/// Where the parts of an uplink are written; `None` for what is not.
+/// Where the TLS files of an uplink or a listener are written; `None` for what is not.
 #[derive(Debug, Clone, Default)]
-pub struct UplinkPlaces {
+pub struct TlsPlaces {
     /// The table itself.
     pub table: Option<Place>,
-    /// The key `ca`.
+    /// The key `ca`, or `client_ca`.
     pub ca: Option<Place>,
     /// The key `cert`.
     pub cert: Option<Place>,
@@ -116,19 +118,27 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
         effective.insert_str(0, &format!("# gateway id: {} (from {})\n", gateway.id, gateway.id_source));
     }
     let place = |spot| walk.findings.place(spot);
-    let places = |uplink: &UplinkDraft| UplinkPlaces {
+    let places = |uplink: &UplinkDraft| TlsPlaces {
         table: place(uplink.spot),
         ca: uplink.ca.and_then(place),
         cert: uplink.cert.and_then(place),
         key: uplink.key.and_then(place),
     };
     let uplink_places = draft.uplinks.iter().map(|uplink| (uplink.name.clone(), places(uplink))).collect();
+    let places = |listener: &ListenerDraft| TlsPlaces {
+        table: listener.tls.and_then(place),
+        ca: listener.client_ca.and_then(place),
+        cert: listener.cert.and_then(place),
+        key: listener.key.and_then(place),
+    };
+    let listener_places = draft.listeners.iter().map(|listener| (listener.name.clone(), places(listener))).collect();
     let Some(config) = build(draft) else {
         // Each hole in a draft has its problem: this cannot be reached, and must not be a panic if it is.
         walk.findings.general(None, "the configuration could not be put together: this is a fault of tidegate", None);
         return Err(walk.findings.finish().0);
     };
-    Ok(Loaded { config, warnings: walk.findings.finish().1, effective, files, board, uplink_places })
+    let warnings = walk.findings.finish().1;
+    Ok(Loaded { config, warnings, effective, files, board, uplink_places, listener_places })
 }
 
 /// The state directory that the configuration names, whatever else is wrong with it.
@@ -277,12 +287,26 @@ pub(super) fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, Strin
 fn build(draft: Draft) -> Option<Config> {
     let mut listeners = BTreeMap::new();
     for listener in draft.listeners {
-        listeners.insert(listener.name, ListenerConfig { bind: listener.bind?.value });
+        listeners.insert(listener.name, listener.config?);
     }
     if listeners.is_empty() {
         let bind = std::net::SocketAddr::from(([127, 0, 0, 1], 1883));
-        listeners.insert(Arc::from("local"), ListenerConfig { bind });
+        listeners.insert(Arc::from("local"), ListenerConfig::from(bind));
     }
+    let mut users = BTreeMap::new();
+    for user in draft.users {
+        let mut rights = user.rights?;
+        let groups = draft.groups.iter().filter(|group| user.groups.iter().any(|name| name.value == *group.name));
+        for group in groups {
+            rights.extend(group.rights.as_ref()?);
+        }
+        let certificate = user.certificate.map(|at| at.value);
+        users.insert(user.name, UserConfig { password: user.password, certificate, rights });
+    }
+    let anonymous = match draft.anonymous {
+        Some(anonymous) => Some(anonymous.rights?),
+        None => None,
+    };
     let mut lines = BTreeMap::new();
     for line in draft.lines {
         lines.insert(line.name, line.config?);
@@ -305,7 +329,13 @@ fn build(draft: Draft) -> Option<Config> {
     Some(Config {
         gateway: draft.gateway?,
         queue: draft.queue?,
-        broker: BrokerConfig { listeners, sessions: draft.sessions? },
+        broker: BrokerConfig {
+            listeners,
+            sessions: draft.sessions?,
+            access: AccessConfig { users, anonymous },
+            limits: draft.limits?,
+            sys_interval: draft.sys_interval?,
+        },
         uplinks,
         lines,
         modbus,

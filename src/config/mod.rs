@@ -6,6 +6,7 @@
 //! text left to parse, no limit unset. `run` and `check` call the same code.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
@@ -17,8 +18,10 @@ use regex::Regex;
 use crate::clock::ClockSource;
 use crate::message::{Filter, Qos};
 
+pub use access::{CertificateName, PasswordHash, TopicPattern, TopicRights, UserConfig};
+pub use effective::{name as toml_key, quoted as toml_text};
 pub use examples::{examples, reference};
-pub use load::{KeptId, LoadRequest, Loaded, UplinkPlaces, load, state_dir};
+pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load, state_dir};
 pub use report::{Mark, Place, Problem, render};
 pub use template::{TemplateError, TopicTemplate};
 
@@ -31,6 +34,8 @@ mod tree;
 mod walk;
 
 mod units;
+
+mod access;
 
 mod file;
 
@@ -54,6 +59,21 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// Reads a serial mode as the configuration writes it: `"8E1"`. The error is for a person.
 pub fn parse_serial_mode(text: &str) -> Result<SerialMode, String> {
     units::serial_mode(text).map_err(in_one_line)
+}
+
+/// Reads a hash as the configuration writes it. The error is for a person.
+pub fn parse_password_hash(text: &str) -> Result<PasswordHash, String> {
+    PasswordHash::parse(text).map_err(in_one_line)
+}
+
+/// Reads a pattern of topics as the configuration writes it. The error is for a person.
+pub fn parse_topic_pattern(text: &str) -> Result<TopicPattern, String> {
+    TopicPattern::parse(text).map_err(in_one_line)
+}
+
+/// Says why `name` cannot be the name of a user, a device, an uplink. The error is for a person.
+pub fn check_name(name: &str) -> Result<(), String> {
+    walk::name_fault(name).map_err(in_one_line)
 }
 
 fn in_one_line(wrong: units::Wrong) -> String {
@@ -122,12 +142,77 @@ pub enum WhenFull {
 }
 
 /// `[broker]`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct BrokerConfig {
     /// `[broker.listener.<name>]`, by name; the default one on 127.0.0.1:1883 only where none is written.
     pub listeners: BTreeMap<Arc<str>, ListenerConfig>,
     /// `[broker.session]`
     pub sessions: SessionConfig,
+    /// How often the `$SYS` tree is published; zero = never.
+    pub sys_interval: Duration,
+    /// Who may do what.
+    pub access: AccessConfig,
+    /// `[broker.limits]`
+    pub limits: LimitsConfig,
+}
+
+/// `[broker.user.<name>]` and `[broker.anonymous]`, their groups merged in. The default lets everybody on this machine do
+/// everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AccessConfig {
+    /// `[broker.user.<name>]`, by name.
+    pub users: BTreeMap<Arc<str>, UserConfig>,
+    /// `[broker.anonymous]`: what whoever has no name may do on this machine. `None`: everything while there are no users,
+    /// nothing otherwise.
+    pub anonymous: Option<TopicRights>,
+}
+
+/// `[broker.limits]`: what clients may take of the board. The defaults suit one with 512 MB of memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Sockets at once, of all listeners.
+    pub connections: usize,
+    /// Sockets at once from one address that is not on this machine.
+    pub connections_per_address: usize,
+    /// Sockets at once that have not sent their CONNECT.
+    pub handshakes: usize,
+    /// For TLS and WebSocket.
+    pub handshake_time: Duration,
+    /// From there to a whole CONNECT.
+    pub connect_time: Duration,
+    /// Longest packet.
+    pub packet_bytes: usize,
+    /// Longest topic or filter.
+    pub topic_bytes: usize,
+    /// Most levels of a topic or filter.
+    pub topic_levels: usize,
+    /// Filters of one session.
+    pub subscriptions: usize,
+    /// QoS 1 and 2 messages from a client that are not acknowledged yet.
+    pub receive_maximum: u16,
+    /// QoS 1 and 2 messages to a client that it has not acknowledged.
+    pub in_flight: u16,
+    /// PUBLISH packets of one client, and their bytes; what is more waits in its socket.
+    pub rate: Pace,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> LimitsConfig {
+        LimitsConfig {
+            connections: 1000,
+            connections_per_address: 100,
+            handshakes: 200,
+            handshake_time: Duration::from_secs(10),
+            connect_time: Duration::from_secs(5),
+            packet_bytes: 256 << 10,
+            topic_bytes: 1024,
+            topic_levels: 64,
+            subscriptions: 256,
+            receive_maximum: 128,
+            in_flight: 100,
+            rate: Pace::default(),
+        }
+    }
 }
 
 /// `[broker.session]`: bounds of sessions that outlive their sockets.
@@ -146,10 +231,74 @@ impl Default for SessionConfig {
 }
 
 /// `[broker.listener.<name>]`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerConfig {
-    /// Address and port; loopback only as long as there are no users.
-    pub bind: SocketAddr,
+    /// Where it listens.
+    pub bind: ListenerAddress,
+    /// What carries the MQTT packets.
+    pub transport: ListenerTransport,
+    /// TLS in front of all else; `None` = plain.
+    pub tls: Option<ListenerTls>,
+}
+
+/// A plain listener, without anything else written.
+impl From<SocketAddr> for ListenerConfig {
+    fn from(address: SocketAddr) -> ListenerConfig {
+        let bind = ListenerAddress::Network(address);
+        ListenerConfig { bind, transport: ListenerTransport::Mqtt, tls: None }
+    }
+}
+
+/// `bind` of a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenerAddress {
+    /// `"127.0.0.1:1883"`
+    Network(SocketAddr),
+    /// `"unix:/run/tidegate/mqtt.sock"`
+    Unix {
+        /// The socket's path, absolute.
+        path: PathBuf,
+        /// Who may connect, as permissions of the socket.
+        mode: u32,
+    },
+}
+
+impl fmt::Display for ListenerAddress {
+    fn fmt(&self, into: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenerAddress::Network(address) => write!(into, "{address}"),
+            ListenerAddress::Unix { path, .. } => write!(into, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// `transport` of a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListenerTransport {
+    /// MQTT as it is.
+    Mqtt,
+    /// MQTT in the binary frames of a WebSocket (MQTT 5.0, 6).
+    WebSocket,
+}
+
+/// `tls` of a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerTls {
+    /// PEM file of the server's certificate chain.
+    pub cert: PathBuf,
+    /// PEM file of its private key.
+    pub key: PathBuf,
+    /// Which certificates clients may show; `None` = they are not asked.
+    pub client: Option<ClientCertificates>,
+}
+
+/// `client_ca` and `client_auth` of a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificates {
+    /// PEM file of the authorities that sign them.
+    pub ca: PathBuf,
+    /// Without one, no connection.
+    pub is_required: bool,
 }
 
 /// `[uplink.<name>]`

@@ -92,8 +92,8 @@ fn mask(line: &str) -> Vec<char> {
         for at in places {
             let rest = || lower.iter().copied().enumerate().skip(at);
             let name: String = rest().map(|(_, c)| c).take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-            // These two are made to be written down.
-            if name.ends_with("_file") || name.ends_with("_hash") {
+            // The name of a file is no secret.
+            if name.ends_with("_file") {
                 continue;
             }
             let mut value = rest().skip(name.len()).skip_while(|(_, c)| matches!(c, ' ' | '\t' | '"' | '\''));
@@ -102,6 +102,11 @@ fn mask(line: &str) -> Vec<char> {
             }
             let mut value = value.skip_while(|(_, c)| matches!(c, ' ' | '\t'));
             let Some((_, quote @ ('"' | '\''))) = value.next() else { continue };
+            // A hash is made to be written down; a password in its place is not.
+            let mut value = value.peekable();
+            if name.ends_with("_hash") && value.peek().is_some_and(|(_, c)| *c == '$') {
+                continue;
+            }
             for (at, _) in value.take_while(|(_, c)| *c != quote) {
                 if let Some(slot) = masked.get_mut(at) {
                     *slot = '*';

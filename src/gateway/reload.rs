@@ -1,30 +1,44 @@
 //! What a new configuration changes, and which of it can come into force while the gateway runs. Pure.
 //!
-//! Forward rules can: they are asked for each message. All else is built at the start. What is not said to be changed
+//! Forward rules can, and users with what they may do: they are asked for each message. So can the TLS files of a listener:
+//! they are asked for each connection. All else is built at the start. What is not said to be changed
 //! is the same to the last key: whole sections are compared as they print themselves, so that no key is forgotten here.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::config::{Config, UplinkConfig};
+use crate::config::{AccessConfig, BrokerConfig, Config, UplinkConfig};
 
 /// The way from one configuration to another.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Difference {
     /// Uplinks whose forward rules are others.
     pub rules: Vec<Arc<str>>,
+    /// Users, or what they may do, are others.
+    pub access: bool,
+    /// Listeners whose TLS files are to be read again, whether they are others or the same.
+    pub certificates: Vec<Arc<str>>,
     /// Sections that wait for a restart, as they are written in the file.
     pub restart: Vec<String>,
 }
 
 impl Difference {
     pub fn between(old: &Config, new: &Config) -> Difference {
-        let mut difference = Difference::default();
+        let access = old.broker.access != new.broker.access;
+        let mut difference = Difference { access, ..Difference::default() };
         let restart = &mut difference.restart;
         note(restart, "gateway", &old.gateway, &new.gateway);
         note(restart, "queue", &old.queue, &new.queue);
-        note(restart, "broker", &old.broker, &new.broker);
+        let mut broker = old.broker.clone();
+        for (name, listener) in &mut broker.listeners {
+            let files = new.broker.listeners.get(name).and_then(|listener| listener.tls.as_ref());
+            if let (Some(tls), Some(files)) = (&mut listener.tls, files) {
+                tls.clone_from(files);
+                difference.certificates.push(name.clone());
+            }
+        }
+        note(restart, "broker", &bound(&broker), &bound(&new.broker));
         let names = |one: Vec<&Arc<str>>| one.into_iter().cloned().collect::<BTreeSet<_>>();
         for name in names(old.lines.keys().chain(new.lines.keys()).collect()) {
             // A line that is written in place is named by its url, which its device names.
@@ -49,6 +63,11 @@ impl Difference {
         }
         difference
     }
+}
+
+/// What of the broker is built at the start: all but who may do what.
+fn bound(broker: &BrokerConfig) -> BrokerConfig {
+    BrokerConfig { access: AccessConfig::default(), ..broker.clone() }
 }
 
 /// What of an uplink is built at the start.
@@ -96,5 +115,42 @@ mod tests {
                       [modbus.meter.point]\nlevel = { address = \"holding:0\", type = \"u16\" }\n";
         assert_eq!(changes(uplink, &format!("{uplink}{device}")).restart, ["modbus.meter"]);
         assert_eq!(changes(uplink, "").restart, ["uplink.cloud"]);
+    }
+
+    #[test]
+    fn users_and_what_they_may_do_come_into_force_at_once() {
+        let user = |topic: &str| format!("[broker.user.plc7]\ncertificate = \"CN=plc7\"\npublish = [\"{topic}\"]\n");
+        assert_eq!(changes(&user("a"), &user("a")), Difference::default());
+        for (old, new) in [(String::new(), user("a")), (user("a"), user("b")), (user("a"), String::new())] {
+            let changed = changes(&old, &new);
+            assert!(changed.access && changed.restart.is_empty(), "{changed:?}");
+        }
+        let anonymous = changes(&user("a"), &format!("{}[broker.anonymous]\n", user("a")));
+        assert!(anonymous.access && anonymous.restart.is_empty());
+        assert_eq!(changes("", "[broker.session]\nexpiry = \"1 day\"\n").restart, ["broker"]);
+    }
+
+    #[test]
+    fn certificates_are_read_again_each_time_and_what_else_a_listener_is_waits_for_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            use std::os::unix::fs::PermissionsExt as _;
+            let path = dir.path().join(name);
+            std::fs::write(&path, "x").unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            path.display().to_string()
+        };
+        let tls = |cert: &str| format!("tls = {{ cert = \"{}\", key = \"{}\" }}\n", file(cert), file("key"));
+        let listener = |more: &str| format!("[broker.listener.plant]\nbind = \"127.0.0.1:8883\"\n{more}");
+        for cert in ["old", "new"] {
+            let difference = changes(&listener(&tls("old")), &listener(&tls(cert)));
+            assert_eq!((difference.certificates, difference.restart), (vec![Arc::from("plant")], Vec::new()));
+        }
+        for (old, new) in [("", tls("old")), (&tls("old"), String::new())] {
+            let difference = changes(&listener(old), &listener(&new));
+            assert_eq!((difference.certificates, difference.restart), (Vec::new(), vec!["broker".to_owned()]));
+        }
+        let difference = changes(&listener(&tls("old")), &listener(&(tls("old") + "transport = \"websocket\"")));
+        assert_eq!(difference.restart, ["broker"]);
     }
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use log::{error, info, warn};
 
 use super::boots::{self, Boot, Boots};
+use super::headroom::Headroom;
 use super::identity::{Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::ledger::Ledger;
 use super::retention::{self, Ceilings, Refusal, Way};
@@ -137,6 +138,8 @@ pub(super) struct Alarm {
 pub(super) struct Books {
     pub settings: QueueSettings,
     pub store: Store,
+    /// After the store: it is closed later.
+    pub headroom: Headroom,
     pub identity: Identity,
     pub starts: Starts,
     pub boots: Boots,
@@ -783,6 +786,9 @@ impl Books {
         if self.store.is_writing() {
             self.learn_time()?;
             self.write_numbers(self.settings.hold.map_or(0, |_| DEVICE_BLOCK))?;
+            if let Ok(bytes) = self.store.bytes() {
+                self.headroom.keep(bytes);
+            }
             self.store.commit()?;
             self.settings.health.queue().commits.fetch_add(1, Ordering::Relaxed);
             self.ledger_committed();
@@ -844,6 +850,8 @@ impl Books {
         queue.bytes_max.store(self.ceilings.soft_pages * PAGE_BYTES, Ordering::Relaxed);
         queue.oldest_mono_ms.store(self.oldest.map_or(0, |(_, mono_ms)| mono_ms.max(1)), Ordering::Relaxed);
         health.sessions().kept.store(self.sessions.count(), Ordering::Relaxed);
+        health.sessions().kept_subscriptions.store(self.sessions.subscriptions(), Ordering::Relaxed);
+        health.sessions().retained.store(self.retained.0, Ordering::Relaxed);
         health.sessions().waiting.store(self.sessions.waiting(), Ordering::Relaxed);
         health.sessions().waiting_bytes.store(self.sessions.bytes(), Ordering::Relaxed);
         self.watch_filling();

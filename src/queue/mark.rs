@@ -2,9 +2,9 @@
 //!
 //! SQLite takes a log that is missing, empty, cut or another store's for one in which nothing more was said, and goes on
 //! without what was acknowledged. So the database itself says, from before the first message until an orderly close:
-//! there is a log, it is at least so long, and its salt has counted on from this one. The log gets its length (a hole,
-//! no blocks) and the mark is in the database file before anything is acknowledged; both cost a few syncs at a start
-//! after an orderly stop and none per commit.
+//! there is a log, it is at least so long, and its salt has counted on from this one. The log gets its length and the
+//! mark is in the database file before anything is acknowledged; both cost a few syncs at a start after an orderly stop
+//! and none per commit.
 //!
 //! What it cannot show: a log that ends earlier than it did, at a whole commit, with zeros or an earlier round after
 //! it. That is what it looked like before those commits were written.
@@ -12,6 +12,8 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
+
+use rustix::fs::FallocateFlags;
 
 use super::pages::{Pages, Value};
 use super::remains;
@@ -41,7 +43,11 @@ fn lengthen(dir: &Path) -> io::Result<Option<u32>> {
     let mut head = [0; 20];
     log.read_exact(&mut head)?;
     if log.metadata()?.len() < LOG_BYTES {
-        log.set_len(LOG_BYTES)?;
+        // Blocks of its own, so that a disk that somebody else fills does not stop the drain; where it cannot give any, a
+        // hole.
+        if rustix::fs::fallocate(&log, FallocateFlags::empty(), 0, LOG_BYTES).is_err() {
+            log.set_len(LOG_BYTES)?;
+        }
         log.sync_all()?;
     }
     Ok(head.last_chunk().map(|salt| u32::from_be_bytes(*salt)))

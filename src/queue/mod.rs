@@ -86,6 +86,8 @@ mod boots;
 
 mod row;
 
+mod headroom;
+
 mod mark;
 
 mod files;

@@ -12,6 +12,7 @@ use rustix::fs::{Advice, FlockOperation};
 
 use super::books::{Books, Gap, Identity, Stream, gap_topic};
 use super::boots;
+use super::headroom::{self, Headroom};
 use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::ledger::Ledger;
 use super::quarantine::{self, Quarantine};
@@ -237,7 +238,7 @@ fn bytes_of(file: &Path) -> u64 {
 /// What the disk has free; where that is not known, no end of it.
 fn available(dir: &Path) -> u64 {
     match rustix::fs::statvfs(dir) {
-        Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize),
+        Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize).saturating_add(headroom::bytes(dir)),
         Err(error) => {
             warn!(error:%; "The free space of the disk is not known");
             u64::MAX
@@ -319,6 +320,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
     let mut books = Books {
         settings: settings.clone(),
         store,
+        headroom: Headroom::open(&settings.dir),
         identity: known,
         starts,
         boots,
@@ -357,7 +359,11 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         fault: None,
         is_stale: false,
     };
-    let loaded = books.load(last, past, was_stopped).and_then(|()| mark::make(&settings.dir, &mut books.store));
+    // A disk that is full may have no room for more log, and the database has for what is in it.
+    let emptied = books.store.checkpoint();
+    let loaded = emptied
+        .and_then(|()| books.load(last, past, was_stopped))
+        .and_then(|()| mark::make(&settings.dir, &mut books.store));
     match loaded.map_err(opening) {
         Ok(()) => {
             past.is_moved = false;
@@ -442,7 +448,7 @@ impl Books {
             return Ok(());
         }
         let Ok(disk) = rustix::fs::statvfs(&self.settings.dir) else { return Ok(()) };
-        let available = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let available = disk.f_bavail.saturating_mul(disk.f_frsize).saturating_add(headroom::bytes(&self.settings.dir));
         let used = self.store.pages_used()? * PAGE_BYTES;
         let bytes_max = self.settings.bytes_max.get();
         let (ceilings, is_clamped) = retention::ceilings(bytes_max, available, used, PAGE_BYTES);

@@ -17,7 +17,7 @@ use super::worker::{Job, Reply};
 use super::{AppendError, Inlet, SessionNumber, ask};
 use crate::health::LossReason;
 use crate::message::tree::Tree;
-use crate::message::{Filter, Message, Qos, Sequence, Stamp};
+use crate::message::{Filter, Message, Origin, Qos, Sequence, Stamp};
 use tables::{FlightRow, LaneKey, SessionRow, SubscriptionRow};
 use waiting::Lane;
 
@@ -59,6 +59,8 @@ pub struct Entrance {
     pub user: Arc<str>,
     /// Its client id.
     pub client: Arc<str>,
+    /// A user that is no more: a session of his passes to this one.
+    pub heir_of: Option<Arc<str>>,
     /// What there was before is forgotten.
     pub is_clean: bool,
     /// How long the session outlives its socket, in seconds; 0 = it does not, and a new one is not kept.
@@ -72,8 +74,8 @@ pub enum Entry {
     Kept(Kept),
     /// Nothing is kept for it, and nothing is left of what was.
     Passing,
-    /// The session of this client id belongs to another user.
-    Foreign,
+    /// The session of this client id belongs to another user, who is named.
+    Foreign(Arc<str>),
     /// There are too many sessions.
     Full,
 }
@@ -384,24 +386,30 @@ impl Inlet {
         self.jobs.send(job).await.map_err(|_| AppendError::Stopped)
     }
 
-    /// Adds subscriptions to a session, or replaces those of the same filters. Gives back the retained messages of
-    /// each, at most `count_max` of one; those that are to be delivered at QoS 2 wait for the session instead.
+    /// Adds subscriptions to a session of `client`, or replaces those of the same filters. Gives back the retained
+    /// messages of each, at most `count_max` of one; those that are to be delivered at QoS 2 wait for the session instead.
     pub async fn subscribe_session(
         &self,
         number: SessionNumber,
+        client: &Arc<str>,
         asked: Vec<(Subscribed, Retained)>,
         count_max: usize,
     ) -> Result<Vec<(Filter, Vec<Message>)>, AppendError> {
-        let filters: Vec<(Filter, Qos)> = asked.iter().map(|(asked, _)| (asked.filter.clone(), asked.qos)).collect();
+        let filters: Vec<(Filter, Qos, bool)> =
+            asked.iter().map(|(asked, _)| (asked.filter.clone(), asked.qos, asked.no_local)).collect();
         let found = ask(&self.jobs, |reply| Job::Session(SessionJob::Subscribe(number, asked, reply))).await?;
         let mut all = Vec::new();
-        for ((filter, qos), Found { mut messages, next }) in filters.into_iter().zip(found) {
+        for ((filter, qos, no_local), Found { mut messages, next }) in filters.into_iter().zip(found) {
             match next {
                 Next::Nowhere => {}
                 Next::Start => messages = self.retained_from(&filter, None, messages, count_max).await?,
                 Next::After(topic) => messages = self.retained_from(&filter, Some(topic), messages, count_max).await?,
             }
             messages.truncate(count_max);
+            if no_local {
+                // Also what was retained is not sent back to whom it came from (MQTT-3.8.3-3).
+                messages.retain(|message| !matches!(&message.origin, Origin::Client(from) if from == client));
+            }
             let is_kept = |message: &Message| qos.min(message.qos) == Qos::ExactlyOnce;
             let (kept, messages): (Vec<Message>, Vec<Message>) = messages.into_iter().partition(is_kept);
             if !kept.is_empty() {
@@ -525,6 +533,11 @@ impl Sessions {
     /// How many there are.
     pub fn count(&self) -> u64 {
         self.by_client.len() as u64
+    }
+
+    /// How many subscriptions they have.
+    pub fn subscriptions(&self) -> u64 {
+        self.by_number.values().map(|session| session.subscriptions.len() as u64).sum()
     }
 
     /// Bytes of what waits.
@@ -682,13 +695,13 @@ impl Books {
         // The clock is not always looked at before the first client comes.
         self.expire_sessions()?;
         let known = self.sessions.by_client.get(&entrance.client).copied();
-        let owner = known.and_then(|number| self.sessions.by_number.get(&number)).map(|session| &session.user);
-        if owner.is_some_and(|owner| *owner != entrance.user) {
-            return Ok(Entry::Foreign);
+        let owner = known.and_then(|number| self.sessions.by_number.get(&number)).map(|session| session.user.clone());
+        if let Some(owner) = owner.filter(|owner| *owner != entrance.user && Some(owner) != entrance.heir_of.as_ref()) {
+            return Ok(Entry::Foreign(owner));
         }
         if let Some(number) = known {
             if !entrance.is_clean {
-                return self.resume(number, entrance.expiry_s).map(Entry::Kept);
+                return self.resume(number, &entrance.user, entrance.expiry_s).map(Entry::Kept);
             }
             self.end_session(number)?;
         }
@@ -713,11 +726,12 @@ impl Books {
         }))
     }
 
-    fn resume(&mut self, number: u64, expiry_s: u32) -> rusqlite::Result<Kept> {
+    fn resume(&mut self, number: u64, user: &Arc<str>, expiry_s: u32) -> rusqlite::Result<Kept> {
         let mut subscriptions = Vec::new();
         if let Some(session) = self.sessions.by_number.get_mut(&number) {
-            if session.away.take().is_some() || session.expiry_s != expiry_s {
+            if session.away.take().is_some() || session.expiry_s != expiry_s || session.user != *user {
                 session.expiry_s = expiry_s;
+                session.user = user.clone();
                 self.store.write()?;
                 self.store.set_local_session(&session.row(number))?;
             }

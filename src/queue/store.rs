@@ -296,6 +296,12 @@ impl Store {
         self.connection.pragma_update_and_check(None, "journal_size_limit", bytes, |_| Ok(()))
     }
 
+    /// The length of the database, with what is in the log only.
+    pub fn bytes(&self) -> rusqlite::Result<u64> {
+        let pages: i64 = self.pragma("page_count")?;
+        Ok(pages.max(0).cast_unsigned() * PAGE_BYTES)
+    }
+
     /// Pages that are in use.
     pub fn pages_used(&self) -> rusqlite::Result<u64> {
         let pages: i64 = self.pragma("page_count")?;

@@ -1,8 +1,9 @@
-//! Byte streams to and from the network: TCP, and TLS over it.
+//! Byte streams to and from the network: TCP, Unix sockets, TLS and WebSocket over them.
 //!
 //! Promises: every failure names its step (address, connection, certificate, clock), because "connection failed" sends
 //! a person to the wrong cabinet; nothing here waits longer than it was told to; key and certificate files are read
-//! for each connection, so that a renewed certificate needs no restart. It never speaks MQTT.
+//! for each connection that we open, and at each reload for those that come, so that a renewed certificate needs no
+//! restart. It never speaks MQTT.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsStream;
@@ -21,9 +22,25 @@ use tokio_rustls::TlsStream;
 use crate::config::Endpoint;
 use crate::message::{ClockState, Stamp};
 
+pub use names::CertificateNames;
+pub use pacing::Pacing;
+pub use server::{HandshakeFault, TlsServer, check_server_tls};
+pub use unix::UnixDoor;
+pub use websocket::{WebSocket, accept as accept_websocket};
+
 pub use tls::{Refusal, TlsError, TlsFiles, check_tls};
 
 mod tls;
+
+mod server;
+
+mod names;
+
+mod websocket;
+
+mod unix;
+
+mod pacing;
 
 /// The next address is tried this long after the one before it, answered or not (RFC 8305, 5): a dead IPv6 route
 /// must not cost the whole attempt.
@@ -46,6 +63,10 @@ const PROBE_EVERY: Duration = Duration::from_secs(10);
 pub enum Stream {
     /// Plain TCP.
     Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+    /// A WebSocket over any of the others.
+    WebSocket(Box<WebSocket>),
     /// TLS over TCP, as client or as server.
     Tls(Box<TlsStream<TcpStream>>),
 }
@@ -191,6 +212,8 @@ impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(context, into),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(context, into),
+            Stream::WebSocket(stream) => Pin::new(stream.as_mut()).poll_read(context, into),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(context, into),
         }
     }
@@ -200,6 +223,8 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+            Stream::WebSocket(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
         }
     }
@@ -207,6 +232,8 @@ impl AsyncWrite for Stream {
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(context),
+            Stream::WebSocket(stream) => Pin::new(stream.as_mut()).poll_flush(context),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(context),
         }
     }
@@ -214,6 +241,8 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+            Stream::WebSocket(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
         }
     }

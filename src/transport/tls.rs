@@ -220,7 +220,7 @@ fn client_config(files: &TlsFiles, wall_ms: i64) -> Result<ClientConfig, TlsErro
     Ok(config)
 }
 
-fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsError> {
+pub(super) fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     match ca {
         Some(path) => {
@@ -239,7 +239,7 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(super) fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let fault = |source| TlsError::File { what, path: path.to_owned(), source };
     let found = CertificateDer::pem_file_iter(path)
         .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())

@@ -30,7 +30,6 @@ use super::compose::{self, Terms};
 use super::inbound::{Inbound, Receipt, UNANSWERED_MAX};
 use super::overtaken::Overtaken;
 use super::own::{self, OwnTopic};
-use super::pacing::Pacing;
 use super::reason::{meaning, quoted, remedy};
 use super::waiting::{Attempt, Waiting};
 use crate::config::{DrainOrder, Pace, Protocol, ReceiveRule, UplinkConfig};
@@ -42,6 +41,7 @@ use crate::mqtt::{
 };
 use crate::queue::numbers::ByNumber;
 use crate::queue::{Change, Once, Queued, Restored, SessionNumber, Verdict, Wanted};
+use crate::transport::Pacing;
 
 /// The longest packet that is taken from the cloud.
 pub const INBOUND_BYTES_MAX: u32 = 1 << 20;

@@ -3,7 +3,7 @@
 //! ```text
 //!               rows ┌────────────┐ events   ┌──────────────┐
 //!  queue ──► Outlet ─┤ store task ├─────────►│  machine.rs  │ pure: decides everything
-//!            commits └────────────┘◄─────────┤  (session)   │ waiting · inbound · own · compose · pacing
+//!            commits └────────────┘◄─────────┤  (session)   │ waiting · inbound · own · compose
 //!                                   actions  └──────────────┘
 //!               ┌─────────────┐                 ▲        │
 //!  intake ◄─────┤ errand task │◄────────────────┤ events │ actions
@@ -39,8 +39,6 @@ mod inbound;
 mod own;
 
 mod reason;
-
-pub mod pacing;
 
 pub mod backoff;
 

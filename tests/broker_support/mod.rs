@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tempfile::TempDir;
-use tidegate::broker::{Broker, BrokerError, BrokerLimits};
+use tidegate::broker::{Access, Broker, BrokerError, BrokerLimits};
 use tidegate::clock::{Clock, ClockSource};
-use tidegate::config::{BrokerConfig, ForwardRule, ListenerConfig, SessionConfig, TopicTemplate, WhenFull};
+use tidegate::config::{
+    self, AccessConfig, BrokerConfig, ForwardRule, ListenerConfig, LoadRequest, TopicTemplate, WhenFull,
+};
 use tidegate::health::Health;
 use tidegate::intake::Intake;
 use tidegate::message::{Filter, Properties, Qos, Topic};
@@ -32,12 +34,16 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const VERSIONS: [Version; 2] = [Version::V311, Version::V5];
 
 pub struct Options {
+    pub bind: SocketAddr,
     pub limits: BrokerLimits,
     pub router: RouterLimits,
     /// Forward rules of the one uplink `cloud`.
     pub forward: Vec<ForwardRule>,
     pub when_full: WhenFull,
     pub bytes_max: u64,
+    pub access: AccessConfig,
+    /// How often `$SYS` is published; zero = never.
+    pub sys_interval: Duration,
     /// The queue's thread starts with the gateway, rather than by hand.
     pub starts_worker: bool,
 }
@@ -45,12 +51,15 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
+            bind: SocketAddr::from(([127, 0, 0, 1], 0)),
             limits: BrokerLimits::default(),
             // Machines that run tests are slower than patience with slow readers allows.
             router: RouterLimits { hold: Duration::from_secs(5), ..RouterLimits::default() },
             forward: Vec::new(),
             when_full: WhenFull::DropOldest,
             bytes_max: 256 << 20,
+            access: AccessConfig::default(),
+            sys_interval: Duration::ZERO,
             starts_worker: true,
         }
     }
@@ -58,6 +67,7 @@ impl Default for Options {
 
 pub struct Gateway {
     pub address: SocketAddr,
+    pub access: Access,
     pub intake: Intake,
     pub inlet: Inlet,
     pub router: Router,
@@ -113,18 +123,20 @@ impl Gateway {
             false => BTreeMap::from([(cloud, options.forward)]),
         };
         let intake = Intake::new(opened.inlet.clone(), router.clone(), forwards, clock, health.clone());
-        let bind = "127.0.0.1:0".parse().unwrap();
-        let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig { bind })]);
-        let config = BrokerConfig { listeners, sessions: SessionConfig::default() };
+        let listeners = BTreeMap::from([(Arc::from("test"), ListenerConfig::from(options.bind))]);
+        let (access, sys_interval) = (options.access, options.sys_interval);
+        let config = BrokerConfig { listeners, access, sys_interval, ..BrokerConfig::default() };
         let (inlet, limits) = (opened.inlet.clone(), options.limits);
         let broker =
             Broker::bind(&config, limits, intake.clone(), inlet, router.clone(), health.clone()).await.unwrap();
         let address = broker.local_addrs()["test"];
+        let access = broker.access();
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(broker.run(stop.clone()));
         let mut gateway = Gateway {
             address,
+            access,
             intake,
             inlet: opened.inlet,
             router,
@@ -419,5 +431,18 @@ impl Client {
     pub async fn disconnect(mut self) {
         self.send(Packet::Disconnect(Disconnect::new(ReasonCode::SUCCESS))).await;
         self.closed().await;
+    }
+}
+
+/// What `[broker.user.…]` and the like say, read as the gateway reads it.
+pub fn access(text: &str) -> AccessConfig {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("tidegate.toml");
+    std::fs::write(&file, format!("[gateway]\nid = \"test\"\n{text}")).unwrap();
+    let request =
+        LoadRequest { root: root.path().to_owned(), config: Some(file), credentials_dir: None, kept_id: None };
+    match config::load(&request) {
+        Ok(loaded) => loaded.config.broker.access,
+        Err(problems) => panic!("{}", config::render(&problems, &[])),
     }
 }

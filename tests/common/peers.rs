@@ -10,12 +10,25 @@ use serde_json::Value;
 use super::process::Process;
 use super::{PATIENCE, port, wait_until};
 
-fn python() -> PathBuf {
+/// What `./test.sh` has installed for the peers.
+fn installed(path: &str) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"));
-    let python = target.join("venv/bin/python");
-    assert!(python.exists(), "{} is missing: ./test.sh makes it", python.display());
-    python
+    let path = target.join(path);
+    assert!(path.exists(), "{} is missing: ./test.sh makes it", path.display());
+    path
+}
+
+/// Runs `tests/peers/javascript/<script>.js` with MQTT.js to its end; the lines that it said.
+#[track_caller]
+pub fn javascript(script: &str, argument: &Value) -> Vec<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/peers/javascript/{script}.js"));
+    let modules = installed("node/node_modules").display().to_string();
+    let words = [path.display().to_string(), argument.to_string()];
+    let mut process = Process::start_with(script, "node", &words, &[("NODE_PATH", &modules)]);
+    let status = process.wait(PATIENCE);
+    assert!(status.success(), "{script}.js ended with {status}:\n{}", process.transcript());
+    process.stdout().iter().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// Starts `tests/peers/<script>.py`.
@@ -23,7 +36,7 @@ pub fn script<S: AsRef<OsStr>>(script: &str, arguments: &[S]) -> Process {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/peers/{script}.py"));
     let mut words: Vec<&OsStr> = vec![OsStr::new("-B"), path.as_os_str()];
     words.extend(arguments.iter().map(AsRef::as_ref));
-    Process::start(script, python(), &words)
+    Process::start(script, installed("venv/bin/python"), &words)
 }
 
 /// A message that a subscriber got.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tidegate::clock::{Clock, ClockSource};
 use tidegate::config::{
     BrokerConfig, Config, GatewayConfig, LineConfig, LineKind, ModbusConfig, ModbusPoint, Parity, PointKind,
-    PointTopic, PortConfig, QueueConfig, Report, SerialConfig, SerialMode, SessionConfig, Table, WhenFull, WordOrder,
+    PointTopic, PortConfig, QueueConfig, Report, SerialConfig, SerialMode, Table, WhenFull, WordOrder,
 };
 use tidegate::field::{Field, FieldError, Readings, Refused};
 use tidegate::health::{DeviceSnapshot, Health};
@@ -137,7 +137,7 @@ pub fn empty() -> Config {
             when_full: WhenFull::DropOldest,
             hold: None,
         },
-        broker: BrokerConfig { listeners: BTreeMap::new(), sessions: SessionConfig::default() },
+        broker: BrokerConfig::default(),
         uplinks: BTreeMap::new(),
         lines: BTreeMap::new(),
         modbus: BTreeMap::new(),

@@ -13,8 +13,10 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+import way
+
 ask = argparse.ArgumentParser()
-ask.add_argument("--port", type=int, required=True)
+way.add_arguments(ask)
 ask.add_argument("--client-id", required=True)
 ask.add_argument("--version", choices=["3.1.1", "5"], default="5")
 ask.add_argument("--qos", type=int, default=1)
@@ -41,8 +43,10 @@ client = mqtt.Client(
     mqtt.CallbackAPIVersion.VERSION2,
     client_id=asked.client_id,
     protocol=mqtt.MQTTv5 if is_v5 else mqtt.MQTTv311,
+    transport=way.transport(asked),
     **options,
 )
+to = way.prepare(client, asked)
 client.max_inflight_messages_set(asked.window)
 client.max_queued_messages_set(0)
 client.reconnect_delay_set(min_delay=0.2, max_delay=1)
@@ -74,9 +78,9 @@ reporter.start()
 if is_v5 and asked.persistent:
     kept = Properties(PacketTypes.CONNECT)
     kept.SessionExpiryInterval = 3600
-    client.connect_async("127.0.0.1", asked.port, clean_start=False, properties=kept)
+    client.connect_async(*to, clean_start=False, properties=kept)
 else:
-    client.connect_async("127.0.0.1", asked.port)
+    client.connect_async(*to)
 client.loop_start()
 while not client.is_connected():
     time.sleep(0.005)

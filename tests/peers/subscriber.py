@@ -11,8 +11,10 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+import way
+
 ask = argparse.ArgumentParser()
-ask.add_argument("--port", type=int, required=True)
+way.add_arguments(ask)
 ask.add_argument("--client-id", required=True)
 ask.add_argument("--version", choices=["3.1.1", "5"], default="5")
 ask.add_argument("--qos", type=int, default=2)
@@ -58,8 +60,10 @@ client = mqtt.Client(
     mqtt.CallbackAPIVersion.VERSION2,
     client_id=asked.client_id,
     protocol=mqtt.MQTTv5 if is_v5 else mqtt.MQTTv311,
+    transport=way.transport(asked),
     **options,
 )
+to = way.prepare(client, asked)
 if asked.user:
     client.username_pw_set(asked.user, asked.password)
 client.on_connect = on_connect
@@ -70,9 +74,9 @@ if is_v5:
     kept = Properties(PacketTypes.CONNECT)
     kept.SessionExpiryInterval = 0 if asked.clean else 3600
     kept.ReceiveMaximum = 1000
-    client.connect_async("127.0.0.1", asked.port, clean_start=asked.clean, properties=kept)
+    client.connect_async(*to, clean_start=asked.clean, properties=kept)
 else:
-    client.connect_async("127.0.0.1", asked.port)
+    client.connect_async(*to)
 try:
     client.loop_forever(retry_first_connection=True)
 except KeyboardInterrupt:

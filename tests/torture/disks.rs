@@ -189,6 +189,44 @@ fn a_full_disk_costs_nothing_that_was_acknowledged() {
     });
 }
 
+/// Somebody else's file takes the last byte while messages wait; the cloud comes, and the file stays.
+fn drains_beside_ballast(random: &mut Random, is_ext4: bool) {
+    let folder = folder();
+    let mut site = Site::prepared(folder.path());
+    let state = site.gateway.state_dir();
+    let image = folder.path().join("image");
+    let mount = if is_ext4 {
+        mounts::make_ext4(&image, LARGER_DISK_BYTES);
+        Mount::ext4(&image, &state)
+    } else {
+        Mount::tmpfs(LARGER_DISK_BYTES, &state)
+    };
+    site.gateway.start();
+    let pid = site.gateway.id();
+    for said in site.publish(Version::V5, 300, 20, PATIENCE, 60, random) {
+        assert_eq!(said.acknowledged.len(), 300, "there is room: {said:?}");
+    }
+    let ballast = fill(&state);
+    site.cloud.begin(Memory::default(), None);
+    site.gateway.wait_until_drained();
+    fs::remove_file(ballast).unwrap();
+    site.expect_nothing_lost();
+    assert_eq!((site.gateway.id(), site.gateway.has_ended()), (pid, None), "all that without a restart");
+    site.gateway.stop();
+    mount.unmount();
+}
+
+#[test]
+fn a_disk_that_somebody_else_has_filled_to_the_last_byte_does_not_stop_the_drain() {
+    mounts::privately("disks::a_disk_that_somebody_else_has_filled_to_the_last_byte_does_not_stop_the_drain", || {
+        let _turn = turn();
+        let mut random = random_of("drains_beside_ballast");
+        for is_ext4 in [true, false] {
+            drains_beside_ballast(&mut random, is_ext4);
+        }
+    });
+}
+
 #[test]
 fn a_disk_that_is_read_only_at_the_start_is_used_once_it_can_be_written() {
     mounts::privately("disks::a_disk_that_is_read_only_at_the_start_is_used_once_it_can_be_written", || {

@@ -326,6 +326,7 @@ mod tests {
         let publishing = publisher.clone();
         let sent = Sent {
             client_id: "press".to_owned(),
+            login: None,
             topic: Topic::new("plant/x").unwrap(),
             members: "\"x\":1".to_owned(),
         };

@@ -150,6 +150,7 @@ impl Stand {
         parts.spawn(async move { way.run(line_listener, cloud_address).await.map_err(StandError::Listen) });
         let sent = Sent {
             client_id: "demo-press".to_owned(),
+            login: None,
             topic: Topic::new(TOPIC).map_err(|_| StandError::Part { part: "the local sender" })?,
             members: r#""machine":"press-3","force_kn":412.5"#.to_owned(),
         };

@@ -96,6 +96,12 @@ pub(super) struct DrillArguments {
     /// The gateway's listener, instead of the configuration's first one
     #[arg(long, value_name = "ADDRESS:PORT")]
     broker: Option<SocketAddr>,
+    /// User name at the gateway, where it has users
+    #[arg(long, value_name = "NAME", requires = "password_file")]
+    username: Option<String>,
+    /// File whose first line is the password of that user
+    #[arg(long, value_name = "FILE", requires = "username")]
+    password_file: Option<PathBuf>,
     /// Read back there instead of at the uplink's cloud: mqtt://host:port or mqtts://host:port
     #[arg(long, value_name = "URL")]
     read_back: Option<String>,
@@ -165,7 +171,9 @@ pub(super) fn main(arguments: &DrillArguments) -> Exit {
                 eprintln!("tidegate: {}", chain(&error));
                 match error {
                     DrillError::Gateway { .. } => {
-                        eprintln!("help: is it running? Then start the drill again: it goes on where it was");
+                        eprintln!(
+                            "help: is it running, and does it want --username? Then start the drill again: it goes on where it was"
+                        );
                         Exit::TryAgain
                     }
                     DrillError::Cloud { .. } => {

@@ -2,12 +2,14 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use bytes::Bytes;
 use thiserror::Error;
 
 use super::DrillArguments;
 use super::journal::{Header, Step};
-use crate::cli::publisher::Sent;
-use crate::config::{Config, Endpoint, ForwardRule, UplinkConfig};
+use crate::cli::publisher::{Login, Sent};
+use crate::cli::secret;
+use crate::config::{Config, Endpoint, ForwardRule, ListenerAddress, ListenerConfig, ListenerTransport, UplinkConfig};
 use crate::message::{Filter, Qos, Topic, TopicError};
 
 /// The level that stands for what a filter leaves open.
@@ -35,7 +37,7 @@ pub(super) enum PlanError {
     WhichUplink { names: String },
     #[error("there is no uplink {name}; there are: {names}")]
     UnknownUplink { name: String, names: String },
-    #[error("no listener is configured")]
+    #[error("no listener is configured that speaks MQTT over plain TCP")]
     NoListener,
     #[error("{text:?} cannot be a topic")]
     Topic {
@@ -53,6 +55,8 @@ pub(super) enum PlanError {
     NoStep,
     #[error("a drill of the uplink {uplink} on {topic} was broken off")]
     Other { uplink: String, topic: String },
+    #[error("cannot read the password")]
+    Password(#[source] std::io::Error),
     #[error("cannot draw a name for the drill")]
     Random(#[source] std::io::Error),
 }
@@ -92,16 +96,26 @@ impl Plan {
         };
         let sent = Sent {
             client_id: format!("tidegate-drill-{}", header.drill),
+            login: login(arguments)?,
             topic,
             members: format!("\"drill\":\"{}\"", header.drill),
         };
         let broker = match arguments.broker {
             Some(broker) => broker,
-            None => reachable(config.broker.listeners.values().next().ok_or(PlanError::NoListener)?.bind),
+            None => config.broker.listeners.values().find_map(plain).ok_or(PlanError::NoListener)?,
         };
         let read_back = arguments.read_back.as_deref().map(endpoint).transpose()?;
         Ok(Plan { header, broker, sent, filter, uplink: uplink.clone(), read_back })
     }
+}
+
+fn login(arguments: &DrillArguments) -> Result<Option<Login>, PlanError> {
+    let Some(username) = arguments.username.clone() else { return Ok(None) };
+    let password = match &arguments.password_file {
+        Some(file) => secret::from_file(file).map_err(PlanError::Password)?,
+        None => Bytes::new(),
+    };
+    Ok(Some(Login { username, password }))
 }
 
 fn steps(arguments: &DrillArguments) -> Result<Vec<Step>, PlanError> {
@@ -152,6 +166,14 @@ fn cloud_topic(rules: &[ForwardRule], uplink: &str, topic: &Topic) -> Result<Top
 }
 
 /// Where a listener on all addresses is reached from here.
+/// Where a listener can be reached without more than TCP.
+fn plain(listener: &ListenerConfig) -> Option<SocketAddr> {
+    match (&listener.bind, listener.transport, &listener.tls) {
+        (ListenerAddress::Network(bind), ListenerTransport::Mqtt, None) => Some(reachable(*bind)),
+        _ => None,
+    }
+}
+
 fn reachable(bind: SocketAddr) -> SocketAddr {
     match bind {
         SocketAddr::V4(bind) if bind.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, bind.port()).into(),

@@ -56,7 +56,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         &[("oldest-first", DrainOrder::OldestFirst), ("live-first", DrainOrder::LiveFirst)],
         &[],
     );
-    let pace = pace(walk, &reader);
+    let pace = pace(walk, &reader, "pace", &keys::PACE);
     let link = reader.choice(walk, "link", &[("normal", ())], &["metered"]);
     let own_topic = own_topic(walk, &reader, words);
     let forward = forward(walk, &reader, words);
@@ -238,12 +238,18 @@ fn reconnect(walk: &mut Walk, reader: &Reader<'_>) -> Option<Reconnect> {
     Some(Reconnect { first: first.value, max: max.value })
 }
 
-fn pace(walk: &mut Walk, reader: &Reader<'_>) -> Option<Pace> {
-    if !reader.has("pace") {
+/// A rate, under whatever name; none where it is not written.
+pub(super) fn pace(
+    walk: &mut Walk,
+    reader: &Reader<'_>,
+    key: &'static str,
+    table: &'static keys::KeyTable,
+) -> Option<Pace> {
+    if !reader.has(key) {
         return Some(Pace::default());
     }
-    let (tree, spot) = reader.table(walk, "pace")?;
-    let reader = Reader::open(walk, tree, &keys::PACE, spot);
+    let (tree, spot) = reader.table(walk, key)?;
+    let reader = Reader::open(walk, tree, table, spot);
     let messages = reader.integer(walk, "messages_per_s", 1, 1_000_000);
     let bytes = reader.size(walk, "bytes_per_s", 1, 1 << 40);
     let messages_per_s = match reader.has("messages_per_s") {

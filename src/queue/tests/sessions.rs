@@ -8,7 +8,7 @@ use crate::queue::sessions::{
 const HOUR: u32 = 3600;
 
 fn entrance(client: &str) -> Entrance {
-    Entrance { user: Arc::from("anna"), client: Arc::from(client), is_clean: false, expiry_s: HOUR }
+    Entrance { user: Arc::from("anna"), client: Arc::from(client), heir_of: None, is_clean: false, expiry_s: HOUR }
 }
 
 fn to(filter: &str, qos: Qos) -> Subscribed {
@@ -36,7 +36,7 @@ impl Rig {
     async fn subscribed(&self, client: &str, filter: &str, qos: Qos) -> (Kept, SessionOutlet) {
         let kept = self.enter(client).await;
         let asked = vec![(to(filter, qos), Retained::Never)];
-        self.inlet.subscribe_session(kept.number, asked, 100).await.unwrap();
+        self.inlet.subscribe_session(kept.number, &Arc::from("c"), asked, 100).await.unwrap();
         let outlet = self.inlet.session_outlet(kept.number);
         (kept, outlet)
     }
@@ -73,7 +73,7 @@ async fn a_session_belongs_to_its_user_and_their_number_is_bounded() {
         let stranger = Entrance { user: Arc::from("ben"), ..entrance("c") };
         for is_clean in [false, true] {
             let stranger = Entrance { is_clean, ..stranger.clone() };
-            assert_eq!(rig.inlet.enter_session(stranger).await.unwrap(), Entry::Foreign);
+            assert_eq!(rig.inlet.enter_session(stranger).await.unwrap(), Entry::Foreign(Arc::from("anna")));
         }
         assert_eq!(rig.enter("d").await.is_present, is_again);
         assert_eq!(rig.inlet.enter_session(entrance("e")).await.unwrap(), Entry::Full);
@@ -133,10 +133,10 @@ async fn no_local_identifier_and_retain_as_published_are_those_of_the_moment_of_
     let retained = |number| Message { retain: true, qos: Qos::ExactlyOnce, ..numbered(number, 20) };
     rig.append(retained(1)).await;
     let asked = vec![(again(false, true, Some(7)), Retained::Never)];
-    rig.inlet.subscribe_session(kept.number, asked, 100).await.unwrap();
+    rig.inlet.subscribe_session(kept.number, &Arc::from("c"), asked, 100).await.unwrap();
     rig.append(retained(2)).await;
     let asked = vec![(again(true, true, Some(8)), Retained::Never)];
-    rig.inlet.subscribe_session(kept.number, asked, 100).await.unwrap();
+    rig.inlet.subscribe_session(kept.number, &Arc::from("c"), asked, 100).await.unwrap();
     assert_eq!(
         rig.append(retained(3)).await.fate,
         Fate::Stored { sequence: Sequence(2), streams: 0 },
@@ -226,7 +226,7 @@ async fn a_session_whose_store_was_damaged_is_gone_and_its_client_hears_so() {
     assert!(fetched(&mut outlet, (0, 0), 10).await.is_gone);
     assert!(!rig.inlet.keeps_session("c"));
     let again = vec![(to("plant/#", Qos::AtLeastOnce), Retained::Never)];
-    assert!(rig.inlet.subscribe_session(kept.number, again, 10).await.is_err());
+    assert!(rig.inlet.subscribe_session(kept.number, &Arc::from("c"), again, 10).await.is_err());
     let new = rig.enter("c").await;
     assert!(!new.is_present && new.number > kept.number);
     rig.stop().await;
@@ -401,7 +401,7 @@ impl Play {
             Step::Subscribe(index) => {
                 let (filter, qos) = FILTERS[*index];
                 let asked = vec![(to(filter, qos), Retained::Never)];
-                self.rig.inlet.subscribe_session(number, asked, 10).await.unwrap();
+                self.rig.inlet.subscribe_session(number, &Arc::from("c"), asked, 10).await.unwrap();
                 if !self.model.subscriptions.values().any(|other| other == index) {
                     let lane = self.model.lane_next();
                     self.model.subscriptions.insert(lane, *index);

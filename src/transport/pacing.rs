@@ -1,4 +1,4 @@
-//! How fast an uplink may send: one bucket of messages, one of bytes. Pure: the caller brings the clock.
+//! How fast messages may go, or come: one bucket of messages, one of bytes. Pure: the caller brings the clock.
 //!
 //! Promises: over any second no more than the configured rate plus a tenth of a second's worth leaves; a message larger
 //! than a bucket is not stuck for ever: it goes when the bucket has anything, and the debt is waited for after it.
@@ -10,7 +10,7 @@ use crate::config::Pace;
 /// How much may be saved up, as a share of a second.
 const BURST_SECONDS: f64 = 0.1;
 
-/// Both limits of one uplink.
+/// Both limits of one connection.
 #[derive(Debug, Clone)]
 pub struct Pacing {
     messages: Option<Bucket>,

@@ -1,8 +1,19 @@
 //! What no library would send: the gateway answers with the right reason, and nobody else is disturbed.
+//!
+//! `./test.sh --torture` runs the long form: 100,000 mutated sequences for 5,000, 5,000 silent sockets for 500, floods of
+//! twenty times the length.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+#[path = "../common/mod.rs"]
 mod common;
+#[path = "../torture/random.rs"]
+mod random;
+
+mod bystander;
+mod floods;
+mod log;
+mod mutants;
 
 use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
 use common::raw::{Heard, RawClient, Version, packet};
@@ -144,6 +155,11 @@ fn a_client_that_breaks_the_protocol_is_disconnected_and_disturbs_nobody() {
     let resident = resident_kib(gateway.id());
     assert!(resident < 200 * 1024, "{resident} KiB after 20 lengths of 256 MB");
     assert_eq!(gateway.has_ended(), None);
+}
+
+/// Whether `./test.sh --torture` asks: the same with more of it, and with figures that a person reads.
+fn is_long() -> bool {
+    std::env::var_os("TIDEGATE_TORTURE_MINUTES").is_some()
 }
 
 fn resident_kib(pid: u32) -> u64 {
