@@ -272,7 +272,8 @@ dependencies() {
 }
 scripts() {
     # debconf's own script is not ours to judge.
-    shellcheck --exclude=SC1091 packaging/build.sh packaging/debian/{config,postinst,prerm,postrm} tests/package.sh
+    shellcheck --exclude=SC1091 packaging/build.sh packaging/debian/{config,postinst,prerm,postrm} tests/package.sh \
+        tests/foreign_package.sh
 }
 pack() {
     # The next version first: cargo-deb clears away what it made before.
@@ -283,9 +284,24 @@ pack() {
 judge() {
     lintian --allow-root --fail-on error,warning target/debian/tidegate_*.deb
 }
+pack_arm64() {
+    mkdir -p "$target/packaging/arm64"
+    rm -f "$target"/packaging/arm64/*.deb
+    packaging/build.sh --cross arm64 --profile "$package_profile" --output "$target/packaging/arm64" 2>&1 | tee "$target/arm64.log"
+    case ${PIPESTATUS[0]} in
+    0) ;;
+    75)
+        echo "NOT TRIED: arm64, because Debian's packages for it could not be had (above)" | tee -a "$log"
+        return 0
+        ;;
+    *) return 1 ;;
+    esac
+    tests/foreign_package.sh arm64 AArch64 "$target"/packaging/arm64/tidegate_*_arm64.deb 2>&1 | tee -a "$log"
+    return "${PIPESTATUS[0]}"
+}
 try_package() {
     as_root tests/package.sh "$target/packaging/root.tar" target/debian/tidegate_*.deb \
-        "$target"/packaging/next/tidegate_99.0.0-1_*.deb 2>&1 | tee "$log"
+        "$target"/packaging/next/tidegate_99.0.0-1_*.deb 2>&1 | tee -a "$log"
     return "${PIPESTATUS[0]}"
 }
 
@@ -320,6 +336,7 @@ elif [ -n "$package_profile" ]; then
     step "package" pack
     step "lintian" judge
     step "installed" try_package
+    step "arm64" pack_arm64
 elif [ -n "$torture_minutes" ]; then
     log="$target/torture.log"
     step "torture" torture

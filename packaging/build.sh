@@ -5,7 +5,8 @@
 #                      [--version VERSION] [--output FOLDER]
 #
 # --cross builds with Debian's cross toolchain (cross/debian, which installs it). --no-build packs
-# target/TRIPLE/PROFILE/tidegate as it is, for a program that was built by other means.
+# target/TRIPLE/PROFILE/tidegate as it is, for a program that was built by other means. DEBFULLNAME and DEBEMAIL, where they
+# are set, are the package's maintainer.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -26,7 +27,7 @@ while [ $# -gt 0 ]; do
     --version) version=$2; shift ;;
     --output) output=$2; shift ;;
     --no-build) build=false ;;
-    *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 64 ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 64 ;;
     esac
     shift
 done
@@ -52,12 +53,12 @@ if $build; then
     fi
 fi
 
-# The time of the sources, so that the same sources give the same package. Not for the build: a new time compiles all C anew.
-: "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || date +%s)}"
-export SOURCE_DATE_EPOCH
-
 # Pages and completions are the same for every board, and are written by a program of the host.
 cargo run --locked --quiet --example pages -- "$made" >&2
+
+# The time of the sources, so that the same sources give the same package. Not for what cargo builds: a new time compiles all C anew.
+: "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || date +%s)}"
+export SOURCE_DATE_EPOCH
 
 # cargo-deb calls systemd-sysusers with the name of the source, so that must be the name that is installed.
 mkdir -p "$made/sysusers.d"
@@ -72,5 +73,6 @@ cargo cyclonedx --quiet --format json --spec-version 1.5 --target "${target:-$ho
 sed "s|file://$PWD|file:///tidegate|g" tidegate.cdx.json >"$made/tidegate.cdx.json"
 rm tidegate.cdx.json
 
+maintainer=${DEBEMAIL:+"${DEBFULLNAME:-$DEBEMAIL} <$DEBEMAIL>"}
 cargo deb --quiet --no-build --no-strip --profile "$profile" ${target:+--target "$target"} \
-    ${version:+--deb-version "$version"} -o "$output/"
+    ${maintainer:+--maintainer "$maintainer"} ${version:+--deb-version "$version"} -o "$output/"

@@ -1,8 +1,14 @@
 //! The cabinet: a virtual machine whose plug can be pulled.
 //!
-//! Killing QEMU takes with it what its disk had not been told to flush: writes go past the host's page cache
-//! (`cache=none`), and the tables of a qcow2 file that name newly written clusters are in QEMU's memory until then. What
-//! it cannot do is tear a sector or reorder what one flush covers; `tests/torture/power_cuts.rs` does.
+//! Its disk is of three layers: the root file system that all machines share, what this machine had written before it was
+//! last switched on, and what it has written since. QEMU keeps in memory where in the last one new data lie until the
+//! guest flushes its disk, so killing QEMU takes with it all that was written since the boot and not flushed, as power that
+//! goes takes the cache of a disk. What it cannot do is tear a sector or reorder what one flush covers;
+//! `tests/torture/power_cuts.rs` does.
+//!
+//! The control is `TIDEGATE_VM_FLUSHES=no`: the guest's file system flushes nothing (`barrier=0`), and messages are lost.
+//! It is not QEMU's `cache=unsafe`, which still tells the host where the data lie at each flush; a host that lives on
+//! forgets nothing.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -40,9 +46,8 @@ impl Machine {
             fs::copy(package, debs.join(package.file_name().unwrap())).unwrap();
         }
         run("mke2fs", &["-q", "-t", "ext4", "-d", &text(&debs), &text(&folder.join("debs.img")), "96M"]);
-        let disk = text(&folder.join("disk.qcow2"));
-        let base = text(&made.join("root.img"));
-        run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &disk]);
+        let (base, kept) = (text(&made.join("root.img")), text(&folder.join("kept.qcow2")));
+        run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &kept]);
         let (made, folder) = (made.to_owned(), folder.to_owned());
         Machine { made, folder, port: port::free(), qemu: None, agent: None, boots: 0 }
     }
@@ -54,7 +59,7 @@ impl Machine {
         self.boots += 1;
         let socket = self.folder.join("agent");
         fs::remove_file(&socket).ok();
-        let disk = self.folder.join("disk.qcow2");
+        let disk = self.fresh_layer();
         let arguments = [
             "-M".to_owned(),
             "q35,accel=tcg".to_owned(),
@@ -73,10 +78,12 @@ impl Machine {
             "-initrd".to_owned(),
             text(&self.made.join("initrd")),
             "-append".to_owned(),
-            "root=/dev/vda rw console=ttyS0 net.ifnames=0 panic=-1 mitigations=off quiet systemd.show_status=1"
-                .to_owned(),
+            format!(
+                "root=/dev/vda rw {} console=ttyS0 net.ifnames=0 panic=-1 mitigations=off quiet systemd.show_status=1",
+                if flushes() { "" } else { "rootflags=barrier=0" }
+            ),
             "-drive".to_owned(),
-            format!("file={},format=qcow2,if=virtio,cache={}", text(&disk), cache()),
+            format!("file={},format=qcow2,if=virtio,cache=none", text(&disk)),
             "-drive".to_owned(),
             format!("file={},format=raw,if=virtio,read-only=on", text(&self.folder.join("debs.img"))),
             "-netdev".to_owned(),
@@ -107,6 +114,33 @@ impl Machine {
                 return started.elapsed();
             }
         }
+    }
+
+    /// What reached the last layer joins what is kept, and a new one takes its place.
+    fn fresh_layer(&self) -> PathBuf {
+        let (kept, disk) = (self.folder.join("kept.qcow2"), self.folder.join("since-boot.qcow2"));
+        if disk.exists() {
+            run("qemu-img", &["commit", "-q", "-d", &text(&disk)]);
+            fs::remove_file(&disk).unwrap();
+        }
+        // As large as a block of the guest: a larger one would be read from the layer below at its first write.
+        run(
+            "qemu-img",
+            &[
+                "create",
+                "-q",
+                "-f",
+                "qcow2",
+                "-o",
+                "cluster_size=4096",
+                "-b",
+                &text(&kept),
+                "-F",
+                "qcow2",
+                &text(&disk),
+            ],
+        );
+        disk
     }
 
     /// Switches it off in order.
@@ -200,9 +234,9 @@ impl Machine {
     }
 }
 
-/// `none`; the control that must fail takes `unsafe`, where flushes do nothing.
-fn cache() -> String {
-    std::env::var("TIDEGATE_VM_CACHE").unwrap_or_else(|_| "none".to_owned())
+/// Whether the guest's file system flushes its disk, which it does but in the control.
+fn flushes() -> bool {
+    std::env::var("TIDEGATE_VM_FLUSHES").as_deref() != Ok("no")
 }
 
 fn run(program: &str, arguments: &[&str]) {
