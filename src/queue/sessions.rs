@@ -628,6 +628,8 @@ impl Sessions {
         }
         self.by_client.remove(&client);
         lock(&self.hall.0.clients).remove(&client);
+        // Also of one that ends by its expiry or by another's clean start: nobody else would take it away.
+        lock(&self.hall.0.wakers).remove(&number);
         if is_empty {
             self.by_number.remove(&number);
         }

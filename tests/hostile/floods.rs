@@ -229,7 +229,9 @@ fn clients_whose_filters_all_match_one_topic_neither_stop_the_router_nor_fill_th
     println!("{clients} times 256 overlapping filters, {messages} messages: {}", growth(&gateway, before));
     bystander.was_well("overlapping filters");
     let after = resident_kib(gateway.id());
-    assert!(after < before + 96 * 1024, "{before} KiB before, {after} KiB after");
+    // What 256 filters cost, and the logs of the sixteen of them that are busy.
+    let bound = 1024 * (32 + 8 * u64::from(clients));
+    assert!(after < before + bound, "{before} KiB before, {after} KiB after");
     assert_eq!(gateway.has_ended(), None);
 }
 
