@@ -89,7 +89,8 @@ impl Bridge {
 
     fn rules(&self, notes: &mut Notes) -> String {
         let mut text = String::new();
-        let (mut forward, mut receive): (Vec<(Filter, &Line)>, Vec<(Filter, &Line)>) = Default::default();
+        let mut forward: Vec<(Filter, &Line)> = Vec::new();
+        let mut receive: Vec<(Filter, &Line)> = Vec::new();
         for line in self.options.iter().filter(|line| line.key == "topic") {
             let (directions, local, remote, pattern, qos) = match parse(line) {
                 Ok(parsed) => parsed,
