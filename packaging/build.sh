@@ -1,9 +1,11 @@
 #!/bin/sh
 # Builds the .deb; its path is the last line. Needs cargo-deb, and for --release cargo-auditable and cargo-cyclonedx.
 #
-#   packaging/build.sh [--target TRIPLE] [--profile PROFILE] [--no-build] [--version VERSION] [--output FOLDER]
+#   packaging/build.sh [--cross arm64|armhf] [--target TRIPLE] [--profile PROFILE] [--no-build] [--features FEATURES]
+#                      [--version VERSION] [--output FOLDER]
 #
-# --no-build packs target/TRIPLE/PROFILE/tidegate as it is, for a program that was built elsewhere (`just arm64`).
+# --cross builds with Debian's cross toolchain (cross/debian, which installs it). --no-build packs
+# target/TRIPLE/PROFILE/tidegate as it is, for a program that was built by other means.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -11,19 +13,30 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 target=
 profile=release
 build=true
+cross=
+features=
 version=
 output=target/debian
 while [ $# -gt 0 ]; do
     case $1 in
+    --cross) cross=$2; shift ;;
     --target) target=$2; shift ;;
     --profile) profile=$2; shift ;;
+    --features) features=$2; shift ;;
     --version) version=$2; shift ;;
     --output) output=$2; shift ;;
     --no-build) build=false ;;
-    *) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 64 ;;
+    *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 64 ;;
     esac
     shift
 done
+
+case $cross in
+'') ;;
+arm64) target=aarch64-unknown-linux-gnu ;;
+armhf) target=armv7-unknown-linux-gnueabihf ;;
+*) echo "packaging/build.sh: there is no cross toolchain for $cross" >&2; exit 64 ;;
+esac
 
 made=target/packaging
 mkdir -p "$made"
@@ -31,7 +44,12 @@ mkdir -p "$made"
 # Paths of this machine are nobody's business, and would make two builds differ.
 RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$PWD=tidegate --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
 if $build; then
-    RUSTFLAGS=$RUSTFLAGS cargo auditable build --locked --profile "$profile" --bin tidegate ${target:+--target "$target"} >&2
+    set -- --locked --profile "$profile" --bin tidegate ${features:+--features "$features"}
+    if [ -n "$cross" ]; then
+        RUSTFLAGS=$RUSTFLAGS cross/debian "$cross" auditable build "$@" >&2
+    else
+        RUSTFLAGS=$RUSTFLAGS cargo auditable build "$@" ${target:+--target "$target"} >&2
+    fi
 fi
 
 # The time of the sources, so that the same sources give the same package. Not for the build: a new time compiles all C anew.

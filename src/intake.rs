@@ -390,7 +390,7 @@ mod tests {
 
         async fn link(&self, filter: &str) -> Link {
             let mut link = self.router.attach().await.unwrap();
-            link.subscribe(&Filter::new(filter).unwrap()).await.unwrap();
+            link.subscribe(&Filter::new(filter).unwrap(), Qos::AtMostOnce).await.unwrap();
             link
         }
 
@@ -468,7 +468,7 @@ mod tests {
             assert!(taken < 100_000, "the channel is bounded");
         }
         let mut link = router.attach().await.unwrap();
-        link.subscribe(&Filter::new("heard").unwrap()).await.unwrap();
+        link.subscribe(&Filter::new("heard").unwrap(), Qos::AtMostOnce).await.unwrap();
         let worker = opened.worker;
         let thread = std::thread::spawn(move || worker.run().unwrap());
         let answered = timeout(PATIENCE, async {

@@ -17,6 +17,10 @@ mod reach;
 /// The longest topic or filter that MQTT can carry, in bytes (MQTT 5.0, 1.5.4).
 pub const TOPIC_BYTES_MAX: usize = 65_535;
 
+/// How many of a session's overlapping subscriptions one message is delivered for, those of the highest QoS first. More
+/// copies may be left out (MQTT 5.0, 3.3.4); without a bound a few clients make thousands of each message.
+pub const COPIES_MAX: usize = 16;
+
 /// Why a text is not a topic or not a filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum TopicError {

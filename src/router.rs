@@ -283,7 +283,7 @@ impl Router {
     pub async fn watch(&self, stop: CancellationToken) -> Result<(), RouterError> {
         let echo = Echo::new()?;
         let mut link = self.attach().await?;
-        link.subscribe(&echo.filter).await?;
+        link.subscribe(&echo.filter, Qos::AtMostOnce).await?;
         let end = loop {
             let round = async {
                 self.publish(echo.live.clone()).await?;
@@ -372,9 +372,11 @@ enum Receiver {
 }
 
 impl Link {
-    /// Asks for `filter` from now on: what is published after this has returned comes. Asking again changes nothing.
-    pub async fn subscribe(&mut self, filter: &Filter) -> Result<(), RouterError> {
-        if self.filters.contains_key(filter) {
+    /// Asks for `filter` from now on: what is published after this has returned comes, each message for `COPIES_MAX` of
+    /// the filters of this link at most, those of the highest `qos`. Asking again changes nothing but that.
+    pub async fn subscribe(&mut self, filter: &Filter, qos: Qos) -> Result<(), RouterError> {
+        if let Some((_, claim)) = self.filters.get(filter).and_then(|slot| self.slots.get(slot)) {
+            claim.set_qos(qos);
             return Ok(());
         }
         let limits = &self.shared.limits;
@@ -388,7 +390,7 @@ impl Link {
             if index.needs_slot(filter) && index.slots_in_use() >= limits.filters {
                 return Err(RouterError::TooManyFilters);
             }
-            let (slot, claim) = index.insert(filter, self.number, self.flags.clone());
+            let (slot, claim) = index.insert(filter, self.number, qos, self.flags.clone());
             self.slots.insert(slot, (filter.clone(), claim));
             self.filters.insert(filter.clone(), slot);
             permit.send(Job::Subscribe { link: self.number, slot, reply });

@@ -55,6 +55,8 @@ fn install(logger: impl Log + 'static, level: LevelFilter) -> Result<(), LogErro
 
 /// Our own lines at `level`, and those of libraries when something is wrong. Nothing of rumqttd: it opens a span for
 /// every packet, and each span would come here as a line at ERROR. What becomes of the router is watched by `router`.
+/// Nothing of TLS either: it warns of each alert, and a stranger may send as many as he likes. What comes of them is told
+/// by whoever has the connection.
 struct OwnAndLoud<L> {
     inner: L,
     level: LevelFilter,
@@ -63,7 +65,7 @@ struct OwnAndLoud<L> {
 impl<L: Log> Log for OwnAndLoud<L> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let room = metadata.target().split("::").next().unwrap_or_default();
-        if matches!(room, "rumqttd" | "tracing") {
+        if matches!(room, "rumqttd" | "tracing" | "rustls") {
             return false;
         }
         let own = room == "tidegate";

@@ -239,6 +239,25 @@ fn credentials_of_systemd_are_found_by_their_variable() {
 }
 
 #[test]
+fn the_state_directory_is_known_whatever_else_is_wrong_but_not_when_it_may_stand_in_what_cannot_be_read() {
+    let root = machine();
+    let root = root.path();
+    let asked = |text: &str| {
+        let config = Some(write(root, "c.toml", text));
+        let request = LoadRequest { root: root.to_owned(), config, credentials_dir: None, kept_id: None };
+        assert!(config::load(&request).is_err(), "the control: a gateway would not start with {text}");
+        config::state_dir(&request).map_err(|problems| render(&problems, &[]))
+    };
+    let wrong = "id = 7\n[uplink.a]\nurl = \"mqtts://h\"\nkey = \"${CREDENTIALS_DIRECTORY}/key\"\nno = 1\n";
+    assert_eq!(asked(&format!("[gateway]\nstate_dir = \"/data\"\n{wrong}")).unwrap(), Path::new("/data"));
+    assert_eq!(asked(&format!("[gateway]\n{wrong}")).unwrap(), Path::new("/var/lib/tidegate"));
+    let said = asked("[gateway]\nstate_dir = \"/data\"\nid = \n").unwrap_err();
+    assert!(said.contains("c.toml:3:"), "{said}");
+    let said = asked("[gateway]\nstate_dir = \"data\"\n").unwrap_err();
+    assert!(said.contains("`state_dir`: must be a path from the root"), "{said}");
+}
+
+#[test]
 fn the_id_comes_from_the_configuration_then_the_state_directory_then_the_board() {
     let root = machine();
     let root = root.path();

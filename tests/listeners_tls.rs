@@ -16,7 +16,7 @@ use common::gateway::{Gateway, PROGRAM, folder};
 use common::peers::{Publisher, Subscriber};
 use common::process::Process;
 use common::raw::{RawClient, Version};
-use common::{PATIENCE, port, turn, wait_until};
+use common::{PATIENCE, port, turn, wait_for, wait_until};
 use rustix::process::Signal;
 
 /// A listener `plant` with the server certificate of `pki`, and `more` in its `tls`.
@@ -141,8 +141,9 @@ fn a_client_certificate_is_required_or_optional_as_the_listener_says_and_a_stran
         ("its certificate is not good", 1),
         ("does not speak TLS", 1),
     ] {
-        let told = gateway.log().iter().filter(|line| line.contains(reason)).count();
-        assert_eq!(told, times, "{reason}: once a minute\n{}", gateway.log().join("\n"));
+        let told = || gateway.log().iter().filter(|line| line.contains(reason)).count();
+        wait_for(PATIENCE, &format!("the log tells {reason:?}"), || told() >= times);
+        assert_eq!(told(), times, "{reason}: once a minute\n{}", gateway.log().join("\n"));
     }
 }
 
@@ -221,8 +222,9 @@ fn silent_sockets_give_way_and_hold_up_nobody() {
     let mut heard = listening(&gateway, plant, &pki.ca, &["-t", "plant/#"]);
     expect_published(&publish(plant, &pki.ca, &["-t", "plant/a", "-m", "x"]));
     expect_heard(&mut heard, "plant/a x");
-    let told = gateway.log().iter().filter(|line| line.contains("have not sent their CONNECT")).count();
-    assert_eq!(told, 1);
+    let told = || gateway.log().iter().filter(|line| line.contains("have not sent their CONNECT")).count();
+    wait_for(PATIENCE, "the log tells of them", || told() > 0);
+    assert_eq!(told(), 1);
     drop(streams);
 }
 

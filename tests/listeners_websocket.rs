@@ -245,9 +245,8 @@ fn what_is_no_websocket_of_mqtt_is_told_what_this_is() {
     assert_eq!(answer(gateway.port, stranger.as_bytes()), "", "HTTP on the port of plain MQTT");
     let refused = |status: &Value| (status["sessions"]["refused"] == 4).then_some(());
     gateway.wait_for_status("the four were counted", refused);
-    let log = gateway.log().join("\n");
     for reason in ["asks for no WebSocket", "offers neither the subprotocol mqtt", "does not speak HTTP"] {
-        assert!(log.contains(reason), "{reason}:\n{log}");
+        wait_for(PATIENCE, &format!("the log tells {reason:?}"), || gateway.log().join("\n").contains(reason));
     }
 }
 
@@ -261,7 +260,8 @@ fn a_client_that_breaks_the_rules_of_websockets_ends_its_own_connection_only() {
     neighbour.expect(CONNACK);
     // Not the neighbour's client id, which would be taken over.
     let another = CONNECT.to_ascii_uppercase();
-    let breaks: [(&str, &dyn Fn(&mut Raw), Option<u16>); 6] = [
+    type Break<'b> = (&'b str, &'b dyn Fn(&mut Raw), Option<u16>);
+    let breaks: [Break<'_>; 6] = [
         ("text", &|raw| raw.send(0x81, b"hello"), Some(1003)),
         ("text after CONNECT", &|raw| (raw.send(0x82, &another), raw.send(0x81, b"x")).1, Some(1003)),
         ("an announced gigabyte", &|raw| raw.stream.write_all(b"\x82\xff\0\0\0\0\x40\0\0\0abcd").unwrap(), None),

@@ -363,6 +363,19 @@ async fn a_message_that_is_too_old_is_not_sent_and_of_others_is_told_what_is_lef
     reader.hears_nothing().await;
     let is_counted = || gateway.health.snapshot(gateway.intake.now()).losses.get("message-expired") == Some(&1);
     until("the one that is too old is not counted", is_counted).await;
+    // One that waits in memory, for a client that is there and takes no more for now.
+    let narrow = Connect { receive_max: std::num::NonZeroU16::new(1), ..connect(Version::V5, "narrow") };
+    let (mut reader, _) = Client::with(&gateway, narrow).await;
+    reader.subscribe("n", Qos::AtLeastOnce).await;
+    writer.publish_packet(with("n", 5, 100, "first", false)).await;
+    writer.publish_packet(with("n", 6, 1, "short", false)).await;
+    writer.publish_packet(with("n", 7, 100, "last", false)).await;
+    let first = reader.message().await;
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    reader.send(Packet::Puback(ack(first.packet_id.unwrap().get()))).await;
+    assert_eq!(text(&reader.take().await), "last");
+    reader.hears_nothing().await;
+    assert_eq!(gateway.session_counter("dropped"), 1);
     gateway.ended().await;
 }
 
@@ -526,6 +539,32 @@ async fn a_subscription_that_is_made_again_takes_the_place_of_the_first_and_lose
         reader.hears_nothing().await;
         reader.disconnect().await;
         writer.disconnect().await;
+    }
+    gateway.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_overlapping_subscriptions_those_of_the_highest_qos_bring_copies() {
+    let gateway = Gateway::start().await;
+    let mut writer = Client::new(&gateway, Version::V5, "writer").await;
+    for connect in [connect(Version::V5, "passing"), resuming(Version::V5, "kept")] {
+        let (mut reader, _) = Client::with(&gateway, connect).await;
+        for bits in 0..32_u32 {
+            let levels: Vec<&str> = (0..5).map(|place| if bits >> place & 1 == 1 { "+" } else { "a" }).collect();
+            let qos = if bits == 31 { Qos::ExactlyOnce } else { Qos::AtLeastOnce };
+            reader.subscribe_all(vec![subscription(&levels.join("/"), qos)], Some(bits + 1)).await;
+        }
+        writer.publish("a/a/a/a/a", Qos::ExactlyOnce, "x").await;
+        let mut identifiers = BTreeSet::new();
+        for _ in 0..tidegate::message::COPIES_MAX {
+            let came = reader.take().await;
+            let expected = if came.subscription_id == Some(32) { Qos::ExactlyOnce } else { Qos::AtLeastOnce };
+            assert_eq!(came.qos, expected);
+            assert!(identifiers.insert(came.subscription_id), "one for each subscription");
+        }
+        assert!(identifiers.contains(&Some(32)), "that of the highest QoS is among them");
+        reader.hears_nothing().await;
+        reader.disconnect().await;
     }
     gateway.ended().await;
 }

@@ -31,7 +31,7 @@ fn filter(text: &str) -> Filter {
 async fn link(router: &Router, filters: &[&str]) -> Link {
     let mut link = router.attach().await.unwrap();
     for text in filters {
-        link.subscribe(&filter(text)).await.unwrap();
+        link.subscribe(&filter(text), Qos::AtMostOnce).await.unwrap();
     }
     link
 }
@@ -74,7 +74,7 @@ async fn properties_travel_and_filters_that_were_given_up_do_not_come_back() {
     router.publish(live("a", "2")).await.unwrap();
     router.publish(live("b", "3")).await.unwrap();
     assert_eq!(next(&mut reader).await.live.payload, "3");
-    reader.subscribe(&filter("a")).await.unwrap();
+    reader.subscribe(&filter("a"), Qos::AtMostOnce).await.unwrap();
     router.publish(sent.clone()).await.unwrap();
     assert_eq!(next(&mut reader).await, Taken { filter: filter("a"), live: sent, lost: 0 });
 }
@@ -188,12 +188,12 @@ async fn links_and_filters_are_bounded_and_given_back() {
     let limits = RouterLimits { links: 3, filters: 5, filters_per_link: 4, ..RouterLimits::default() };
     let router = Router::start(limits).unwrap();
     let mut first = link(&router, &["1", "2", "3", "4"]).await;
-    assert_eq!(first.subscribe(&filter("5")).await, Err(RouterError::TooManyFilters));
+    assert_eq!(first.subscribe(&filter("5"), Qos::AtMostOnce).await, Err(RouterError::TooManyFilters));
     let mut second = link(&router, &["1", "2", "5"]).await;
-    assert_eq!(second.subscribe(&filter("6")).await, Err(RouterError::TooManyFilters));
-    assert_eq!(second.subscribe(&filter(&"+/".repeat(200))).await, Err(RouterError::TooManyFilters));
+    assert_eq!(second.subscribe(&filter("6"), Qos::AtMostOnce).await, Err(RouterError::TooManyFilters));
+    assert_eq!(second.subscribe(&filter(&"+/".repeat(200)), Qos::AtMostOnce).await, Err(RouterError::TooManyFilters));
     assert!(first.unsubscribe(&filter("4")).await.unwrap());
-    second.subscribe(&filter("6")).await.unwrap();
+    second.subscribe(&filter("6"), Qos::AtMostOnce).await.unwrap();
     let mut more = Vec::new();
     let refused = loop {
         match router.attach().await {

@@ -12,12 +12,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::account::assert_none_lost;
+use common::certificates::Certificates;
 use common::cloud::{Access, Mosquitto};
 use common::gateway::{FORWARD_PLANT, Gateway, PROGRAM, folder, uplink};
 use common::peers::{ModbusServer, Publisher, Subscriber};
 use common::process::{Process, signal_to};
 use common::{PATIENCE, turn, wait_until};
 use rustix::process::Signal;
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -170,6 +172,11 @@ fn the_watchdog_is_fed_while_the_cloud_is_away_starves_when_the_queue_hangs_and_
     manager.hear(place, "the stop", |line| line == "STOPPING=1");
 }
 
+fn monotonic_us() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec * 1_000_000 + now.tv_nsec / 1000).unwrap()
+}
+
 #[test]
 fn a_reload_brings_forward_rules_into_force_names_what_waits_and_a_wrong_file_changes_nothing() {
     let _turn = turn();
@@ -186,9 +193,15 @@ fn a_reload_brings_forward_rules_into_force_names_what_waits_and_a_wrong_file_ch
     let first = fs::read_to_string(&path).unwrap();
     let reload = |manager: &mut Manager, text: String, place: usize| {
         fs::write(&path, text).unwrap();
+        let asked = monotonic_us();
         signal_to(gateway.id(), Signal::HUP);
-        let place = manager.hear(place, "the reload", |line| line.starts_with("MONOTONIC_USEC="));
-        manager.hear(place - 1, "ready again", |line| line == "READY=1")
+        let place = manager.hear(place, "the reload", |line| line == "RELOADING=1");
+        // Type=notify-reload believes it only with a time in the same datagram that is not before its signal.
+        let said = &manager.heard[place - 1];
+        let time = said.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC=")).expect(said);
+        let time: u64 = time.parse().unwrap();
+        assert!((asked..=monotonic_us()).contains(&time), "{asked} {said}");
+        manager.hear(place, "ready again", |line| line == "READY=1")
     };
 
     place = reload(&mut manager, first.replace("factory7/", "factory8/"), place);
@@ -204,6 +217,88 @@ fn a_reload_brings_forward_rules_into_force_names_what_waits_and_a_wrong_file_ch
     let more = "\n[queue]\nmax_bytes = \"48 MiB\"\n";
     place = reload(&mut manager, first.replace("factory7/", "factory8/") + more, place);
     manager.hear(place, "what waits", |line| line.starts_with("STATUS=a restart is needed for queue"));
+    gateway.stop();
+}
+
+/// The first sync of each thread takes longer than the program stays silent while it opens a store.
+const STALLING_DISK: [&str; 12] = [
+    "strace",
+    "-f",
+    "--seccomp-bpf",
+    "-qq",
+    "-o",
+    "/dev/null",
+    "-e",
+    "trace=fdatasync",
+    "-e",
+    "inject=fdatasync:delay_enter=6000000:when=1",
+    "setpriv",
+    "--pdeathsig=KILL",
+];
+
+#[test]
+fn a_start_that_looks_through_a_damaged_store_on_a_slow_disk_asks_for_more_time_until_it_is_ready() {
+    let _turn = turn();
+    let folder = folder();
+    let mut manager = Manager::new(folder.path());
+    let nobody = common::port::free();
+    let tables = uplink(&format!("mqtt://127.0.0.1:{nobody}"), "") + FORWARD_PLANT;
+    let mut gateway = Gateway::started(folder.path(), &tables);
+    Publisher::started(gateway.port, "client", "plant/press", 50, &["--qos", "1"]).wait_until_done();
+    gateway.kill();
+    let database = fs::read_dir(gateway.state_dir()).unwrap().map(|entry| entry.unwrap().path());
+    let database = database.into_iter().find(|path| path.extension().is_some_and(|end| end == "db")).unwrap();
+    let mut bytes = fs::read(&database).unwrap();
+    bytes[..1024].fill(0x5a);
+    fs::write(&database, bytes).unwrap();
+
+    gateway.set_tracer(&STALLING_DISK);
+    start(&mut gateway, &manager, &[]);
+    let ready = manager.hear(0, "ready", |line| line == "READY=1");
+    let asks = |text: &str| text.lines().any(|line| line == "EXTEND_TIMEOUT_USEC=60000000");
+    let until_ready = &manager.heard[..ready];
+    assert!(until_ready.iter().any(|text| asks(text)), "{until_ready:?}");
+    let says = |text: &str| text.starts_with("STATUS=the store is opened: it has to be looked through");
+    assert!(until_ready.iter().any(|text| says(text)), "{until_ready:?}");
+    gateway.wait_for_status("the messages are salvaged", |status| {
+        (status["queue"]["messages"].as_u64()? == 50).then_some(())
+    });
+    assert!(fs::read_dir(gateway.state_dir().join("quarantine")).unwrap().next().is_some(), "it was damaged");
+    manager.listen();
+    assert!(!manager.heard[ready..].iter().any(|text| asks(text)), "{:?}", manager.heard);
+    gateway.kill();
+}
+
+#[test]
+fn a_key_that_systemd_hands_over_opens_the_cloud_and_without_it_the_place_in_the_file_is_named() {
+    let _turn = turn();
+    let folder = folder();
+    let certificates = Certificates::make(&folder.path().join("cloud"), "hall-3");
+    let handed_over = folder.path().join("credentials");
+    fs::create_dir(&handed_over).unwrap();
+    // As LoadCredential of the drop-in names it, and nowhere else.
+    fs::rename(&certificates.client_key, handed_over.join("cloud.key")).unwrap();
+    let more = format!(
+        "ca = \"{}\"\ncert = \"{}\"\nkey = \"${{CREDENTIALS_DIRECTORY}}/cloud.key\"",
+        certificates.ca.display(),
+        certificates.client_cert.display()
+    );
+    let drop_in = fs::read_to_string(format!("{UNITS}/drop-ins/credentials.conf")).unwrap();
+    assert!(drop_in.contains("\nLoadCredential=cloud.key:"), "{drop_in}");
+    assert!(drop_in.contains("key = \"${CREDENTIALS_DIRECTORY}/cloud.key\""), "{drop_in}");
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Tls { certificates, asks_for_client: true });
+    cloud.start();
+    let url = format!("mqtts://localhost:{}", cloud.tls_port.unwrap());
+    let mut gateway = Gateway::prepared(folder.path(), &uplink(&url, &more));
+
+    gateway.spawn();
+    assert_eq!(gateway.ended().code(), Some(78));
+    let said = gateway.log().join("\n");
+    assert!(said.contains("${CREDENTIALS_DIRECTORY} is not set here") && said.contains("tidegate.toml:"), "{said}");
+
+    gateway.start_with(&[("CREDENTIALS_DIRECTORY", handed_over.to_str().unwrap())]);
+    gateway.wait_until_connected();
+    assert!(cloud.log().contains("u'hall-3'"), "{}", cloud.log());
     gateway.stop();
 }
 

@@ -77,6 +77,8 @@ pub struct BrokerLimits {
     pub topic_levels: usize,
     /// PUBLISH packets that are taken from one client; what is more waits in its socket.
     pub rate: Pace,
+    /// Those of them that it shares with others: of these none can be left out where many want one message.
+    pub shared_subscriptions: usize,
     /// Retained messages that one subscription brings.
     pub retained_messages: usize,
     /// Their bytes.
@@ -163,6 +165,7 @@ impl Default for BrokerLimits {
             topic_bytes: 1024,
             topic_levels: 64,
             rate: Pace::default(),
+            shared_subscriptions: 32,
             retained_messages: 1000,
             retained_bytes: 4 * 1024 * 1024,
             session_expiry_s: 7 * 24 * 3600,

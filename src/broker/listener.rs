@@ -16,20 +16,21 @@ use super::session::{Attachment, Session};
 use super::socket::{Socket, Turn};
 use super::{Services, is_reserved};
 use crate::mqtt::{Connack, Connect, DecodeError, Packet, ReasonCode, Version};
+use crate::transport::HandshakeFault;
 
 /// Serves one socket: its CONNECT, and then its session, where it is the one that starts it.
 pub(super) async fn serve(
     caller: Caller,
-    place: Result<Place, Crowded>,
+    place: Place,
+    crowded: Option<Crowded>,
     services: Arc<Services>,
     stop: CancellationToken,
 ) {
     let (address, door) = (caller.address, caller.door.clone());
     let refused = |reason| services.note_refusal(&door.name, &address, reason);
-    let crowded = place.as_ref().err().copied();
     let stay = services.doorway.enter();
     let arrived = tokio::select! {
-        arrived = arrive(caller, place.ok(), &services) => arrived,
+        arrived = arrive(caller, place, &services) => arrived,
         () = stay.pushed_out() => return refused(PUSHED_OUT),
         () = stop.cancelled() => return,
     };
@@ -112,11 +113,12 @@ const SLOW_CONNECT: &str = "it did not send its CONNECT in time (broker.limits.c
 const SHARED_FRAME_BYTES: usize = 64 * 1024;
 
 /// What comes before a session, each part within its time.
-async fn arrive(caller: Caller, place: Option<Place>, services: &Services) -> Result<(Socket, Box<Connect>), Absence> {
+async fn arrive(caller: Caller, place: Place, services: &Services) -> Result<(Socket, Box<Connect>), Absence> {
     let limits = &services.limits;
     let come_in = time::timeout(limits.handshake_timeout, caller.come_in(limits.packet_bytes + SHARED_FRAME_BYTES));
     let (stream, peer) = match come_in.await {
         Ok(Ok(come)) => come,
+        Ok(Err(HandshakeFault::BrokeOff)) => return Err(Absence::Gone),
         Ok(Err(fault)) => return Err(Absence::Noted(fault.words())),
         Err(_) => return Err(Absence::Noted(SLOW_HANDSHAKE)),
     };

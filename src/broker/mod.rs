@@ -51,6 +51,7 @@ use sys::SysTree;
 mod access;
 mod door;
 mod durable;
+mod files;
 mod inbound;
 mod limits;
 mod listener;
@@ -64,6 +65,8 @@ mod sys;
 
 /// Sockets whose last words are being written.
 const PARTINGS_MAX: usize = 256;
+/// Sockets for which there is no place, at once: they are told so.
+const SPARE_PLACES: usize = 64;
 /// After an accept that failed, most often because there are no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What sessions get beyond their own patience, when the gateway stops.
@@ -182,6 +185,7 @@ impl Broker {
         for (name, listener) in &config.listeners {
             listeners.insert(name.clone(), Listener::open(name, listener, intake.clock())?);
         }
+        let limits = files::fit(limits);
         let (parting, partings) = mpsc::channel(PARTINGS_MAX);
         let (failing, failures) = mpsc::channel(1);
         inlet.bound_sessions(SessionLimits {
@@ -237,13 +241,20 @@ impl Broker {
         // Of our own, so that a failure ends the sessions and leaves the other stages to the supervisor.
         let stop = stop.child_token();
         let places = Places::new(limits.connections, limits.connections_per_address);
+        let spare = Places::new(SPARE_PLACES, SPARE_PLACES);
         for (name, listener) in &listeners {
             info!(listener = name.as_ref(), address:% = listener.address(); "The broker listens");
         }
         let mut accepting = JoinSet::new();
         let (accepted, mut sockets) = mpsc::channel(1);
         for listener in listeners.into_values() {
-            accepting.spawn(accept(listener, places.clone(), accepted.clone(), stop.clone()));
+            accepting.spawn(accept(
+                listener,
+                [places.clone(), spare.clone()],
+                accepted.clone(),
+                services.clone(),
+                stop.clone(),
+            ));
         }
         drop(accepted);
         if !sys_interval.is_zero() {
@@ -260,8 +271,8 @@ impl Broker {
                     end = Err(BrokerError::Router(error));
                     break;
                 }
-                Some((caller, place)) = sockets.recv() => {
-                    sessions.spawn(listener::serve(caller, place, services.clone(), stop.clone()));
+                Some((caller, place, crowded)) = sockets.recv() => {
+                    sessions.spawn(listener::serve(caller, place, crowded, services.clone(), stop.clone()));
                 }
                 Some(socket) = partings.recv(), if farewells.len() < PARTINGS_MAX => {
                     farewells.spawn(socket.part(limits.farewell));
@@ -298,9 +309,16 @@ impl Broker {
     }
 }
 
-type Accepted = (Caller, Result<Place, Crowded>);
+/// With its place; a spare one where it is crowded.
+type Accepted = (Caller, Place, Option<Crowded>);
 
-async fn accept(listener: Listener, places: Places, accepted: mpsc::Sender<Accepted>, stop: CancellationToken) {
+async fn accept(
+    listener: Listener,
+    [places, spare]: [Places; 2],
+    accepted: mpsc::Sender<Accepted>,
+    services: Arc<Services>,
+    stop: CancellationToken,
+) {
     loop {
         let caller = tokio::select! {
             () = stop.cancelled() => return,
@@ -308,12 +326,27 @@ async fn accept(listener: Listener, places: Places, accepted: mpsc::Sender<Accep
         };
         match caller {
             Ok(caller) => {
-                let place = places.take(caller.address.ip());
-                if accepted.send((caller, place)).await.is_err() {
+                let arrival = match places.take(caller.address.ip()) {
+                    Ok(place) => (caller, place, None),
+                    Err(crowded) => match spare.take(None) {
+                        Ok(place) => (caller, place, Some(crowded)),
+                        Err(_) => {
+                            services.note_refusal(&listener.door.name, &caller.address, crowded.words());
+                            continue;
+                        }
+                    },
+                };
+                if accepted.send(arrival).await.is_err() {
                     return;
                 }
             }
-            Err(_) => time::sleep(ACCEPT_PAUSE).await,
+            Err(error) => {
+                if let Some(more) = services.notes.note("accept") {
+                    let listener = listener.door.name.as_ref();
+                    warn!(listener = listener, error:% = error, more = more; "A connection could not be accepted");
+                }
+                time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }

@@ -56,12 +56,11 @@ pub(super) struct Socket {
     stuck_since: Option<Instant>,
     /// Since when the packet at the front of the input is not whole.
     partial_since: Option<Instant>,
-    /// None for who will be refused for that.
-    _place: Option<Place>,
+    _place: Place,
 }
 
 impl Socket {
-    pub(super) fn new(stream: Stream, peer: Arc<Peer>, limits: &BrokerLimits, place: Option<Place>) -> Socket {
+    pub(super) fn new(stream: Stream, peer: Arc<Peer>, limits: &BrokerLimits, place: Place) -> Socket {
         Socket {
             stream,
             peer,
@@ -248,5 +247,82 @@ impl Socket {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => Poll::Pending,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::UnixStream;
+
+    use crate::broker::peer::PeerAddress;
+    use crate::broker::places::Places;
+    use crate::message::{Properties, Qos, Topic};
+    use crate::mqtt::Publish;
+    use crate::transport::accept_websocket;
+
+    /// Bytes of each message: with its frame it goes at once.
+    const BODY_BYTES: usize = 15_000;
+
+    fn publish() -> Packet {
+        Packet::Publish(Publish {
+            dup: false,
+            retain: false,
+            qos: Qos::AtMostOnce,
+            packet_id: None,
+            topic: Some(Topic::new("t").unwrap()),
+            payload: Bytes::from(vec![b'x'; BODY_BYTES]),
+            properties: Properties::default(),
+            topic_alias: None,
+            subscription_id: None,
+        })
+    }
+
+    #[tokio::test]
+    async fn what_a_websocket_has_taken_is_sent_also_when_nothing_comes_after_it() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let request = b"GET / HTTP/1.1\r\nHost: g\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+            Sec-WebSocket-Protocol: mqtt\r\n\r\n";
+        far.write_all(request).await.unwrap();
+        let stream = accept_websocket(Stream::Unix(near), 1 << 20).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(far.read_u8().await.unwrap());
+        }
+        let address = PeerAddress::Unix { uid: None };
+        let peer = Peer { address, listener: Arc::from("web"), is_encrypted: false, certificate: None };
+        let place = Places::new(1, 1).take(None).unwrap();
+        let mut socket = Socket::new(stream, Arc::new(peer), &BrokerLimits::default(), place);
+        // Nobody reads, so at some message the system takes no more: part of the one before it is in the stream then.
+        let mut taken = 0;
+        loop {
+            socket.send(&publish()).unwrap();
+            while !socket.output.is_empty() && time::timeout(Duration::ZERO, socket.turn(false)).await.is_ok() {}
+            if !socket.output.is_empty() {
+                break;
+            }
+            taken += 1;
+        }
+        assert!(taken > 1, "{taken}");
+        socket.output.clear();
+        // A header of three bytes and the topic; a frame has a header of four.
+        let (packet, frame) = (3 + 3 + BODY_BYTES, 4);
+        let mut rest = vec![0; taken * (packet + frame)];
+        let reading = far.read_exact(&mut rest);
+        let writing = async {
+            loop {
+                socket.turn(true).await;
+            }
+        };
+        let read = time::timeout(Duration::from_secs(20), async {
+            tokio::select! {
+                read = reading => read.map(drop),
+                () = writing => Ok(()),
+            }
+        });
+        assert!(matches!(read.await, Ok(Ok(()))), "the end of the last message stays behind");
     }
 }

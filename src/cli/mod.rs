@@ -173,6 +173,15 @@ fn read(config: Option<PathBuf>) -> Result<Loaded, Exit> {
     })
 }
 
+/// The state directory, for a command that asks the running gateway: it must answer also while a key is at hand for the
+/// service only, or while somebody is writing the next configuration.
+fn state_dir(config: Option<PathBuf>) -> Result<PathBuf, Exit> {
+    config::state_dir(&LoadRequest::standard(config)).map_err(|problems| {
+        eprint!("{}", config::render(&problems, &[]));
+        Exit::Config
+    })
+}
+
 fn tried(config: Option<PathBuf>) -> Result<Loaded, Vec<Problem>> {
     let request = LoadRequest {
         kept_id: Some(Box::new(|state_dir| {

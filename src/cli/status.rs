@@ -46,9 +46,8 @@ pub(super) struct StatusArguments {
 pub(super) fn main(arguments: &StatusArguments) -> Exit {
     let state_dir = match &arguments.state_dir {
         Some(state_dir) => state_dir.clone(),
-        // Only the state directory is wanted: whatever is warned of was said at the start.
-        None => match super::read(arguments.config.clone()) {
-            Ok(loaded) => loaded.config.gateway.state_dir,
+        None => match super::state_dir(arguments.config.clone()) {
+            Ok(state_dir) => state_dir,
             Err(exit) => return exit,
         },
     };

@@ -166,6 +166,14 @@ pub(super) struct SerialDraft {
     pub(super) config: Option<SerialConfig>,
 }
 
+/// The state directory alone, for whoever asks the running gateway: whatever else is wrong is no affair of his.
+pub(super) fn state_dir(walk: &mut Walk, root: &Tree) -> Option<PathBuf> {
+    let empty = Tree::default();
+    let (tree, spot) = section(root, "gateway", &empty);
+    let reader = Reader::open(walk, tree, &keys::GATEWAY, spot);
+    state_dir_of(walk, &reader)
+}
+
 /// `[gateway]`, and what the placeholders stand for: needed before anything else is read.
 pub(super) fn gateway(
     walk: &mut Walk,
@@ -176,16 +184,7 @@ pub(super) fn gateway(
     let empty = Tree::default();
     let (tree, spot) = section(root, "gateway", &empty);
     let reader = Reader::open(walk, tree, &keys::GATEWAY, spot);
-    let state_dir = reader.text(walk, "state_dir").and_then(|text| {
-        // Like every other path, one that is not from the root is taken from the file that names it; the dot says
-        // that this was meant.
-        if ["/", "./", "../"].iter().any(|start| text.value.starts_with(start)) {
-            return walk.path("state_dir", &text).map(|path| path.value);
-        }
-        let wrong = Wrong::new("must be a path from the root, \"/var/lib/tidegate\", or start with \"./\"");
-        walk.wrong(text.spot, "state_dir", wrong);
-        None
-    });
+    let state_dir = state_dir_of(walk, &reader);
     let clock = reader.choice(
         walk,
         "clock",
@@ -268,6 +267,9 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     let limits = reader.table(walk, "limits").unwrap_or((&empty, nowhere));
     session = reader.table(walk, "session").unwrap_or(session);
     let sys_interval = reader.duration(walk, "sys_interval", Duration::ZERO, Duration::from_secs(86_400));
+    if let Some(at) = sys_interval.as_ref().filter(|at| at.value.subsec_nanos() != 0) {
+        walk.wrong(at.spot, "sys_interval", Wrong::new("must be whole seconds, or \"0s\" for never"));
+    }
     draft.sys_interval = sys_interval.map(|interval| interval.value);
     draft.sessions = sessions(walk, session.0, session.1);
     draft.limits = limits::read(walk, limits.0, limits.1);
@@ -484,6 +486,18 @@ fn point_topic(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<At
         }
         Ok(text)
     })
+}
+
+fn state_dir_of(walk: &mut Walk, reader: &Reader<'_>) -> Option<PathBuf> {
+    let text = reader.text(walk, "state_dir")?;
+    // Like every other path, one that is not from the root is taken from the file that names it; the dot says that this
+    // was meant.
+    if ["/", "./", "../"].iter().any(|start| text.value.starts_with(start)) {
+        return walk.path("state_dir", &text).map(|path| path.value);
+    }
+    let wrong = Wrong::new("must be a path from the root, \"/var/lib/tidegate\", or start with \"./\"");
+    walk.wrong(text.spot, "state_dir", wrong);
+    None
 }
 
 /// A file that must be there, be a file, and be readable; a secret one by nobody else.

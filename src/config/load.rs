@@ -25,6 +25,8 @@ const FILES_MAX: usize = 256;
 const OWNER_DIRECTORY: &str = "etc/tidegate";
 const VENDOR_DIRECTORY: &str = "usr/lib/tidegate";
 const STATE_DIRECTORY: &str = "/var/lib/tidegate";
+/// Where systemd puts what LoadCredential of the unit names, while the service runs.
+const CREDENTIALS_DIRECTORY: &str = "/run/credentials/tidegate.service";
 
 /// Looks up the id that was kept in a state directory.
 pub type KeptId = Box<dyn Fn(&Path) -> Option<String> + Send + Sync>;
@@ -49,7 +51,9 @@ pub struct LoadRequest {
 impl LoadRequest {
     /// The files of this machine; `config` is `--config`.
     pub fn standard(config: Option<PathBuf>) -> LoadRequest {
-        let credentials_dir = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        // Who checks a configuration by hand, beside the service, has its credentials and not its environment.
+        let beside = || Some(PathBuf::from(CREDENTIALS_DIRECTORY)).filter(|directory| directory.is_dir());
+        let credentials_dir = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from).or_else(beside);
         LoadRequest { root: PathBuf::from("/"), config, credentials_dir, kept_id: None }
     }
 }
@@ -135,6 +139,21 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
     };
     let warnings = walk.findings.finish().1;
     Ok(Loaded { config, warnings, effective, files, board, uplink_places, listener_places })
+}
+
+/// The state directory that the configuration names, whatever else is wrong with it.
+///
+/// # Errors
+/// Every problem, where a file cannot be read or the directory itself is written wrongly.
+pub fn state_dir(request: &LoadRequest) -> Result<PathBuf, Vec<Problem>> {
+    let mut walk = Walk { credentials_dir: request.credentials_dir.clone(), ..Walk::default() };
+    let mut tree = Tree::default();
+    read_directory(&mut walk, &mut tree, &request.root.join(VENDOR_DIRECTORY), 0);
+    read_owner(&mut walk, &mut tree, request);
+    match file::state_dir(&mut walk, &tree) {
+        Some(state_dir) if !walk.is_partial => Ok(state_dir),
+        _ => Err(walk.findings.finish().0),
+    }
 }
 
 fn read_owner(walk: &mut Walk, tree: &mut Tree, request: &LoadRequest) {

@@ -21,7 +21,7 @@ use crate::message::{Filter, Qos};
 pub use access::{CertificateName, PasswordHash, TopicPattern, TopicRights, UserConfig};
 pub use effective::{name as toml_key, quoted as toml_text};
 pub use examples::{examples, reference};
-pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load};
+pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load, state_dir};
 pub use report::{Mark, Place, Problem, render};
 pub use template::{TemplateError, TopicTemplate};
 

@@ -2,7 +2,8 @@
 //!
 //! Topic, QoS, retain flag, publisher and properties stand in front of the body. They are in the payload, not in
 //! rumqttd's own properties, because rumqttd counts only topic and payload against the size of its logs: properties
-//! beside them would be memory that no bound covers.
+//! beside them would be memory that no bound covers. A short message is filled up for the same reason: rumqttd holds some
+//! 300 bytes for it that it does not count.
 
 use std::sync::Arc;
 
@@ -17,9 +18,13 @@ const PUBLISHER: u8 = 0b0000_1000;
 const PROPERTIES: u8 = 0b0001_0000;
 const UTF8: u8 = 0b0010_0000;
 
+/// The shortest frame.
+pub(super) const FRAME_BYTES_MIN: usize = 240;
+
 /// Writes `live`.
 pub(super) fn encode(live: &Live) -> Bytes {
-    let mut frame = BytesMut::with_capacity(64 + live.topic.as_str().len() + live.payload.len());
+    let text_bytes = live.topic.as_str().len() + live.payload.len();
+    let mut frame = BytesMut::with_capacity(FRAME_BYTES_MIN.max(64 + text_bytes));
     let mut flags = live.qos.level();
     flags |= if live.retain { RETAIN } else { 0 };
     flags |= if live.publisher.is_some() { PUBLISHER } else { 0 };
@@ -43,7 +48,10 @@ pub(super) fn encode(live: &Live) -> Bytes {
             put(&mut frame, value.as_bytes());
         }
     }
-    frame.put_slice(&live.payload);
+    put(&mut frame, &live.payload);
+    if frame.len() < FRAME_BYTES_MIN {
+        frame.resize(FRAME_BYTES_MIN, 0);
+    }
     frame.freeze()
 }
 
@@ -80,7 +88,8 @@ pub(super) fn decode(mut frame: Bytes) -> Option<Live> {
             user,
         }))
     };
-    Some(Live { topic, qos, retain: flags & RETAIN != 0, payload: frame, properties, publisher })
+    let payload = take(&mut frame)?;
+    Some(Live { topic, qos, retain: flags & RETAIN != 0, payload, properties, publisher })
 }
 
 fn put(frame: &mut BytesMut, bytes: &[u8]) {
@@ -141,12 +150,13 @@ mod tests {
     fn what_goes_in_comes_out() {
         assert_eq!(decode(encode(&live())), Some(live()));
         let plain = Live { properties: None, publisher: None, retain: false, payload: Bytes::new(), ..live() };
+        assert_eq!(encode(&plain).len(), FRAME_BYTES_MIN);
         assert_eq!(decode(encode(&plain)), Some(plain));
     }
 
     #[test]
     fn a_frame_that_is_cut_short_is_refused_and_never_a_panic() {
-        let frame = encode(&Live { payload: Bytes::new(), ..live() });
+        let frame = encode(&Live { payload: Bytes::from_static(&[b'x'; FRAME_BYTES_MIN]), ..live() });
         for length in 0..frame.len() {
             assert_eq!(decode(frame.slice(..length)), None, "{length}");
         }

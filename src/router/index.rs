@@ -5,12 +5,13 @@
 //! cache of topics: with numbers both are bounded by how many filters were in use at once (facts/rumqttd.md, 5).
 //! Each member of a shared subscription has a slot of its own, so that the choice of the member is made here.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use crate::message::tree::Tree;
-use crate::message::{Filter, Topic};
+use crate::message::{COPIES_MAX, Filter, Qos, Topic};
 
 /// The most levels that a filter may have: matching and dropping descend a level at a time.
 pub(super) const LEVELS_MAX: usize = 128;
@@ -29,6 +30,8 @@ pub(super) struct LinkFlags {
 pub(super) struct Claim {
     pub(super) link: u32,
     pub(super) flags: Arc<LinkFlags>,
+    /// Of its subscription: the highest get their copies first, where there are too many.
+    qos: AtomicU8,
     /// The offset that comes next; smaller ones are of an earlier use of the slot.
     pub(super) next: AtomicU64,
     /// Bytes of the slot up to there.
@@ -42,6 +45,13 @@ struct Slot {
     claimed: u64,
     claimed_bytes: u64,
     members: Vec<Arc<Claim>>,
+}
+
+impl Claim {
+    /// The subscription was made again.
+    pub(super) fn set_qos(&self, qos: Qos) {
+        self.qos.store(qos.level(), Ordering::SeqCst);
+    }
 }
 
 impl Slot {
@@ -111,7 +121,7 @@ impl Index {
     }
 
     /// Gives `link` its place in the slot of `filter`. To be called once for each link and filter.
-    pub(super) fn insert(&mut self, filter: &Filter, link: u32, flags: Arc<LinkFlags>) -> (u32, Arc<Claim>) {
+    pub(super) fn insert(&mut self, filter: &Filter, link: u32, qos: Qos, flags: Arc<LinkFlags>) -> (u32, Arc<Claim>) {
         let place = self.tree.place(filter);
         let number = match *place {
             Some(number) => number,
@@ -134,7 +144,8 @@ impl Index {
                 slot
             }
         };
-        let claim = Arc::new(Claim { link, flags, next: AtomicU64::new(0), bytes: AtomicU64::new(0) });
+        let (next, bytes, qos) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU8::new(qos.level()));
+        let claim = Arc::new(Claim { link, flags, qos, next, bytes });
         if let Some(slot) = self.slots.get_mut(slot as usize) {
             claim.next.store(slot.claimed, Ordering::SeqCst);
             claim.bytes.store(slot.claimed_bytes, Ordering::SeqCst);
@@ -178,13 +189,18 @@ impl Index {
     pub(super) fn claim(&mut self, topic: &Topic, bytes: usize, bounds: &Bounds, overdue: bool) -> Verdict {
         let found = self.tree.matching(topic);
         let mut chosen = Vec::new();
+        let mut shared = Vec::new();
         for number in found {
             let Some(entry) = self.entries.get_mut(&number) else { continue };
             chosen.extend(entry.plain);
             for group in &mut entry.groups {
-                chosen.extend(choose(group, &self.slots, bounds));
+                shared.extend(choose(group, &self.slots, bounds));
             }
         }
+        if chosen.len() > COPIES_MAX {
+            thin(&mut chosen, &self.slots);
+        }
+        chosen.extend(shared);
         if chosen.is_empty() {
             return Verdict::Nobody;
         }
@@ -222,6 +238,29 @@ impl Index {
         slot.claimed.saturating_sub(claim.next.load(Ordering::SeqCst)) <= bounds.messages / 2
             && slot.claimed_bytes.saturating_sub(claim.bytes.load(Ordering::SeqCst)) <= bounds.bytes / 2
     }
+}
+
+/// Takes out the slots in which every link that is there has copies enough in others, the best of them kept. Without it a
+/// few clients whose filters all match one topic would have each message handed over thousands of times.
+fn thin(chosen: &mut Vec<u32>, slots: &[Slot]) {
+    let mut wanted: Vec<(u32, Reverse<u8>, u32)> = Vec::new();
+    for slot in chosen.iter() {
+        let members = slots.get(*slot as usize).map(|state| &state.members);
+        wanted.extend(
+            members.into_iter().flatten().map(|claim| (claim.link, Reverse(claim.qos.load(Ordering::SeqCst)), *slot)),
+        );
+    }
+    wanted.sort_unstable();
+    let mut kept = HashSet::new();
+    let (mut of, mut count) = (None, 0);
+    for (link, _, slot) in wanted {
+        count = if of == Some(link) { count + 1 } else { 1 };
+        of = Some(link);
+        if count <= COPIES_MAX {
+            kept.insert(slot);
+        }
+    }
+    chosen.retain(|slot| kept.contains(slot));
 }
 
 fn take_slot(free: &mut Vec<u32>, slots: &mut Vec<Slot>) -> u32 {
@@ -265,7 +304,32 @@ mod tests {
     }
 
     fn insert(index: &mut Index, text: &str, link: u32) -> (u32, Arc<Claim>) {
-        index.insert(&filter(text), link, Arc::new(LinkFlags::default()))
+        index.insert(&filter(text), link, Qos::AtMostOnce, Arc::new(LinkFlags::default()))
+    }
+
+    #[test]
+    fn a_link_gets_no_more_copies_of_a_message_than_the_bound_and_those_of_the_highest_qos() {
+        let mut index = Index::default();
+        let filters: Vec<String> = (0..64)
+            .map(|bits| {
+                (0..6).map(|place| if bits >> place & 1 == 1 { "+" } else { "a" }).collect::<Vec<_>>().join("/")
+            })
+            .collect();
+        let mut best = Vec::new();
+        for (place, text) in filters.iter().enumerate() {
+            let (slot, claim) = insert(&mut index, text, 1);
+            if place % 8 == 3 {
+                claim.set_qos(Qos::AtLeastOnce);
+                best.push(slot);
+            }
+        }
+        let (other, _) = insert(&mut index, &filters[63], 2);
+        let (shared, _) = insert(&mut index, "$share/g/#", 1);
+        let wide = Bounds { messages: 1000, bytes: 100_000 };
+        let Verdict::Claimed(chosen) = index.claim(&topic("a/a/a/a/a/a"), 1, &wide, false) else { panic!() };
+        assert!(best.iter().chain([&other, &shared]).all(|slot| chosen.contains(slot)), "{chosen:?}");
+        let of_the_first = chosen.iter().filter(|slot| **slot != other && **slot != shared).count();
+        assert_eq!(of_the_first, COPIES_MAX);
     }
 
     #[test]

@@ -50,7 +50,9 @@ pub enum HandshakeFault {
     NotWebSocket,
     /// It wants a WebSocket for something else than MQTT.
     NoSubprotocol,
-    /// It went away, or something else went wrong.
+    /// Something else that TLS objects to.
+    Failed,
+    /// It went away: whoever only looks whether the port is open does.
     BrokeOff,
 }
 
@@ -69,6 +71,7 @@ impl HandshakeFault {
             HandshakeFault::NotHttp => "it does not speak HTTP, with which a WebSocket begins",
             HandshakeFault::NotWebSocket => "it speaks HTTP, but asks for no WebSocket",
             HandshakeFault::NoSubprotocol => "its WebSocket offers neither the subprotocol mqtt nor mqttv3.1",
+            HandshakeFault::Failed => "the TLS handshake failed",
             HandshakeFault::BrokeOff => "the handshake broke off",
         }
     }
@@ -171,7 +174,7 @@ fn fault(error: &io::Error) -> HandshakeFault {
         ) => HandshakeFault::Refused,
         rustls::Error::PeerIncompatible(_) => HandshakeFault::NothingInCommon,
         rustls::Error::InvalidMessage(_) => HandshakeFault::NotTls,
-        _ => HandshakeFault::BrokeOff,
+        _ => HandshakeFault::Failed,
     }
 }
 

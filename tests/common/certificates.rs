@@ -9,7 +9,8 @@ use rcgen::{
     SanType,
 };
 
-/// An authority with a server certificate for localhost and 127.0.0.1 and a client certificate, as PEM files.
+/// An authority with a server certificate for localhost, 127.0.0.1 and cloud.example, and a client certificate, as PEM files.
+#[derive(Clone)]
 pub struct Certificates {
     /// The authority's certificate.
     pub ca: PathBuf,
@@ -37,7 +38,7 @@ impl Certificates {
         let issuer = Issuer::new(authority, authority_key);
 
         let server_key = KeyPair::generate().unwrap();
-        let mut server = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let mut server = CertificateParams::new(["localhost", "cloud.example"].map(str::to_owned)).unwrap();
         server.subject_alt_names.push(SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)));
         server.distinguished_name.push(DnType::CommonName, "localhost");
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

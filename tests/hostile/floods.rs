@@ -178,6 +178,61 @@ fn floods_of_topics_subscriptions_and_retained_messages_end_at_their_bounds() {
     assert!(!log.iter().any(|line| line.contains("panicked")), "{log:#?}");
 }
 
+#[test]
+fn clients_whose_filters_all_match_one_topic_neither_stop_the_router_nor_fill_the_memory() {
+    let _turn = turn();
+    raise_limits();
+    let folder = folder();
+    let mut gateway = gateway(folder.path());
+    let bystander = Bystander::started(gateway.port);
+    let before = resident_kib(gateway.id());
+    // Half of them with sessions that are kept, so that the store is asked for as many copies.
+    let clients: u32 = if is_long() { 16 } else { 4 };
+    let mut subscribers = Vec::new();
+    for client in 0..clients {
+        let name = format!("overlap-{client}");
+        let mut subscriber = match client % 2 {
+            0 => RawClient::connected(gateway.port, Version::V5, &name),
+            _ => RawClient::resuming(gateway.port, Version::V5, &name, 60).0,
+        };
+        for part in 0..4 {
+            let mut body = vec![0, 1, 0];
+            for number in 0..64 {
+                let bits = client * 256 + part * 64 + number;
+                let levels: Vec<&str> = (0..12).map(|place| if bits >> place & 1 == 1 { "+" } else { "a" }).collect();
+                let filter = levels.join("/");
+                body.extend(u16::try_from(filter.len()).unwrap().to_be_bytes());
+                body.extend(filter.as_bytes());
+                body.push(1);
+            }
+            subscriber.send(&packet(0x82, &body));
+            let Heard::Packet(0x90, _) = subscriber.hear(PATIENCE) else { panic!("no SUBACK") };
+        }
+        subscribers.push(subscriber);
+    }
+    let topic = ["a"; 12].join("/");
+    let mut flooder = RawClient::connected(gateway.port, Version::V311, "overlap-flooder");
+    let messages = if is_long() { 1_000 } else { 100 };
+    for number in 1..=messages {
+        flooder.publish(topic.as_bytes(), 1, number, &[b'x'; 100]);
+        assert_eq!(flooder.hear(PATIENCE), Heard::Packet(0x40, number.to_be_bytes().to_vec()));
+    }
+    // Whoever reads gets as many copies of each as there are for one session, and no more.
+    let reader = &mut subscribers[0];
+    let mut copies = 0;
+    while copies < 16 {
+        let Heard::Packet(first, body) = reader.hear(PATIENCE) else { panic!("{copies} copies only") };
+        assert_eq!((first & 0xF6, &body[2..2 + topic.len()]), (0x32, topic.as_bytes()));
+        reader.send(&packet(0x40, &body[2 + topic.len()..4 + topic.len()]));
+        copies += 1;
+    }
+    println!("{clients} times 256 overlapping filters, {messages} messages: {}", growth(&gateway, before));
+    bystander.was_well("overlapping filters");
+    let after = resident_kib(gateway.id());
+    assert!(after < before + 96 * 1024, "{before} KiB before, {after} KiB after");
+    assert_eq!(gateway.has_ended(), None);
+}
+
 /// Reads until the message on `last`; says how many it were.
 fn hear_all(reader: &mut RawClient, last: &str) -> u64 {
     let mut count = 0;

@@ -150,7 +150,13 @@ impl Machine {
 
     /// Asks until the output of a script is what `is_it` wants.
     #[track_caller]
-    pub fn wait(&mut self, patience: Duration, what: &str, script: &str, is_it: impl Fn(&str) -> bool) -> String {
+    pub fn wait(
+        &mut self,
+        patience: Duration,
+        what: &str,
+        script: &str,
+        mut is_it: impl FnMut(&str) -> bool,
+    ) -> String {
         let until = Instant::now() + patience;
         loop {
             let (_, said) = self.run(Duration::from_secs(300), script);

@@ -26,6 +26,7 @@ mod machine;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use common::certificates::Certificates;
 use common::cloud::{Access, Mosquitto};
 use common::peers::{ModbusServer, Subscriber};
 use machine::Machine;
@@ -37,7 +38,9 @@ const HOST: &str = "10.0.2.2";
 /// What is around the cabinet, and the cabinet.
 struct Site {
     machine: Machine,
+    /// Its port with TLS asks for a certificate.
     cloud: Mosquitto,
+    certificates: Certificates,
     application: Subscriber,
     device: ModbusServer,
 }
@@ -47,13 +50,15 @@ impl Site {
     fn prepared(made: &Path, folder: &Path, packages: &[PathBuf]) -> Site {
         fs::remove_dir_all(folder).ok();
         fs::create_dir_all(folder).unwrap();
-        let mut cloud = Mosquitto::prepared(folder, Access::Open);
+        let certificates = Certificates::make(&folder.join("certificates"), "press-hall-3");
+        let access = Access::Tls { certificates: certificates.clone(), asks_for_client: true };
+        let mut cloud = Mosquitto::prepared(folder, access);
         cloud.start();
         let application = Subscriber::started(cloud.port, "application", &["factory7/#", "factory8/#", "field/#"]);
         let temperature = json!({"table": "holding", "address": 100, "type": "f32", "value": 6.5});
         let device = ModbusServer::on_tcp(&json!({"1": {"cells": [temperature]}}));
         let machine = Machine::prepared(made, folder, packages);
-        Site { machine, cloud, application, device }
+        Site { machine, cloud, certificates, application, device }
     }
 
     fn status(&mut self) -> Value {
@@ -90,7 +95,7 @@ fn ok(what: &str, is_so: bool, seen: impl std::fmt::Debug) {
 /// A machine that is up, with the package as the README says.
 fn installed(name: &str) -> Site {
     let made = given("TIDEGATE_VM");
-    let packages = [given("TIDEGATE_VM_PACKAGE"), given("TIDEGATE_VM_NEXT")];
+    let packages = ["TIDEGATE_VM_PACKAGE", "TIDEGATE_VM_HOOKED", "TIDEGATE_VM_NEXT"].map(given);
     let mut site = Site::prepared(&made, &made.join(name), &packages);
     println!("figure: the machine is up {:.0} s after it is switched on", site.machine.boot().as_secs_f64());
     life::installed_as_the_readme_says(&mut site, &packages[0]);
@@ -104,7 +109,9 @@ fn the_package_lives_under_systemd_in_its_sandbox_through_reload_watchdog_and_up
     life::the_sandbox_holds(&mut site);
     life::the_clock_is_believed_when_timesyncd_says_so(&mut site);
     life::reloads(&mut site);
-    life::an_absent_cloud_is_no_reason_to_restart_and_a_queue_that_hangs_is(&mut site);
+    life::a_key_of_systemd_is_read(&mut site);
+    life::an_absent_cloud_is_no_reason_to_restart(&mut site);
+    life::a_queue_that_hangs_is(&mut site, &given("TIDEGATE_VM_HOOKED"));
     life::an_upgrade_keeps_the_queue(&mut site, &given("TIDEGATE_VM_NEXT"));
 }
 

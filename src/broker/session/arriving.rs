@@ -230,7 +230,7 @@ impl Session {
                 subscription.qos = subscription.qos.min(Qos::AtLeastOnce);
             }
             let is_new = !self.subscriptions.contains_key(&filter);
-            let has_room = !is_new || self.subscriptions.len() < self.services.limits.subscriptions;
+            let has_room = !is_new || self.has_room_for(&filter);
             if !self.services.limits.takes_topic(filter.as_str()) {
                 self.services.note_limit(&self.client, LONG_TOPIC);
                 let is_v5 = version == Some(Version::V5);
@@ -240,7 +240,11 @@ impl Session {
             if !has_room {
                 self.services.note_limit(&self.client, "it has too many subscriptions (broker.limits.subscriptions)");
             }
-            let taken = if has_room { self.link.subscribe(&filter).await } else { Err(RouterError::TooManyFilters) };
+            let taken = if has_room {
+                self.link.subscribe(&filter, subscription.qos).await
+            } else {
+                Err(RouterError::TooManyFilters)
+            };
             match taken {
                 Ok(()) => {
                     reasons.push(ReasonCode(subscription.qos.level()));
@@ -305,6 +309,14 @@ impl Session {
             Reach::Part => filter.share_group().is_none(),
             Reach::Nothing => false,
         }
+    }
+
+    fn has_room_for(&self, filter: &Filter) -> bool {
+        let limits = &self.services.limits;
+        let is_shared = |filter: &&Filter| filter.share_group().is_some();
+        self.subscriptions.len() < limits.subscriptions
+            && (filter.share_group().is_none()
+                || self.subscriptions.keys().filter(is_shared).count() < limits.shared_subscriptions)
     }
 
     async fn unsubscribe(&mut self, unsubscribe: Unsubscribe) {

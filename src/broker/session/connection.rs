@@ -179,7 +179,7 @@ impl Session {
         }
         for Subscribed { filter, qos, no_local, retain_as_published, identifier: id } in subscriptions {
             if !self.subscriptions.contains_key(&filter) {
-                match self.link.subscribe(&filter).await {
+                match self.link.subscribe(&filter, qos).await {
                     Ok(()) => {}
                     Err(RouterError::Dead) => self.services.fail(RouterError::Dead),
                     Err(error) => {

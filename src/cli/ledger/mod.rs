@@ -94,8 +94,8 @@ fn parse_month(text: &str) -> Result<Days, String> {
 pub(super) fn main(arguments: &LedgerArguments) -> Exit {
     let state_dir = match &arguments.state_dir {
         Some(state_dir) => state_dir.clone(),
-        None => match super::read(arguments.config.clone()) {
-            Ok(loaded) => loaded.config.gateway.state_dir,
+        None => match super::state_dir(arguments.config.clone()) {
+            Ok(state_dir) => state_dir,
             Err(exit) => return exit,
         },
     };

@@ -7,12 +7,13 @@
 //! grows in memory and is written once in a transaction. All that is known of a lane without asking the store are its
 //! bounds, so that who looks for somebody who wants a message passes over most lanes at once.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use super::tables::{FlightRow, LaneKey, LaneRow, SpanRow, Terms};
 use super::{Flight, NO_LOCAL, Parcel, Parcels, RETAIN_AS_PUBLISHED, RETAINED, Session, Sessions, Settling};
 use crate::health::LossReason;
-use crate::message::{Body, Message, MessageId, Origin, Qos, Sequence};
+use crate::message::{Body, COPIES_MAX, Message, MessageId, Origin, Qos, Sequence};
 use crate::payload::json;
 use crate::queue::books::{Books, JOB_ROWS_MAX};
 use crate::queue::row;
@@ -72,6 +73,16 @@ impl Sessions {
                     });
                 }
             }
+        }
+        if found.len() > COPIES_MAX {
+            // Of a session the best of them: a few whose filters all match would make thousands of places of each message.
+            found.sort_unstable_by_key(|found| (found.key.session, Reverse(found.terms.qos), found.key.lane));
+            let (mut of, mut count) = (None, 0);
+            found.retain(|found| {
+                count = if of == Some(found.key.session) { count + 1 } else { 1 };
+                of = Some(found.key.session);
+                count <= COPIES_MAX
+            });
         }
         found
     }
