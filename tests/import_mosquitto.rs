@@ -274,6 +274,15 @@ fn each_line_that_is_not_carried_is_named_with_its_number_and_no_secret_is_shown
     let checked =
         Command::new(PROGRAM).args(["check", "--config"]).arg(folder.path().join("odd.toml")).output().unwrap();
     assert!(checked.status.success(), "{}\n{config}", text(&checked.stderr));
+    // What is denied and cannot be said must not be allowed by that.
+    fs::write(folder.path().join("braces"), "user plc01\ntopic #\ntopic deny a/{b}\n").unwrap();
+    let more = format!("password_file {}\nacl_file {}\n", place("passwords"), place("braces"));
+    fs::write(&odd, more).unwrap();
+    let output = Command::new(PROGRAM).args(["import", "mosquitto"]).arg(&odd).output().unwrap();
+    let config = text(&output.stdout);
+    let user = config.split("[broker.user.plc01]").nth(1).unwrap().split("[broker").next().unwrap().to_owned();
+    assert!(user.contains("deny = [\"#\"]") && !user.contains("publish"), "{config}");
+    assert!(text(&output.stderr).contains("braces:3: topic deny a/{b}: "), "{}", text(&output.stderr));
     let absent = Command::new(PROGRAM).args(["import", "mosquitto", "/nowhere.conf"]).output().unwrap();
     assert_eq!(absent.status.code(), Some(64));
 }

@@ -145,7 +145,7 @@ mod tests {
             let text = shown_of(&format!("[broker.listener.plant]\nbind = \"127.0.0.1:8883\"\ntls = {{ {tls} }}"));
             assert!(text.contains(expected) && text.contains("    help: "), "{tls}:\n{text}");
         }
-        let good = "[broker.listener.plant]\nbind = \"0.0.0.0:8883\"\ntls = { cert = \"a.pem\", key = \"a.key\" }";
+        let good = "[broker.listener.plant]\nbind = \"127.0.0.1:8883\"\ntls = { cert = \"a.pem\", key = \"a.key\" }";
         assert_eq!(shown_of(good), "");
     }
 

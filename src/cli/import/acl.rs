@@ -15,6 +15,8 @@ struct Rights {
     publish: Vec<String>,
     subscribe: Vec<String>,
     deny: Vec<String>,
+    /// Something that is denied cannot be said: then nothing is allowed.
+    is_closed: bool,
 }
 
 /// Everybody who was found.
@@ -143,6 +145,7 @@ impl People {
                 rights.publish.extend(self.everybody.publish.iter().filter(fits).cloned());
                 rights.subscribe.extend(self.everybody.subscribe.iter().filter(fits).cloned());
                 rights.deny.extend(self.everybody.deny.iter().filter(fits).cloned());
+                rights.is_closed |= self.everybody.is_closed;
             }
             text.push_str(&format!("[broker.anonymous]\n{}\n", rights.lines()));
         }
@@ -153,7 +156,7 @@ impl People {
 impl Rights {
     fn everything() -> Rights {
         let both = vec!["#".to_owned()];
-        Rights { publish: both.clone(), subscribe: vec!["#".to_owned(), "$SYS/#".to_owned()], deny: Vec::new() }
+        Rights { publish: both.clone(), subscribe: vec!["#".to_owned(), "$SYS/#".to_owned()], ..Rights::default() }
     }
 
     fn add(&mut self, line: &Line, is_pattern: bool, notes: &mut Notes) {
@@ -162,15 +165,21 @@ impl Rights {
             Some((access, topic)) if words.contains(&access) => (access, topic.trim()),
             _ => ("readwrite", line.value.as_str()),
         };
-        if topic.contains(['{', '}']) {
-            return notes.add(line, "a topic with { or } cannot be written here: they stand for placeholders");
-        }
+        let has_braces = topic.contains(['{', '}']);
         let topic = match is_pattern {
             true => topic.replace("%c", "{client_id}").replace("%u", "{username}"),
             false => topic.to_owned(),
         };
-        if let Err(fault) = config::parse_topic_pattern(&topic) {
-            return notes.add(line, fault);
+        let fault = match config::parse_topic_pattern(&topic) {
+            _ if has_braces => {
+                Some("a topic with { or } cannot be written here: they stand for placeholders".to_owned())
+            }
+            parsed => parsed.err(),
+        };
+        if let Some(fault) = fault {
+            self.is_closed |= access == "deny";
+            let closed = if access == "deny" { "; so that nothing is allowed that was not, nothing is" } else { "" };
+            return notes.add(line, format!("{fault}{closed}"));
         }
         let is_reserved = topic.starts_with('$') || topic == "tidegate" || topic.starts_with("tidegate/");
         if access != "read" && access != "deny" && is_reserved {
@@ -194,6 +203,9 @@ impl Rights {
     }
 
     fn lines(&self) -> String {
+        if self.is_closed {
+            return "deny = [\"#\"]\n".to_owned();
+        }
         let lists = [("publish", &self.publish), ("subscribe", &self.subscribe), ("deny", &self.deny)];
         let written = lists.into_iter().filter(|(_, list)| !list.is_empty()).map(|(key, list)| {
             let texts: Vec<String> = list.iter().map(|text| toml_text(text)).collect();
