@@ -69,6 +69,8 @@ pub struct Loaded {
     pub board: Found,
     /// Where each uplink is written, for whoever finds fault with the contents of its files.
     pub uplink_places: BTreeMap<Arc<str>, UplinkPlaces>,
+    /// Where the port or url of each line is written.
+    pub line_places: BTreeMap<Arc<str>, Place>,
 }
 
 /// Where the parts of an uplink are written; `None` for what is not.
@@ -119,12 +121,13 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
         key: uplink.key.and_then(place),
     };
     let uplink_places = draft.uplinks.iter().map(|uplink| (uplink.name.clone(), places(uplink))).collect();
+    let line_places = draft.lines.iter().filter_map(|line| Some((line.name.clone(), place(line.spot)?))).collect();
     let Some(config) = build(draft) else {
         // Each hole in a draft has its problem: this cannot be reached, and must not be a panic if it is.
         walk.findings.general(None, "the configuration could not be put together: this is a fault of tidegate", None);
         return Err(walk.findings.finish().0);
     };
-    Ok(Loaded { config, warnings: walk.findings.finish().1, effective, files, board, uplink_places })
+    Ok(Loaded { config, warnings: walk.findings.finish().1, effective, files, board, uplink_places, line_places })
 }
 
 fn read_owner(walk: &mut Walk, tree: &mut Tree, request: &LoadRequest) {

@@ -19,7 +19,10 @@ use crate::message::{Filter, Qos};
 
 pub use examples::{examples, reference};
 pub use load::{KeptId, LoadRequest, Loaded, UplinkPlaces, load};
-pub use modbus::{ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, Table, WordOrder};
+pub use modbus::{
+    AddressRange, BitRange, Deadband, ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, RequestLimits, Table,
+    WordOrder,
+};
 pub use report::{Mark, Place, Problem, render};
 pub use template::{TemplateError, TopicTemplate};
 
@@ -57,6 +60,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// Reads a serial mode as the configuration writes it: `"8E1"`. The error is for a person.
 pub fn parse_serial_mode(text: &str) -> Result<SerialMode, String> {
     units::serial_mode(text).map_err(in_one_line)
+}
+
+/// A duration as the configuration would write it.
+pub fn duration_text(duration: Duration) -> String {
+    units::duration_text(duration)
 }
 
 fn in_one_line(wrong: units::Wrong) -> String {
@@ -301,6 +309,8 @@ pub struct LineConfig {
     pub timeout: Duration,
     /// Pause between the end of one exchange and the next request.
     pub pause: Duration,
+    /// Pause between the opening and the first request.
+    pub connect_pause: Duration,
 }
 
 /// What a line is made of.

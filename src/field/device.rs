@@ -238,11 +238,14 @@ impl Device {
         }
     }
 
-    /// Counts an exchange.
-    pub(super) fn count(&self, failed: bool, malformed: bool) {
+    /// Counts an exchange; `fault` = by what name it failed.
+    pub(super) fn count(&self, fault: Option<&'static str>, malformed: bool) {
         let health = &self.spec.health;
         health.exchanges.fetch_add(1, Ordering::Relaxed);
-        health.failures.fetch_add(u64::from(failed), Ordering::Relaxed);
+        if let Some(fault) = fault {
+            health.failures.fetch_add(1, Ordering::Relaxed);
+            health.count_fault(fault);
+        }
         health.malformed.fetch_add(u64::from(malformed), Ordering::Relaxed);
     }
 

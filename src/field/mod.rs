@@ -232,13 +232,7 @@ fn unit(name: &Arc<str>, device: &ModbusConfig, health: &Health) -> Result<modbu
         points: points.collect::<Result<_, FieldError>>()?,
         health: health.device(name),
     };
-    Ok(modbus::UnitSpec {
-        unit_id: device.unit_id,
-        timeout: device.timeout,
-        poll: device.poll,
-        points: device.points.clone(),
-        device: spec,
-    })
+    Ok(modbus::UnitSpec { config: device.clone(), device: spec })
 }
 
 /// What is run, and run again when it fails.

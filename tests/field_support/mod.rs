@@ -11,7 +11,8 @@ use std::time::Duration;
 use tidegate::clock::{Clock, ClockSource};
 use tidegate::config::{
     BrokerConfig, Config, GatewayConfig, LineConfig, LineKind, ModbusConfig, ModbusPoint, Parity, PointKind,
-    PointTopic, PortConfig, QueueConfig, Report, SerialConfig, SerialMode, SessionConfig, Table, WhenFull, WordOrder,
+    PointTopic, PortConfig, QueueConfig, Report, RequestLimits, SerialConfig, SerialMode, SessionConfig, Table,
+    WhenFull, WordOrder,
 };
 use tidegate::field::{Field, FieldError, Readings, Refused};
 use tidegate::health::{DeviceSnapshot, Health};
@@ -155,7 +156,8 @@ pub fn tcp(address: std::net::SocketAddr) -> LineKind {
 }
 
 pub fn add_line(config: &mut Config, name: &str, kind: LineKind) {
-    let line = LineConfig { kind, timeout: Duration::from_millis(300), pause: Duration::ZERO };
+    let line =
+        LineConfig { kind, timeout: Duration::from_millis(300), pause: Duration::ZERO, connect_pause: Duration::ZERO };
     config.lines.insert(Arc::from(name), line);
 }
 
@@ -167,6 +169,8 @@ pub fn add_unit(config: &mut Config, name: &str, line: &str, unit_id: u8, poll_m
         timeout: Duration::from_millis(300),
         topic: PointTopic("field/{device}/{point}".to_owned()),
         qos: Qos::AtLeastOnce,
+        address_base: 0,
+        limits: RequestLimits::default(),
         points,
     };
     config.modbus.insert(Arc::from(name), unit);
@@ -179,8 +183,13 @@ pub fn point(name: &str, table: Table, address: u16, kind: PointKind) -> ModbusP
         address,
         kind,
         order: WordOrder::Abcd,
+        bits: None,
         scale: 1.0,
         offset: 0.0,
+        clamp_min: None,
+        clamp_max: None,
+        names: Arc::from([]),
+        not_available: Arc::from([]),
         unit: None,
         poll: None,
         report: Report::default(),
