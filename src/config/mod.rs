@@ -24,6 +24,7 @@ pub use modbus::{
     WordOrder,
 };
 pub use report::{Mark, Place, Problem, render};
+pub use table::points_table;
 pub use template::{TemplateError, TopicTemplate};
 
 mod load;
@@ -43,6 +44,8 @@ mod modbus;
 mod check;
 
 mod effective;
+
+mod table;
 
 pub mod report;
 

@@ -28,6 +28,8 @@ pub mod plan;
 
 pub mod forecast;
 
+pub mod listing;
+
 mod timing;
 
 pub mod decode;
