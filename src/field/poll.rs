@@ -2,7 +2,8 @@
 //!
 //! Promises:
 //! - Points are merged into few requests (`modbus::plan`). One that a unit refuses for its addresses is cut in two, for
-//!   good, until what is refused stands alone: few requests tell which part it was, and few are left.
+//!   good, until what is refused stands alone: few requests tell which part it was, and few are left. What is refused is
+//!   asked for after growing pauses.
 //! - Units take turns. A line that is late skips polls; it never sends a burst of those it missed.
 //! - A unit that does not answer is asked again after growing pauses, and while others answer, fruitless requests
 //!   take at most a tenth of the line's time: a dead unit delays its neighbours by one timeout for each probe.
@@ -91,6 +92,8 @@ struct Scheduled {
     block: Block,
     due: Duration,
     fruitless_in_a_row: u32,
+    /// How often in a row the unit said that it has no such address.
+    refused_in_a_row: u32,
     answered_at: Option<Duration>,
 }
 
@@ -279,6 +282,14 @@ impl UnitPlan {
             return None;
         }
         let scheduled = self.blocks.get_mut(number)?;
+        if outcome == (Outcome::Refused { address: true }) {
+            // What a device does not have it will hardly have soon: it is asked for ever more seldom.
+            scheduled.refused_in_a_row = scheduled.refused_in_a_row.saturating_add(1);
+            let pause = probe_pause(scheduled.block.interval, Duration::ZERO, scheduled.refused_in_a_row);
+            scheduled.due = now.saturating_add(pause);
+            return None;
+        }
+        scheduled.refused_in_a_row = 0;
         let before = scheduled.answered_at.replace(began);
         let achieved = began.saturating_sub(before?);
         (fastest == Some(scheduled.block.interval)).then_some(achieved)
@@ -307,7 +318,7 @@ impl UnitPlan {
 
 impl Scheduled {
     fn due_at(block: Block, due: Duration) -> Scheduled {
-        Scheduled { block, due, fruitless_in_a_row: 0, answered_at: None }
+        Scheduled { block, due, fruitless_in_a_row: 0, refused_in_a_row: 0, answered_at: None }
     }
 }
 

@@ -24,14 +24,24 @@ use tokio_util::sync::CancellationToken;
 /// Every wait of a test ends here at the latest.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Takes readings in and remembers them.
+/// A state of a device, by its topic.
+type State = (String, serde_json::Value);
+
+/// Takes readings in and remembers them, and what was told of the devices' states.
 #[derive(Clone, Default)]
-pub struct Collector(Arc<(Mutex<Vec<Reading>>, Notify)>);
+pub struct Collector(Arc<(Mutex<Vec<Reading>>, Notify, Mutex<Vec<State>>)>);
 
 impl Readings for Collector {
     async fn deliver(&self, messages: Vec<Message>) -> Result<(), Refused> {
         let mut readings = self.0.0.lock().unwrap();
         for message in messages {
+            if message.origin == Origin::Gateway {
+                assert!(message.retain && message.topic.as_str().starts_with("tidegate/test/device/"));
+                let Body::Bytes(body) = message.body else { panic!("a state is no reading") };
+                let state: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                self.0.2.lock().unwrap().push((message.topic.as_str().to_owned(), state));
+                continue;
+            }
             assert_eq!(message.origin, Origin::Field);
             assert!(!message.retain);
             let Body::Reading(reading) = message.body else { panic!("the field tells readings only") };
@@ -76,6 +86,14 @@ impl Running {
 
     pub fn all(&self) -> Vec<Reading> {
         self.readings.0.0.lock().unwrap().clone()
+    }
+
+    /// The states of a device, in the order in which they were told.
+    pub fn states(&self, device: &str) -> Vec<String> {
+        let topic = format!("tidegate/test/device/{device}");
+        let states = self.readings.0.2.lock().unwrap();
+        let of_device = states.iter().filter(|(told, _)| *told == topic);
+        of_device.map(|(_, state)| state["state"].as_str().unwrap().to_owned()).collect()
     }
 
     pub fn of(&self, device: &str, point: &str) -> Vec<Reading> {

@@ -286,3 +286,6 @@ fn sized(question: &Question, response: Response) -> Exchange {
 fn code(exception: ExceptionCode) -> u8 {
     exception.into()
 }
+
+#[cfg(test)]
+mod tests;
