@@ -29,17 +29,24 @@ type State = (String, serde_json::Value);
 
 /// Takes readings in and remembers them, and what was told of the devices' states.
 #[derive(Clone, Default)]
-pub struct Collector(Arc<(Mutex<Vec<Reading>>, Notify, Mutex<Vec<State>>)>);
+pub struct Collector(Arc<Collected>);
+
+#[derive(Default)]
+struct Collected {
+    readings: Mutex<Vec<Reading>>,
+    states: Mutex<Vec<State>>,
+    told: Notify,
+}
 
 impl Readings for Collector {
     async fn deliver(&self, messages: Vec<Message>) -> Result<(), Refused> {
-        let mut readings = self.0.0.lock().unwrap();
+        let mut readings = self.0.readings.lock().unwrap();
         for message in messages {
             if message.origin == Origin::Gateway {
                 assert!(message.retain && message.topic.as_str().starts_with("tidegate/test/device/"));
                 let Body::Bytes(body) = message.body else { panic!("a state is no reading") };
                 let state: serde_json::Value = serde_json::from_slice(&body).unwrap();
-                self.0.2.lock().unwrap().push((message.topic.as_str().to_owned(), state));
+                self.0.states.lock().unwrap().push((message.topic.as_str().to_owned(), state));
                 continue;
             }
             assert_eq!(message.origin, Origin::Field);
@@ -51,7 +58,7 @@ impl Readings for Collector {
             assert_eq!(reading.quality == Quality::Good, reading.reason.is_none(), "{reading:?}");
             readings.push(reading);
         }
-        self.0.1.notify_waiters();
+        self.0.told.notify_waiters();
         Ok(())
     }
 }
@@ -85,13 +92,13 @@ impl Running {
     }
 
     pub fn all(&self) -> Vec<Reading> {
-        self.readings.0.0.lock().unwrap().clone()
+        self.readings.0.readings.lock().unwrap().clone()
     }
 
     /// The states of a device, in the order in which they were told.
     pub fn states(&self, device: &str) -> Vec<String> {
         let topic = format!("tidegate/test/device/{device}");
-        let states = self.readings.0.2.lock().unwrap();
+        let states = self.readings.0.states.lock().unwrap();
         let of_device = states.iter().filter(|(told, _)| *told == topic);
         of_device.map(|(_, state)| state["state"].as_str().unwrap().to_owned()).collect()
     }
@@ -113,7 +120,7 @@ impl Running {
     pub async fn until<T>(&self, what: &str, found: impl Fn(&[Reading]) -> Option<T>) -> T {
         let waited = tokio::time::timeout(DEADLINE, async {
             loop {
-                let notified = self.readings.0.1.notified();
+                let notified = self.readings.0.told.notified();
                 tokio::pin!(notified);
                 notified.as_mut().enable();
                 if let Some(found) = found(&self.all()) {
