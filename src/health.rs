@@ -564,12 +564,15 @@ pub struct DeviceHealth {
     pub last_good_ms: AtomicI64,
     /// Achieved interval of the last two polls in milliseconds; 0 = unknown.
     pub interval_ms: AtomicU64,
+    /// Its shortest interval as configured, in milliseconds; 0 = it speaks by itself.
+    pub asked_ms: AtomicU64,
     /// Exchanges since start.
     pub exchanges: AtomicU64,
     /// Failed ones.
     pub failures: AtomicU64,
     /// Frames that fit nothing (serial), or replies that broke the protocol (Modbus).
     pub malformed: AtomicU64,
+    faults: Mutex<BTreeMap<&'static str, u64>>,
     unaccounted: Mutex<Unaccounted>,
 }
 
@@ -619,6 +622,11 @@ impl DeviceHealth {
         unaccounted.held += u64::from(is_held_back);
     }
 
+    /// Counts a failed exchange by the name of its fault, of which there are a few dozen.
+    pub fn count_fault(&self, kind: &'static str) {
+        *lock(&self.faults).entry(kind).or_default() += 1;
+    }
+
     /// Notes that the device fell silent or spoke again, for the ledger.
     pub fn note_silence(&self, silence: Silence) {
         let mut unaccounted = lock(&self.unaccounted);
@@ -651,16 +659,18 @@ impl DeviceHealth {
 
     fn snapshot(&self) -> DeviceSnapshot {
         let last_good = self.last_good_ms.load(Ordering::Relaxed);
-        let interval = self.interval_ms.load(Ordering::Relaxed);
+        #[expect(clippy::cast_precision_loss, reason = "an interval of 2^53 ms is 285,000 years")]
+        let seconds = |ms: u64| (ms != 0).then_some(ms as f64 / 1000.0);
         DeviceSnapshot {
             state: *lock(&self.state),
             reason: lock(&self.reason).clone(),
             last_good: (last_good != 0).then(|| crate::clock::rfc3339(last_good)),
-            #[expect(clippy::cast_precision_loss, reason = "an interval of 2^53 ms is 285,000 years")]
-            interval_s: (interval != 0).then_some(interval as f64 / 1000.0),
+            interval_s: seconds(self.interval_ms.load(Ordering::Relaxed)),
+            asked_s: seconds(self.asked_ms.load(Ordering::Relaxed)),
             exchanges: self.exchanges.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
             malformed: self.malformed.load(Ordering::Relaxed),
+            faults: lock(&self.faults).clone(),
         }
     }
 }
@@ -676,12 +686,16 @@ pub struct DeviceSnapshot {
     pub last_good: Option<String>,
     /// Achieved, in seconds.
     pub interval_s: Option<f64>,
+    /// As configured, in seconds; null = it speaks by itself.
+    pub asked_s: Option<f64>,
     /// Since start.
     pub exchanges: u64,
     /// Since start.
     pub failures: u64,
     /// Since start.
     pub malformed: u64,
+    /// What failed since start, by kind: `timeout`, `checksum`, `exception-2` …
+    pub faults: BTreeMap<&'static str, u64>,
 }
 
 /// Gauges of the local broker.

@@ -164,6 +164,25 @@ async fn whatever_a_tcp_device_answers_gives_the_right_value_or_a_bad_reading() 
         }
         assert!(is_right || told.len() == 1, "{name} is told once: {told:?}");
     }
+    for (name, kind) in [
+        ("wrong_transaction", "transaction"),
+        ("wrong_protocol", "protocol"),
+        ("wrong_unit", "unit"),
+        ("wrong_function", "function"),
+        ("byte_count_lies", "byte-count"),
+        ("length_one", "length"),
+        ("bytes_after_the_answer", "surplus"),
+        ("truncated", "incomplete"),
+        ("silence", "timeout"),
+        ("closed", "lost"),
+        ("exception_zero", "exception-code"),
+        ("illegal_address", "exception-2"),
+        ("gateway_target_failed", "exception-11"),
+    ] {
+        let device = running.device(name);
+        assert!(device.faults.contains_key(kind), "{name}: {:?}", device.faults);
+        assert_eq!(device.faults.values().sum::<u64>(), device.failures, "{name}: {:?}", device.faults);
+    }
     let everything = running.stop().await;
     let honest: Vec<_> = everything.iter().filter(|r| &*r.device == "honest").collect();
     assert!(honest.iter().all(|r| r.value == Value::Uint(u64::from(TRUTH))), "{honest:?}");

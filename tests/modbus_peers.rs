@@ -65,6 +65,20 @@ fn cases() -> Vec<Case> {
         let cell = json!({"table": table, "address": address, "value": value});
         add(format!("{table}_{address}"), cell, "type = \"bool\"", json!(value));
     }
+    let word =
+        |value: u16, address: u16| json!({"table": "holding", "address": address, "type": "u16", "value": value});
+    for (name, value, more, expected) in [
+        ("bit_4", 0xa5f0, "bit = 4", json!(true)),
+        ("bit_3", 0xa5f0, "bit = 3", json!(false)),
+        ("field", 0xa5f0, "type = \"u16\", bits = \"8-11\"", json!(5)),
+        ("low_byte", 0x12fe, "type = \"u8\"", json!(0xfe)),
+        ("high_byte", 0xfe12, "type = \"i8\", order = \"badc\"", json!(-2)),
+        ("mode", 2, "type = \"u16\", names = \"1=auto; 2=hand\"", json!("hand")),
+        ("clamped", 1500, "type = \"u16\", scale = 0.1, clamp_max = 100", json!(100.0)),
+        ("not_available", 0x8000, "type = \"i16\", not_available = 0x8000", Value::Null),
+    ] {
+        add(name.to_owned(), word(value, next(1)), more, expected);
+    }
     // What no sensor means: 0x7fc00000 is "not a number".
     let nan = json!({"table": "holding", "address": next(2), "type": "raw", "value": [0x7fc0, 0]});
     add("nan".to_owned(), nan, "type = \"f32\"", Value::Null);

@@ -266,3 +266,76 @@ async fn a_stage_without_lines_waits_to_be_stopped() {
     }
     assert!(running.stop().await.is_empty());
 }
+
+#[tokio::test]
+async fn a_bus_of_thirty_units_with_three_dead_keeps_every_interval() {
+    const POLL_MS: u64 = 1000;
+    let dead = [4, 17, 30];
+    let living: Vec<u8> = (1..=30).filter(|unit| !dead.contains(unit)).collect();
+    let device = Device::start(Place::Pty, &living, &dead).await;
+    let mut config = empty();
+    add_line(&mut config, "bus", device.line());
+    for unit in 1..=30 {
+        add_unit(
+            &mut config,
+            &format!("u{unit}"),
+            "bus",
+            unit,
+            POLL_MS,
+            vec![point("p", Table::Holding, 100, PointKind::U16)],
+        );
+    }
+    let running = Running::start(&config);
+    for unit in &living {
+        running.until_told(&format!("u{unit}"), "p", Quality::Good, 8).await;
+    }
+    running
+        .until("the dead are known to be dead", |_| {
+            let is_dead = |unit: &u8| running.states(&format!("u{unit}")).last().is_some_and(|state| state == "dead");
+            dead.iter().all(is_dead).then_some(())
+        })
+        .await;
+    let mut gaps: Vec<u64> = Vec::new();
+    for unit in &living {
+        let name = format!("u{unit}");
+        assert_eq!(running.states(&name).last().map(String::as_str), Some("good"), "{name}");
+        let times: Vec<u64> = running.of(&name, "p").iter().map(|reading| reading.stamp.mono_ms).collect();
+        gaps.extend(times.windows(2).map(|pair| pair[1] - pair[0]));
+    }
+    gaps.sort_unstable();
+    // A probe of a dead unit puts a poll off by its timeout of 300 ms; a poll that is skipped is one of two intervals.
+    let kept = gaps.iter().filter(|gap| **gap < POLL_MS * 3 / 2).count();
+    assert!(kept * 100 >= gaps.len() * 97, "{kept} of {} intervals were kept: {gaps:?}", gaps.len());
+    let median = gaps[gaps.len() / 2];
+    assert!((900..1100).contains(&median), "median {median} ms");
+    for unit in dead {
+        assert_eq!(running.of(&format!("u{unit}"), "p").len(), 1, "a dead unit is told once");
+    }
+    running.stop().await;
+    device.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_device_refuses_is_found_in_a_few_requests_and_the_rest_is_read_together() {
+    let device = Device::start(loopback(), &[1], &[]).await;
+    let mut config = empty();
+    add_line(&mut config, "line", device.line());
+    // The device has 1000 registers: of 40 in one request the last one is refused, and so are all with it.
+    let points = (961..=1000).map(|address| point(&format!("p{address}"), Table::Holding, address, PointKind::U16));
+    add_unit(&mut config, "d", "line", 1, 100, points.collect());
+    let running = Running::start(&config);
+    running.until_told("d", "p1000", Quality::Bad, 1).await;
+    for address in [961, 980, 999] {
+        let good = running.until_told("d", &format!("p{address}"), Quality::Good, 3).await;
+        assert!(good.iter().all(|reading| reading.value == Value::Uint(address)), "{good:?}");
+    }
+    let before = running.device("d");
+    let rounds = running.of("d", "p999").len();
+    running.until_told("d", "p999", Quality::Good, rounds + 5).await;
+    let after = running.device("d");
+    let asked = after.exchanges - before.exchanges;
+    assert!(asked <= 7 * 8, "{asked} requests for five polls of 40 points");
+    assert_eq!(after.faults.keys().copied().collect::<Vec<_>>(), ["exception-2"]);
+    running.stop().await;
+    device.stop().await;
+}

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use super::Exit;
+use crate::config::{Config, Loaded, Problem, points_table};
+use crate::field::modbus::{forecast, listing};
 
 /// `tidegate check`
 #[derive(Debug, clap::Args)]
@@ -13,18 +15,75 @@ pub(super) struct CheckArguments {
     /// Print the merged configuration and the file each value came from; secrets are masked
     #[arg(long)]
     effective: bool,
+    /// Print each Modbus request: its bytes, its addresses, and the points it reads
+    #[arg(long, conflicts_with_all = ["effective", "points"])]
+    wire: bool,
+    /// Print the points of a Modbus device, or of all, as CSV; `points = "file.csv"` of that device reads it back
+    #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = "", conflicts_with = "effective")]
+    points: Option<String>,
 }
 
 pub(super) fn main(arguments: &CheckArguments) -> Exit {
-    match super::load(arguments.config.clone()) {
-        Ok(loaded) => {
-            if arguments.effective {
-                print!("{}", loaded.effective);
-            } else {
-                println!("The configuration is valid.");
-            }
+    let loaded = match super::load(arguments.config.clone()) {
+        Ok(loaded) => loaded,
+        Err(exit) => return exit,
+    };
+    if let Some(device) = &arguments.points {
+        return points(&loaded.config, device);
+    }
+    if arguments.effective {
+        print!("{}", loaded.effective);
+    } else if arguments.wire {
+        print!("{}", listing::requests(&loaded.config));
+    } else {
+        println!("The configuration is valid.");
+    }
+    Exit::Done
+}
+
+/// Prints the table of one device, or of all: then each behind its name, which is a comment in CSV.
+fn points(config: &Config, wanted: &str) -> Exit {
+    if wanted.is_empty() {
+        for (name, device) in &config.modbus {
+            print!("# {name}\n{}", points_table(device));
+        }
+        return Exit::Done;
+    }
+    match config.modbus.get(wanted) {
+        Some(device) => {
+            print!("{}", points_table(device));
             Exit::Done
         }
-        Err(exit) => exit,
+        None => {
+            let names: Vec<&str> = config.modbus.keys().map(AsRef::as_ref).collect();
+            eprintln!("tidegate: there is no Modbus device {wanted:?}; there are: {}", names.join(", "));
+            Exit::Usage
+        }
     }
+}
+
+/// The lines that cannot do what is asked of them.
+pub(super) fn late_lines(loaded: &Loaded) -> Vec<Problem> {
+    let warning = |forecast: forecast::Forecast| {
+        let late = forecast.late?;
+        let (asked, possible) = (seconds(late.asked), seconds(late.possible));
+        Some(Problem {
+            place: loaded.line_places.get(&forecast.line).cloned(),
+            what: format!(
+                "line {}: asked {asked}, possible {possible} (the device `{}`, with devices that take a usual time)",
+                forecast.line, late.device
+            ),
+            help: Some(format!(
+                "its {} requests take {:.0} % of the time: a longer `poll`, a higher `baud`, or a second line",
+                forecast.requests,
+                forecast.load * 100.0
+            )),
+        })
+    };
+    forecast::forecasts(&loaded.config).into_iter().filter_map(warning).collect()
+}
+
+fn seconds(duration: std::time::Duration) -> String {
+    let text = format!("{:.1}", duration.as_secs_f64());
+    format!("{} s", text.strip_suffix(".0").unwrap_or(&text))
 }

@@ -253,6 +253,9 @@ fn clock(status: &Value) -> String {
     }
 }
 
+/// An interval that is longer than the one asked for by more than a late poll now and then.
+const LATE_FACTOR: f64 = 1.25;
+
 /// A device in one line: a dead one has no interval, and its last good answer says how long ago it was well.
 fn device_words(device: &Value, wall_ms: i64) -> String {
     let state = text(device, "state");
@@ -273,6 +276,12 @@ fn device_words(device: &Value, wall_ms: i64) -> String {
         && let Some(interval) = device.get("interval_s").and_then(Value::as_f64)
     {
         words.push_str(&format!(", every {interval:.1} s"));
+        // A line that does what was asked of it says no more.
+        if let Some(asked) = device.get("asked_s").and_then(Value::as_f64)
+            && interval > asked * LATE_FACTOR
+        {
+            words.push_str(&format!(" instead of {asked:.1} s"));
+        }
     }
     if let Some(reason) = reason {
         words.push_str(": ");
@@ -413,6 +422,10 @@ mod tests {
         assert_eq!(device_words(&never, 0), "never answered: no answer within 500 ms");
         let good = json!({"state": "good", "interval_s": 1.04, "last_good": "2026-11-23T09:20:00.000Z"});
         assert_eq!(device_words(&good, 0), "good, every 1.0 s");
+        let late = json!({"state": "good", "interval_s": 3.52, "asked_s": 1.0});
+        assert_eq!(device_words(&late, 0), "good, every 3.5 s instead of 1.0 s");
+        let in_time = json!({"state": "good", "interval_s": 1.04, "asked_s": 1.0});
+        assert_eq!(device_words(&in_time, 0), "good, every 1.0 s");
     }
 
     #[test]

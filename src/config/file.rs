@@ -389,16 +389,32 @@ fn line(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> LineDraft {
             network.map(|at| at.value)
         }
     };
-    let (timeout, pause) = pacing(walk, &reader);
-    let config = (|| Some(LineConfig { kind: kind?, timeout: timeout?, pause: pause? }))();
+    let pacing = pacing(walk, &reader);
+    let config = kind.zip(pacing).map(|(kind, pacing)| pacing.line(kind));
     let place = if reader.has("port") { reader.spot_of("port") } else { reader.spot_of("url") };
     LineDraft { name: Arc::from(name), spot: place, is_in_place: false, config }
 }
 
-fn pacing(walk: &mut Walk, reader: &Reader<'_>) -> (Option<Duration>, Option<Duration>) {
-    let timeout = reader.duration(walk, "timeout", Duration::from_millis(10), Duration::from_secs(60));
-    let pause = reader.duration(walk, "pause", Duration::ZERO, Duration::from_secs(60));
-    (timeout.map(|at| at.value), pause.map(|at| at.value))
+/// Deadline and pauses of a line.
+struct Pacing {
+    timeout: Duration,
+    pause: Duration,
+    connect_pause: Duration,
+}
+
+fn pacing(walk: &mut Walk, reader: &Reader<'_>) -> Option<Pacing> {
+    let minute = Duration::from_secs(60);
+    let timeout = reader.duration(walk, "timeout", Duration::from_millis(10), minute);
+    let pause = reader.duration(walk, "pause", Duration::ZERO, minute);
+    let connect_pause = reader.duration(walk, "connect_pause", Duration::ZERO, minute);
+    Some(Pacing { timeout: timeout?.value, pause: pause?.value, connect_pause: connect_pause?.value })
+}
+
+impl Pacing {
+    fn line(self, kind: LineKind) -> LineConfig {
+        let Pacing { timeout, pause, connect_pause } = self;
+        LineConfig { kind, timeout, pause, connect_pause }
+    }
 }
 
 /// `tcp://host:502` or `rtu-tcp://host:port`.

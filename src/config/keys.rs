@@ -437,6 +437,7 @@ pub static LINE: KeyTable = KeyTable {
         default("mode", "\"8E1\""),
         default("timeout", "\"1s\""),
         default("pause", "\"0s\""),
+        default("connect_pause", "\"0s\""),
     ],
     gone: &[
         ("device", "it is called `port`"),
@@ -449,6 +450,7 @@ pub static LINE: KeyTable = KeyTable {
         ("stop_bits", "write data bits, parity and stop bits together: `mode = \"8E1\"`"),
         ("host", "write `url = \"tcp://host:502\"`"),
         ("delay", "it is called `pause`"),
+        ("pause_after_connect", "it is called `connect_pause`"),
     ],
     later: &["rs485", "echo", "invert_rts"],
 };
@@ -467,6 +469,9 @@ const MODBUS_GONE: &[(&str, &str)] = &[
     ("address", "the device's number is `unit_id`, its place `line`; the address of a register stands in its point"),
     ("url", "write it as `line`"),
     ("port", "write `[line.<name>]` with `port`, and `line = \"<name>\"` here"),
+    ("limits", "write `max_registers`, `max_bits` and `forbidden`"),
+    ("max_gap", "it is called `gap`"),
+    ("max_count", "it is called `max_registers`; for coils and discrete inputs `max_bits`"),
     ("topic_prefix", "it is called `topic`: \"field/{device}/{point}\""),
 ];
 
@@ -481,11 +486,15 @@ pub static MODEL: KeyTable = KeyTable {
         optional("topic"),
         optional("qos"),
         optional("report"),
+        optional("max_registers"),
+        optional("max_bits"),
+        optional("gap"),
+        optional("forbidden"),
         optional("points"),
         optional("point"),
     ],
     gone: MODBUS_GONE,
-    later: &["limits", "max_registers", "gap"],
+    later: &[],
 };
 
 /// `[modbus.<name>]`
@@ -502,11 +511,15 @@ pub static MODBUS: KeyTable = KeyTable {
         default("topic", "\"field/{device}/{point}\""),
         default("qos", "1"),
         optional("report"),
+        default("max_registers", "125"),
+        default("max_bits", "2000"),
+        default("gap", "16"),
+        default("forbidden", "[]"),
         optional("points"),
         optional("point"),
     ],
     gone: MODBUS_GONE,
-    later: &["limits", "max_registers", "gap"],
+    later: &[],
 };
 
 /// One line of `[modbus.<name>.point]`
@@ -516,9 +529,16 @@ pub static MODBUS_POINT: KeyTable = KeyTable {
         required("address"),
         optional("type"),
         optional("registers"),
+        default("count", "1"),
         optional("order"),
+        optional("bit"),
+        optional("bits"),
         default("scale", "1.0"),
         default("offset", "0.0"),
+        optional("clamp_min"),
+        optional("clamp_max"),
+        optional("names"),
+        optional("not_available"),
         optional("unit"),
         optional("poll"),
         optional("report"),
@@ -535,12 +555,19 @@ pub static MODBUS_POINT: KeyTable = KeyTable {
         ("word_order", "it is called `order`"),
         ("length", "how many registers a text takes is called `registers`"),
         ("units", "it is called `unit`"),
+        ("map", "it is called `names`"),
+        ("enum", "it is called `names`"),
+        ("values", "it is called `names`"),
+        ("mask", "write which bits: `bits = \"4-7\"`"),
+        ("min", "it is called `clamp_min`"),
+        ("max", "it is called `clamp_max`"),
+        ("array", "how many values follow each other is called `count`"),
         ("deadband", "write it in `report = { deadband = … }`"),
         ("heartbeat", "write it in `report = { heartbeat = … }`"),
         ("min_interval", "write it in `report = { min_interval = … }`"),
         ("function", "the table is part of `address`: \"holding:100\", \"input:100\", \"coil:1\", \"discrete:1\""),
     ],
-    later: &["write", "bit", "mask", "map"],
+    later: &["write"],
 };
 
 /// `report = { … }`

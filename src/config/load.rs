@@ -75,6 +75,8 @@ pub struct Loaded {
     pub uplink_places: BTreeMap<Arc<str>, TlsPlaces>,
     /// The same of each listener.
     pub listener_places: BTreeMap<Arc<str>, TlsPlaces>,
+    /// Where the port or url of each line is written.
+    pub line_places: BTreeMap<Arc<str>, Place>,
 }
 
 /// Where the TLS files of an uplink or a listener are written; `None` for what is not.
@@ -132,13 +134,14 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
         key: listener.key.and_then(place),
     };
     let listener_places = draft.listeners.iter().map(|listener| (listener.name.clone(), places(listener))).collect();
+    let line_places = draft.lines.iter().filter_map(|line| Some((line.name.clone(), place(line.spot)?))).collect();
     let Some(config) = build(draft) else {
         // Each hole in a draft has its problem: this cannot be reached, and must not be a panic if it is.
         walk.findings.general(None, "the configuration could not be put together: this is a fault of tidegate", None);
         return Err(walk.findings.finish().0);
     };
     let warnings = walk.findings.finish().1;
-    Ok(Loaded { config, warnings, effective, files, board, uplink_places, listener_places })
+    Ok(Loaded { config, warnings, effective, files, board, uplink_places, listener_places, line_places })
 }
 
 /// The state directory that the configuration names, whatever else is wrong with it.

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Parity, SerialMode, Table};
+use super::{AddressRange, BitRange, Parity, SerialMode, Table};
 
 /// What is wrong with a value, and a way to mend it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,6 +177,60 @@ fn reference(text: &str) -> Option<(Table, u16)> {
     Some((table, u16::try_from(wire).ok()?))
 }
 
+/// Reads `holding:100`, `holding:100-199`, `40101-40120`.
+pub(super) fn address_range(text: &str, base: u16) -> Result<AddressRange, Wrong> {
+    let (first, last) = match text.split_once('-') {
+        Some((first, last)) => (first.trim(), Some(last.trim())),
+        None => (text.trim(), None),
+    };
+    let (table, start) = address(first, base)?;
+    let Some(last) = last else { return Ok(AddressRange { table, first: start, last: start }) };
+    // The table is written once: "holding:100-199".
+    let whole = match first.split_once(':') {
+        Some((table, _)) if !last.contains(':') => format!("{table}:{last}"),
+        _ => last.to_owned(),
+    };
+    let (last_table, end) = address(&whole, base)?;
+    if last_table != table || end < start {
+        return Err(Wrong::new(format!("{text:?} is no range of addresses"))
+            .help("write one table, the first and the last address: \"holding:100-199\""));
+    }
+    Ok(AddressRange { table, first: start, last: end })
+}
+
+/// Reads `4-7`: bits of a number, 0 being the least significant one.
+pub(super) fn bit_range(text: &str) -> Result<BitRange, Wrong> {
+    let wrong =
+        || Wrong::new(format!("{text:?} is no range of bits")).help("write the lowest and the highest: \"4-7\"");
+    let (low, high) = text.split_once('-').unwrap_or((text, text));
+    let number = |text: &str| text.trim().parse::<u8>().map_err(|_| wrong());
+    let (low, high) = (number(low)?, number(high)?);
+    if low > high || high > 63 { Err(wrong()) } else { Ok(BitRange { low, high }) }
+}
+
+/// Reads a whole number: `65535`, `-1`, `0xFFFF`.
+pub(super) fn whole(text: &str) -> Result<i128, Wrong> {
+    let text = text.trim();
+    let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(hex) if hex.bytes().all(|b| b.is_ascii_hexdigit()) => u64::from_str_radix(hex, 16).ok().map(i128::from),
+        Some(_) => None,
+        None => text.parse::<i128>().ok(),
+    };
+    let in_range = parsed.filter(|number| i64::try_from(*number).is_ok() || u64::try_from(*number).is_ok());
+    in_range.ok_or_else(|| Wrong::new(format!("{text:?} is not a whole number of at most 64 bits")))
+}
+
+/// Reads `0=off; 1=auto`.
+pub(super) fn names(text: &str) -> Result<Vec<(i128, String)>, Wrong> {
+    let entry = |entry: &str| {
+        let (number, name) = entry.split_once('=').ok_or_else(|| {
+            Wrong::new(format!("{:?} names no number", entry.trim())).help("write \"0=off; 1=auto; 2=hand\"")
+        })?;
+        Ok((whole(number)?, name.trim().to_owned()))
+    };
+    text.split(';').filter(|part| !part.trim().is_empty()).map(entry).collect()
+}
+
 /// Reads `8E1`.
 pub(super) fn serial_mode(text: &str) -> Result<SerialMode, Wrong> {
     let wrong = || {
@@ -317,6 +371,31 @@ mod tests {
         }
         assert!(address("20001", 0).is_err());
         assert!(address("holding:0", 1).is_err());
+    }
+
+    #[test]
+    fn ranges_names_and_codes_are_read_strictly() {
+        let range = |table, first, last| Ok(AddressRange { table, first, last });
+        assert_eq!(address_range("holding:100-199", 0), range(Table::Holding, 100, 199));
+        assert_eq!(address_range("holding:100 - 0xFF", 1), range(Table::Holding, 99, 254));
+        assert_eq!(address_range("input:7", 0), range(Table::Input, 7, 7));
+        assert_eq!(address_range("40101-40120", 0), range(Table::Holding, 100, 119));
+        for bad in ["", "holding:9-5", "holding:1-input:5", "holding:1-", "holding:-5", "40101-30120", "1-2"] {
+            assert!(address_range(bad, 0).is_err(), "{bad}");
+        }
+        assert_eq!(bit_range("4-7"), Ok(BitRange { low: 4, high: 7 }));
+        assert_eq!(bit_range("3"), Ok(BitRange { low: 3, high: 3 }));
+        for bad in ["", "7-4", "0-64", "a", "-1"] {
+            assert!(bit_range(bad).is_err(), "{bad}");
+        }
+        assert_eq!(whole("0xFFFF"), Ok(65_535));
+        assert_eq!(whole(" -1 "), Ok(-1));
+        assert_eq!(whole("18446744073709551615"), Ok(i128::from(u64::MAX)));
+        for bad in ["", "0x", "1.5", "18446744073709551616", "0xFFFFFFFFFFFFFFFFF", "-9223372036854775809", "+ 1"] {
+            assert!(whole(bad).is_err(), "{bad}");
+        }
+        assert_eq!(names("0=off; 0x1 = auto;"), Ok(vec![(0, "off".to_owned()), (1, "auto".to_owned())]));
+        assert!(names("off").is_err() && names("x=off").is_err());
     }
 
     #[test]

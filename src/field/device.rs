@@ -1,16 +1,18 @@
 //! One device as the gateway tells of it: its points, what was told of them last, its health.
 //!
 //! Promises: a point that fails is told once, then at its heartbeat, then when it is good again; a change of the
-//! device's state is one line in the journal. Never talks to the device: lines do.
+//! device's state is one line in the journal, and a retained message for local clients. Never talks to the device: lines do.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use log::{info, warn};
+use serde::Serialize;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, rfc3339};
 use crate::config::{PointTopic, Report};
 use crate::field::FieldError;
 use crate::field::report::Reporter;
@@ -19,6 +21,18 @@ use crate::message::{Body, Message, Origin, Qos, Quality, Reading, Stamp, Topic,
 
 /// How the reason begins when a device was asked and said nothing.
 const NO_ANSWER: &str = "no answer";
+
+/// Least time between two messages about one device's state.
+const STATE_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is told of a device's state.
+#[derive(Debug, Serialize)]
+struct StateMessage<'d> {
+    ts: String,
+    state: DeviceState,
+    reason: Option<&'d str>,
+    last_good: Option<String>,
+}
 
 /// What all devices share: where readings go, and the clock that stamps them.
 #[derive(Debug, Clone)]
@@ -33,6 +47,8 @@ pub(super) struct DeviceSpec {
     pub(super) name: Arc<str>,
     pub(super) qos: Qos,
     pub(super) topic: PointTopic,
+    /// Where its state is told.
+    pub(super) state_topic: Topic,
     pub(super) points: Vec<PointSpec>,
     pub(super) health: Arc<DeviceHealth>,
 }
@@ -64,6 +80,12 @@ impl Seen {
     }
 }
 
+/// Where the gateway tells local clients of a device's state.
+pub(super) fn state_topic(gateway: &str, device: &Arc<str>) -> Result<Topic, FieldError> {
+    let text = format!("tidegate/{gateway}/device/{device}");
+    Topic::new(&text).map_err(|source| FieldError::StateTopic { device: device.clone(), source })
+}
+
 /// A device while its line runs.
 #[derive(Debug)]
 pub(super) struct Device {
@@ -73,6 +95,9 @@ pub(super) struct Device {
     told: Vec<Told>,
     batch: Vec<Message>,
     state: DeviceState,
+    state_reason: Option<Arc<str>>,
+    /// What of it was told last, and when.
+    state_told: Option<(DeviceState, Instant)>,
     /// When the line was started.
     began: Stamp,
 }
@@ -111,7 +136,16 @@ impl Device {
     pub(super) fn new(spec: DeviceSpec, desk: Desk) -> Device {
         let told = spec.points.iter().map(Told::of).collect();
         let began = desk.clock.now();
-        Device { spec, desk, told, batch: Vec::new(), state: DeviceState::Starting, began }
+        Device {
+            spec,
+            desk,
+            told,
+            batch: Vec::new(),
+            state: DeviceState::Starting,
+            state_reason: None,
+            state_told: None,
+            began,
+        }
     }
 
     pub(super) fn health(&self) -> &DeviceHealth {
@@ -205,6 +239,7 @@ impl Device {
     pub(super) fn set_state(&mut self, state: DeviceState, reason: Option<Arc<str>>) {
         self.spec.health.set(state, reason.as_deref().map(str::to_owned));
         let former = std::mem::replace(&mut self.state, state);
+        self.state_reason.clone_from(&reason);
         if former == state {
             return;
         }
@@ -238,17 +273,21 @@ impl Device {
         }
     }
 
-    /// Counts an exchange.
-    pub(super) fn count(&self, failed: bool, malformed: bool) {
+    /// Counts an exchange; `fault` = by what name it failed.
+    pub(super) fn count(&self, fault: Option<&'static str>, malformed: bool) {
         let health = &self.spec.health;
         health.exchanges.fetch_add(1, Ordering::Relaxed);
-        health.failures.fetch_add(u64::from(failed), Ordering::Relaxed);
+        if let Some(fault) = fault {
+            health.failures.fetch_add(1, Ordering::Relaxed);
+            health.count_fault(fault);
+        }
         health.malformed.fetch_add(u64::from(malformed), Ordering::Relaxed);
     }
 
     /// Hands over what is to be told; waits while the outbox is full. What it waits for is bounded by the queue, and
     /// a line that waits skips polls. An outbox without a reader ends with its stage.
     pub(super) async fn send(&mut self) {
+        self.tell_state();
         if self.batch.is_empty() {
             return;
         }
@@ -256,6 +295,38 @@ impl Device {
         if self.desk.outbox.send(batch).await.is_err() {
             log::debug!("Readings found no reader: the stage is ending");
         }
+    }
+}
+
+impl Device {
+    /// Tells a changed state to local clients, retained. A device that changes with every poll is told once in
+    /// `STATE_PAUSE`, with what it is by then: each retained message is a write to the disk.
+    fn tell_state(&mut self) {
+        let (state, now) = (self.state, Instant::now());
+        let is_due = match self.state_told {
+            None => state != DeviceState::Starting,
+            Some((told, at)) => told != state && now.saturating_duration_since(at) >= STATE_PAUSE,
+        };
+        if !is_due {
+            return;
+        }
+        self.state_told = Some((state, now));
+        let stamp = self.desk.clock.now();
+        let last_good = match self.spec.health.last_good_ms.load(Ordering::Relaxed) {
+            0 => None,
+            wall_ms => Some(rfc3339(wall_ms)),
+        };
+        let told = StateMessage { ts: rfc3339(stamp.wall_ms), state, reason: self.state_reason.as_deref(), last_good };
+        let Ok(body) = serde_json::to_vec(&told) else { return };
+        self.batch.push(Message {
+            topic: self.spec.state_topic.clone(),
+            qos: Qos::AtLeastOnce,
+            retain: true,
+            properties: None,
+            body: Body::Bytes(body.into()),
+            origin: Origin::Gateway,
+            received: stamp,
+        });
     }
 }
 

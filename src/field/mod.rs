@@ -32,7 +32,7 @@ use crate::intake::{AcceptError, Intake};
 use crate::message::{Message, TopicError};
 use crate::queue::AppendError;
 
-use device::{Desk, DeviceSpec, PointSpec, point_topic};
+use device::{Desk, DeviceSpec, PointSpec, point_topic, state_topic};
 use pause::Pauses;
 
 mod device;
@@ -69,6 +69,15 @@ pub enum FieldError {
         device: Arc<str>,
         /// The point.
         point: Arc<str>,
+        /// What is wrong with it.
+        #[source]
+        source: TopicError,
+    },
+    /// The topic of a device's state is not one.
+    #[error("cannot make the topic of the state of device {device}")]
+    StateTopic {
+        /// The device.
+        device: Arc<str>,
         /// What is wrong with it.
         #[source]
         source: TopicError,
@@ -154,6 +163,7 @@ impl<R: Readings> Field<R> {
                 name: name.clone(),
                 qos: serial.qos,
                 topic: serial.topic.clone(),
+                state_topic: state_topic(&config.gateway.id, name)?,
                 points: serial_points(name, serial)?,
                 health: health.device(name),
             };
@@ -195,7 +205,7 @@ fn modbus_lines(config: &Config, health: &Health) -> Result<Vec<Line>, FieldErro
         if !config.lines.contains_key(&device.line) {
             return Err(FieldError::NoLine { device: name.clone(), line: device.line.clone() });
         }
-        units.entry(device.line.clone()).or_default().push(unit(name, device, health)?);
+        units.entry(device.line.clone()).or_default().push(unit(&config.gateway.id, name, device, health)?);
     }
     let with_units = config.lines.iter().filter_map(|(name, line)| {
         let units = units.remove(name)?;
@@ -216,7 +226,12 @@ fn serial_points(device: &Arc<str>, serial: &SerialConfig) -> Result<Vec<PointSp
     serial.points.iter().map(|written| point(&written.name, written.unit.clone(), written.report)).collect()
 }
 
-fn unit(name: &Arc<str>, device: &ModbusConfig, health: &Health) -> Result<modbus::UnitSpec, FieldError> {
+fn unit(
+    gateway: &str,
+    name: &Arc<str>,
+    device: &ModbusConfig,
+    health: &Health,
+) -> Result<modbus::UnitSpec, FieldError> {
     let points = device.points.iter().map(|point| {
         Ok(PointSpec {
             name: point.name.clone(),
@@ -229,16 +244,11 @@ fn unit(name: &Arc<str>, device: &ModbusConfig, health: &Health) -> Result<modbu
         name: name.clone(),
         qos: device.qos,
         topic: device.topic.clone(),
+        state_topic: state_topic(gateway, name)?,
         points: points.collect::<Result<_, FieldError>>()?,
         health: health.device(name),
     };
-    Ok(modbus::UnitSpec {
-        unit_id: device.unit_id,
-        timeout: device.timeout,
-        poll: device.poll,
-        points: device.points.clone(),
-        device: spec,
-    })
+    Ok(modbus::UnitSpec { config: device.clone(), device: spec })
 }
 
 /// What is run, and run again when it fails.

@@ -1,8 +1,9 @@
 //! What to read next on one line. Pure: told the time, asked for a turn, told what came of it.
 //!
 //! Promises:
-//! - Points of one table and one interval are merged into few requests: neighbours, and what lies at most
-//!   `GAP_REGISTERS` apart. A merged request that a unit refuses for its address is split into its points for good.
+//! - Points are merged into few requests (`modbus::plan`). One that a unit refuses for its addresses is cut in two, for
+//!   good, until what is refused stands alone: few requests tell which part it was, and few are left. What is refused is
+//!   asked for after growing pauses.
 //! - Units take turns. A line that is late skips polls; it never sends a burst of those it missed.
 //! - A unit that does not answer is asked again after growing pauses, and while others answer, fruitless requests
 //!   take at most a tenth of the line's time: a dead unit delays its neighbours by one timeout for each probe.
@@ -11,16 +12,9 @@
 
 use std::time::Duration;
 
-use crate::config::Table;
+use super::modbus::plan::{self, Block, PlanPoint};
+use crate::config::RequestLimits;
 
-/// Registers in one request (Modbus Application Protocol 1.1b3, 6.3).
-const REGISTERS_MAX: u32 = 125;
-/// Coils in one request (Modbus Application Protocol 1.1b3, 6.1).
-const COILS_MAX: u32 = 2000;
-/// Registers that are read and thrown away rather than asked around: 16 bytes are cheaper than a second exchange.
-const GAP_REGISTERS: u32 = 8;
-/// The same 16 bytes, in coils.
-const GAP_COILS: u32 = 128;
 /// The longest pause before a dead unit is probed again, unless its own interval is longer.
 const PROBE_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// First requests of a line are spread over at most this long.
@@ -30,32 +24,15 @@ const PROBE_COST_FACTOR: u32 = 9;
 /// How many fruitless exchanges in a row make a unit dead.
 pub const DEAD_AFTER: u32 = 2;
 
-/// A point as the planner sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PlanPoint {
-    /// Which table.
-    pub table: Table,
-    /// Address on the wire.
-    pub address: u16,
-    /// Registers or coils.
-    pub width: u16,
-    /// How often to read it.
-    pub interval: Duration,
-}
-
-/// One request that answers one or more points.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Block {
-    /// Which table.
-    pub table: Table,
-    /// First address.
-    pub address: u16,
-    /// Registers or coils.
-    pub quantity: u16,
-    /// The points it answers, as numbers in the unit's list.
-    pub points: Vec<usize>,
-    /// How often.
-    pub interval: Duration,
+/// A unit as the planner sees it.
+#[derive(Debug, Clone)]
+pub struct PlanUnit {
+    /// Every point keeps the number of its place.
+    pub points: Vec<PlanPoint>,
+    /// What one request may be like.
+    pub limits: RequestLimits,
+    /// Least pause after a fruitless request.
+    pub pause_min: Duration,
 }
 
 /// Whose turn it is.
@@ -115,16 +92,17 @@ struct Scheduled {
     block: Block,
     due: Duration,
     fruitless_in_a_row: u32,
+    /// How often in a row the unit said that it has no such address.
+    refused_in_a_row: u32,
     answered_at: Option<Duration>,
 }
 
 impl Plan {
-    /// A plan for units, each with its points and the least pause after a fruitless request. Every unit and every
-    /// point keeps the number of its place.
-    pub fn new(units: &[(Vec<PlanPoint>, Duration)]) -> Plan {
+    /// A plan for units, each of which keeps the number of its place.
+    pub fn new(units: Vec<PlanUnit>) -> Plan {
         let mut plan = Plan {
-            units: units.iter().map(|(points, pause_min)| UnitPlan::new(points, *pause_min)).collect(),
             last: units.len().saturating_sub(1),
+            units: units.into_iter().map(UnitPlan::new).collect(),
             wary_until: Duration::ZERO,
             last_cost: Duration::ZERO,
         };
@@ -180,6 +158,13 @@ impl Plan {
     /// The block of a turn.
     pub fn block(&self, unit: usize, block: usize) -> Option<&Block> {
         Some(&self.units.get(unit)?.blocks.get(block)?.block)
+    }
+
+    /// Whether the block is cut in two when it is refused for its addresses.
+    pub fn is_divisible(&self, unit: usize, block: usize) -> bool {
+        let state = self.units.get(unit);
+        let scheduled = state.and_then(|state| state.blocks.get(block).map(|scheduled| (state, scheduled)));
+        scheduled.is_some_and(|(state, scheduled)| plan::is_divisible(&scheduled.block, &state.points))
     }
 
     /// Takes note of what came of a turn that began at `began` and ended at `now`. Gives back the achieved interval,
@@ -238,15 +223,12 @@ impl Plan {
 }
 
 impl UnitPlan {
-    fn new(points: &[PlanPoint], pause_min: Duration) -> UnitPlan {
-        let blocks = merge(points);
+    fn new(unit: PlanUnit) -> UnitPlan {
+        let blocks = plan::requests(&unit.points, &unit.limits);
         UnitPlan {
-            points: points.to_vec(),
-            blocks: blocks
-                .into_iter()
-                .map(|block| Scheduled { block, due: Duration::ZERO, fruitless_in_a_row: 0, answered_at: None })
-                .collect(),
-            pause_min,
+            points: unit.points,
+            blocks: blocks.into_iter().map(|block| Scheduled::due_at(block, Duration::ZERO)).collect(),
+            pause_min: unit.pause_min,
             fruitless_in_a_row: 0,
             not_before: Duration::ZERO,
             answered_at: None,
@@ -296,10 +278,18 @@ impl UnitPlan {
         let scheduled = self.blocks.get_mut(number)?;
         scheduled.fruitless_in_a_row = 0;
         scheduled.due = after(scheduled.due, scheduled.block.interval, now);
-        if outcome == (Outcome::Refused { address: true }) && scheduled.block.points.len() > 1 {
-            self.split(number, now);
+        if outcome == (Outcome::Refused { address: true }) && self.split(number, now) {
             return None;
         }
+        let scheduled = self.blocks.get_mut(number)?;
+        if outcome == (Outcome::Refused { address: true }) {
+            // What a device does not have it will hardly have soon: it is asked for ever more seldom.
+            scheduled.refused_in_a_row = scheduled.refused_in_a_row.saturating_add(1);
+            let pause = probe_pause(scheduled.block.interval, Duration::ZERO, scheduled.refused_in_a_row);
+            scheduled.due = now.saturating_add(pause);
+            return None;
+        }
+        scheduled.refused_in_a_row = 0;
         let before = scheduled.answered_at.replace(began);
         let achieved = began.saturating_sub(before?);
         (fastest == Some(scheduled.block.interval)).then_some(achieved)
@@ -316,21 +306,19 @@ impl UnitPlan {
         }
     }
 
-    /// Some devices refuse a request that touches an address they do not have, though every point is legal alone.
-    fn split(&mut self, number: usize, now: Duration) {
-        let Scheduled { block: merged, .. } = self.blocks.remove(number);
-        for number in merged.points {
-            if let Some(point) = self.points.get(number) {
-                let block = Block {
-                    table: point.table,
-                    address: point.address,
-                    quantity: point.width,
-                    points: vec![number],
-                    interval: point.interval,
-                };
-                self.blocks.push(Scheduled { block, due: now, fruitless_in_a_row: 0, answered_at: None });
-            }
-        }
+    /// Some devices refuse a request that touches an address they do not have, or that is longer than they like, though
+    /// every point is legal alone. The parts are due at once: which of them is refused is not known yet.
+    fn split(&mut self, number: usize, now: Duration) -> bool {
+        let refused = self.blocks.get(number).map(|scheduled| &scheduled.block);
+        let Some(parts) = refused.and_then(|block| plan::halves(block, &self.points)) else { return false };
+        self.blocks.splice(number..=number, parts.map(|part| Scheduled::due_at(part, now)));
+        true
+    }
+}
+
+impl Scheduled {
+    fn due_at(block: Block, due: Duration) -> Scheduled {
+        Scheduled { block, due, fruitless_in_a_row: 0, refused_in_a_row: 0, answered_at: None }
     }
 }
 
@@ -348,45 +336,10 @@ fn probe_pause(interval: Duration, pause_min: Duration, count: u32) -> Duration 
     doubled.min(PROBE_PAUSE_MAX.max(interval)).max(pause_min)
 }
 
-/// Points of one table and one interval, merged where the gap is small and the request stays legal.
-fn merge(points: &[PlanPoint]) -> Vec<Block> {
-    let mut order: Vec<(usize, &PlanPoint)> = points.iter().enumerate().collect();
-    order.sort_by_key(|(number, point)| (point.table, point.interval, point.address, *number));
-    let mut blocks: Vec<Block> = Vec::new();
-    for (number, point) in order {
-        let (gap_max, quantity_max) = match point.table {
-            Table::Coil | Table::Discrete => (GAP_COILS, COILS_MAX),
-            Table::Holding | Table::Input => (GAP_REGISTERS, REGISTERS_MAX),
-        };
-        // Wider than the wire's 16 bits, because the last point may end at 65536.
-        let end = u32::from(point.address) + u32::from(point.width);
-        let joined = blocks.last_mut().filter(|block| {
-            let block_end = u32::from(block.address) + u32::from(block.quantity);
-            (block.table, block.interval) == (point.table, point.interval)
-                && u32::from(point.address) <= block_end + gap_max
-                && end.max(block_end) - u32::from(block.address) <= quantity_max
-        });
-        match joined {
-            Some(block) => {
-                let block_end = u32::from(block.address) + u32::from(block.quantity);
-                block.quantity = u16::try_from(end.max(block_end) - u32::from(block.address)).unwrap_or(u16::MAX);
-                block.points.push(number);
-            }
-            None => blocks.push(Block {
-                table: point.table,
-                address: point.address,
-                quantity: point.width,
-                points: vec![number],
-                interval: point.interval,
-            }),
-        }
-    }
-    blocks
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Table;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -398,8 +351,8 @@ mod tests {
         PlanPoint { table, address, width, interval: SECOND }
     }
 
-    fn blocks(points: &[PlanPoint]) -> Vec<(Table, u16, u16, Vec<usize>)> {
-        merge(points).into_iter().map(|b| (b.table, b.address, b.quantity, b.points)).collect()
+    fn unit_of(points: Vec<PlanPoint>, pause_min: Duration) -> PlanUnit {
+        PlanUnit { points, limits: RequestLimits::default(), pause_min }
     }
 
     /// Runs a plan against units of which `dead` never answer; counts requests by unit until `end`.
@@ -438,39 +391,9 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_and_small_gaps_become_one_request() {
-        let h = Table::Holding;
-        assert_eq!(blocks(&[point(h, 100, 2), point(h, 102, 1), point(h, 111, 2)]), [(h, 100, 13, vec![0, 1, 2])]);
-        assert_eq!(blocks(&[point(h, 0, 1), point(h, 10, 1)]), [(h, 0, 1, vec![0]), (h, 10, 1, vec![1])]);
-        assert_eq!(blocks(&[point(h, 9, 1), point(h, 0, 1)]), [(h, 0, 10, vec![1, 0])]);
-        assert_eq!(blocks(&[point(h, 5, 4), point(h, 5, 2), point(h, 6, 1)]), [(h, 5, 4, vec![0, 1, 2])]);
-    }
-
-    #[test]
-    fn a_request_is_never_longer_than_the_specification_allows() {
-        let h = Table::Holding;
-        let registers: Vec<_> = (0..200).map(|address| point(h, address, 1)).collect();
-        let quantities: Vec<_> = merge(&registers).iter().map(|b| b.quantity).collect();
-        assert_eq!(quantities, [125, 75]);
-        let pairs: Vec<_> = (0..100).map(|n| point(h, n * 2, 2)).collect();
-        assert_eq!(merge(&pairs).iter().map(|b| b.quantity).collect::<Vec<_>>(), [124, 76]);
-        let coils: Vec<_> = (0..2001).map(|address| point(Table::Coil, address, 1)).collect();
-        assert_eq!(merge(&coils).iter().map(|b| b.quantity).collect::<Vec<_>>(), [2000, 1]);
-        assert_eq!(blocks(&[point(h, 65_535, 1), point(h, 65_530, 4)]), [(h, 65_530, 6, vec![1, 0])]);
-    }
-
-    #[test]
-    fn tables_and_intervals_are_not_mixed() {
-        let mut slow = point(Table::Holding, 1, 1);
-        slow.interval = SECOND * 10;
-        let points = [point(Table::Holding, 0, 1), slow, point(Table::Input, 1, 1), point(Table::Coil, 1, 1)];
-        assert_eq!(merge(&points).len(), 4);
-    }
-
-    #[test]
     fn units_take_turns() {
-        let unit = (vec![point(Table::Holding, 0, 1)], SECOND);
-        let mut plan = Plan::new(&[unit.clone(), unit.clone(), unit]);
+        let unit = unit_of(vec![point(Table::Holding, 0, 1)], SECOND);
+        let mut plan = Plan::new(vec![unit.clone(), unit.clone(), unit]);
         let mut turns = Vec::new();
         let mut now = SECOND * 5;
         for _ in 0..3 {
@@ -486,7 +409,7 @@ mod tests {
 
     #[test]
     fn a_late_line_skips_and_does_not_send_a_burst() {
-        let mut plan = Plan::new(&[(vec![point(Table::Holding, 0, 1)], SECOND)]);
+        let mut plan = Plan::new(vec![unit_of(vec![point(Table::Holding, 0, 1)], SECOND)]);
         plan.done(0, 0, Outcome::Answered, ms(0), ms(10));
         assert_eq!(plan.next(ms(10)), Turn::Wait(SECOND));
         plan.done(0, 0, Outcome::Answered, ms(9_700), ms(9_710));
@@ -495,8 +418,8 @@ mod tests {
 
     #[test]
     fn the_first_requests_are_spread_and_keep_their_phase() {
-        let unit = (vec![point(Table::Holding, 0, 1)], SECOND);
-        let plan = Plan::new(&[unit.clone(), unit]);
+        let unit = unit_of(vec![point(Table::Holding, 0, 1)], SECOND);
+        let plan = Plan::new(vec![unit.clone(), unit]);
         assert_eq!(plan.next(ms(0)), Turn::Ask { unit: 0, block: 0 });
         let mut plan = plan;
         plan.done(0, 0, Outcome::Answered, ms(0), ms(10));
@@ -505,7 +428,7 @@ mod tests {
 
     #[test]
     fn a_dead_unit_is_probed_ever_more_seldom_and_not_more_than_a_minute_apart() {
-        let mut plan = Plan::new(&[(vec![point(Table::Holding, 0, 1)], ms(400))]);
+        let mut plan = Plan::new(vec![unit_of(vec![point(Table::Holding, 0, 1)], ms(400))]);
         let mut now = Duration::ZERO;
         let mut pauses = Vec::new();
         for _ in 0..9 {
@@ -520,9 +443,9 @@ mod tests {
 
     #[test]
     fn a_dead_unit_costs_its_neighbours_at_most_a_tenth_of_their_polls() {
-        let unit = (vec![point(Table::Holding, 0, 1)], SECOND);
-        let alone = run(&mut Plan::new(&[unit.clone(), unit.clone()]), 2, &[], SECOND, SECOND * 600);
-        let mut plan = Plan::new(&[unit.clone(), unit.clone(), unit]);
+        let unit = unit_of(vec![point(Table::Holding, 0, 1)], SECOND);
+        let alone = run(&mut Plan::new(vec![unit.clone(), unit.clone()]), 2, &[], SECOND, SECOND * 600);
+        let mut plan = Plan::new(vec![unit.clone(), unit.clone(), unit]);
         let beside = run(&mut plan, 3, &[2], SECOND, SECOND * 600);
         assert!(beside[0] * 10 >= alone[0] * 9, "{beside:?} against {alone:?}");
         assert!(beside[2] >= 10, "it is still probed: {beside:?}");
@@ -530,8 +453,8 @@ mod tests {
 
     #[test]
     fn thirty_dead_units_leave_nine_tenths_of_the_line_to_the_living() {
-        let unit = (vec![point(Table::Holding, 0, 1)], SECOND * 2);
-        let mut plan = Plan::new(&vec![unit; 31]);
+        let unit = unit_of(vec![point(Table::Holding, 0, 1)], SECOND * 2);
+        let mut plan = Plan::new(vec![unit; 31]);
         let dead: Vec<usize> = (1..31).collect();
         let counts = run(&mut plan, 31, &dead, SECOND, SECOND * 1000);
         assert!(counts[0] >= 850, "{counts:?}");
@@ -540,8 +463,8 @@ mod tests {
 
     #[test]
     fn thirty_units_that_were_never_there_do_not_make_the_living_one_wait_for_one_after_the_other() {
-        let unit = (vec![point(Table::Holding, 0, 1)], SECOND * 2);
-        let mut plan = Plan::new(&vec![unit; 31]);
+        let unit = unit_of(vec![point(Table::Holding, 0, 1)], SECOND * 2);
+        let mut plan = Plan::new(vec![unit; 31]);
         let dead: Vec<usize> = (1..31).collect();
         let (_, longest) = run_from(&mut plan, 31, &dead, SECOND, (Duration::ZERO, SECOND * 300));
         assert!(longest <= SECOND * 3, "it waited for {longest:?}");
@@ -549,8 +472,8 @@ mod tests {
 
     #[test]
     fn thirty_units_that_die_at_once_are_told_from_the_living_soon() {
-        let unit = (vec![point(Table::Holding, 0, 1)], SECOND * 2);
-        let mut plan = Plan::new(&vec![unit; 31]);
+        let unit = unit_of(vec![point(Table::Holding, 0, 1)], SECOND * 2);
+        let mut plan = Plan::new(vec![unit; 31]);
         run_from(&mut plan, 31, &[], SECOND, (Duration::ZERO, SECOND * 20));
         let dead: Vec<usize> = (1..31).collect();
         // Nothing tells them apart before each was asked once, which costs one timeout each.
@@ -564,15 +487,15 @@ mod tests {
     fn a_saturated_line_still_probes_its_dead_units() {
         let mut busy = point(Table::Holding, 0, 1);
         busy.interval = ms(5);
-        let unit = (vec![busy], SECOND);
-        let counts = run(&mut Plan::new(&vec![unit; 4]), 4, &[3], SECOND, SECOND * 300);
+        let unit = unit_of(vec![busy], SECOND);
+        let counts = run(&mut Plan::new(vec![unit; 4]), 4, &[3], SECOND, SECOND * 300);
         assert!(counts[3] >= 5, "{counts:?}");
         assert!(counts[0].abs_diff(counts[1]) <= 2 && counts[0] > 7000, "{counts:?}");
     }
 
     #[test]
     fn a_block_that_is_never_answered_does_not_stop_the_unit_s_other_blocks() {
-        let mut plan = Plan::new(&[(vec![point(Table::Holding, 0, 1), point(Table::Input, 0, 1)], ms(200))]);
+        let mut plan = Plan::new(vec![unit_of(vec![point(Table::Holding, 0, 1), point(Table::Input, 0, 1)], ms(200))]);
         let (mut now, mut good, mut bad) = (Duration::ZERO, 0, 0);
         while now < SECOND * 300 {
             match plan.next(now) {
@@ -590,24 +513,54 @@ mod tests {
         assert!(good > 250 && bad < 20, "good {good}, bad {bad}");
     }
 
+    /// Asks a unit that has no addresses from 40 on but those of `there` until nothing is refused that can be cut.
     #[test]
-    fn a_refused_merged_request_is_split_into_its_points_for_good() {
+    fn a_refused_request_is_cut_until_what_is_refused_stands_alone_and_that_is_remembered() {
         let h = Table::Holding;
-        let mut plan = Plan::new(&[(vec![point(h, 0, 2), point(h, 4, 1), point(h, 8, 4)], SECOND)]);
-        assert_eq!(plan.block(0, 0).unwrap().quantity, 12);
-        plan.done(0, 0, Outcome::Refused { address: true }, ms(0), ms(10));
-        let singles: Vec<_> =
-            (0..3).map(|n| plan.block(0, n).unwrap()).map(|b| (b.address, b.quantity, b.points.clone())).collect();
-        assert_eq!(singles, [(0, 2, vec![0]), (4, 1, vec![1]), (8, 4, vec![2])]);
-        assert!(matches!(plan.next(ms(10)), Turn::Ask { .. }), "the points are asked for at once");
-        plan.done(0, 1, Outcome::Refused { address: true }, ms(10), ms(20));
-        assert_eq!(plan.block(0, 1).unwrap().points, [1], "a single point stays, and is asked again at its interval");
+        let points: Vec<PlanPoint> = (0..60).map(|address| point(h, address, 1)).collect();
+        let mut plan = Plan::new(vec![unit_of(points, SECOND)]);
+        let (mut now, mut asked) = (ms(0), 0);
+        let ask = |plan: &mut Plan, now: &mut Duration| -> Option<(u16, bool)> {
+            let Turn::Ask { unit, block } = plan.next(*now) else { return None };
+            let Block { address, quantity, .. } = *plan.block(unit, block).unwrap();
+            let is_refused = (address..address + quantity).contains(&40);
+            let outcome = if is_refused { Outcome::Refused { address: true } } else { Outcome::Answered };
+            let began = *now;
+            *now += ms(1);
+            plan.done(unit, block, outcome, began, *now);
+            Some((quantity, is_refused))
+        };
+        while ask(&mut plan, &mut now).is_some() {
+            asked += 1;
+        }
+        assert!(asked <= 14, "halving finds it: {asked} requests");
+        now = ms(1_900);
+        let mut round = Vec::new();
+        while let Some(answer) = ask(&mut plan, &mut now) {
+            round.push(answer);
+        }
+        assert_eq!(round.iter().map(|(quantity, _)| quantity).sum::<u16>(), 60, "every point is asked for: {round:?}");
+        assert_eq!(round.iter().filter(|(_, is_refused)| *is_refused).collect::<Vec<_>>(), [&(1, true)]);
+        assert!(round.len() <= 7, "what is refused is alone, and the others are not: {round:?}");
+    }
+
+    #[test]
+    fn a_bus_of_thirty_units_with_three_dead_skips_no_poll_of_the_others() {
+        let unit = unit_of(vec![point(Table::Holding, 0, 1)], ms(600));
+        let mut plan = Plan::new(vec![unit; 30]);
+        let dead = [4, 11, 29];
+        let (counts, longest) = run_from(&mut plan, 30, &dead, ms(300), (Duration::ZERO, SECOND * 600));
+        for (number, count) in counts.iter().enumerate().filter(|(number, _)| !dead.contains(number)) {
+            assert!((599..=601).contains(count), "unit {number} was asked {count} times in 600 s");
+        }
+        assert!(dead.iter().all(|unit| counts[*unit] >= 10), "the dead are still probed: {counts:?}");
+        assert!(longest <= SECOND + ms(310), "no poll is later than one probe: {longest:?}");
     }
 
     #[test]
     fn when_the_whole_line_was_away_the_first_answer_revives_all_units() {
-        let unit = (vec![point(Table::Holding, 0, 1)], ms(100));
-        let mut plan = Plan::new(&[unit.clone(), unit.clone(), unit]);
+        let unit = unit_of(vec![point(Table::Holding, 0, 1)], ms(100));
+        let mut plan = Plan::new(vec![unit.clone(), unit.clone(), unit]);
         let mut now = Duration::ZERO;
         for _ in 0..8 {
             for unit in 0..3 {
@@ -624,7 +577,7 @@ mod tests {
     fn the_achieved_interval_is_that_of_the_fastest_block() {
         let mut slow = point(Table::Input, 0, 1);
         slow.interval = SECOND * 10;
-        let mut plan = Plan::new(&[(vec![point(Table::Holding, 0, 1), slow], SECOND)]);
+        let mut plan = Plan::new(vec![unit_of(vec![point(Table::Holding, 0, 1), slow], SECOND)]);
         let number = |plan: &Plan, table| (0..2).find(|n| plan.block(0, *n).unwrap().table == table).unwrap();
         let (fast, slow) = (number(&plan, Table::Holding), number(&plan, Table::Input));
         assert_eq!(plan.done(0, fast, Outcome::Answered, ms(0), ms(10)), None);
@@ -635,7 +588,7 @@ mod tests {
 
     #[test]
     fn a_plan_without_units_waits() {
-        assert_eq!(Plan::new(&[]).next(SECOND), Turn::Wait(Duration::MAX));
-        assert_eq!(Plan::new(&[(vec![], SECOND)]).next(SECOND), Turn::Wait(Duration::MAX));
+        assert_eq!(Plan::new(Vec::new()).next(SECOND), Turn::Wait(Duration::MAX));
+        assert_eq!(Plan::new(vec![unit_of(vec![], SECOND)]).next(SECOND), Turn::Wait(Duration::MAX));
     }
 }

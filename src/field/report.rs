@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::config::Report;
+use crate::config::{Deadband, Report};
 use crate::message::{Quality, Value};
 
 /// How often a bad point is told again where nothing is written.
@@ -70,15 +70,18 @@ impl Reporter {
 }
 
 /// Whether `new` differs from `old` by more than `deadband`; values that are no numbers, whether they differ at all.
-fn moved(old: &Value, new: &Value, deadband: f64) -> bool {
-    match (whole(old), whole(new)) {
+fn moved(old: &Value, new: &Value, deadband: Deadband) -> bool {
+    let (step, base) = match (whole(old), whole(new), real(old), real(new)) {
         // Counters above 2^53 lose their last digits in a float: the difference is taken first.
         #[expect(clippy::cast_precision_loss, reason = "a difference that large is above any deadband")]
-        (Some(old), Some(new)) => (new - old).unsigned_abs() as f64 > deadband,
-        _ => match (real(old), real(new)) {
-            (Some(old), Some(new)) => (new - old).abs() > deadband,
-            _ => old != new,
-        },
+        (Some(old), Some(new), ..) => ((new - old).unsigned_abs() as f64, old.unsigned_abs() as f64),
+        (.., Some(old), Some(new)) => ((new - old).abs(), old.abs()),
+        _ => return old != new,
+    };
+    match deadband {
+        Deadband::Absolute(least) => step > least,
+        // Of 0, every step is more than any percentage.
+        Deadband::Percent(percent) => step > base * percent / 100.0,
     }
 }
 
@@ -107,6 +110,7 @@ mod tests {
     }
 
     fn rule(deadband: Option<f64>, min_interval: Option<u64>, heartbeat: Option<u64>) -> Report {
+        let deadband = deadband.map(Deadband::Absolute);
         Report { deadband, min_interval: min_interval.map(seconds), heartbeat: heartbeat.map(seconds) }
     }
 
@@ -171,5 +175,22 @@ mod tests {
         assert!(reporter.tell(&Value::Uint(u64::MAX), Quality::Good, seconds(1)));
         assert!(!reporter.tell(&Value::Uint(u64::MAX), Quality::Good, seconds(2)));
         assert!(reporter.tell(&Value::Float(0.5), Quality::Good, seconds(3)));
+    }
+
+    #[test]
+    fn a_percentage_is_of_what_was_told_last() {
+        let percent = Report { deadband: Some(Deadband::Percent(10.0)), ..Report::default() };
+        let mut reporter = Reporter::new(percent);
+        let mut told = |value: Value| reporter.tell(&value, Quality::Good, seconds(0));
+        assert!(told(Value::Uint(100)));
+        assert!(!told(Value::Uint(110)) && !told(Value::Uint(90)));
+        assert!(told(Value::Uint(111)));
+        assert!(!told(Value::Uint(122)) && told(Value::Uint(123)));
+        assert!(told(Value::Float(-1.0)) && !told(Value::Float(-1.05)) && told(Value::Float(-1.2)));
+        assert!(told(Value::Float(0.0)) && !told(Value::Float(0.0)), "nothing moved");
+        assert!(told(Value::Float(0.001)), "of nothing, everything is more");
+        assert!(
+            told(Value::Text("auto".into())) && !told(Value::Text("auto".into())) && told(Value::Text("off".into()))
+        );
     }
 }

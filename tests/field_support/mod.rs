@@ -11,7 +11,7 @@ use std::time::Duration;
 use tidegate::clock::{Clock, ClockSource};
 use tidegate::config::{
     BrokerConfig, Config, GatewayConfig, LineConfig, LineKind, ModbusConfig, ModbusPoint, Parity, PointKind,
-    PointTopic, PortConfig, QueueConfig, Report, SerialConfig, SerialMode, Table, WhenFull, WordOrder,
+    PointTopic, PortConfig, QueueConfig, Report, RequestLimits, SerialConfig, SerialMode, Table, WhenFull, WordOrder,
 };
 use tidegate::field::{Field, FieldError, Readings, Refused};
 use tidegate::health::{DeviceSnapshot, Health};
@@ -23,14 +23,31 @@ use tokio_util::sync::CancellationToken;
 /// Every wait of a test ends here at the latest.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Takes readings in and remembers them.
+/// A state of a device, by its topic.
+type State = (String, serde_json::Value);
+
+/// Takes readings in and remembers them, and what was told of the devices' states.
 #[derive(Clone, Default)]
-pub struct Collector(Arc<(Mutex<Vec<Reading>>, Notify)>);
+pub struct Collector(Arc<Collected>);
+
+#[derive(Default)]
+struct Collected {
+    readings: Mutex<Vec<Reading>>,
+    states: Mutex<Vec<State>>,
+    told: Notify,
+}
 
 impl Readings for Collector {
     async fn deliver(&self, messages: Vec<Message>) -> Result<(), Refused> {
-        let mut readings = self.0.0.lock().unwrap();
+        let mut readings = self.0.readings.lock().unwrap();
         for message in messages {
+            if message.origin == Origin::Gateway {
+                assert!(message.retain && message.topic.as_str().starts_with("tidegate/test/device/"));
+                let Body::Bytes(body) = message.body else { panic!("a state is no reading") };
+                let state: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                self.0.states.lock().unwrap().push((message.topic.as_str().to_owned(), state));
+                continue;
+            }
             assert_eq!(message.origin, Origin::Field);
             assert!(!message.retain);
             let Body::Reading(reading) = message.body else { panic!("the field tells readings only") };
@@ -40,7 +57,7 @@ impl Readings for Collector {
             assert_eq!(reading.quality == Quality::Good, reading.reason.is_none(), "{reading:?}");
             readings.push(reading);
         }
-        self.0.1.notify_waiters();
+        self.0.told.notify_waiters();
         Ok(())
     }
 }
@@ -74,7 +91,15 @@ impl Running {
     }
 
     pub fn all(&self) -> Vec<Reading> {
-        self.readings.0.0.lock().unwrap().clone()
+        self.readings.0.readings.lock().unwrap().clone()
+    }
+
+    /// The states of a device, in the order in which they were told.
+    pub fn states(&self, device: &str) -> Vec<String> {
+        let topic = format!("tidegate/test/device/{device}");
+        let states = self.readings.0.states.lock().unwrap();
+        let of_device = states.iter().filter(|(told, _)| *told == topic);
+        of_device.map(|(_, state)| state["state"].as_str().unwrap().to_owned()).collect()
     }
 
     pub fn of(&self, device: &str, point: &str) -> Vec<Reading> {
@@ -94,7 +119,7 @@ impl Running {
     pub async fn until<T>(&self, what: &str, found: impl Fn(&[Reading]) -> Option<T>) -> T {
         let waited = tokio::time::timeout(DEADLINE, async {
             loop {
-                let notified = self.readings.0.1.notified();
+                let notified = self.readings.0.told.notified();
                 tokio::pin!(notified);
                 notified.as_mut().enable();
                 if let Some(found) = found(&self.all()) {
@@ -155,7 +180,8 @@ pub fn tcp(address: std::net::SocketAddr) -> LineKind {
 }
 
 pub fn add_line(config: &mut Config, name: &str, kind: LineKind) {
-    let line = LineConfig { kind, timeout: Duration::from_millis(300), pause: Duration::ZERO };
+    let line =
+        LineConfig { kind, timeout: Duration::from_millis(300), pause: Duration::ZERO, connect_pause: Duration::ZERO };
     config.lines.insert(Arc::from(name), line);
 }
 
@@ -167,6 +193,8 @@ pub fn add_unit(config: &mut Config, name: &str, line: &str, unit_id: u8, poll_m
         timeout: Duration::from_millis(300),
         topic: PointTopic("field/{device}/{point}".to_owned()),
         qos: Qos::AtLeastOnce,
+        address_base: 0,
+        limits: RequestLimits::default(),
         points,
     };
     config.modbus.insert(Arc::from(name), unit);
@@ -179,8 +207,13 @@ pub fn point(name: &str, table: Table, address: u16, kind: PointKind) -> ModbusP
         address,
         kind,
         order: WordOrder::Abcd,
+        bits: None,
         scale: 1.0,
         offset: 0.0,
+        clamp_min: None,
+        clamp_max: None,
+        names: Arc::from([]),
+        not_available: Arc::from([]),
         unit: None,
         poll: None,
         report: Report::default(),

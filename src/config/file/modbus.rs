@@ -1,5 +1,6 @@
 //! `[model.<name>]` and `[modbus.<name>]`, with their points from the file and from CSV.
 
+use std::collections::HashMap;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +10,12 @@ use super::super::load;
 use super::super::tree::{self, Entry, Node, Spot, Tree, Written};
 use super::super::units::{self, Wrong};
 use super::super::walk::{self, At, Reader, Walk};
-use super::super::{ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, Table, WordOrder};
+use super::super::{
+    Deadband, ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, RequestLimits, Table, WordOrder,
+};
 use super::{LineDraft, ModbusDraft, PUT_IT_THERE, Words, line_name, line_url, point_topic, qos};
-use crate::config::LineConfig;
+
+mod meaning;
 
 /// More points than this on one device are a mistake of a script.
 const POINTS_MAX: usize = 20_000;
@@ -23,7 +27,10 @@ const REGISTERS_MAX: u16 = 125;
 const CSV_BYTES_MAX: u64 = 4 << 20;
 
 const REPORT_KEYS: &[&str] = &["deadband", "min_interval", "heartbeat"];
-const NUMBER_KEYS: &[&str] = &["scale", "offset", "deadband", "registers"];
+const NUMBER_KEYS: &[&str] = &["scale", "offset", "deadband", "registers", "count", "bit", "clamp_min", "clamp_max"];
+
+/// The most values that follow each other under one name.
+const COUNT_MAX: i64 = 1000;
 
 /// `[model.<name>]`: what devices of one make share, still as a tree.
 #[derive(Debug)]
@@ -73,6 +80,8 @@ struct Settings {
     qos: Option<crate::message::Qos>,
     report: Option<Tree>,
     report_fine: bool,
+    /// `None` in a model that does not say all of them.
+    limits: Option<RequestLimits>,
 }
 
 impl Settings {
@@ -82,9 +91,11 @@ impl Settings {
             Some((tree, spot)) => read_report(walk, tree, spot).is_some(),
             None => !reader.has("report"),
         };
+        let base = reader.integer(walk, "address_base", 0, 1).and_then(|at| u16::try_from(at.value).ok());
         Settings {
             order: order(walk, reader).map(|at| at.value),
-            base: reader.integer(walk, "address_base", 0, 1).and_then(|at| u16::try_from(at.value).ok()),
+            limits: limits(walk, reader, base.unwrap_or(0)),
+            base,
             poll: poll(walk, reader),
             timeout: reader
                 .duration(walk, "timeout", Duration::from_millis(10), Duration::from_secs(60))
@@ -101,14 +112,14 @@ impl Settings {
         let mut list = Some(Vec::new());
         for (name, tree, spot) in walk::named(walk, "point", points) {
             match (self.read_point(walk, name, tree, spot), &mut list) {
-                (Some(point), Some(list)) => list.push(point),
+                (Some((point, count)), Some(list)) => list.extend(in_a_row(point, count)),
                 _ => list = None,
             }
         }
         list
     }
 
-    fn read_point(&self, walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> Option<ModbusPoint> {
+    fn read_point(&self, walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> Option<(ModbusPoint, u16)> {
         let reader = Reader::open(walk, tree, &keys::MODBUS_POINT, spot);
         let base = self.base;
         let address = reader.leaf(walk, "address", |node| {
@@ -127,35 +138,33 @@ impl Settings {
         });
         let kind = point_kind(walk, &reader, address.as_ref().map(|at| at.value.0));
         let order = order(walk, &reader);
-        let scale = reader.number(walk, "scale");
-        let offset = reader.number(walk, "offset");
+        let meaning = meaning::read(walk, &reader, address.as_ref().map(|at| at.value.0), kind.as_ref());
+        let count = reader.integer(walk, "count", 1, COUNT_MAX).and_then(|at| u16::try_from(at.value).ok());
         let unit = reader.text(walk, "unit");
         let poll = poll(walk, &reader);
         let report = self.point_report(walk, &reader);
 
-        if let Some(scale) = scale.as_ref().filter(|scale| scale.value == 0.0) {
-            walk.wrong(scale.spot, "scale", Wrong::new("must not be 0: every value would be the same"));
-        }
         if let (Some(address), Some(kind)) = (&address, &kind) {
             let (table, first) = address.value;
-            let last = u32::from(first) + u32::from(kind.value.width()) - 1;
+            let width = u32::from(kind.value.width());
+            let last = u32::from(first) + width * u32::from(count.unwrap_or(1)) - 1;
             if last > 65_535 {
-                let what = Wrong::new(format!("takes {} registers and would end at {last}", kind.value.width()))
+                let taken = width * u32::from(count.unwrap_or(1));
+                let what = Wrong::new(format!("takes {taken} registers and would end at {last}"))
                     .help("the last address of a table is 65535");
                 walk.wrong(address.spot, "address", what);
             }
-            let is_bits = matches!(table, Table::Coil | Table::Discrete);
-            if is_bits && kind.value != PointKind::Bool {
+            if table.is_bits() && kind.value != PointKind::Bool {
                 let table = if table == Table::Coil { "coil" } else { "discrete input" };
                 let wrong = Wrong::new(format!("a {table} is a single bit, and can only be \"bool\""));
                 walk.wrong(kind.spot, "type", wrong);
             }
-            let is_number = !matches!(kind.value, PointKind::Bool | PointKind::String { .. });
-            for key in ["scale", "offset"] {
-                if reader.has(key) && !is_number {
-                    let what = format!("`{key}` is for numbers, and this point is none");
-                    walk.findings.problem(reader.spot_of(key), what, None);
-                }
+            if let Some(limits) = &self.limits {
+                within(walk, limits, address, kind.value.width(), last);
+            }
+            if reader.has("count") && (reader.has("bit") || reader.has("bits")) {
+                let what = "`count` is for values that follow each other, and bits of one register do not";
+                walk.findings.problem(reader.spot_of("count"), what, None);
             }
         }
         let has_hole = (reader.has("unit") && unit.is_none())
@@ -165,18 +174,25 @@ impl Settings {
             return None;
         }
         let (table, address) = address?.value;
-        Some(ModbusPoint {
+        let meaning = meaning?;
+        let point = ModbusPoint {
             name: Arc::from(name),
             table,
             address,
             kind: kind?.value,
             order: order.map(|at| at.value).or(self.order).unwrap_or_default(),
-            scale: scale?.value,
-            offset: offset?.value,
+            bits: meaning.bits,
+            scale: meaning.scale,
+            offset: meaning.offset,
+            clamp_min: meaning.clamp_min,
+            clamp_max: meaning.clamp_max,
+            names: meaning.names,
+            not_available: meaning.not_available,
             unit: unit.map(|at| Arc::from(at.value)),
             poll,
             report: report?,
-        })
+        };
+        Some((point, count?))
     }
 
     /// The device's report rule with the point's own keys over it.
@@ -195,6 +211,72 @@ impl Settings {
     }
 }
 
+/// A point, or as many as follow each other: `phase` with `count = 3` is `phase_0`, `phase_1` and `phase_2`.
+fn in_a_row(point: ModbusPoint, count: u16) -> Vec<ModbusPoint> {
+    if count == 1 {
+        return vec![point];
+    }
+    let width = point.kind.width();
+    let one = |number: u16| ModbusPoint {
+        name: numbered(&point.name, number),
+        address: point.address.saturating_add(width.saturating_mul(number)),
+        ..point.clone()
+    };
+    (0..count).map(one).collect()
+}
+
+fn numbered(name: &str, number: u16) -> Arc<str> {
+    Arc::from(format!("{name}_{number}"))
+}
+
+/// The names of a point as written: more than one where it stands for values that follow each other.
+fn names_of(name: &str, node: &Node) -> Vec<Arc<str>> {
+    let Written::Table(tree) = &node.value else { return Vec::new() };
+    let count = match tree.get("count").map(|entry| &entry.node.value) {
+        Some(Written::Integer(Some(count))) if (2..=COUNT_MAX).contains(count) => u16::try_from(*count).unwrap_or(1),
+        _ => return vec![Arc::from(name)],
+    };
+    (0..count).map(|number| numbered(name, number)).collect()
+}
+
+/// A point that no request could read.
+fn within(walk: &mut Walk, limits: &RequestLimits, address: &At<(Table, u16)>, width: u16, last: u32) {
+    let (table, first) = address.value;
+    let most = limits.quantity_max(table);
+    if width > most {
+        let what = Wrong::new(format!("takes {width} registers, and `max_registers` is {most}"))
+            .help("a value that is read in two parts may be half of an old one");
+        walk.wrong(address.spot, "address", what);
+    }
+    if limits.forbids(table, u32::from(first), last) {
+        let wrong = Wrong::new("stands on an address that is `forbidden`");
+        walk.wrong(address.spot, "address", wrong);
+    }
+}
+
+/// What one request may be like. `None` where anything is wrong, or not said by a model.
+fn limits(walk: &mut Walk, reader: &Reader<'_>, base: u16) -> Option<RequestLimits> {
+    let standard = RequestLimits::default();
+    let mut number = |key, min: i64, max: u16| {
+        reader.integer(walk, key, min, i64::from(max)).and_then(|at| u16::try_from(at.value).ok())
+    };
+    let registers_max = number("max_registers", 1, standard.registers_max);
+    let bits_max = number("max_bits", 1, standard.bits_max);
+    let gap = number("gap", 0, standard.registers_max - 1);
+    let mut forbidden = Some(Vec::new());
+    for text in reader.texts(walk, "forbidden")? {
+        match (units::address_range(&text.value, base), &mut forbidden) {
+            (Ok(range), Some(forbidden)) => forbidden.push(range),
+            (Ok(_), None) => {}
+            (Err(wrong), _) => {
+                walk.wrong(text.spot, "forbidden", wrong);
+                forbidden = None;
+            }
+        }
+    }
+    Some(RequestLimits { registers_max: registers_max?, bits_max: bits_max?, gap: gap?, forbidden: forbidden? })
+}
+
 fn order(walk: &mut Walk, reader: &Reader<'_>) -> Option<At<WordOrder>> {
     let choices =
         [("abcd", WordOrder::Abcd), ("cdab", WordOrder::Cdab), ("badc", WordOrder::Badc), ("dcba", WordOrder::Dcba)];
@@ -209,14 +291,9 @@ fn poll(walk: &mut Walk, reader: &Reader<'_>) -> Option<Duration> {
 pub(super) fn read_report(walk: &mut Walk, tree: &Tree, spot: Spot) -> Option<Report> {
     let reader = Reader::open(walk, tree, &keys::REPORT, spot);
     let range = (Duration::from_millis(10), Duration::from_secs(31 * 86_400));
-    let deadband = reader.number(walk, "deadband");
+    let deadband = reader.leaf(walk, "deadband", deadband);
     let min_interval = reader.duration(walk, "min_interval", Duration::ZERO, range.1);
     let heartbeat = reader.duration(walk, "heartbeat", range.0, range.1);
-    if let Some(deadband) = deadband.as_ref().filter(|deadband| deadband.value < 0.0) {
-        let wrong = Wrong::new("must not be negative").help("0 publishes each change, however small");
-        walk.wrong(deadband.spot, "deadband", wrong);
-        return None;
-    }
     if let (Some(min), Some(beat)) = (&min_interval, &heartbeat)
         && min.value > beat.value
     {
@@ -237,6 +314,26 @@ pub(super) fn read_report(walk: &mut Walk, tree: &Tree, spot: Spot) -> Option<Re
     })
 }
 
+fn deadband(node: &Node) -> Result<Deadband, Wrong> {
+    let (number, deadband): (f64, fn(f64) -> Deadband) = match &node.value {
+        Written::Float(number) => (*number, Deadband::Absolute),
+        // A configuration writes small whole numbers here; none near 2^53 is meant exactly.
+        Written::Integer(Some(number)) => (*number as f64, Deadband::Absolute),
+        Written::Text(text) => match text.trim().strip_suffix('%').map(|number| number.trim().parse::<f64>()) {
+            Some(Ok(percent)) => (percent, Deadband::Percent),
+            _ => return Err(Wrong::new(format!("{text:?} is not a percentage")).help("write 0.5, or \"2 %\"")),
+        },
+        other => return Err(walk::wrong_kind("a number, or a percentage such as \"2 %\"", other)),
+    };
+    if !number.is_finite() {
+        return Err(Wrong::new("must be a finite number"));
+    }
+    if number < 0.0 {
+        return Err(Wrong::new("must not be negative").help("0 publishes each change, however small"));
+    }
+    Ok(deadband(number))
+}
+
 fn point_kind(walk: &mut Walk, reader: &Reader<'_>, table: Option<Table>) -> Option<At<PointKind>> {
     /// What other programs call these types.
     const FOREIGN: &[(&str, &str)] = &[
@@ -245,6 +342,9 @@ fn point_kind(walk: &mut Walk, reader: &Reader<'_>, table: Option<Table>) -> Opt
         ("real", "f32"),
         ("double", "f64"),
         ("float64", "f64"),
+        ("byte", "u8"),
+        ("uint8", "u8"),
+        ("int8", "i8"),
         ("int", "i16"),
         ("int16", "i16"),
         ("uint", "u16"),
@@ -260,7 +360,7 @@ fn point_kind(walk: &mut Walk, reader: &Reader<'_>, table: Option<Table>) -> Opt
         ("str", "string"),
         ("text", "string"),
     ];
-    const KNOWN: [&str; 10] = ["bool", "u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64", "string"];
+    const KNOWN: [&str; 12] = ["bool", "u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64", "string"];
 
     let registers = reader.integer(walk, "registers", 1, i64::from(REGISTERS_MAX));
     if !reader.has("type") {
@@ -268,6 +368,9 @@ fn point_kind(walk: &mut Walk, reader: &Reader<'_>, table: Option<Table>) -> Opt
             let what = "`registers` is how long a text is, and needs `type = \"string\"`";
             walk.findings.problem(reader.spot_of("registers"), what, None);
             return None;
+        }
+        if reader.has("bit") {
+            return Some(At { value: PointKind::Bool, spot: reader.spot, is_default: true });
         }
         return match table {
             Some(Table::Coil | Table::Discrete) => {
@@ -299,6 +402,8 @@ fn point_kind(walk: &mut Walk, reader: &Reader<'_>, table: Option<Table>) -> Opt
     })?;
     let value = match name.value {
         "bool" => PointKind::Bool,
+        "u8" => PointKind::U8,
+        "i8" => PointKind::I8,
         "u16" => PointKind::U16,
         "i16" => PointKind::I16,
         "u32" => PointKind::U32,
@@ -382,12 +487,11 @@ pub(super) fn read(
     let unit_id = reader.leaf(walk, "unit_id", unit_id);
     let settings = Settings::read(walk, &reader, words);
     let list = settings.read_points(walk, &points);
-    let point_names: Vec<(Arc<str>, Spot)> = points
-        .in_order()
-        .into_iter()
-        .filter(|(_, Entry { node, .. })| matches!(node.value, Written::Table(_)))
-        .map(|(name, entry)| (Arc::from(name), entry.key))
-        .collect();
+    let named = |(name, Entry { key, node }): (&str, &Entry)| -> Vec<(Arc<str>, Spot)> {
+        names_of(name, node).into_iter().map(|name| (name, *key)).collect()
+    };
+    let point_names: Vec<(Arc<str>, Spot)> = points.in_order().into_iter().flat_map(named).collect();
+    twice(walk, &point_names);
     // A model that could not be found may hold the points.
     let is_model_known = !reader.has("model") || model.is_some_and(|model| !model.has_points);
     if point_names.is_empty() && is_model_known && !walk.is_partial && !reader.has("points") {
@@ -406,7 +510,6 @@ pub(super) fn read(
             return None;
         }
         settings.order?;
-        settings.base?;
         Some(ModbusConfig {
             line: line.as_ref()?.value.clone(),
             unit_id: unit_id.as_ref()?.value,
@@ -414,6 +517,8 @@ pub(super) fn read(
             timeout: Duration::ZERO,
             topic: PointTopic(settings.topic.as_ref()?.value.clone()),
             qos: settings.qos?,
+            address_base: settings.base?,
+            limits: settings.limits?,
             points: list?,
         })
     })();
@@ -427,6 +532,18 @@ pub(super) fn read(
         point_names,
         timeout: settings.timeout,
         config,
+    }
+}
+
+/// A name that a point of several values made, and that another one bears already.
+fn twice(walk: &mut Walk, names: &[(Arc<str>, Spot)]) {
+    let mut seen: HashMap<&Arc<str>, Spot> = HashMap::new();
+    for (name, spot) in names {
+        if let Some(first) = seen.insert(name, *spot) {
+            let what = format!("the point `{name}` stands twice, here and at {}", walk.findings.name(first));
+            let help = "`count` makes points with numbers behind their names".to_owned();
+            walk.findings.problem(*spot, what, Some(help));
+        }
     }
 }
 
@@ -465,8 +582,7 @@ fn line(walk: &mut Walk, reader: &Reader<'_>, lines: &mut Vec<LineDraft>) -> Opt
         // The defaults of a line, as if it had been written.
         let empty = Tree::default();
         let defaults = Reader::open(walk, &empty, &keys::LINE, text.spot);
-        let (timeout, pause) = super::pacing(walk, &defaults);
-        let config = (|| Some(LineConfig { kind, timeout: timeout?, pause: pause? }))();
+        let config = super::pacing(walk, &defaults).map(|pacing| pacing.line(kind));
         lines.push(LineDraft { name: name.clone(), spot: text.spot, is_in_place: true, config });
     }
     Some(At { value: name, spot: text.spot, is_default: false })

@@ -14,6 +14,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::fault::Fault;
 use super::reply::{Framing, GLITCH_BYTES_MAX, Progress, is_glitch, judge};
 
 /// More than any answer with echo, glitches and a late neighbour before it: 4 × the longest frame (256, and 260).
@@ -46,7 +47,7 @@ struct Inner {
     received: Vec<u8>,
     /// What of `received` may pass, and has not passed yet.
     passing: Range<usize>,
-    fault: Option<&'static str>,
+    fault: Option<Fault>,
 }
 
 impl fmt::Debug for Gate {
@@ -71,7 +72,7 @@ impl Gate {
     }
 
     /// Why the answer was not let through.
-    pub(super) fn fault(&self) -> Option<&'static str> {
+    pub(super) fn fault(&self) -> Option<Fault> {
         self.lock().fault
     }
 
@@ -117,9 +118,9 @@ impl AsyncRead for Gate {
             inner.received.extend_from_slice(arrived.filled());
             match judge(inner.framing, &inner.request, &inner.received) {
                 Progress::Complete(range) => inner.passing = range,
-                Progress::Broken(reason) => inner.fault = Some(reason),
+                Progress::Broken(fault) => inner.fault = Some(fault),
                 Progress::Incomplete if inner.received.len() > RECEIVED_BYTES_MAX => {
-                    inner.fault = Some("more bytes than one answer arrived");
+                    inner.fault = Some(Fault::Surplus);
                 }
                 Progress::Incomplete => {}
             }

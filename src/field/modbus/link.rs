@@ -15,19 +15,17 @@ use tokio_modbus::client::{Client, Context, rtu, tcp};
 use tokio_modbus::slave::SlaveContext;
 use tokio_modbus::{ExceptionCode, Request, Response, Slave};
 
+use super::fault::Fault;
 use super::gate::{Dropped, Gate, Wire};
 use super::reply::Framing;
+use super::timing;
 use crate::config::{LineConfig, LineKind, Table};
 use crate::field::port::{self, PortError};
 
 /// How long a TCP connection may take to be made: longer than a request, because switches and ARP wake up first.
 const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(3);
-/// Above 19200 baud the gap between frames is fixed (Modbus over Serial Line 1.02, 2.5.1.1).
-const GAP_MIN: Duration = Duration::from_micros(1750);
 /// A bus that is never silent is given up after this many times the silence asked for, and a second.
 const SETTLE_FACTOR: u32 = 4;
-/// Bytes of an RTU request, and of an answer beside its data.
-const RTU_FRAME_BYTES: u32 = 8 + 5;
 
 /// Why a line cannot be opened.
 #[derive(Debug, Error)]
@@ -70,7 +68,7 @@ pub(super) enum Exchange {
     /// Nothing in time; `heard` = some bytes, but no whole answer.
     Silent { heard: bool },
     /// Something else than the answer.
-    Broken(&'static str),
+    Broken(Fault),
     /// The connection or the port is gone.
     Lost(io::Error),
 }
@@ -86,13 +84,21 @@ pub(super) struct Link {
     /// Silence that a fault made necessary, in place of the gap.
     quarantine: Duration,
     last_heard: Instant,
+    /// No request before this.
+    ready_at: Instant,
     is_connection: bool,
     has_answered: bool,
 }
 
 impl Link {
-    /// Opens the port or connects.
+    /// Opens the port or connects. Its first exchange waits for the line's `connect_pause`: converters and adapters
+    /// that have just been opened lose what is sent at once.
     pub(super) async fn open(config: &LineConfig) -> Result<Link, LinkError> {
+        let link = Link::opened(config).await?;
+        Ok(Link { ready_at: Instant::now() + config.connect_pause, ..link })
+    }
+
+    async fn opened(config: &LineConfig) -> Result<Link, LinkError> {
         match &config.kind {
             LineKind::Rtu(port_config) => {
                 let port = port::open(port_config).map_err(LinkError::Port)?;
@@ -114,7 +120,7 @@ impl Link {
         let gate = Gate::new(wire, framing);
         let gap = match framing {
             Framing::Tcp => pause,
-            Framing::Rtu => pause.max(GAP_MIN).max(character * 7 / 2),
+            Framing::Rtu => timing::gap(character, pause),
         };
         let client = match framing {
             Framing::Tcp => tcp::attach(gate.clone()),
@@ -129,6 +135,7 @@ impl Link {
             gap,
             quarantine: gap,
             last_heard: Instant::now(),
+            ready_at: Instant::now(),
             is_connection: true,
             has_answered: false,
         }
@@ -151,6 +158,7 @@ impl Link {
 
     /// Asks and waits for the answer.
     pub(super) async fn exchange(&mut self, question: &Question) -> Exchange {
+        sleep_until(self.ready_at).await;
         if let Err(not_ready) = self.settle(question.timeout).await {
             return not_ready;
         }
@@ -160,7 +168,8 @@ impl Link {
             self.client = rtu::attach(self.gate.clone());
         }
         self.client.set_slave(Slave(question.unit_id));
-        let deadline = Instant::now() + question.timeout + self.wire_time(question);
+        let deadline =
+            Instant::now() + question.timeout + timing::wire(self.character, question.table, question.quantity);
         let answer = timeout_at(deadline, self.client.call(request(question))).await;
         if self.gate.has_heard() || self.framing == Framing::Tcp {
             self.last_heard = Instant::now();
@@ -180,14 +189,15 @@ impl Link {
         question: &Question,
         answer: Result<tokio_modbus::Result<Response>, tokio::time::error::Elapsed>,
     ) -> Exchange {
-        let fault = self.gate.fault();
         match answer {
             Err(_) => Exchange::Silent { heard: self.gate.has_heard() },
             Ok(Ok(Ok(response))) => sized(question, response),
             Ok(Ok(Err(exception))) => Exchange::Refused(code(exception)),
-            Ok(Err(_)) if fault.is_some() => Exchange::Broken(fault.unwrap_or_default()),
-            Ok(Err(tokio_modbus::Error::Transport(error))) => Exchange::Lost(error),
-            Ok(Err(tokio_modbus::Error::Protocol(_))) => Exchange::Broken("the answer is to another request"),
+            Ok(Err(error)) => match (self.gate.fault(), error) {
+                (Some(fault), _) => Exchange::Broken(fault),
+                (None, tokio_modbus::Error::Transport(error)) => Exchange::Lost(error),
+                (None, tokio_modbus::Error::Protocol(_)) => Exchange::Broken(Fault::OtherRequest),
+            },
         }
     }
 
@@ -200,9 +210,7 @@ impl Link {
                 match timeout(Duration::ZERO, self.gate.discard()).await {
                     Err(_) => Ok(()),
                     Ok(Ok(Dropped::End)) => Err(Exchange::Lost(io::ErrorKind::ConnectionReset.into())),
-                    Ok(Ok(Dropped::Glitch | Dropped::Speech)) => {
-                        Err(Exchange::Broken("something arrived that was not asked for"))
-                    }
+                    Ok(Ok(Dropped::Glitch | Dropped::Speech)) => Err(Exchange::Broken(Fault::Unasked)),
                     Ok(Err(error)) => Err(Exchange::Lost(error)),
                 }
             }
@@ -224,20 +232,11 @@ impl Link {
                         Ok(Err(error)) => return Err(Exchange::Lost(error)),
                     }
                     if Instant::now() > limit {
-                        return Err(Exchange::Broken("the bus is never silent: something talks without being asked"));
+                        return Err(Exchange::Broken(Fault::NeverSilent));
                     }
                 }
             }
         }
-    }
-
-    /// How long the bits of request and answer take; the deadline begins after them.
-    fn wire_time(&self, question: &Question) -> Duration {
-        let data = match question.table {
-            Table::Coil | Table::Discrete => u32::from(question.quantity).div_ceil(8),
-            Table::Holding | Table::Input => u32::from(question.quantity) * 2,
-        };
-        self.character * (RTU_FRAME_BYTES + data)
     }
 }
 
@@ -280,10 +279,13 @@ fn sized(question: &Question, response: Response) -> Exchange {
             bits.truncate(quantity);
             Exchange::Bits(bits)
         }
-        _ => Exchange::Broken("the answer does not fit the request"),
+        _ => Exchange::Broken(Fault::OtherRequest),
     }
 }
 
 fn code(exception: ExceptionCode) -> u8 {
     exception.into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,18 +11,31 @@ use std::time::Duration;
 use log::{info, warn};
 use tokio::time::{Instant, sleep};
 
-use crate::config::{LineConfig, ModbusPoint};
+use crate::config::{LineConfig, ModbusConfig, ModbusPoint};
 use crate::health::{DeviceState, chain};
-use crate::message::{Stamp, Value};
+use crate::message::{Quality, Stamp};
 
 use super::device::{Desk, Device, DeviceSpec, Seen};
 use super::pause::Pauses;
-use super::poll::{Block, DEAD_AFTER, Outcome, Plan, PlanPoint, Turn};
+use super::poll::{DEAD_AFTER, Outcome, Plan, PlanUnit, Turn};
 
-use decode::Form;
+use decode::{Decoded, Form};
+use fault::{exception_kind, exception_name};
 use link::{Exchange, Link, Question};
+use plan::Block;
+
+pub mod plan;
+
+pub mod forecast;
+
+pub mod listing;
+
+mod timing;
 
 pub mod decode;
+
+mod fault;
+
 mod gate;
 mod link;
 mod reply;
@@ -45,10 +58,7 @@ pub(super) struct LineSpec {
 /// A unit as configured.
 #[derive(Debug, Clone)]
 pub(super) struct UnitSpec {
-    pub(super) unit_id: u8,
-    pub(super) timeout: Duration,
-    pub(super) poll: Duration,
-    pub(super) points: Vec<ModbusPoint>,
+    pub(super) config: ModbusConfig,
     pub(super) device: DeviceSpec,
 }
 
@@ -71,26 +81,24 @@ struct Line {
 }
 
 struct Unit {
-    unit_id: u8,
-    timeout: Duration,
-    points: Vec<ModbusPoint>,
+    config: ModbusConfig,
     device: Device,
 }
 
 impl Line {
     fn new(spec: LineSpec, desk: &Desk) -> Line {
-        let planned: Vec<(Vec<PlanPoint>, Duration)> = spec.units.iter().map(planned).collect();
-        let units = spec.units.into_iter().map(|unit| Unit {
-            unit_id: unit.unit_id,
-            timeout: unit.timeout,
-            points: unit.points,
-            device: Device::new(unit.device, desk.clone()),
+        let plan = Plan::new(spec.units.iter().map(|unit| planned(&unit.config)).collect());
+        let units = spec.units.into_iter().map(|unit| {
+            let device = Device::new(unit.device, desk.clone());
+            let fastest = plan::points(&unit.config).iter().map(|point| point.interval).min();
+            device.health().asked_ms.store(fastest.map_or(0, milliseconds), Ordering::Relaxed);
+            Unit { config: unit.config, device }
         });
         Line {
             name: spec.name,
             config: spec.config,
             units: units.collect(),
-            plan: Plan::new(&planned),
+            plan,
             link: None,
             failures: 0,
             open_not_before: Duration::ZERO,
@@ -168,11 +176,11 @@ impl Line {
             return;
         };
         let question = Question {
-            unit_id: unit.unit_id,
+            unit_id: unit.config.unit_id,
             table: block.table,
             address: block.address,
             quantity: block.quantity,
-            timeout: unit.timeout,
+            timeout: unit.config.timeout,
         };
         let began = self.start.elapsed();
         let was_used = link.has_answered();
@@ -192,15 +200,17 @@ impl Line {
         if self.link.as_ref().is_some_and(|link| link.is_spent(&exchange)) {
             self.link = None;
         }
+        let is_divisible = self.plan.is_divisible(number, block_number);
         let achieved = self.plan.done(number, block_number, outcome(&exchange), began, now);
         let row = self.plan.fruitless_in_a_row(number);
         let Some(unit) = self.units.get_mut(number) else { return };
-        let failed = !matches!(exchange, Exchange::Registers(_) | Exchange::Bits(_));
-        unit.device.count(failed, matches!(exchange, Exchange::Broken(_)));
-        unit.note(&block, &exchange, row, stamp, now);
+        unit.device.count(fault_kind(&exchange), matches!(exchange, Exchange::Broken(_)));
+        // The parts are asked for at once: which of them is refused is not known yet.
+        if !(is_about_addresses(&exchange) && is_divisible) {
+            unit.note(&block, &exchange, row, stamp, now);
+        }
         if let Some(achieved) = achieved {
-            let ms = u64::try_from(achieved.as_millis()).unwrap_or(u64::MAX);
-            unit.device.health().interval_ms.store(ms, Ordering::Relaxed);
+            unit.device.health().interval_ms.store(milliseconds(achieved), Ordering::Relaxed);
         }
         unit.device.send().await;
     }
@@ -212,14 +222,12 @@ impl Unit {
         match exchange {
             Exchange::Registers(_) | Exchange::Bits(_) => {
                 for number in &block.points {
-                    if let Some(point) = self.points.get(*number) {
+                    if let Some(point) = self.config.points.get(*number) {
                         self.device.see(*number, seen(point, block.address, exchange), stamp, now);
                     }
                 }
                 self.device.health().last_good_ms.store(stamp.wall_ms, Ordering::Relaxed);
             }
-            // Its points are asked for one by one, at once: which of them is refused is not known yet.
-            Exchange::Refused(_) if is_about_addresses(exchange) && block.points.len() > 1 => return,
             Exchange::Refused(_) | Exchange::Silent { .. } | Exchange::Broken(_) | Exchange::Lost(_) => {
                 let reason = self.reason(exchange);
                 if outcome(exchange) == Outcome::Fruitless {
@@ -242,44 +250,47 @@ impl Unit {
     }
 
     fn reason(&self, exchange: &Exchange) -> Arc<str> {
-        let ms = self.timeout.as_millis();
+        let ms = self.config.timeout.as_millis();
         match exchange {
             Exchange::Refused(code) => {
                 format!("the device refuses: {} (exception {code})", exception_name(*code)).into()
             }
             Exchange::Silent { heard: false } => format!("no answer within {ms} ms").into(),
             Exchange::Silent { heard: true } => format!("no whole answer within {ms} ms").into(),
-            Exchange::Broken(reason) => Arc::from(*reason),
+            Exchange::Broken(fault) => Arc::from(fault.reason()),
             Exchange::Lost(error) => format!("the connection was lost: {error}").into(),
             Exchange::Registers(_) | Exchange::Bits(_) => Arc::from(""),
         }
     }
 }
 
-fn planned(unit: &UnitSpec) -> (Vec<PlanPoint>, Duration) {
-    let points = unit.points.iter().map(|point| PlanPoint {
-        table: point.table,
-        address: point.address,
-        width: point.kind.width(),
-        interval: point.poll.unwrap_or(unit.poll),
-    });
-    (points.collect(), unit.timeout.saturating_mul(REST_TIMEOUTS))
+fn planned(device: &ModbusConfig) -> PlanUnit {
+    PlanUnit {
+        points: plan::points(device),
+        limits: device.limits.clone(),
+        pause_min: device.timeout.saturating_mul(REST_TIMEOUTS),
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What a whole answer says of one point.
 fn seen(point: &ModbusPoint, block_address: u16, answer: &Exchange) -> Seen {
     let start = usize::from(point.address.saturating_sub(block_address));
     let end = start + usize::from(point.kind.width());
-    let value = match answer {
-        Exchange::Registers(words) => {
-            let form = Form { kind: point.kind, order: point.order, scale: point.scale, offset: point.offset };
-            words.get(start..end).map(|words| decode::registers(&form, words))
-        }
-        Exchange::Bits(bits) => bits.get(start).map(|bit| Ok(Value::Bool(*bit))),
+    let form = Form::of(point);
+    let decoded = match answer {
+        Exchange::Registers(words) => words.get(start..end).map(|words| decode::registers(&form, words)),
+        Exchange::Bits(bits) => bits.get(start).map(|bit| decode::bit(&form, *bit)),
         _ => None,
     };
-    match value {
-        Some(Ok(value)) => Seen::good(value),
+    match decoded {
+        Some(Ok(Decoded { value, doubt: None })) => Seen::good(value),
+        Some(Ok(Decoded { value, doubt: Some(doubt) })) => {
+            Seen { value, quality: Quality::Uncertain, reason: Some(Arc::from(doubt)) }
+        }
         Some(Err(reason)) => Seen::bad(reason),
         None => Seen::bad("the answer does not hold the whole point"),
     }
@@ -299,18 +310,14 @@ fn outcome(exchange: &Exchange) -> Outcome {
     }
 }
 
-/// Modbus Application Protocol 1.1b3, 7.
-fn exception_name(code: u8) -> &'static str {
-    match code {
-        1 => "illegal function",
-        2 => "illegal data address",
-        3 => "illegal data value",
-        4 => "server device failure",
-        5 => "acknowledge",
-        6 => "server device busy",
-        8 => "memory parity error",
-        10 => "gateway path unavailable",
-        11 => "gateway target device failed to respond",
-        _ => "unknown reason",
+/// By what name a failed exchange is counted.
+fn fault_kind(exchange: &Exchange) -> Option<&'static str> {
+    match exchange {
+        Exchange::Registers(_) | Exchange::Bits(_) => None,
+        Exchange::Refused(code) => Some(exception_kind(*code)),
+        Exchange::Silent { heard: false } => Some("timeout"),
+        Exchange::Silent { heard: true } => Some("incomplete"),
+        Exchange::Broken(fault) => Some(fault.kind()),
+        Exchange::Lost(_) => Some("lost"),
     }
 }

@@ -7,6 +7,8 @@
 
 use std::ops::Range;
 
+use super::fault::Fault;
+
 /// How requests and answers are framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
@@ -24,7 +26,7 @@ pub enum Progress {
     /// These are the answer, and nothing follows it.
     Complete(Range<usize>),
     /// They never become the answer.
-    Broken(&'static str),
+    Broken(Fault),
 }
 
 use Progress::{Broken, Complete, Incomplete};
@@ -45,18 +47,18 @@ pub fn judge(framing: Framing, request: &[u8], received: &[u8]) -> Progress {
 }
 
 fn judge_tcp(request: &[u8], received: &[u8]) -> Progress {
-    let Some(asked_pdu) = request.get(TCP_PREFIX + 1..) else { return Broken("no request was sent") };
+    let Some(asked_pdu) = request.get(TCP_PREFIX + 1..) else { return Broken(Fault::NoRequest) };
     // Each field is judged as soon as it is there: nothing waits for 65,535 bytes that a wrong length announces.
     if !agrees(received, request, 0..2) {
-        return Broken("the answer has the transaction id of another request");
+        return Broken(Fault::Transaction);
     }
     if received.get(2..4.min(received.len())).is_some_and(|id| id.iter().any(|byte| *byte != 0)) {
-        return Broken("the answer is not Modbus: its protocol id is not 0");
+        return Broken(Fault::Protocol);
     }
     let Some(length) = received.get(4..TCP_PREFIX) else { return Incomplete };
     let length = length.iter().fold(0usize, |sum, byte| sum << 8 | usize::from(*byte));
     if !agrees(received, request, TCP_PREFIX..TCP_PREFIX + 1) {
-        return Broken("the answer is from another unit");
+        return Broken(Fault::Unit);
     }
     let pdu = received.get(TCP_PREFIX + 1..).unwrap_or_default();
     let (progress, pdu_length) = judge_pdu(asked_pdu, pdu);
@@ -65,11 +67,9 @@ fn judge_tcp(request: &[u8], received: &[u8]) -> Progress {
     }
     // The length is known as soon as the function is, and what it announces must be that.
     match pdu_length {
-        None if !(3..=254).contains(&length) => Broken("the length in the answer's header is impossible"),
+        None if !(3..=254).contains(&length) => Broken(Fault::LengthImpossible),
         None => Incomplete,
-        Some(expected) if length != expected + 1 => {
-            Broken("the length in the answer's header does not fit the request")
-        }
+        Some(expected) if length != expected + 1 => Broken(Fault::Length),
         Some(expected) => ended(TCP_PREFIX + 1 + expected, received.len()),
     }
 }
@@ -78,7 +78,7 @@ fn ended(end: usize, received: usize) -> Progress {
     match received {
         _ if received < end => Incomplete,
         _ if received == end => Complete(0..end),
-        _ => Broken("more bytes than one answer arrived"),
+        _ => Broken(Fault::Surplus),
     }
 }
 
@@ -126,13 +126,13 @@ pub(super) fn is_glitch(byte: &u8) -> bool {
 fn judge_rtu_frames(request: &[u8], received: &[u8]) -> Progress {
     let (Some(unit), Some(asked_pdu)) = (request.first(), request.get(1..request.len().saturating_sub(CRC_BYTES)))
     else {
-        return Broken("no request was sent");
+        return Broken(Fault::NoRequest);
     };
     let Some(from) = received.first() else { return Incomplete };
     if from != unit {
         return match foreign_frame(received) {
             Foreign::Incomplete => Incomplete,
-            Foreign::Noise => Broken("the answer is from another unit, or noise"),
+            Foreign::Noise => Broken(Fault::UnitOrNoise),
             Foreign::Whole(length) => {
                 match judge_rtu_frame(unit, asked_pdu, received.get(length..).unwrap_or_default()) {
                     Complete(range) => Complete(length + range.start..length + range.end),
@@ -147,7 +147,7 @@ fn judge_rtu_frames(request: &[u8], received: &[u8]) -> Progress {
 fn judge_rtu_frame(unit: &u8, asked_pdu: &[u8], received: &[u8]) -> Progress {
     let Some(from) = received.first() else { return Incomplete };
     if from != unit {
-        return Broken("the answer is from another unit, or noise");
+        return Broken(Fault::UnitOrNoise);
     }
     let (progress, pdu_length) = judge_pdu(asked_pdu, received.get(1..).unwrap_or_default());
     if let Broken(reason) = progress {
@@ -157,11 +157,11 @@ fn judge_rtu_frame(unit: &u8, asked_pdu: &[u8], received: &[u8]) -> Progress {
     let end = 1 + pdu_length + CRC_BYTES;
     let Some(frame) = received.get(..end) else { return Incomplete };
     if !crc_fits(frame) {
-        return Broken("the checksum of the answer is wrong");
+        return Broken(Fault::Checksum);
     }
     let rest = received.get(end..).unwrap_or_default();
     if rest.len() > GLITCH_BYTES_MAX || !rest.iter().all(is_glitch) {
-        return Broken("more bytes than one answer arrived");
+        return Broken(Fault::Surplus);
     }
     Complete(0..end)
 }
@@ -192,7 +192,7 @@ fn foreign_frame(received: &[u8]) -> Foreign {
 
 /// Judges function, byte count and exception of an answer; its whole length once that is known.
 fn judge_pdu(asked: &[u8], pdu: &[u8]) -> (Progress, Option<usize>) {
-    let [function, _, _, quantity_high, quantity_low] = asked else { return (Broken("no request was sent"), None) };
+    let [function, _, _, quantity_high, quantity_low] = asked else { return (Broken(Fault::NoRequest), None) };
     let quantity = usize::from(u16::from_be_bytes([*quantity_high, *quantity_low]));
     let data = match function {
         1 | 2 => quantity.div_ceil(8),
@@ -202,13 +202,13 @@ fn judge_pdu(asked: &[u8], pdu: &[u8]) -> (Progress, Option<usize>) {
     if *answered == function | 0x80 {
         // Exception codes start at 1 (Modbus Application Protocol 1.1b3, 7).
         let is_code = pdu.get(1).is_none_or(|code| *code != 0);
-        return if is_code { (Incomplete, Some(2)) } else { (Broken("the answer has no exception code"), None) };
+        return if is_code { (Incomplete, Some(2)) } else { (Broken(Fault::NoExceptionCode), None) };
     }
     if answered != function {
-        return (Broken("the answer has another function than the request"), None);
+        return (Broken(Fault::Function), None);
     }
     if pdu.get(1).is_some_and(|count| usize::from(*count) != data) {
-        return (Broken("the byte count of the answer does not fit the request"), None);
+        return (Broken(Fault::ByteCount), None);
     }
     (Incomplete, Some(2 + data))
 }
@@ -226,7 +226,8 @@ fn crc_fits(frame: &[u8]) -> bool {
     crc(frame) == 0
 }
 
-fn crc(bytes: &[u8]) -> u16 {
+/// Modbus over Serial Line 1.02, 6.2.2.
+pub(super) fn crc(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0xFFFF, |crc: u16, byte| {
         (0..8).fold(crc ^ u16::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xA001 } else { crc >> 1 })
     })

@@ -246,12 +246,12 @@ impl Port {
         };
         match parsed {
             Ok(parsed) => {
-                self.device.count(false, false);
+                self.device.count(None, false);
                 self.note(parsed, now);
                 true
             }
             Err(reason) => {
-                self.device.count(true, true);
+                self.device.count(Some("frame"), true);
                 self.unfit_at = Some(now);
                 self.device.set_state(DeviceState::Degraded, Some(Arc::from(reason)));
                 false
@@ -294,7 +294,7 @@ impl Port {
     }
 
     fn unanswered(&mut self, reason: Arc<str>) {
-        self.device.count(true, false);
+        self.device.count(Some("timeout"), false);
         self.unanswered = self.unanswered.saturating_add(1);
         self.device.fail_all(&reason, self.start.elapsed());
         let never_answered = matches!(self.device.state(), DeviceState::Starting | DeviceState::Dead);

@@ -1,0 +1,185 @@
+//! Mutated replies: whatever arrives, an exchange ends, and what it calls an answer is the answer to its own request.
+//!
+//! 5,000 of them; `TIDEGATE_MUTATIONS=100000` is the long form, `TIDEGATE_SEED` repeats a run.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, Hasher as _};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::time::sleep;
+
+use super::super::reply::crc;
+use super::*;
+
+const QUANTITY: u16 = 3;
+const TIMEOUT: Duration = Duration::from_millis(200);
+
+struct Random(u64);
+
+impl Random {
+    fn seeded() -> Random {
+        let chosen = std::env::var("TIDEGATE_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed: u64 = chosen.unwrap_or_else(|| std::hash::RandomState::new().build_hasher().finish());
+        println!("TIDEGATE_SEED={seed}");
+        Random(seed | 1)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 33) as usize % bound.max(1)
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.below(256) as u8
+    }
+}
+
+fn answer(framing: Framing, request: &[u8], words: [u16; 3]) -> Vec<u8> {
+    let data: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+    match framing {
+        Framing::Tcp => [&request[..4], &[0, 9, request[6], 3, 6], &data].concat(),
+        Framing::Rtu => {
+            let mut frame = [&[request[0], 3, 6], &data[..]].concat();
+            frame.extend(crc(&frame).to_le_bytes());
+            frame
+        }
+    }
+}
+
+/// Changes a right answer. On TCP only what is no data: nothing guards that, so that other data is another value.
+fn mutated(random: &mut Random, framing: Framing, right: &[u8], former: &[u8]) -> (&'static str, Vec<u8>) {
+    let mut bytes = right.to_vec();
+    let head = if framing == Framing::Tcp { 9 } else { bytes.len() };
+    let place = random.below(head);
+    let name = match random.below(11) {
+        0 => "nothing changed",
+        1 => {
+            // Up to three bits: the checksum sees each such error.
+            for _ in 0..=random.below(3) {
+                let place = random.below(head);
+                bytes[place] ^= 1 << random.below(8);
+            }
+            "bits"
+        }
+        2 => {
+            // A burst of at most 16 bits.
+            bytes[place] = random.byte();
+            if place + 1 < head {
+                bytes[place + 1] = random.byte();
+            }
+            "burst"
+        }
+        3 => {
+            bytes.truncate(random.below(right.len()));
+            "cut short"
+        }
+        4 => {
+            bytes.remove(random.below(right.len()));
+            "a byte is missing"
+        }
+        5 => {
+            let value = random.byte();
+            bytes.insert(random.below(right.len() + 1), value);
+            "a byte too many"
+        }
+        6 => {
+            bytes.extend_from_slice(right);
+            "twice"
+        }
+        7 => {
+            bytes = former.to_vec();
+            // RTU has nothing by which a unit's former answer could be told from this one; another unit's can.
+            if framing == Framing::Rtu && bytes.len() > 2 {
+                bytes.truncate(bytes.len() - 2);
+                bytes[0] ^= 1;
+                bytes.extend(crc(&bytes).to_le_bytes());
+            }
+            "the former answer"
+        }
+        8 => {
+            bytes.splice(0..0, former.iter().copied());
+            "the former answer, and this"
+        }
+        9 => {
+            bytes = (0..random.below(300)).map(|_| random.byte()).collect();
+            "noise"
+        }
+        _ => {
+            let after: Vec<u8> = (0..=random.below(40)).map(|_| random.byte() | 1).collect();
+            bytes.extend(after);
+            "noise after it"
+        }
+    };
+    (name, bytes)
+}
+
+/// Reads one request and answers it, perhaps too late.
+async fn serve(far: &mut DuplexStream, framing: Framing, reply: impl FnOnce(&[u8]) -> Vec<u8>, delay: Duration) {
+    let mut request = vec![0; if framing == Framing::Tcp { 12 } else { 8 }];
+    far.read_exact(&mut request).await.unwrap();
+    let bytes = reply(&request);
+    sleep(delay).await;
+    // The link may be spent by then.
+    let _closed = far.write_all(&bytes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_mutated_reply_is_a_panic_or_a_wrong_value_called_good() {
+    let rounds: u32 = std::env::var("TIDEGATE_MUTATIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(5_000);
+    let mut random = Random::seeded();
+    let mut outcomes: BTreeMap<String, u32> = BTreeMap::new();
+    for framing in [Framing::Tcp, Framing::Rtu] {
+        let opened = || {
+            let (near, far) = tokio::io::duplex(4096);
+            let link = Link::new(Box::new(near), framing, Duration::from_micros(500), Duration::ZERO);
+            (Link { is_connection: framing == Framing::Tcp, ..link }, far)
+        };
+        let (mut link, mut far) = opened();
+        let mut former = Vec::new();
+        for round in 0..rounds / 2 {
+            // Never the same words twice in a row: a former answer that is taken for this one is seen.
+            let words = [round as u16, !(round as u16), random.below(65_536) as u16];
+            let question =
+                Question { unit_id: 7, table: Table::Holding, address: 100, quantity: QUANTITY, timeout: TIMEOUT };
+            let delay = if random.below(20) == 0 { TIMEOUT * 3 / 2 } else { Duration::ZERO };
+            let (mut sent, mut right, mut name) = (Vec::new(), Vec::new(), "");
+            let reply = |request: &[u8]| {
+                right = answer(framing, request, words);
+                (name, sent) = mutated(&mut random, framing, &right, &former);
+                sent.clone()
+            };
+            let (exchange, ()) = tokio::join!(link.exchange(&question), serve(&mut far, framing, reply, delay));
+            let place = format!("{framing:?} round {round}, {name}: {sent:02x?} for {right:02x?}");
+            let word = match &exchange {
+                Exchange::Registers(read) => {
+                    assert_eq!(read[..], words, "{place}");
+                    assert_eq!(delay, Duration::ZERO, "a late answer is none: {place}");
+                    "answered"
+                }
+                Exchange::Refused(_) => {
+                    assert!(name == "bits" || name == "burst" && framing == Framing::Tcp, "{place}");
+                    "refused"
+                }
+                Exchange::Bits(_) => panic!("{place}"),
+                Exchange::Silent { .. } => "silent",
+                Exchange::Broken(fault) => fault.kind(),
+                Exchange::Lost(_) => "lost",
+            };
+            let is_right = sent == right && delay == Duration::ZERO;
+            assert!(!is_right || matches!(exchange, Exchange::Registers(_)), "a right answer is taken: {place}");
+            *outcomes.entry(format!("{framing:?} {word}")).or_default() += 1;
+            former = right;
+            if link.is_spent(&exchange) || matches!(exchange, Exchange::Lost(_)) {
+                (link, far) = opened();
+                // It was told on another connection, where the ids were others'.
+                former.clear();
+            }
+        }
+    }
+    println!("{outcomes:?}");
+    for expected in ["Tcp answered", "Rtu answered", "Tcp transaction", "Rtu checksum", "Tcp length", "Rtu silent"] {
+        assert!(outcomes.contains_key(expected), "{expected} is missing in {outcomes:?}");
+    }
+}
