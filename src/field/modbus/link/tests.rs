@@ -183,3 +183,34 @@ async fn no_mutated_reply_is_a_panic_or_a_wrong_value_called_good() {
         assert!(outcomes.contains_key(expected), "{expected} is missing in {outcomes:?}");
     }
 }
+
+#[tokio::test]
+async fn the_first_request_waits_for_the_connect_pause_and_the_next_does_not() {
+    let pause = Duration::from_millis(300);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let kind = LineKind::Tcp { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() };
+    let config = LineConfig { kind, timeout: TIMEOUT, pause: Duration::ZERO, connect_pause: pause };
+    let began = Instant::now();
+    let (link, accepted) = tokio::join!(Link::open(&config), listener.accept());
+    let (mut link, (mut far, _)) = (link.unwrap(), accepted.unwrap());
+    let question = Question {
+        unit_id: 7,
+        table: Table::Holding,
+        address: 0,
+        quantity: QUANTITY,
+        timeout: Duration::from_secs(10),
+    };
+    let mut heard_at = Vec::new();
+    for _ in 0..2 {
+        let served = async {
+            let mut request = [0; 12];
+            far.read_exact(&mut request).await.unwrap();
+            heard_at.push(began.elapsed());
+            far.write_all(&answer(Framing::Tcp, &request, [1, 2, 3])).await.unwrap();
+        };
+        let (exchange, ()) = tokio::join!(link.exchange(&question), served);
+        assert!(matches!(exchange, Exchange::Registers(_)), "{exchange:?}");
+    }
+    assert!(heard_at[0] >= pause, "{heard_at:?}");
+    assert!(heard_at[1] - heard_at[0] < pause, "{heard_at:?}");
+}
