@@ -333,3 +333,20 @@ fn retained_messages_are_taken_over_and_outlive_a_kill() {
     assert_eq!(got, expected);
     gateway.stop();
 }
+
+#[test]
+fn a_broker_that_never_falls_silent_does_not_keep_the_import_from_its_end() {
+    let _turn = turn();
+    let folder = folder();
+    let mosquitto = Mosquitto::started(folder.path());
+    let there = mosquitto.port.to_string();
+    let publish = ["-p", &there, "-r", "-t", "plant/state", "-m", "on"];
+    assert!(Command::new("mosquitto_pub").args(publish).status().unwrap().success());
+    let gateway = Gateway::started(folder.path(), "");
+    let live = ["-p", &there, "-t", "plant/live", "-m", "1", "--repeat", "1000000", "--repeat-delay", "0.02"];
+    let _plant = Process::start("mosquitto_pub", "mosquitto_pub", &live);
+    let (url, config) = (format!("mqtt://127.0.0.1:{there}"), gateway.config_path().display().to_string());
+    let mut import = Process::start("import", PROGRAM, &["import", "retained", &url, "--config", &config]);
+    assert!(import.wait(PATIENCE).success(), "{}", import.transcript());
+    assert!(import.transcript().contains("1 retained messages were taken over"), "{}", import.transcript());
+}

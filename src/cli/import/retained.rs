@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::cli::secret;
 use crate::cli::{Exit, block_on, drill};
@@ -26,8 +26,9 @@ use crate::transport::{self, ConnectError, Stream, TlsFiles};
 
 /// How long either side may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// After the answer to a PINGREQ, which follows what was said before it, for brokers that keep no such order.
-const QUIET: Duration = Duration::from_secs(1);
+/// How long it is listened after the answer to a PINGREQ, which follows what was said before it, for brokers that keep no
+/// such order. What is live goes on for ever.
+const LATE: Duration = Duration::from_secs(1);
 /// Longest packet that is taken from the other broker.
 const PACKET_BYTES_MAX: usize = 16 << 20;
 /// Messages at the gateway that it has not acknowledged.
@@ -199,9 +200,10 @@ async fn carry(
 
     let mut count = Count::default();
     let mut waiting: Vec<(PacketId, String)> = Vec::new();
-    let mut patience = PATIENCE;
-    loop {
-        match timeout(patience, source.next()).await {
+    let mut end: Option<Instant> = None;
+    // Also where there is always something more to read.
+    while end.is_none_or(|end| Instant::now() < end) {
+        match timeout_at(end.unwrap_or_else(|| Instant::now() + PATIENCE), source.next()).await {
             Ok(packet) => match packet? {
                 Packet::Publish(publish) if publish.retain => {
                     let Some(topic) = publish.topic.as_ref().map(|topic| topic.as_str().to_owned()) else { continue };
@@ -218,11 +220,11 @@ async fn carry(
                         Err(error) => return Err(error),
                     }
                 }
-                Packet::Pingresp => patience = QUIET,
+                Packet::Pingresp => end = Some(Instant::now() + LATE),
                 _ => {}
             },
-            Err(_quiet) if patience == QUIET => break,
-            Err(_silent) => return Err(RetainedError::Silent { side: THERE }),
+            Err(_) if end.is_some() => {}
+            Err(_) => return Err(RetainedError::Silent { side: THERE }),
         }
     }
     while !waiting.is_empty() {
