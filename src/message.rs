@@ -57,6 +57,11 @@ fn check_common(text: &str) -> Result<(), TopicError> {
     Ok(())
 }
 
+/// Whether clients may not publish to a topic, nor any rule or device: it is the gateway's own, or a server's.
+pub fn is_reserved(topic: &str) -> bool {
+    topic.starts_with('$') || topic == "tidegate" || topic.starts_with("tidegate/")
+}
+
 /// A topic that may be published to: not empty, no wildcard, no U+0000, at most 65,535 bytes.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Topic(Arc<str>);
@@ -518,6 +523,21 @@ mod tests {
         assert_eq!(id.to_string().parse(), Ok(id));
         for bad in ["", "a.b", "a.zz.1.1", "a.1000000000000.1.1", ".0.1.1"] {
             assert!(bad.parse::<MessageId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_gateways_own_topics_and_servers_topics_are_reserved() {
+        for (text, expected) in [
+            ("tidegate", true),
+            ("tidegate/gw/gap", true),
+            ("$SYS/x", true),
+            ("$", true),
+            ("tidegates", false),
+            ("plant/tidegate/x", false),
+            ("/tidegate", false),
+        ] {
+            assert_eq!(is_reserved(text), expected, "{text}");
         }
     }
 }

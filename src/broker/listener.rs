@@ -10,11 +10,12 @@ use log::debug;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
+use super::Services;
 use super::door::Caller;
 use super::places::{Crowded, Entry, Place};
 use super::session::{Attachment, Session};
 use super::socket::{Socket, Turn};
-use super::{Services, is_reserved};
+use crate::message::is_reserved;
 use crate::mqtt::{Connack, Connect, DecodeError, Packet, ReasonCode, Version};
 use crate::transport::HandshakeFault;
 
@@ -154,7 +155,7 @@ fn check(connect: &Connect, services: &Services) -> Result<(), ReasonCode> {
         return Err(ReasonCode::CLIENT_IDENTIFIER_NOT_VALID);
     }
     match &connect.will {
-        Some(will) if is_reserved(&will.topic) || !services.limits.takes_topic(will.topic.as_str()) => {
+        Some(will) if is_reserved(will.topic.as_str()) || !services.limits.takes_topic(will.topic.as_str()) => {
             Err(match connect.version {
                 Version::V5 => ReasonCode::TOPIC_NAME_INVALID,
                 Version::V311 => ReasonCode::NOT_AUTHORIZED,

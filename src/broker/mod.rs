@@ -36,7 +36,6 @@ pub use peer::{CertificateNames, Peer, PeerAddress};
 use crate::config::{BrokerConfig, ListenerAddress};
 use crate::health::Health;
 use crate::intake::Intake;
-use crate::message::Topic;
 use crate::mqtt::ReasonCode;
 use crate::queue::Inlet;
 use crate::queue::sessions::SessionLimits;
@@ -359,12 +358,6 @@ fn note_end(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// Whether clients may not publish to `topic`: it is the gateway's own, or a server's.
-fn is_reserved(topic: &Topic) -> bool {
-    let text = topic.as_str();
-    topic.is_dollar() || text == "tidegate" || text.starts_with("tidegate/")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -376,20 +369,5 @@ mod tests {
         let error = BindError { name: Arc::from("local"), address, source };
         assert_eq!(error.to_string(), "cannot listen on 127.0.0.1:1883 for broker.listener.local");
         assert!(std::error::Error::source(&error).is_some());
-    }
-
-    #[test]
-    fn the_gateways_own_topics_and_servers_topics_are_reserved() {
-        for (text, expected) in [
-            ("tidegate", true),
-            ("tidegate/gw/gap", true),
-            ("$SYS/x", true),
-            ("$", true),
-            ("tidegates", false),
-            ("plant/tidegate/x", false),
-            ("/tidegate", false),
-        ] {
-            assert_eq!(is_reserved(&Topic::new(text).unwrap()), expected, "{text}");
-        }
     }
 }

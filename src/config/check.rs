@@ -13,17 +13,12 @@ use super::tree::Spot;
 use super::units::Wrong;
 use super::walk::{At, Walk, name_fault, nearest};
 use super::{Endpoint, ListenerAddress, Protocol};
-use crate::message::Topic;
+use crate::message::{Topic, is_reserved};
 
 mod users;
 
 /// Whose something is, and where that is written.
 type Named<'d> = (&'d Arc<str>, Spot);
-
-/// Whether a topic is the gateway's own, so that no device and no rule may use it.
-pub(super) fn is_reserved(topic: &str) -> bool {
-    topic.starts_with('$') || topic == "tidegate" || topic.starts_with("tidegate/")
-}
 
 /// Every rule over two keys.
 pub(super) fn check(walk: &mut Walk, draft: &Draft) {

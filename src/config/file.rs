@@ -19,7 +19,7 @@ use super::{
     ModbusConfig, PortConfig, QueueConfig, ReceiveRule, SerialConfig, SessionConfig, UplinkConfig, WhenFull,
 };
 use crate::clock::ClockSource;
-use crate::message::Qos;
+use crate::message::{Qos, is_reserved};
 
 mod limits;
 mod listener;
@@ -496,7 +496,7 @@ fn point_topic(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<At
                 .help("there are {device}, {point} and {gateway}"));
         }
         crate::message::Topic::new(&sample).map_err(|error| Wrong::new(error.to_string()))?;
-        if super::check::is_reserved(&sample) {
+        if is_reserved(&sample) {
             return Err(Wrong::new("topics that start with `tidegate/` or `$` are the gateway's own")
                 .help("readings stand under \"field/{device}/{point}\" by default"));
         }

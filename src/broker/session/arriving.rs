@@ -8,10 +8,10 @@ use tokio::time::Instant;
 
 use super::{Options, Session};
 use crate::broker::access::{Deed, Reach};
+use crate::broker::durable;
 use crate::broker::inbound::{Arrival, Begun, Mark, Work, poll_now, retained, submit};
 use crate::broker::outbound::{Delivery, Fit};
-use crate::broker::{durable, is_reserved};
-use crate::message::{Body, Filter, Message, Origin, Qos, Topic};
+use crate::message::{Body, Filter, Message, Origin, Qos, Topic, is_reserved};
 use crate::mqtt::{
     Ack, DecodeError, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Subscribe, Unsuback, Unsubscribe,
     Version,
@@ -136,7 +136,7 @@ impl Session {
             connection.unanswered = connection.unanswered.saturating_add(1);
         }
         let fault = match &topic {
-            topic if is_reserved(topic) => Some("a topic that clients may not publish to"),
+            topic if is_reserved(topic.as_str()) => Some("a topic that clients may not publish to"),
             topic if !limits.takes_topic(topic.as_str()) => Some(LONG_TOPIC),
             _ => None,
         };

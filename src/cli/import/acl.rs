@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::conf::{Line, Notes, read};
 use crate::config::{self, toml_key, toml_text};
+use crate::message::is_reserved;
 
 /// The group of what `pattern` lines say: they hold for everybody.
 const EVERYBODY: &str = "everybody";
@@ -181,7 +182,7 @@ impl Rights {
             let closed = if access == "deny" { "; so that nothing is allowed that was not, nothing is" } else { "" };
             return notes.add(line, format!("{fault}{closed}"));
         }
-        let is_reserved = topic.starts_with('$') || topic == "tidegate" || topic.starts_with("tidegate/");
+        let is_reserved = is_reserved(&topic);
         if access != "read" && access != "deny" && is_reserved {
             let kept = if access == "readwrite" { "; that it may be read is carried" } else { "" };
             notes.add(line, format!("clients may not publish to topics of the gateway itself{kept}"));

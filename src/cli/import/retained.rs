@@ -17,7 +17,7 @@ use crate::cli::{Exit, block_on, drill};
 use crate::clock::{Clock, ClockSource};
 use crate::config::Endpoint;
 use crate::health::chain;
-use crate::message::{Filter, Qos};
+use crate::message::{Filter, Qos, is_reserved};
 use crate::mqtt::{
     Connect, DecodeError, Decoder, Disconnect, EncodeError, Encoder, Packet, PacketId, Publish, ReasonCode, Subscribe,
     Subscription, Version,
@@ -207,7 +207,7 @@ async fn carry(
             Ok(packet) => match packet? {
                 Packet::Publish(publish) if publish.retain => {
                     let Some(topic) = publish.topic.as_ref().map(|topic| topic.as_str().to_owned()) else { continue };
-                    if topic.starts_with('$') || topic == "tidegate" || topic.starts_with("tidegate/") {
+                    if is_reserved(&topic) {
                         continue;
                     }
                     while waiting.len() >= WINDOW {

@@ -9,10 +9,10 @@ use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
 use super::super::{
     BatchLimits, DrainOrder, Endpoint, ForwardRule, Pace, Protocol, ReceiveRule, Reconnect, TopicTemplate,
-    UplinkConfig, check, keys,
+    UplinkConfig, keys,
 };
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
-use crate::message::{Filter, Topic};
+use crate::message::{Filter, Topic, is_reserved};
 
 /// The default window at 3.1.1, where a broker has no word for its limit: Mosquitto in its own defaults closes the
 /// connection on the 21st message that waits for its PUBREL.
@@ -382,7 +382,7 @@ fn receive(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<R
         let filter = filter(walk, &reader, false);
         let topic = template(walk, &reader, filter.as_ref(), words);
         let level = qos(walk, &reader);
-        if let Some(topic) = topic.as_ref().filter(|topic| check::is_reserved(topic.value.as_str())) {
+        if let Some(topic) = topic.as_ref().filter(|topic| is_reserved(topic.value.as_str())) {
             let wrong = Wrong::new("topics that start with `tidegate/` or `$` are the gateway's own");
             walk.wrong(topic.spot, "topic", wrong);
         }

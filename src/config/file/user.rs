@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::super::access::{CertificateName, PasswordHash, TopicPattern, TopicRights};
+use super::super::keys;
 use super::super::load::read_bounded;
 use super::super::tree::{Spot, Tree};
 use super::super::units::Wrong;
 use super::super::walk::{At, Reader, Walk, text};
-use super::super::{check, keys};
 use super::{AnonymousDraft, GroupDraft, UserDraft, file};
+use crate::message::is_reserved;
 
 /// More patterns than this are a mistake: each message is held against them.
 const PATTERNS_MAX: usize = 256;
@@ -85,11 +86,10 @@ fn patterns(walk: &mut Walk, reader: &Reader<'_>, key: &'static str) -> Option<V
     let mut patterns = Vec::new();
     let mut is_whole = true;
     for At { value, spot, .. } in texts {
-        let pattern =
-            TopicPattern::parse(&value).and_then(|pattern| match key == "publish" && check::is_reserved(&value) {
-                true => Err(Wrong::new(format!("nobody may publish to {value:?}: it is the gateway's own"))),
-                false => Ok(pattern),
-            });
+        let pattern = TopicPattern::parse(&value).and_then(|pattern| match key == "publish" && is_reserved(&value) {
+            true => Err(Wrong::new(format!("nobody may publish to {value:?}: it is the gateway's own"))),
+            false => Ok(pattern),
+        });
         match pattern {
             Ok(pattern) => patterns.push(pattern),
             Err(wrong) => {
