@@ -337,11 +337,11 @@ url = "mqtt://h"
     let a = &config.modbus["a"];
     assert_eq!((a.poll.as_secs(), a.timeout.as_secs()), (5, 2));
     let power = a.points.iter().find(|point| point.name.as_ref() == "power").unwrap();
-    assert_eq!((power.address, power.scale, power.unit.as_deref()), (0, 0.001, Some("kW")));
+    assert_eq!((power.address, power.meaning.scale, power.unit.as_deref()), (0, 0.001, Some("kW")));
     assert_eq!(power.report.deadband, Some(config::Deadband::Absolute(5.0)));
     assert_eq!(power.report.heartbeat.map(|beat| beat.as_secs()), Some(7200));
     let energy = a.points.iter().find(|point| point.name.as_ref() == "energy").unwrap();
-    assert_eq!((energy.address, energy.scale, energy.report.heartbeat.unwrap().as_secs()), (15, 1.0, 3600));
+    assert_eq!((energy.address, energy.meaning.scale, energy.report.heartbeat.unwrap().as_secs()), (15, 1.0, 3600));
     assert_eq!(energy.order, config::WordOrder::Cdab);
 
     let b = &config.modbus["b"];

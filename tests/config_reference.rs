@@ -258,6 +258,6 @@ fn twelve_meters_of_thirty_points_need_thirty_lines() {
     assert_eq!(main.poll.as_secs(), 5);
     assert_eq!(config.modbus["m01"].poll.as_secs(), 30);
     let energy = main.points.iter().find(|point| point.name.as_ref() == "energy").unwrap();
-    assert_eq!((energy.address, energy.scale, energy.poll.map(|poll| poll.as_secs())), (0x34, 0.1, Some(60)));
+    assert_eq!((energy.address, energy.meaning.scale, energy.poll.map(|poll| poll.as_secs())), (0x34, 0.1, Some(60)));
     assert_eq!(energy.order, tidegate::config::WordOrder::Cdab);
 }

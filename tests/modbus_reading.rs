@@ -89,7 +89,7 @@ async fn reads_everything_right(place: Place) {
         expected.extend(cases.into_iter().map(|(point, value)| (name, point.name, value)));
     }
     let mut scaled = point("scaled", Table::Holding, 101, PointKind::I16);
-    (scaled.scale, scaled.offset, scaled.unit) = (0.1, 4.5, Some(Arc::from("°C")));
+    (scaled.meaning.scale, scaled.meaning.offset, scaled.unit) = (0.1, 4.5, Some(Arc::from("°C")));
     let mut swapped = point("swapped", Table::Input, 102, PointKind::U32);
     swapped.order = WordOrder::Cdab;
     let bits = |table| [8u16, 9].map(|address| point(&format!("{table:?}{address}"), table, address, PointKind::Bool));

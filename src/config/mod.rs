@@ -23,8 +23,8 @@ pub use effective::{name as toml_key, quoted as toml_text};
 pub use examples::{examples, reference};
 pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load, state_dir};
 pub use modbus::{
-    AddressRange, BitRange, Deadband, ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, RequestLimits, Table,
-    WordOrder,
+    AddressRange, BitRange, Deadband, Meaning, ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, RequestLimits,
+    Table, WordOrder,
 };
 pub use report::{Mark, Place, Problem, render};
 pub use table::points_table;

@@ -81,19 +81,9 @@ pub struct AddressRange {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PointTopic(pub String);
 
-/// One point of a Modbus device.
+/// What the bits of a point mean. The default takes all of them as they are.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ModbusPoint {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Which table.
-    pub table: Table,
-    /// Address on the wire, from 0.
-    pub address: u16,
-    /// How the bits are read.
-    pub kind: PointKind,
-    /// Order of bytes and words.
-    pub order: WordOrder,
+pub struct Meaning {
     /// The bits that are the value, where it is not all of them.
     pub bits: Option<BitRange>,
     /// `value = raw × scale + offset`; 1 where nothing is written.
@@ -108,6 +98,37 @@ pub struct ModbusPoint {
     pub names: Arc<[(i128, Arc<str>)]>,
     /// Raw values by which the device says that it has none.
     pub not_available: Arc<[i128]>,
+}
+
+impl Default for Meaning {
+    fn default() -> Meaning {
+        Meaning {
+            bits: None,
+            scale: 1.0,
+            offset: 0.0,
+            clamp_min: None,
+            clamp_max: None,
+            names: Arc::from([]),
+            not_available: Arc::from([]),
+        }
+    }
+}
+
+/// One point of a Modbus device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModbusPoint {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Which table.
+    pub table: Table,
+    /// Address on the wire, from 0.
+    pub address: u16,
+    /// How the bits are read.
+    pub kind: PointKind,
+    /// Order of bytes and words.
+    pub order: WordOrder,
+    /// What the bits mean.
+    pub meaning: Meaning,
     /// Unit of measure.
     pub unit: Option<Arc<str>>,
     /// Instead of the device's `poll`.

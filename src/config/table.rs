@@ -19,24 +19,24 @@ const COLUMNS: [Column; 18] = [
         _ => String::new(),
     }),
     ("order", |_, point| if point.table.is_bits() { String::new() } else { point.order.word().to_owned() }),
-    ("bit", |_, point| match point.bits {
+    ("bit", |_, point| match point.meaning.bits {
         Some(bits) if point.kind == PointKind::Bool => bits.low.to_string(),
         _ => String::new(),
     }),
-    ("bits", |_, point| match point.bits {
+    ("bits", |_, point| match point.meaning.bits {
         Some(bits) if point.kind != PointKind::Bool => format!("{}-{}", bits.low, bits.high),
         _ => String::new(),
     }),
-    ("scale", |_, point| unless(1.0, point.scale)),
-    ("offset", |_, point| unless(0.0, point.offset)),
-    ("clamp_min", |_, point| written(point.clamp_min)),
-    ("clamp_max", |_, point| written(point.clamp_max)),
+    ("scale", |_, point| unless(1.0, point.meaning.scale)),
+    ("offset", |_, point| unless(0.0, point.meaning.offset)),
+    ("clamp_min", |_, point| written(point.meaning.clamp_min)),
+    ("clamp_max", |_, point| written(point.meaning.clamp_max)),
     ("names", |_, point| {
-        let names: Vec<String> = point.names.iter().map(|(number, name)| format!("{number}={name}")).collect();
+        let names: Vec<String> = point.meaning.names.iter().map(|(number, name)| format!("{number}={name}")).collect();
         names.join("; ")
     }),
     ("not_available", |_, point| {
-        let codes: Vec<String> = point.not_available.iter().map(i128::to_string).collect();
+        let codes: Vec<String> = point.meaning.not_available.iter().map(i128::to_string).collect();
         codes.join("; ")
     }),
     ("unit", |_, point| point.unit.as_deref().unwrap_or_default().to_owned()),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tidegate::clock::{Clock, ClockSource};
 use tidegate::config::{
-    BrokerConfig, Config, GatewayConfig, LineConfig, LineKind, ModbusConfig, ModbusPoint, Parity, PointKind,
+    BrokerConfig, Config, GatewayConfig, LineConfig, LineKind, Meaning, ModbusConfig, ModbusPoint, Parity, PointKind,
     PointTopic, PortConfig, QueueConfig, Report, RequestLimits, SerialConfig, SerialMode, Table, WhenFull, WordOrder,
 };
 use tidegate::field::{Field, FieldError, Readings, Refused};
@@ -207,13 +207,7 @@ pub fn point(name: &str, table: Table, address: u16, kind: PointKind) -> ModbusP
         address,
         kind,
         order: WordOrder::Abcd,
-        bits: None,
-        scale: 1.0,
-        offset: 0.0,
-        clamp_min: None,
-        clamp_max: None,
-        names: Arc::from([]),
-        not_available: Arc::from([]),
+        meaning: Meaning::default(),
         unit: None,
         poll: None,
         report: Report::default(),

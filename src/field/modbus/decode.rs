@@ -3,9 +3,7 @@
 //! Promises: every type in every order is what the table in `ordered_bytes` says; what is no number, or what the device
 //! calls none, is never passed on as one.
 
-use std::sync::Arc;
-
-use crate::config::{BitRange, ModbusPoint, PointKind, WordOrder};
+use crate::config::{BitRange, Meaning, ModbusPoint, PointKind, WordOrder};
 use crate::message::Value;
 
 /// Why registers are no value of a point's type.
@@ -14,29 +12,6 @@ pub type Refusal = &'static str;
 const NOT_WHOLE: Refusal = "the answer does not hold the whole point";
 const NOT_AVAILABLE: Refusal = "the device says that it has no value";
 const NO_NAME: &str = "the number has no name in `names`";
-
-/// What one point is made of.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Form<'p> {
-    /// How the bits are read.
-    pub kind: PointKind,
-    /// Order of bytes and words.
-    pub order: WordOrder,
-    /// The bits that are the value; `None` = all.
-    pub bits: Option<BitRange>,
-    /// `value = raw × scale + offset`
-    pub scale: f64,
-    /// Added after scaling.
-    pub offset: f64,
-    /// What is less becomes this.
-    pub clamp_min: Option<f64>,
-    /// What is more becomes this.
-    pub clamp_max: Option<f64>,
-    /// What whole numbers mean; empty = themselves.
-    pub names: &'p [(i128, Arc<str>)],
-    /// Raw values that are none.
-    pub not_available: &'p [i128],
-}
 
 /// A value, and why it is not quite certain.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,62 +22,41 @@ pub struct Decoded {
     pub doubt: Option<&'static str>,
 }
 
-impl<'p> Form<'p> {
-    /// The form of a point.
-    pub fn of(point: &'p ModbusPoint) -> Form<'p> {
-        Form {
-            kind: point.kind,
-            order: point.order,
-            bits: point.bits,
-            scale: point.scale,
-            offset: point.offset,
-            clamp_min: point.clamp_min,
-            clamp_max: point.clamp_max,
-            names: &point.names,
-            not_available: &point.not_available,
-        }
-    }
-
-    fn is_plain(&self) -> bool {
-        self.scale == 1.0 && self.offset == 0.0 && self.clamp_min.is_none() && self.clamp_max.is_none()
-    }
-}
-
 /// The value in `words`, which are exactly the point's registers.
-pub fn registers(form: &Form<'_>, words: &[u16]) -> Result<Decoded, Refusal> {
-    if words.len() != usize::from(form.kind.width()) {
+pub fn registers(point: &ModbusPoint, words: &[u16]) -> Result<Decoded, Refusal> {
+    if words.len() != usize::from(point.kind.width()) {
         return Err(NOT_WHOLE);
     }
-    let bytes = ordered_bytes(form, words);
-    match form.kind {
-        PointKind::Bool => truth(form, &bytes),
+    let (bytes, meaning) = (ordered_bytes(point, words), &point.meaning);
+    match point.kind {
+        PointKind::Bool => truth(meaning, &bytes),
         PointKind::U8 | PointKind::U16 | PointKind::U32 | PointKind::U64 => {
-            let (raw, _) = whole(form, &bytes)?;
-            unsigned(form, raw)
+            let (raw, _) = whole(point, &bytes)?;
+            unsigned(meaning, raw)
         }
         PointKind::I8 | PointKind::I16 | PointKind::I32 | PointKind::I64 => {
-            let (raw, bits) = whole(form, &bytes)?;
-            signed(form, sign_extended(raw, bits))
+            let (raw, bits) = whole(point, &bytes)?;
+            signed(meaning, sign_extended(raw, bits))
         }
         PointKind::F32 => {
             let bytes = fixed(&bytes).ok_or(NOT_WHOLE)?;
             let raw = widened(f32::from_be_bytes(bytes));
-            available(form, u128::from(u32::from_be_bytes(bytes)), raw)?;
-            scaled(form, raw)
+            available(meaning, u128::from(u32::from_be_bytes(bytes)), raw)?;
+            scaled(meaning, raw)
         }
         PointKind::F64 => {
             let bytes = fixed(&bytes).ok_or(NOT_WHOLE)?;
             let raw = f64::from_be_bytes(bytes);
-            available(form, u128::from(u64::from_be_bytes(bytes)), raw)?;
-            scaled(form, raw)
+            available(meaning, u128::from(u64::from_be_bytes(bytes)), raw)?;
+            scaled(meaning, raw)
         }
         PointKind::String { .. } => text(&bytes).map(Decoded::sure),
     }
 }
 
 /// The value of a coil or a discrete input.
-pub fn bit(form: &Form<'_>, bit: bool) -> Result<Decoded, Refusal> {
-    named(form, i128::from(bit)).unwrap_or(Ok(Decoded::sure(Value::Bool(bit))))
+pub fn bit(meaning: &Meaning, bit: bool) -> Result<Decoded, Refusal> {
+    named(meaning, i128::from(bit)).unwrap_or(Ok(Decoded::sure(Value::Bool(bit))))
 }
 
 impl Decoded {
@@ -112,28 +66,28 @@ impl Decoded {
 }
 
 /// A register as a truth: one bit of it, or whether it is not 0.
-fn truth(form: &Form<'_>, bytes: &[u8]) -> Result<Decoded, Refusal> {
+fn truth(meaning: &Meaning, bytes: &[u8]) -> Result<Decoded, Refusal> {
     let raw = u16::from_be_bytes(fixed(bytes).ok_or(NOT_WHOLE)?);
-    if form.not_available.contains(&i128::from(raw)) {
+    if meaning.not_available.contains(&i128::from(raw)) {
         return Err(NOT_AVAILABLE);
     }
-    let is_set = match form.bits {
+    let is_set = match meaning.bits {
         Some(BitRange { low, .. }) => u32::from(raw).checked_shr(u32::from(low)).unwrap_or(0) & 1 == 1,
         None => raw != 0,
     };
-    bit(form, is_set)
+    bit(meaning, is_set)
 }
 
 /// The bits of a whole number, and how many they are. What the device calls not available is so before any bit of it is
 /// looked at.
-fn whole(form: &Form<'_>, bytes: &[u8]) -> Result<(u64, u32), Refusal> {
-    let kind_bits = u32::from(form.kind.whole_bits().ok_or(NOT_WHOLE)?);
+fn whole(point: &ModbusPoint, bytes: &[u8]) -> Result<(u64, u32), Refusal> {
+    let kind_bits = u32::from(point.kind.whole_bits().ok_or(NOT_WHOLE)?);
     let all = bytes.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte)) & mask(kind_bits);
     let as_signed = i128::from(sign_extended(all, kind_bits));
-    if form.not_available.iter().any(|code| *code == i128::from(all) || (*code < 0 && *code == as_signed)) {
+    if point.meaning.not_available.iter().any(|code| *code == i128::from(all) || (*code < 0 && *code == as_signed)) {
         return Err(NOT_AVAILABLE);
     }
-    Ok(match form.bits {
+    Ok(match point.meaning.bits {
         None => (all, kind_bits),
         Some(BitRange { low, high }) => {
             let count = u32::from(high.saturating_sub(low)) + 1;
@@ -152,18 +106,18 @@ fn sign_extended(raw: u64, bits: u32) -> i64 {
 }
 
 /// A float is not available by its bits (`0x7FC00000`) or by its value (`-9999`).
-fn available(form: &Form<'_>, bits: u128, value: f64) -> Result<(), Refusal> {
+fn available(meaning: &Meaning, bits: u128, value: f64) -> Result<(), Refusal> {
     #[expect(clippy::cast_precision_loss, reason = "compared with a float, which has no more digits")]
     let is_code = |code: &i128| u128::try_from(*code).is_ok_and(|code| code == bits) || *code as f64 == value;
-    if form.not_available.iter().any(is_code) { Err(NOT_AVAILABLE) } else { Ok(()) }
+    if meaning.not_available.iter().any(is_code) { Err(NOT_AVAILABLE) } else { Ok(()) }
 }
 
 /// The name of a whole number; `None` where the point has no names.
-fn named(form: &Form<'_>, raw: i128) -> Option<Result<Decoded, Refusal>> {
-    if form.names.is_empty() {
+fn named(meaning: &Meaning, raw: i128) -> Option<Result<Decoded, Refusal>> {
+    if meaning.names.is_empty() {
         return None;
     }
-    let name = form.names.iter().find(|(number, _)| *number == raw).map(|(_, name)| name);
+    let name = meaning.names.iter().find(|(number, _)| *number == raw).map(|(_, name)| name);
     // A number that nobody foresaw is told as it is: it may be the one that matters.
     let decoded = match name {
         Some(name) => Decoded::sure(Value::Text(name.to_string())),
@@ -182,10 +136,10 @@ fn named(form: &Form<'_>, raw: i128) -> Option<Result<Decoded, Refusal>> {
 /// | `dcba` | bytes swapped | all bytes in reverse | all bytes in reverse | bytes swapped in each word |
 ///
 /// Text runs forward in every order: devices that swap the words of numbers do not turn their names around.
-fn ordered_bytes(form: &Form<'_>, words: &[u16]) -> Vec<u8> {
-    let swaps_bytes = matches!(form.order, WordOrder::Badc | WordOrder::Dcba);
-    let is_text = matches!(form.kind, PointKind::String { .. });
-    let turns_words = matches!(form.order, WordOrder::Cdab | WordOrder::Dcba) && !is_text;
+fn ordered_bytes(point: &ModbusPoint, words: &[u16]) -> Vec<u8> {
+    let swaps_bytes = matches!(point.order, WordOrder::Badc | WordOrder::Dcba);
+    let is_text = matches!(point.kind, PointKind::String { .. });
+    let turns_words = matches!(point.order, WordOrder::Cdab | WordOrder::Dcba) && !is_text;
     let pair = |word: &u16| if swaps_bytes { word.to_le_bytes() } else { word.to_be_bytes() };
     if turns_words { words.iter().rev().flat_map(pair).collect() } else { words.iter().flat_map(pair).collect() }
 }
@@ -194,35 +148,42 @@ fn fixed<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
     bytes.try_into().ok()
 }
 
-fn unsigned(form: &Form<'_>, raw: u64) -> Result<Decoded, Refusal> {
-    if let Some(named) = named(form, i128::from(raw)) {
+fn unsigned(meaning: &Meaning, raw: u64) -> Result<Decoded, Refusal> {
+    if let Some(named) = named(meaning, i128::from(raw)) {
         return named;
     }
     #[expect(clippy::cast_precision_loss, reason = "the owner asked for a real number by giving a scale")]
-    if form.is_plain() { Ok(Decoded::sure(Value::Uint(raw))) } else { scaled(form, raw as f64) }
+    if is_plain(meaning) { Ok(Decoded::sure(Value::Uint(raw))) } else { scaled(meaning, raw as f64) }
 }
 
-fn signed(form: &Form<'_>, raw: i64) -> Result<Decoded, Refusal> {
-    if let Some(named) = named(form, i128::from(raw)) {
+fn signed(meaning: &Meaning, raw: i64) -> Result<Decoded, Refusal> {
+    if let Some(named) = named(meaning, i128::from(raw)) {
         return named;
     }
     #[expect(clippy::cast_precision_loss, reason = "the owner asked for a real number by giving a scale")]
-    if form.is_plain() { Ok(Decoded::sure(Value::Int(raw))) } else { scaled(form, raw as f64) }
+    if is_plain(meaning) { Ok(Decoded::sure(Value::Int(raw))) } else { scaled(meaning, raw as f64) }
 }
 
-fn scaled(form: &Form<'_>, raw: f64) -> Result<Decoded, Refusal> {
+/// Whether the raw number is the value.
+fn is_plain(meaning: &Meaning) -> bool {
+    let Meaning { scale, offset, clamp_min, clamp_max, .. } = meaning;
+    *scale == 1.0 && *offset == 0.0 && clamp_min.is_none() && clamp_max.is_none()
+}
+
+fn scaled(meaning: &Meaning, raw: f64) -> Result<Decoded, Refusal> {
     if raw.is_nan() {
         return Err("the device says that this is not a number");
     }
     if raw.is_infinite() {
         return Err("the device says that this is infinite");
     }
-    let value = if form.scale == 1.0 && form.offset == 0.0 { raw } else { times(raw, form.scale) + form.offset };
+    let value =
+        if meaning.scale == 1.0 && meaning.offset == 0.0 { raw } else { times(raw, meaning.scale) + meaning.offset };
     if !value.is_finite() {
         return Err("the scaled value is too large for a number");
     }
-    let value = form.clamp_min.map_or(value, |least| value.max(least));
-    let value = form.clamp_max.map_or(value, |most| value.min(most));
+    let value = meaning.clamp_min.map_or(value, |least| value.max(least));
+    let value = meaning.clamp_max.map_or(value, |most| value.min(most));
     Ok(Decoded::sure(Value::Float(value)))
 }
 
@@ -253,16 +214,32 @@ mod tests {
     use super::*;
     use WordOrder::{Abcd, Badc, Cdab, Dcba};
     use std::num::NonZeroU16;
+    use std::sync::Arc;
+
+    use crate::config::{Report, Table};
 
     const ORDERS: [WordOrder; 4] = [Abcd, Cdab, Badc, Dcba];
 
-    fn form(kind: PointKind, order: WordOrder) -> Form<'static> {
-        let (clamp_min, clamp_max) = (None, None);
-        Form { kind, order, bits: None, scale: 1.0, offset: 0.0, clamp_min, clamp_max, names: &[], not_available: &[] }
+    fn point(kind: PointKind, order: WordOrder, meaning: Meaning) -> ModbusPoint {
+        ModbusPoint {
+            name: Arc::from("p"),
+            table: Table::Holding,
+            address: 0,
+            kind,
+            order,
+            meaning,
+            unit: None,
+            poll: None,
+            report: Report::default(),
+        }
+    }
+
+    fn plain(kind: PointKind, order: WordOrder) -> ModbusPoint {
+        point(kind, order, Meaning::default())
     }
 
     fn read(kind: PointKind, order: WordOrder, words: &[u16]) -> Value {
-        registers(&form(kind, order), words).unwrap().value
+        registers(&plain(kind, order), words).unwrap().value
     }
 
     fn string(registers: u16) -> PointKind {
@@ -330,13 +307,13 @@ mod tests {
         }
         assert_eq!(read(string(1), Abcd, &[0xC2B0]), Value::Text("°".into()));
         assert_eq!(read(string(1), Abcd, &[0]), Value::Text(String::new()));
-        assert_eq!(registers(&form(string(1), Abcd), &[0xB041]), Err("the text is not UTF-8"));
+        assert_eq!(registers(&plain(string(1), Abcd), &[0xB041]), Err("the text is not UTF-8"));
     }
 
     #[test]
     fn scale_and_offset_give_the_number_that_a_person_expects() {
         let scaled = |kind, scale, offset, words: &[u16]| {
-            registers(&Form { scale, offset, ..form(kind, Abcd) }, words).unwrap().value
+            registers(&point(kind, Abcd, Meaning { scale, offset, ..Meaning::default() }), words).unwrap().value
         };
         assert_eq!(scaled(PointKind::U16, 0.1, 0.0, &[3]), Value::Float(0.3));
         assert_eq!(scaled(PointKind::U16, 0.001, 0.0, &[2301]), Value::Float(2.301));
@@ -368,10 +345,10 @@ mod tests {
                 if matches!(order, Badc | Dcba) {
                     arranged.iter_mut().for_each(|word| *word = word.swap_bytes());
                 }
-                assert!(registers(&form(kind, order), &arranged).is_err(), "{kind:?} {order:?}");
+                assert!(registers(&plain(kind, order), &arranged).is_err(), "{kind:?} {order:?}");
             }
         }
-        let huge = Form { scale: 1e300, ..form(PointKind::F64, Abcd) };
+        let huge = point(PointKind::F64, Abcd, Meaning { scale: 1e300, ..Meaning::default() });
         assert!(registers(&huge, &[0x7FE0, 0, 0, 0]).is_err());
     }
 
@@ -379,7 +356,7 @@ mod tests {
     fn a_point_whose_registers_are_missing_is_refused() {
         for kind in [PointKind::Bool, PointKind::U16, PointKind::U32, PointKind::F64, string(3)] {
             for count in 0..6 {
-                let outcome = registers(&form(kind, Abcd), &vec![0x4141; count]);
+                let outcome = registers(&plain(kind, Abcd), &vec![0x4141; count]);
                 assert_eq!(outcome.is_ok(), count == usize::from(kind.width()), "{kind:?} of {count}");
             }
         }
@@ -397,7 +374,9 @@ mod tests {
     #[test]
     fn bits_and_bit_fields_are_taken_out_of_the_ordered_number() {
         let field = |kind, order, low, high, words: &[u16]| {
-            registers(&Form { bits: Some(BitRange { low, high }), ..form(kind, order) }, words).unwrap().value
+            registers(&point(kind, order, Meaning { bits: Some(BitRange { low, high }), ..Meaning::default() }), words)
+                .unwrap()
+                .value
         };
         for bit in 0..16 {
             assert_eq!(field(PointKind::Bool, Abcd, bit, bit, &[0xA5F0]), Value::Bool(0xA5F0_u16 >> bit & 1 == 1));
@@ -409,33 +388,43 @@ mod tests {
         assert_eq!(field(PointKind::U32, Cdab, 12, 19, &[0x5678, 0x1234]), Value::Uint(0x45));
         assert_eq!(field(PointKind::U64, Abcd, 0, 63, &[0xFFFF; 4]), Value::Uint(u64::MAX));
         assert_eq!(field(PointKind::I64, Abcd, 63, 63, &[0x8000, 0, 0, 0]), Value::Int(-1));
-        let scaled = Form { bits: Some(BitRange { low: 8, high: 15 }), scale: 0.1, ..form(PointKind::U16, Abcd) };
+        let scaled = point(
+            PointKind::U16,
+            Abcd,
+            Meaning { bits: Some(BitRange { low: 8, high: 15 }), scale: 0.1, ..Meaning::default() },
+        );
         assert_eq!(registers(&scaled, &[0x0C00]).unwrap().value, Value::Float(1.2));
     }
 
     #[test]
     fn a_value_outside_of_the_clamp_becomes_its_edge() {
-        let clamped = Form { clamp_min: Some(0.0), clamp_max: Some(100.0), scale: 0.1, ..form(PointKind::I16, Abcd) };
+        let clamped = point(
+            PointKind::I16,
+            Abcd,
+            Meaning { clamp_min: Some(0.0), clamp_max: Some(100.0), scale: 0.1, ..Meaning::default() },
+        );
         for (word, expected) in [(0xFFFF, 0.0), (0, 0.0), (500, 50.0), (1000, 100.0), (1001, 100.0)] {
             assert_eq!(registers(&clamped, &[word]).unwrap().value, Value::Float(expected), "{word}");
         }
-        let above = Form { clamp_min: Some(0.0), ..form(PointKind::F32, Abcd) };
+        let above = point(PointKind::F32, Abcd, Meaning { clamp_min: Some(0.0), ..Meaning::default() });
         assert_eq!(registers(&above, &[0xC120, 0]).unwrap().value, Value::Float(0.0));
         assert!(registers(&above, &[0x7FC0, 0]).is_err(), "what is no number is not clamped to one");
     }
 
     #[test]
     fn a_number_with_a_name_is_told_by_it_and_one_without_is_uncertain() {
-        let names: Vec<(i128, Arc<str>)> = vec![(0, "off".into()), (1, "auto".into()), (-1, "fault".into())];
-        let of = |kind| Form { names: &names, ..form(kind, Abcd) };
+        let names = [(0, "off".into()), (1, "auto".into()), (-1, "fault".into())];
+        let meaning = Meaning { names: Arc::new(names), ..Meaning::default() };
+        let of = |kind| point(kind, Abcd, meaning.clone());
         let text = |name: &str| Ok(Decoded::sure(Value::Text(name.to_owned())));
         assert_eq!(registers(&of(PointKind::U16), &[1]), text("auto"));
         assert_eq!(registers(&of(PointKind::I16), &[0xFFFF]), text("fault"));
         assert_eq!(registers(&of(PointKind::Bool), &[9]), text("auto"));
-        assert_eq!(bit(&of(PointKind::Bool), false), text("off"));
+        assert_eq!(bit(&meaning, false), text("off"));
         let unknown = registers(&of(PointKind::U16), &[7]).unwrap();
         assert_eq!((unknown.value, unknown.doubt), (Value::Text("7".into()), Some(NO_NAME)));
-        let mode = Form { bits: Some(BitRange { low: 12, high: 13 }), ..of(PointKind::U16) };
+        let part = Meaning { bits: Some(BitRange { low: 12, high: 13 }), ..meaning.clone() };
+        let mode = point(PointKind::U16, Abcd, part);
         assert_eq!(registers(&mode, &[0x1FFF]), text("auto"));
     }
 
@@ -453,14 +442,22 @@ mod tests {
             (PointKind::F32, 0x7F7F_FFFF, &[0x7F7F, 0xFFFF]),
         ];
         for (kind, code, words) in cases {
-            let none = Form { not_available: &[code], scale: 0.1, ..form(kind, Abcd) };
+            let meaning = Meaning { not_available: Arc::new([code]), scale: 0.1, ..Meaning::default() };
+            let none = point(kind, Abcd, meaning);
             assert_eq!(registers(&none, words), Err(NOT_AVAILABLE), "{kind:?} {code}");
             let mut other = words.to_vec();
             other[0] ^= 1;
             assert!(registers(&none, &other).is_ok() || kind == PointKind::F32, "{kind:?} {code}");
         }
-        let flag =
-            Form { bits: Some(BitRange { low: 0, high: 0 }), not_available: &[0xFFFF], ..form(PointKind::Bool, Abcd) };
+        let flag = point(
+            PointKind::Bool,
+            Abcd,
+            Meaning {
+                bits: Some(BitRange { low: 0, high: 0 }),
+                not_available: Arc::new([0xFFFF]),
+                ..Meaning::default()
+            },
+        );
         assert_eq!(registers(&flag, &[0xFFFF]), Err(NOT_AVAILABLE));
         assert_eq!(registers(&flag, &[0xFFFE]).unwrap().value, Value::Bool(false));
     }

@@ -125,7 +125,8 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        ModbusPoint, Parity, PointKind, PointTopic, PortConfig, Report, RequestLimits, SerialMode, Table, WordOrder,
+        Meaning, ModbusPoint, Parity, PointKind, PointTopic, PortConfig, Report, RequestLimits, SerialMode, Table,
+        WordOrder,
     };
     use crate::message::Qos;
 
@@ -147,13 +148,7 @@ mod tests {
             address,
             kind: PointKind::U16,
             order: WordOrder::Abcd,
-            bits: None,
-            scale: 1.0,
-            offset: 0.0,
-            clamp_min: None,
-            clamp_max: None,
-            names: Arc::from([]),
-            not_available: Arc::from([]),
+            meaning: Meaning::default(),
             unit: None,
             poll: None,
             report: Report::default(),

@@ -19,7 +19,7 @@ use super::device::{Desk, Device, DeviceSpec, Seen};
 use super::pause::Pauses;
 use super::poll::{DEAD_AFTER, Outcome, Plan, PlanUnit, Turn};
 
-use decode::{Decoded, Form};
+use decode::Decoded;
 use fault::{exception_kind, exception_name};
 use link::{Exchange, Link, Question};
 use plan::Block;
@@ -280,10 +280,9 @@ fn milliseconds(duration: Duration) -> u64 {
 fn seen(point: &ModbusPoint, block_address: u16, answer: &Exchange) -> Seen {
     let start = usize::from(point.address.saturating_sub(block_address));
     let end = start + usize::from(point.kind.width());
-    let form = Form::of(point);
     let decoded = match answer {
-        Exchange::Registers(words) => words.get(start..end).map(|words| decode::registers(&form, words)),
-        Exchange::Bits(bits) => bits.get(start).map(|bit| decode::bit(&form, *bit)),
+        Exchange::Registers(words) => words.get(start..end).map(|words| decode::registers(point, words)),
+        Exchange::Bits(bits) => bits.get(start).map(|bit| decode::bit(&point.meaning, *bit)),
         _ => None,
     };
     match decoded {

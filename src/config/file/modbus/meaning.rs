@@ -6,18 +6,7 @@ use super::super::super::tree::Node;
 use super::super::super::tree::Written;
 use super::super::super::units::{self, Wrong};
 use super::super::super::walk::{self, At, Reader, Walk};
-use super::super::super::{BitRange, PointKind, Table};
-
-/// The meaning of one point.
-pub(super) struct Meaning {
-    pub(super) bits: Option<BitRange>,
-    pub(super) scale: f64,
-    pub(super) offset: f64,
-    pub(super) clamp_min: Option<f64>,
-    pub(super) clamp_max: Option<f64>,
-    pub(super) names: Arc<[(i128, Arc<str>)]>,
-    pub(super) not_available: Arc<[i128]>,
-}
+use super::super::super::{BitRange, Meaning, PointKind, Table};
 
 /// Keys that make a number of a number.
 const OF_NUMBERS: [&str; 4] = ["scale", "offset", "clamp_min", "clamp_max"];
