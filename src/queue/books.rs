@@ -148,8 +148,6 @@ pub(super) struct Books {
     pub routes: Routes,
     pub streams: Vec<Stream>,
     pub ceilings: Ceilings,
-    /// The ceiling is lower than it should be, because the disk has too little room.
-    pub is_clamped: bool,
     /// Rows that some stream still wants.
     pub rows: u64,
     /// Rows that nobody wants any more and that are still there.
@@ -395,7 +393,7 @@ impl Books {
 
     /// Sees to it that there is a segment for a message, a new one when the newest is full.
     fn prepare_segment(&mut self, sequence: u64, body_bytes: usize) -> rusqlite::Result<()> {
-        let store_bytes = self.ceilings.soft_pages * PAGE_BYTES;
+        let store_bytes = self.ceilings.share_pages * PAGE_BYTES;
         if !self.store.segments().is_full(store_bytes, self.used_bytes) {
             return Ok(());
         }
@@ -503,7 +501,7 @@ impl Books {
         let bytes = self.scratch.len() as u64;
         let total = self.retained.1.saturating_sub(before.unwrap_or(0)) + bytes;
         // Retained messages are not drained by anybody: they must not fill the store that others wait for.
-        let is_over = total > self.ceilings.soft_pages * PAGE_BYTES / 4;
+        let is_over = total > self.ceilings.share_pages * PAGE_BYTES / 4;
         let pages = |bytes: u64| retention::row_bytes(usize::try_from(bytes).unwrap_or(usize::MAX), PAGE_BYTES);
         let needed = pages(bytes).saturating_sub(before.map_or(0, pages));
         // Nor may they eat the reserve: without it every transaction fails, not only theirs.
@@ -547,6 +545,9 @@ impl Books {
             self.remove_bodies()?;
             self.sweep_step()?;
             room = self.measure()?;
+        }
+        if room < needed && self.ceilings.is_crowded {
+            return Ok(Some(Refusal::Refuse));
         }
         if room < needed {
             let soft = self.ceilings.soft_pages * PAGE_BYTES;
@@ -786,8 +787,9 @@ impl Books {
         if self.store.is_writing() {
             self.learn_time()?;
             self.write_numbers(self.settings.hold.map_or(0, |_| DEVICE_BLOCK))?;
-            if let Ok(bytes) = self.store.bytes() {
-                self.headroom.keep(bytes);
+            let bytes = self.store.bytes()?;
+            if !self.headroom.keep(bytes) {
+                self.note_crowding()?;
             }
             self.store.commit()?;
             self.settings.health.queue().commits.fetch_add(1, Ordering::Relaxed);

@@ -10,8 +10,9 @@ use std::path::Path;
 
 use log::debug;
 use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
-use super::store::DATABASE;
+use super::store::{DATABASE, LOG};
 
 /// What the uplink needs while it drains; the least that the ceilings leave it.
 const HEADROOM_BYTES: u64 = 256 * 1024;
@@ -27,25 +28,42 @@ pub(super) struct Headroom {
 impl Headroom {
     pub fn open(dir: &Path) -> Headroom {
         let database = File::options().write(true).open(dir.join(DATABASE)).ok();
-        Headroom { database, kept_to: 0 }
+        Headroom { database, kept_to: blocks(&dir.join(DATABASE)) }
     }
 
     /// Takes blocks for all `bytes` of the database, also those that are in the log only, and some more: then the log can
-    /// be emptied into it whatever the disk says. A disk that has none, or cannot do it, does without.
-    pub fn keep(&mut self, bytes: u64) {
-        let Some(file) = &self.database else { return };
+    /// be emptied into it whatever the disk says. False: the disk has none. One that cannot do it does without.
+    pub fn keep(&mut self, bytes: u64) -> bool {
+        let Some(file) = &self.database else { return true };
         if bytes.saturating_add(HEADROOM_BYTES / 2) <= self.kept_to {
-            return;
+            return true;
         }
         let end = bytes.saturating_add(HEADROOM_BYTES);
         match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, end) {
-            Ok(()) => self.kept_to = end,
-            Err(error) => debug!(error:%; "The database has no room of its own behind its end"),
+            Ok(()) => {
+                self.kept_to = end;
+                true
+            }
+            Err(Errno::NOSPC | Errno::DQUOT) => false,
+            Err(error) => {
+                debug!(error:%; "The database can have no room of its own behind its end");
+                self.database = None;
+                true
+            }
         }
     }
 }
 
-/// What the disk has given beyond the length of the database: it is not free any more, and is the store's to use.
-pub(super) fn bytes(dir: &Path) -> u64 {
-    fs::metadata(dir.join(DATABASE)).map_or(0, |found| (found.blocks() * 512).saturating_sub(found.len()))
+/// What the database and its log have of the disk.
+pub(super) fn taken(dir: &Path) -> u64 {
+    blocks(&dir.join(DATABASE)).saturating_add(blocks(&dir.join(LOG)))
+}
+
+/// What the database has blocks for, but for what the uplink needs.
+pub(super) fn owned(dir: &Path) -> u64 {
+    blocks(&dir.join(DATABASE)).saturating_sub(HEADROOM_BYTES)
+}
+
+fn blocks(file: &Path) -> u64 {
+    fs::metadata(file).map_or(0, |found| found.blocks() * 512)
 }

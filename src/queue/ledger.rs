@@ -508,7 +508,7 @@ impl Books {
         if ledger.is_asked || ledger.field_ms.is_none_or(|taken| now.mono_ms.saturating_sub(taken) >= FIELD_EVERY_MS) {
             ledger.take_field(&self.store, &self.settings.health, now)?;
         }
-        ledger.prune(&self.store, self.ceilings.soft_pages * PAGE_BYTES / SHARE / LINE_BYTES, now)?;
+        ledger.prune(&self.store, self.ceilings.share_pages * PAGE_BYTES / SHARE / LINE_BYTES, now)?;
         ledger.write(&self.store, last, now)
     }
 

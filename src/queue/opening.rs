@@ -17,7 +17,7 @@ use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
 use super::ledger::Ledger;
 use super::quarantine::{self, Quarantine};
 use super::remains::Remains;
-use super::retention::{self, Ceilings};
+use super::retention::{self, Ceilings, Disk};
 use super::routes::Routes;
 use super::row::{Start, Starts};
 use super::rules::{self, RuleList};
@@ -34,6 +34,8 @@ use crate::health::LossReason;
 use crate::message::{Filter, Qos};
 
 const QUARANTINE: &str = "quarantine";
+/// The key in `meta` of the bytes that intake might use when the disk was not crowded.
+const HAD: &str = "had";
 /// Why the program stopped, where nothing else is known.
 const STOPPED: &str = "in order, as it was told to";
 
@@ -238,7 +240,7 @@ fn bytes_of(file: &Path) -> u64 {
 /// What the disk has free; where that is not known, no end of it.
 fn available(dir: &Path) -> u64 {
     match rustix::fs::statvfs(dir) {
-        Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize).saturating_add(headroom::bytes(dir)),
+        Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize),
         Err(error) => {
             warn!(error:%; "The free space of the disk is not known");
             u64::MAX
@@ -297,7 +299,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
     let sequence = store.meta("sequence").map_err(opening)?.unwrap_or(0).max(last).min(OPEN / 2);
     let was_stopped = store.meta("stopped").map_err(opening)? == Some(1);
     let salvages: VecDeque<PathBuf> = salvage::places(&settings.dir.join(QUARANTINE)).into();
-    let (ceilings, is_clamped) = ceilings(settings, &store, past.identity.is_none()).map_err(opening)?;
+    let ceilings = ceilings(settings, &store, past.identity.is_none()).map_err(opening)?;
     let ledger = Ledger::open(&store, settings.clock.now()).map_err(opening)?;
     store.keep_within(ceilings).map_err(opening)?;
     let known = match past.identity.take() {
@@ -329,7 +331,6 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         routes: Routes::default(),
         streams: Vec::new(),
         ceilings,
-        is_clamped,
         rows: 0,
         removable: Ranges::default(),
         empty_since: None,
@@ -428,38 +429,73 @@ fn begin(
 }
 
 /// `is_first`: at the start, and not each time that a full disk has made us open the store again.
-fn ceilings(settings: &QueueSettings, store: &Store, is_first: bool) -> rusqlite::Result<(Ceilings, bool)> {
+fn ceilings(settings: &QueueSettings, store: &Store, is_first: bool) -> rusqlite::Result<Ceilings> {
     let bytes_max = settings.bytes_max.get();
-    let used = store.pages_used()? * PAGE_BYTES;
-    let available = available(&settings.dir);
-    let (ceilings, is_clamped) = retention::ceilings(bytes_max, available, used, PAGE_BYTES);
-    if is_clamped && is_first {
-        let bytes = ceilings.soft_pages * PAGE_BYTES;
-        warn!(bytes_max, bytes, available; "The disk has too little room for the queue; its ceiling is lower");
+    let disk = disk(&settings.dir, store)?;
+    let ceilings = retention::ceilings(bytes_max, disk, PAGE_BYTES);
+    if ceilings.is_clamped && is_first {
+        let (bytes, room) = (ceilings.soft_pages * PAGE_BYTES, disk.room);
+        warn!(bytes_max, bytes, room; "The disk has too little room for the queue; its ceiling is lower");
     }
-    Ok((ceilings, is_clamped))
+    Ok(ceilings)
+}
+
+fn disk(dir: &Path, store: &Store) -> rusqlite::Result<Disk> {
+    let room = available(dir).saturating_add(headroom::taken(dir));
+    let (used, had) = (store.pages_used()? * PAGE_BYTES, store.meta(HAD)?.unwrap_or(0));
+    Ok(Disk { room, used, owned: headroom::owned(dir), had })
 }
 
 impl Books {
-    /// Lifts the ceiling where the disk has room again that it had not when the store was opened. It is never lowered
-    /// while the store is open: what is in it would have to go.
+    /// Lifts the ceiling where the disk has room again that it had not when the store was opened.
     pub fn lift_ceiling(&mut self) -> rusqlite::Result<()> {
-        if !self.is_clamped {
+        if !self.ceilings.is_clamped {
             return Ok(());
         }
-        let Ok(disk) = rustix::fs::statvfs(&self.settings.dir) else { return Ok(()) };
-        let available = disk.f_bavail.saturating_mul(disk.f_frsize).saturating_add(headroom::bytes(&self.settings.dir));
-        let used = self.store.pages_used()? * PAGE_BYTES;
-        let bytes_max = self.settings.bytes_max.get();
-        let (ceilings, is_clamped) = retention::ceilings(bytes_max, available, used, PAGE_BYTES);
-        if ceilings.soft_pages <= self.ceilings.soft_pages {
+        let ceilings =
+            retention::ceilings(self.settings.bytes_max.get(), disk(&self.settings.dir, &self.store)?, PAGE_BYTES);
+        // It is never lowered while the store is open, unless what was there is nobody's any more.
+        let is_higher = ceilings.soft_pages > self.ceilings.soft_pages;
+        let is_lifted = match self.ceilings.is_crowded {
+            true => (is_higher || !ceilings.is_crowded) && self.headroom.keep(self.store.bytes()?),
+            false => is_higher,
+        };
+        if !is_lifted {
             return Ok(());
         }
         self.store.keep_within(ceilings)?;
-        (self.ceilings, self.is_clamped) = (ceilings, is_clamped);
-        if !is_clamped {
-            info!(bytes_max; "The disk has room for the whole queue again");
+        let was_crowded = std::mem::replace(&mut self.ceilings, ceilings).is_crowded;
+        self.room = None;
+        self.note_room()?;
+        if was_crowded && !ceilings.is_crowded || !ceilings.is_clamped {
+            info!(bytes = ceilings.soft_pages * PAGE_BYTES; "The disk has room for the queue again");
         }
+        Ok(())
+    }
+
+    /// Writes down what intake may use of a disk that is not crowded, so that another start knows that it was so.
+    fn note_room(&mut self) -> rusqlite::Result<()> {
+        let bytes = self.ceilings.soft_pages * PAGE_BYTES;
+        if !self.ceilings.is_crowded && self.store.meta(HAD)?.is_none_or(|had| had < bytes) {
+            self.store.write()?;
+            self.store.set_meta(HAD, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Others have taken the disk while the store is open: before what the uplink needs is used up, nothing new is taken.
+    pub(super) fn note_crowding(&mut self) -> rusqlite::Result<()> {
+        if self.ceilings.is_crowded {
+            return Ok(());
+        }
+        let Disk { used, owned, .. } = disk(&self.settings.dir, &self.store)?;
+        let soft_pages = (used.max(owned) / PAGE_BYTES).min(self.ceilings.soft_pages);
+        self.ceilings = Ceilings { soft_pages, is_clamped: true, is_crowded: true, ..self.ceilings };
+        self.room = None;
+        warn!(
+            bytes = soft_pages * PAGE_BYTES, help = "free some room on the disk of the state directory, or set [queue] max_bytes to what is left of it";
+            "The disk is full of what others have on it: new messages are refused, what is stored stays and is delivered"
+        );
         Ok(())
     }
 
@@ -469,6 +505,7 @@ impl Books {
         self.was_stopped = self.store.meta("stopped")?.map(|stopped| stopped == 1);
         self.store.set_meta("stopped", 0)?;
         self.store.set_meta("sequence", self.identity.reserved)?;
+        self.note_room()?;
         self.load_starts(last)?;
         let session = self.store.meta("session")?.unwrap_or(1).max(self.identity.session_next);
         self.store.set_meta("session", session)?;

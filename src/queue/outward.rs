@@ -410,7 +410,7 @@ impl Books {
             let mut body = Vec::new();
             row::encode_absolute(&mut body, sequence, &id, &message);
             let bytes = body.len() as u64;
-            let bytes_max = DEAD_LETTER_BYTES_MAX.min(self.ceilings.soft_pages * PAGE_BYTES / 8);
+            let bytes_max = DEAD_LETTER_BYTES_MAX.min(self.ceilings.share_pages * PAGE_BYTES / 8);
             // The other half of the reserve is for what the session must write. The originals go before dead letters do:
             // both together may be more than the reserve holds, and then nothing drains any more.
             let reserve = self.ceilings.hard_pages.saturating_sub(self.ceilings.soft_pages);

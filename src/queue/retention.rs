@@ -69,27 +69,60 @@ pub(super) struct Ceilings {
     pub soft_pages: u64,
     /// What the store as a whole may use: without the difference a full store could admit nothing to the uplink.
     pub hard_pages: u64,
+    /// What the shares of its parts are taken of: that somebody else has filled the disk makes nothing give way.
+    pub share_pages: u64,
     /// Pages in the WAL after which they go to the database file.
     pub checkpoint_pages: u32,
+    /// They are lower than the configuration says, because of the disk.
+    pub is_clamped: bool,
+    /// Others have taken the disk: beyond the soft ceiling what is stored stays, and what is new is refused, whatever the
+    /// rules say. They are about the bound that the owner has set.
+    pub is_crowded: bool,
 }
 
-/// The ceilings of `bytes_max`, which gives way to what the disk has: `available` bytes beside the `used` ones of the
-/// store. The WAL and the reserve are taken off first: on a small disk an eighth of its room for each, on a larger one
-/// what `checkpoint_pages` says and max(1 MiB, 2 %). Also says whether it gave way.
-pub(super) fn ceilings(bytes_max: u64, available: u64, used: u64, page: u64) -> (Ceilings, bool) {
+/// What the store has of its disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Disk {
+    /// Bytes that nobody has, and those of the store and its WAL.
+    pub room: u64,
+    /// Bytes of pages that are in use.
+    pub used: u64,
+    /// Bytes that the database has blocks for, but for those that the uplink needs while it drains.
+    pub owned: u64,
+    /// Bytes that intake might use when the disk was not crowded; 0 = there was no such time.
+    pub had: u64,
+}
+
+/// The ceilings of `bytes_max`, which gives way to what the disk has. The WAL and the reserve are taken off first: on a
+/// small disk an eighth of its room for each, on a larger one what `checkpoint_pages` says and max(1 MiB, 2 %). Crowded is
+/// a disk on which the store has less than half of what it had, or less than is in it.
+pub(super) fn ceilings(bytes_max: u64, disk: Disk, page: u64) -> Ceilings {
     // Less than this holds not even the tables; then the disk has to say no.
     const SOFT_BYTES_MIN: u64 = 64 * 1024;
-    let room = available.saturating_add(used);
+    let Disk { room, used, owned, had } = disk;
     let reserve = |soft: u64| (soft / 50).max((room / 8).clamp(RESERVE_MIN, RESERVE));
-    let checkpoint = checkpoint_pages(room, page);
+    let checkpoint_pages = checkpoint_pages(room, page);
     // Until it is cut it may be twice as long: who reads it keeps it from being begun anew.
-    let wal = 2 * u64::from(checkpoint) * (page + WAL_FRAME);
+    let wal = 2 * u64::from(checkpoint_pages) * (page + WAL_FRAME);
     let beside_wal = room.saturating_sub(wal);
-    let possible = beside_wal.saturating_sub(reserve(beside_wal)).max(SOFT_BYTES_MIN);
-    let soft = bytes_max.max(SOFT_BYTES_MIN).min(possible);
-    let ceilings =
-        Ceilings { soft_pages: soft / page, hard_pages: (soft + reserve(soft)) / page, checkpoint_pages: checkpoint };
-    (ceilings, soft < bytes_max)
+    let possible = beside_wal.saturating_sub(reserve(beside_wal));
+    let wanted = bytes_max.max(SOFT_BYTES_MIN);
+    // A little more than possible is what the session has written into the reserve.
+    let is_crowded = possible < had.min(wanted) / 2 || used.min(wanted) > possible + evict_bytes(0, possible);
+    let (soft, share) = if is_crowded {
+        (wanted.min(possible.max(used).max(owned)), wanted)
+    } else {
+        let soft = wanted.min(possible.max(SOFT_BYTES_MIN));
+        (soft, soft)
+    };
+    Ceilings {
+        soft_pages: soft / page,
+        hard_pages: (soft + reserve(soft)) / page,
+        share_pages: share / page,
+        checkpoint_pages,
+        is_clamped: soft < bytes_max,
+        is_crowded,
+    }
 }
 
 /// Pages in the WAL after which they go to the database file: as far apart as spares the flash, but on a disk with
@@ -122,21 +155,51 @@ mod tests {
     #[test]
     fn the_disk_clamps_the_ceiling_and_the_reserve_is_never_part_of_it() {
         const MIB: u64 = 1024 * 1024;
-        let (free, clamped) = ceilings(100 * MIB, 1000 * MIB, 0, 1024);
-        assert_eq!((free.soft_pages, free.hard_pages, clamped), (100 * 1024, 102 * 1024, false));
+        let disk = |room, used| Disk { room, used, owned: 0, had: 0 };
+        let free = ceilings(100 * MIB, disk(1000 * MIB, 0), 1024);
+        assert_eq!((free.soft_pages, free.hard_pages, free.is_clamped), (100 * 1024, 102 * 1024, false));
         assert_eq!(free.checkpoint_pages, 4000);
-        let (tight, clamped) = ceilings(100 * MIB, 40 * MIB, 10 * MIB, 1024);
-        assert!(clamped && (42 * 1024..43 * 1024).contains(&tight.soft_pages), "{tight:?}");
+        let tight = ceilings(100 * MIB, disk(50 * MIB, 10 * MIB), 1024);
+        assert!(tight.is_clamped && (42 * 1024..43 * 1024).contains(&tight.soft_pages), "{tight:?}");
         assert!(tight.hard_pages * 1024 + 2 * u64::from(tight.checkpoint_pages) * 1048 <= 50 * MIB);
-        let (none, clamped) = ceilings(100 * MIB, 0, 0, 1024);
-        assert_eq!((none.soft_pages, clamped), (64, true));
+        let none = ceilings(100 * MIB, disk(0, 0), 1024);
+        assert_eq!((none.soft_pages, none.is_clamped), (64, true));
+    }
+
+    #[test]
+    fn what_others_take_of_the_disk_makes_nothing_give_way_and_a_lower_bound_of_the_owner_does() {
+        const MIB: u64 = 1024 * 1024;
+        for used in [40 * 1024, 300 * 1024, 5 * MIB, 900 * MIB] {
+            // All that is left is the store's own.
+            let (room, had) = (used + MIB / 2, 1024 * MIB);
+            let crowded = ceilings(had, Disk { room, used, owned: 0, had }, 1024);
+            assert!(crowded.is_crowded && crowded.is_clamped, "{crowded:?}");
+            assert_eq!((crowded.soft_pages, crowded.share_pages), (used / 1024, 1024 * 1024));
+            let owned = ceilings(had, Disk { room, used, owned: used + 2048, had }, 1024);
+            assert_eq!(owned.soft_pages, used / 1024 + 2, "what it has blocks for it may use");
+            let lowered = ceilings(MIB / 2, Disk { room: 4096 * MIB, used, owned: used, had }, 1024);
+            assert_eq!((lowered.soft_pages, lowered.is_crowded), (512, false), "{lowered:?}");
+        }
+        let some = Disk { room: 100 * MIB, used: 10 * MIB, owned: 10 * MIB, had: 1024 * MIB };
+        let some = ceilings(1024 * MIB, some, 1024);
+        assert!(
+            some.is_crowded && some.soft_pages > 80 * 1024,
+            "what is left may be used, and nothing gives way: {some:?}"
+        );
+        let most = ceilings(1024 * MIB, Disk { room: 700 * MIB, used: MIB, owned: MIB, had: 1024 * MIB }, 1024);
+        assert!(!most.is_crowded && most.is_clamped, "{most:?}");
+        // A full store on a disk of its own is no other one after a restart, with what a session has in its reserve.
+        let first = ceilings(u64::MAX, Disk { room: 16 * MIB, used: 0, owned: 0, had: 0 }, 1024);
+        let had = first.soft_pages * 1024;
+        let again = Disk { room: 16 * MIB, used: had + 8 * 1024, owned: 15 * MIB, had };
+        assert_eq!(ceilings(u64::MAX, again, 1024), first);
     }
 
     #[test]
     fn a_small_disk_is_mostly_for_messages_and_never_promised_twice() {
         for kib in [2 * 1024, 4 * 1024, 6 * 1024, 8 * 1024, 16 * 1024, 64 * 1024, 1024 * 1024] {
             let room = kib * 1024;
-            let (ceilings, _) = ceilings(u64::MAX, room, 0, 1024);
+            let ceilings = ceilings(u64::MAX, Disk { room, used: 0, owned: 0, had: 0 }, 1024);
             let wal = 2 * u64::from(ceilings.checkpoint_pages) * 1048;
             assert!(ceilings.hard_pages * 1024 + wal <= room, "{kib} KiB: {ceilings:?}");
             assert!(ceilings.soft_pages >= kib / 2, "{kib} KiB: {ceilings:?}");

@@ -769,7 +769,7 @@ impl Books {
             warn!(error:%, quarantine:% = salvage.place.display(); "The salvage is over, and its ticket cannot be removed");
         }
         self.settings.health.set_salvage(None);
-        if self.is_clamped {
+        if self.ceilings.is_clamped {
             info!(quarantine:% = salvage.place.display(); "The salvaged store is removed: the disk has too little room");
             if let Err(error) = fs::remove_dir_all(&salvage.place) {
                 warn!(error:%; "The salvaged store cannot be removed");

@@ -345,7 +345,7 @@ impl Thread {
     fn rest(&self, books: &Books, now_ms: u64) -> Duration {
         let scrub_ms = books.scrub_due_ms(now_ms);
         let has_dates = self.settings.age_max.is_some()
-            || books.is_clamped
+            || books.ceilings.is_clamped
             || books.is_salvage_due()
             || books.sessions.is_any_away();
         let is_troubled = self.settings.health.is_raised(Alarm::StoreFails);

@@ -37,10 +37,12 @@ struct Site {
 impl Site {
     /// Nothing is started; the cloud is away.
     fn prepared(folder: &Path) -> Site {
+        Site::with(folder, "[queue]\nwhen_full = \"refuse\"\n")
+    }
+
+    fn with(folder: &Path, queue: &str) -> Site {
         let cloud = StandIn::prepared();
-        let tables = "[queue]\nwhen_full = \"refuse\"\n".to_owned()
-            + &uplink(&format!("mqtt://127.0.0.1:{}", cloud.port), "")
-            + FORWARD_PLANT;
+        let tables = queue.to_owned() + &uplink(&format!("mqtt://127.0.0.1:{}", cloud.port), "") + FORWARD_PLANT;
         let gateway = Gateway::prepared(folder, &tables);
         Site { cloud, gateway, next: 0, acknowledged: vec![Vec::new(); TOPICS.len()] }
     }
@@ -189,18 +191,22 @@ fn a_full_disk_costs_nothing_that_was_acknowledged() {
     });
 }
 
+/// A disk for messages, one way or the other.
+fn larger_disk(folder: &Path, state: &Path, is_ext4: bool) -> Mount {
+    if !is_ext4 {
+        return Mount::tmpfs(LARGER_DISK_BYTES, state);
+    }
+    let image = folder.join("image");
+    mounts::make_ext4(&image, LARGER_DISK_BYTES);
+    Mount::ext4(&image, state)
+}
+
 /// Somebody else's file takes the last byte while messages wait; the cloud comes, and the file stays.
 fn drains_beside_ballast(random: &mut Random, is_ext4: bool) {
     let folder = folder();
     let mut site = Site::prepared(folder.path());
     let state = site.gateway.state_dir();
-    let image = folder.path().join("image");
-    let mount = if is_ext4 {
-        mounts::make_ext4(&image, LARGER_DISK_BYTES);
-        Mount::ext4(&image, &state)
-    } else {
-        Mount::tmpfs(LARGER_DISK_BYTES, &state)
-    };
+    let mount = larger_disk(folder.path(), &state, is_ext4);
     site.gateway.start();
     let pid = site.gateway.id();
     for said in site.publish(Version::V5, 300, 20, PATIENCE, 60, random) {
@@ -223,6 +229,47 @@ fn a_disk_that_somebody_else_has_filled_to_the_last_byte_does_not_stop_the_drain
         let mut random = random_of("drains_beside_ballast");
         for is_ext4 in [true, false] {
             drains_beside_ballast(&mut random, is_ext4);
+        }
+    });
+}
+
+/// The owner's bound is far away, and by it the oldest would give way: that is no leave to throw away for somebody else's
+/// file what was acknowledged.
+fn keeps_all_beside_ballast(random: &mut Random, is_ext4: bool, before: u64) {
+    let folder = folder();
+    let mut site = Site::with(folder.path(), "");
+    let state = site.gateway.state_dir();
+    let mount = larger_disk(folder.path(), &state, is_ext4);
+    site.gateway.start();
+    for said in site.publish(Version::V5, before, 20, PATIENCE, 60, random) {
+        assert_eq!(said.acknowledged.len() as u64, before, "there is room: {said:?}");
+    }
+    let ballast = fill(&state);
+    let mut unanswered = 0;
+    for version in [Version::V5, Version::V311] {
+        let said = site.publish(version, 400, 20, Duration::from_secs(3), 60, random);
+        unanswered += said.iter().filter(|said| said.acknowledged.len() < 400).count();
+        // Where another start finds the disk so, it is the same.
+        site.gateway.kill();
+        site.gateway.start();
+    }
+    assert!(unanswered > 0, "the disk was full");
+    site.cloud.begin(Memory::default(), None);
+    site.gateway.wait_until_drained();
+    fs::remove_file(ballast).unwrap();
+    site.publish_until_all_is_taken(random);
+    site.expect_nothing_lost();
+    site.gateway.stop();
+    mount.unmount();
+}
+
+#[test]
+fn what_was_acknowledged_does_not_give_way_to_somebody_elses_file() {
+    mounts::privately("disks::what_was_acknowledged_does_not_give_way_to_somebody_elses_file", || {
+        let _turn = turn();
+        let mut random = random_of("keeps_all_beside_ballast");
+        for (is_ext4, before) in [(true, 300), (false, 300), (true, 20), (false, 20)] {
+            keeps_all_beside_ballast(&mut random, is_ext4, before);
         }
     });
 }

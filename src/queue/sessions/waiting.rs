@@ -405,7 +405,7 @@ impl Books {
         if session.bytes > limits.bytes || session.count > limits.messages {
             self.drop_oldest(number, |session, _| session.bytes <= limits.bytes && session.count <= limits.messages)?;
         }
-        let total_max = self.ceilings.soft_pages * store::PAGE_BYTES / limits.store_share.max(1);
+        let total_max = self.ceilings.share_pages * store::PAGE_BYTES / limits.store_share.max(1);
         if self.sessions.bytes > total_max
             && let Some(largest) = self.sessions.largest()
         {
