@@ -13,9 +13,8 @@ use std::process::{Command, Output};
 
 use common::certificates::Certificates;
 use common::gateway::{Gateway, PROGRAM, folder};
-use common::peers::{Publisher, Subscriber};
+use common::peers::{Publisher, Subscriber, mosquitto_sub};
 use common::process::Process;
-use common::raw::{RawClient, Version};
 use common::{PATIENCE, port, turn, wait_for, wait_until};
 use rustix::process::Signal;
 
@@ -52,15 +51,9 @@ fn expect_published(output: &Output) {
 /// mosquitto_sub over TLS at QoS 2, once it hears what is said on `probe`.
 fn listening(gateway: &Gateway, port: u16, ca: &Path, more: &[&str]) -> Process {
     let (port, ca) = (port.to_string(), text(ca));
-    let mut arguments = vec!["-h", "localhost", "-p", &port, "--cafile", &ca, "-q", "2", "-t", "probe", "-F", "%t %p"];
+    let mut arguments = vec!["-h", "localhost", "-p", &port, "--cafile", &ca, "-q", "2", "-F", "%t %p"];
     arguments.extend(more);
-    let listener = Process::start("mosquitto_sub", "mosquitto_sub", &arguments);
-    let mut probe = RawClient::connected(gateway.port, Version::V311, "probe");
-    wait_until(PATIENCE, "mosquitto_sub hears", || {
-        probe.publish(b"probe", 0, 0, b"there?");
-        if listener.stdout().iter().any(|line| line.starts_with("probe ")) { Ok(()) } else { Err("nothing".to_owned()) }
-    });
-    listener
+    mosquitto_sub(gateway.port, &arguments)
 }
 
 #[track_caller]

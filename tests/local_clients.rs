@@ -8,7 +8,7 @@ use std::process::Command;
 
 use common::cloud::Mosquitto;
 use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
-use common::peers::{Publisher, Subscriber};
+use common::peers::{Publisher, Subscriber, mosquitto_sub};
 use common::process::Process;
 use common::raw::{Heard, RawClient, Version};
 use common::{PATIENCE, turn, wait_until};
@@ -16,16 +16,10 @@ use common::{PATIENCE, turn, wait_until};
 /// mosquitto_sub, ready: it has heard a message on `probe`, so its subscription is in force.
 fn listening(gateway: &Gateway, version: &str, qos: &str, filter: &str, more: &[&str]) -> Process {
     let port = gateway.port.to_string();
-    let mut arguments = vec!["-h", "127.0.0.1", "-p", &port, "-V", version, "-q", qos, "-t", filter, "-t", "probe"];
+    let mut arguments = vec!["-h", "127.0.0.1", "-p", &port, "-V", version, "-q", qos, "-t", filter];
     arguments.extend(["-F", "%t %q %r %p"]);
     arguments.extend(more);
-    let listener = Process::start("mosquitto_sub", "mosquitto_sub", &arguments);
-    let mut probe = RawClient::connected(gateway.port, Version::V311, "probe");
-    wait_until(PATIENCE, "mosquitto_sub hears", || {
-        probe.publish(b"probe", 0, 0, b"there?");
-        if listener.stdout().iter().any(|line| line.starts_with("probe ")) { Ok(()) } else { Err("nothing".to_owned()) }
-    });
-    listener
+    mosquitto_sub(gateway.port, &arguments)
 }
 
 fn heard(listener: &Process) -> Vec<String> {

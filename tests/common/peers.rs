@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::process::Process;
+use super::raw::{RawClient, Version};
 use super::{PATIENCE, port, wait_until};
 
 /// What `./test.sh` has installed for the peers.
@@ -262,4 +263,17 @@ impl Cable {
         });
         Cable { _process: process, near, far }
     }
+}
+
+/// mosquitto_sub with `arguments`, once it hears at the gateway's `port` what is said on `probe`: so its subscriptions are
+/// in force. They must print the topic first.
+pub fn mosquitto_sub(port: u16, arguments: &[&str]) -> Process {
+    let arguments = [arguments, &["-t", "probe"]].concat();
+    let listener = Process::start("mosquitto_sub", "mosquitto_sub", &arguments);
+    let mut probe = RawClient::connected(port, Version::V311, "probe");
+    wait_until(PATIENCE, "mosquitto_sub hears", || {
+        probe.publish(b"probe", 0, 0, b"there?");
+        if listener.stdout().iter().any(|line| line.starts_with("probe ")) { Ok(()) } else { Err("nothing".to_owned()) }
+    });
+    listener
 }
