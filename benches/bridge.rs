@@ -19,16 +19,20 @@
 //! off, which is its fastest). Read ratios, not rates: neighbours in time share the machine's noise.
 #![allow(clippy::disallowed_methods, reason = "a harness of plain threads measures by the system's clock")]
 
+mod program;
+
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
+
+use program::{Running, Use, as_f64, find_program, free_address, gateway, loopback, median, mosquitto, other};
 
 const TOPIC: &str = "plant/press-3/counts";
 const PAYLOAD_BYTES: usize = 200;
@@ -37,17 +41,12 @@ const WINDOWS: [usize; 2] = [100, 1000];
 /// Of the gateway and the bridge towards the cloud.
 const UPLINK_WINDOW: usize = 1000;
 
-/// A start, and a connection of the bridge or gateway to the cloud.
-const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// One phase of one program.
 const PHASE_TIMEOUT: Duration = Duration::from_secs(180);
 /// When nothing has arrived at the cloud for so long, what is missing will not come.
 const QUIET: Duration = Duration::from_secs(10);
 /// Before a look at memory and CPU.
 const SETTLE: Duration = Duration::from_millis(500);
-
-/// `USER_HZ`: 100 on every Linux.
-const TICKS_PER_S: f64 = 100.0;
 
 fn main() -> ExitCode {
     match harness() {
@@ -190,87 +189,11 @@ impl System {
     }
 
     fn start(&self, place: &Place) -> io::Result<Running> {
-        let file = place.dir.join("configuration");
-        fs::write(&file, self.configuration(place))?;
-        let log = File::create(place.dir.join("log"))?;
-        let mut command = match self {
-            System::Gateway => {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
-                command.args(["run", "--config"]);
-                command
-            }
-            System::Bridge(program) => {
-                let mut command = Command::new(program);
-                command.arg("-c");
-                command
-            }
+        let command = match self {
+            System::Gateway => gateway(),
+            System::Bridge(program) => mosquitto(program),
         };
-        let child = command.arg(&file).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
-        let mut running = Running { child };
-        let deadline = Instant::now() + START_TIMEOUT;
-        while TcpStream::connect(place.broker).is_err() {
-            if running.child.try_wait()?.is_some() || Instant::now() > deadline {
-                let log = fs::read_to_string(place.dir.join("log")).unwrap_or_default();
-                return Err(other(format!("{} does not listen; it said:\n{log}", self.name())));
-            }
-            sleep(Duration::from_millis(5));
-        }
-        Ok(running)
-    }
-}
-
-/// A process that is killed with its owner.
-struct Running {
-    child: Child,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Dead already is as good.
-        let _dead = self.child.kill().and_then(|()| self.child.wait());
-    }
-}
-
-/// What the kernel says of a process.
-#[derive(Clone, Copy, Default)]
-struct Use {
-    cpu_s: f64,
-    written_bytes: u64,
-    rss_bytes: u64,
-}
-
-impl Running {
-    /// Asks it to stop and waits until it has.
-    fn stop(mut self) -> io::Result<()> {
-        let id = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        let id = id.ok_or_else(|| other("a process without an id".to_owned()))?;
-        rustix::process::kill_process(id, rustix::process::Signal::TERM)?;
-        let deadline = Instant::now() + START_TIMEOUT;
-        while self.child.try_wait()?.is_none() {
-            if Instant::now() > deadline {
-                return Err(other(format!("it did not stop in {START_TIMEOUT:?}")));
-            }
-            sleep(Duration::from_millis(5));
-        }
-        Ok(())
-    }
-
-    fn usage(&self) -> io::Result<Use> {
-        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
-        let stat = fs::read_to_string(process.join("stat"))?;
-        // The name in brackets may contain spaces; utime and stime are fields 14 and 15 of all (proc_pid_stat(5)).
-        let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
-        let ticks: u32 = fields.split_whitespace().skip(11).take(2).filter_map(|text| text.parse::<u32>().ok()).sum();
-        let field = |file: &str, name: &str| -> io::Result<u64> {
-            let text = fs::read_to_string(process.join(file))?;
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
-            line.ok_or_else(|| other(format!("/proc/…/{file} has no {name}")))
-        };
-        Ok(Use {
-            cpu_s: f64::from(ticks) / TICKS_PER_S,
-            written_bytes: field("io", "write_bytes:")?,
-            rss_bytes: field("status", "VmRSS:")? * 1024,
-        })
+        Running::start(command, &self.configuration(place), &place.dir, place.broker)
     }
 }
 
@@ -471,13 +394,6 @@ fn backlog_summary(runs: &[Run], backlog: u64, options: &Options) -> String {
         }
     }
     text
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let at = |place: usize| values.get(place).copied().unwrap_or(f64::NAN);
-    if values.len().is_multiple_of(2) && middle > 0 { (at(middle - 1) + at(middle)) / 2.0 } else { at(middle) }
 }
 
 // ---- the publisher -------------------------------------------------------------------------------------------------
@@ -710,30 +626,4 @@ fn variable(bytes: &[u8]) -> Option<(usize, &[u8])> {
         }
     }
     None
-}
-
-// ---- small things --------------------------------------------------------------------------------------------------
-
-fn loopback(port: u16) -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
-}
-
-/// An address that nothing listens on at the moment.
-fn free_address() -> io::Result<SocketAddr> {
-    TcpListener::bind(loopback(0))?.local_addr()
-}
-
-fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let system = ["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(system).map(|folder| folder.join(name)).find(|file| file.is_file())
-}
-
-fn other(text: String) -> io::Error {
-    io::Error::other(text)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "figures of a few digits are printed")]
-fn as_f64(number: u64) -> f64 {
-    number as f64
 }

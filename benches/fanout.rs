@@ -15,15 +15,19 @@
 //! Read ratios, not rates: neighbours in time share the machine's noise, and the clients take their part of it.
 #![allow(clippy::disallowed_methods, reason = "a harness of plain threads measures by the system's clock")]
 
+mod program;
+
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
+
+use program::{Running, Use, as_f64, find_program, free_address, gateway, loopback, median, mosquitto, other};
 
 const MANY: usize = 50;
 const PAYLOAD_BYTES: usize = 100;
@@ -31,12 +35,8 @@ const PAYLOAD_BYTES: usize = 100;
 const WINDOW: u64 = 500;
 /// Of one publisher, before it waits for acknowledgements.
 const UNACKNOWLEDGED: usize = 64;
-const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// One measurement of one program.
 const PHASE_TIMEOUT: Duration = Duration::from_secs(180);
-/// `USER_HZ`: 100 on every Linux.
-const TICKS_PER_S: f64 = 100.0;
-
 fn main() -> ExitCode {
     match harness() {
         Ok(()) => ExitCode::SUCCESS,
@@ -143,60 +143,11 @@ impl System {
     }
 
     fn start(&self, dir: &Path, broker: SocketAddr) -> io::Result<Running> {
-        let file = dir.join("configuration");
-        fs::write(&file, self.configuration(dir, broker))?;
-        let log = File::create(dir.join("log"))?;
-        let mut command = match self {
-            System::Gateway => {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
-                command.args(["run", "--config"]);
-                command
-            }
-            System::Mosquitto(program) => {
-                let mut command = Command::new(program);
-                command.arg("-c");
-                command
-            }
+        let command = match self {
+            System::Gateway => gateway(),
+            System::Mosquitto(program) => mosquitto(program),
         };
-        let child = command.arg(&file).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
-        let mut running = Running { child };
-        let deadline = Instant::now() + START_TIMEOUT;
-        while TcpStream::connect(broker).is_err() {
-            if running.child.try_wait()?.is_some() || Instant::now() > deadline {
-                let log = fs::read_to_string(dir.join("log")).unwrap_or_default();
-                return Err(other(format!("{} does not listen; it said:\n{log}", self.name())));
-            }
-            sleep(Duration::from_millis(5));
-        }
-        Ok(running)
-    }
-}
-
-/// A process that is killed with its owner.
-struct Running {
-    child: Child,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Dead already is as good.
-        let _dead = self.child.kill().and_then(|()| self.child.wait());
-    }
-}
-
-impl Running {
-    fn cpu_s(&self) -> io::Result<f64> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // The name in brackets may contain spaces; utime and stime are fields 14 and 15 of all (proc_pid_stat(5)).
-        let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
-        let ticks: u32 = fields.split_whitespace().skip(11).take(2).filter_map(|text| text.parse::<u32>().ok()).sum();
-        Ok(f64::from(ticks) / TICKS_PER_S)
-    }
-
-    fn rss_mb(&self) -> io::Result<f64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
-        kib.map(|kib: f64| kib * 1024.0 / 1e6).ok_or_else(|| other("a process without VmRSS".to_owned()))
+        Running::start(command, &self.configuration(dir, broker), dir, broker)
     }
 }
 
@@ -275,7 +226,7 @@ fn measure(system: &System, round: u32, shape: Shape, qos: u8, deliveries: u64) 
         }
         let sockets: io::Result<Vec<TcpStream>> =
             (0..publishers).map(|place| connect(broker, &format!("p{place}"))).collect();
-        let before_s = running.cpu_s()?;
+        let before_s = running.usage()?.cpu_s;
         let begin = Instant::now();
         let board = &board;
         for socket in sockets? {
@@ -298,7 +249,8 @@ fn measure(system: &System, round: u32, shape: Shape, qos: u8, deliveries: u64) 
         let elapsed = begin.elapsed();
         board.is_over.store(true, Ordering::Relaxed);
         end?;
-        Ok::<_, io::Error>((elapsed, running.cpu_s()? - before_s, running.rss_mb()?))
+        let Use { cpu_s, rss_bytes, .. } = running.usage()?;
+        Ok::<_, io::Error>((elapsed, cpu_s - before_s, as_f64(rss_bytes) / 1e6))
     })?;
     drop(running);
     let _gone = fs::remove_dir_all(&dir);
@@ -465,35 +417,4 @@ fn summary(runs: &[Run], rounds: u32) -> String {
         }
     }
     text
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let at = |place: usize| values.get(place).copied().unwrap_or(f64::NAN);
-    if values.len().is_multiple_of(2) && middle > 0 { (at(middle - 1) + at(middle)) / 2.0 } else { at(middle) }
-}
-
-fn as_f64(number: u64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "no count of a run is near 2^53")]
-    let number = number as f64;
-    number
-}
-
-fn loopback(port: u16) -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
-}
-
-fn free_address() -> io::Result<SocketAddr> {
-    TcpListener::bind(loopback(0))?.local_addr()
-}
-
-fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
-    places.map(|place| place.join(name)).find(|program| program.is_file())
-}
-
-fn other(text: String) -> io::Error {
-    io::Error::other(text)
 }
