@@ -787,11 +787,9 @@ impl Books {
         if self.store.is_writing() {
             self.learn_time()?;
             self.write_numbers(self.settings.hold.map_or(0, |_| DEVICE_BLOCK))?;
-            let bytes = self.store.bytes()?;
-            if !self.headroom.keep(bytes) {
-                self.note_crowding()?;
-            }
+            self.keep_headroom()?;
             self.store.commit()?;
+            self.keep_headroom()?;
             self.settings.health.queue().commits.fetch_add(1, Ordering::Relaxed);
             self.ledger_committed();
         }

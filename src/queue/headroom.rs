@@ -20,37 +20,38 @@ const HEADROOM_BYTES: u64 = 256 * 1024;
 /// Held until SQLite has closed the file.
 #[derive(Debug)]
 pub(super) struct Headroom {
+    /// `None`: it does without.
     database: Option<File>,
-    /// Up to here the disk has given blocks.
-    kept_to: u64,
 }
 
 impl Headroom {
     pub fn open(dir: &Path) -> Headroom {
-        let database = File::options().write(true).open(dir.join(DATABASE)).ok();
-        Headroom { database, kept_to: blocks(&dir.join(DATABASE)) }
+        Headroom { database: File::options().write(true).open(dir.join(DATABASE)).ok() }
     }
 
     /// Takes blocks for all `bytes` of the database, also those that are in the log only, and some more: then the log can
-    /// be emptied into it whatever the disk says. False: the disk has none. One that cannot do it does without.
+    /// be emptied into it whatever the disk says. To be asked for before each commit and after it: when SQLite empties the
+    /// log, it cuts the file to its length and gives the rest back. False: the disk has none. One that cannot do it does
+    /// without.
     pub fn keep(&mut self, bytes: u64) -> bool {
         let Some(file) = &self.database else { return true };
-        if bytes.saturating_add(HEADROOM_BYTES / 2) <= self.kept_to {
+        let has = |more: u64| file.metadata().is_ok_and(|found| bytes.saturating_add(more) <= found.blocks() * 512);
+        if has(HEADROOM_BYTES / 2) {
             return true;
         }
-        let end = bytes.saturating_add(HEADROOM_BYTES);
-        match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, end) {
-            Ok(()) => {
-                self.kept_to = end;
-                true
-            }
-            Err(Errno::NOSPC | Errno::DQUOT) => false,
-            Err(error) => {
-                debug!(error:%; "The database can have no room of its own behind its end");
-                self.database = None;
-                true
+        // Some of it is better than none.
+        for more in [HEADROOM_BYTES, HEADROOM_BYTES / 2, HEADROOM_BYTES / 4, HEADROOM_BYTES / 8] {
+            match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes.saturating_add(more)) {
+                Ok(()) => break,
+                Err(Errno::NOSPC | Errno::DQUOT) => {}
+                Err(error) => {
+                    debug!(error:%; "The database can have no room of its own behind its end");
+                    self.database = None;
+                    return true;
+                }
             }
         }
+        has(HEADROOM_BYTES / 2)
     }
 }
 

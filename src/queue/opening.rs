@@ -364,7 +364,8 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
     let emptied = books.store.checkpoint();
     let loaded = emptied
         .and_then(|()| books.load(last, past, was_stopped))
-        .and_then(|()| mark::make(&settings.dir, &mut books.store));
+        .and_then(|()| mark::make(&settings.dir, &mut books.store))
+        .and_then(|()| books.keep_headroom());
     match loaded.map_err(opening) {
         Ok(()) => {
             past.is_moved = false;
@@ -483,8 +484,13 @@ impl Books {
         Ok(())
     }
 
+    /// Sees to it that the uplink has room of its own; where the disk has none, that intake leaves it what there is.
+    pub(super) fn keep_headroom(&mut self) -> rusqlite::Result<()> {
+        if self.headroom.keep(self.store.bytes()?) { Ok(()) } else { self.note_crowding() }
+    }
+
     /// Others have taken the disk while the store is open: before what the uplink needs is used up, nothing new is taken.
-    pub(super) fn note_crowding(&mut self) -> rusqlite::Result<()> {
+    fn note_crowding(&mut self) -> rusqlite::Result<()> {
         if self.ceilings.is_crowded {
             return Ok(());
         }

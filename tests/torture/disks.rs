@@ -268,7 +268,7 @@ fn what_was_acknowledged_does_not_give_way_to_somebody_elses_file() {
     mounts::privately("disks::what_was_acknowledged_does_not_give_way_to_somebody_elses_file", || {
         let _turn = turn();
         let mut random = random_of("keeps_all_beside_ballast");
-        for (is_ext4, before) in [(true, 300), (false, 300), (true, 20), (false, 20)] {
+        for (is_ext4, before) in [(true, 300), (false, 300), (true, 20), (false, 20), (true, 80), (false, 80)] {
             keeps_all_beside_ballast(&mut random, is_ext4, before);
         }
     });
