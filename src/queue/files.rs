@@ -86,8 +86,13 @@ pub(super) fn look(dir: &Path, was_there: bool, is_counted: bool) -> Result<Foun
         return if was_there { damaged("it is empty") } else { Ok(Found { is_new: true, fault: None }) };
     }
     let said = mark::read(dir);
-    // What was closed in order has no log of its own. An older program's store gets its new tables before that counts.
-    let is_strange = said.is_closed && is_counted && pages.has_commits() && !is_upgraded(dir, &pages);
+    // What was closed in order has no log but what its closing could not cut. An older program's store gets its new
+    // tables before that counts.
+    let is_strange = said.is_closed
+        && is_counted
+        && pages.has_commits()
+        && !is_upgraded(dir, &pages)
+        && !mark::is_of_closing(dir, &pages);
     let fault = if is_strange { Some(LogFault::Foreign) } else { log_fault(&pages, said.salt) };
     // After an orderly stop the counts say whether all is there.
     if fault.is_none() && has_log(dir) {

@@ -418,6 +418,11 @@ impl Pages {
         !self.newest.is_empty()
     }
 
+    /// Whether the log has a version of this page that counts.
+    pub fn is_in_log(&self, page: u32) -> bool {
+        self.newest.contains_key(&page)
+    }
+
     /// Whether its schema names anything, or cannot be read.
     pub fn has_tables(&self) -> bool {
         let Some(page) = self.page(1) else { return true };
