@@ -21,8 +21,10 @@ use crate::message::{Filter, Message, Origin, Qos, Sequence, Stamp};
 use tables::{FlightRow, LaneKey, SessionRow, SubscriptionRow};
 use waiting::Lane;
 
+pub(super) use salvaged::OldSessions;
 pub(super) use waiting::{Cover, Match};
 
+mod salvaged;
 mod tables;
 mod waiting;
 
@@ -455,6 +457,8 @@ pub(super) struct Sessions {
     entry_next: u32,
     /// What waits for all of them.
     waiting: u64,
+    /// As it is on the disk.
+    committed: u64,
     bytes: u64,
     /// How many copies of a message are on their way at QoS 2.
     in_flight: HashMap<u64, u32>,
@@ -538,6 +542,16 @@ impl Sessions {
     /// How many subscriptions they have.
     pub fn subscriptions(&self) -> u64 {
         self.by_number.values().map(|session| session.subscriptions.len() as u64).sum()
+    }
+
+    /// What waits is on the disk.
+    pub fn note_committed(&mut self) {
+        self.committed = self.waiting;
+    }
+
+    /// What waits and is on the disk.
+    pub fn committed(&self) -> u64 {
+        self.committed
     }
 
     /// Bytes of what waits.

@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Params, Row, param
 use thiserror::Error;
 
 use super::boots::{Boot, Boots};
-use super::identity::Waiting;
+use super::identity::{SESSIONS, Waiting};
 use super::mark::MARK;
 use super::retention::{CHECKPOINT_PAGES_MIN, Ceilings, WAL_FRAME};
 use super::row::{Start, Starts, Words};
@@ -981,6 +981,8 @@ impl Store {
             None => is_whole = false,
         })
         .ok()?;
+        let copies: u64 = self.lanes().ok()?.iter().map(|lane| lane.count).sum();
+        waiting.extend((copies > 0).then(|| (Arc::from(SESSIONS), copies)));
         is_whole.then_some(waiting)
     }
 }
