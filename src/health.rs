@@ -13,6 +13,7 @@ use crate::message::Stamp;
 use drain::{Drain, DrainSnapshot, Level};
 
 mod drain;
+pub mod status;
 
 /// How many clients are counted by name; what comes after them is counted together under `(others)`.
 const NAMED_CLIENTS_MAX: usize = 256;
