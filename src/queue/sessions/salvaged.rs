@@ -16,14 +16,19 @@ use crate::queue::remains::{Knowledge, Remains};
 use crate::queue::row;
 use crate::queue::spans::Span;
 
+/// The step of the schema that brought them.
+const STEP: u32 = 5;
+
 /// What a damaged store says of its sessions.
 #[derive(Debug, Default)]
 pub(in crate::queue) struct OldSessions {
     by_number: BTreeMap<u64, OldSession>,
     /// What any of them wants: in order, apart from each other.
     wanted: Vec<Span>,
-    /// Copies that wait, also those for sessions that have ended.
+    /// Copies that wait, also those for sessions that are not there.
     copies: u64,
+    /// Those of them that nobody wants.
+    unwanted: u64,
     /// Copies that are on their way at QoS 2.
     flying: HashSet<(LaneKey, u64)>,
 }
@@ -48,37 +53,43 @@ impl OldSessions {
             return None;
         }
         let mut old = OldSessions::default();
-        let mut is_whole = remains.table("session", |number, values| {
-            if let Some(row) = session(number, values) {
+        let mut is_sane = true;
+        let mut is_whole = remains.table("session", |number, values| match session(number, values) {
+            Some(row) => {
                 old.by_number.insert(row.number, OldSession::new(row));
             }
+            None => is_sane = false,
         });
-        // One that was to end with its socket has ended; what waits for those that are not there goes with the store.
-        old.by_number.retain(|_, session| session.row.expiry_s > 0);
-        is_whole &= remains.table("subscription", |_, values| {
-            if let Some((row, session)) = subscription(values).and_then(|row| old.of(row.session).map(|of| (row, of))) {
-                session.subscriptions.push(row);
-            }
+        is_whole &= remains.table("subscription", |_, values| match subscription(values) {
+            Some(row) => old.of(row.session, |session| session.subscriptions.push(row)),
+            None => is_sane = false,
         });
-        is_whole &= remains.table("session_span", |_, values| {
-            let Some((key, row)) = span(values) else { return };
-            old.copies = old.copies.saturating_add(row.span.count());
-            if let Some(session) = old.of(key.session) {
-                session.spans.insert((key.lane, row.span.first), row);
+        is_whole &= remains.table("session_span", |_, values| match span(values) {
+            Some((key, row)) => {
+                old.copies = old.copies.saturating_add(row.span.count());
+                old.of(key.session, |session| {
+                    session.spans.insert((key.lane, row.span.first), row);
+                });
             }
+            None => is_sane = false,
         });
-        is_whole &= remains.table("session_flight", |_, values| {
-            if let Some((flight, session)) = flight(values).and_then(|(of, row)| Some((row, old.of(of)?))) {
-                session.flights.push(flight);
-            }
+        is_whole &= remains.table("session_flight", |_, values| match flight(values) {
+            Some((number, row)) => old.of(number, |session| session.flights.push(row)),
+            None => is_sane = false,
         });
         is_whole &= remains.table("rx", |_, values| {
-            let (of, id) = (values.first().and_then(Value::unsigned), values.get(1).and_then(Value::int));
-            let session = of.and_then(|of| old.of(of)).zip(id.and_then(|id| u16::try_from(id).ok()));
-            if let Some((session, packet_id)) = session {
-                session.received.push(packet_id);
+            let packet_id = values.get(1).and_then(Value::int).and_then(|id| u16::try_from(id).ok());
+            match values.first().and_then(Value::unsigned).zip(packet_id) {
+                Some((number, packet_id)) => old.of(number, |session| session.received.push(packet_id)),
+                None => is_sane = false,
             }
         });
+        is_whole &= is_sane;
+        // One that was to end with its socket has ended: nobody wants what waited for it.
+        let (passing, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut old.by_number).into_iter().partition(|(_, session)| session.row.expiry_s == 0);
+        old.by_number = kept;
+        old.unwanted = passing.values().map(OldSession::copies).sum();
         is_whole &= counted.is_none_or(|counted| counted == old.copies);
         if !is_whole || old.by_number.values().any(|session| !session.is_sane()) {
             return None;
@@ -87,8 +98,11 @@ impl OldSessions {
         Some(old)
     }
 
-    fn of(&mut self, number: u64) -> Option<&mut OldSession> {
-        self.by_number.get_mut(&number)
+    /// What belongs to a session that is not there waited for one that has ended, or whose row is lost: it counts as lost.
+    fn of(&mut self, number: u64, change: impl FnOnce(&mut OldSession)) {
+        if let Some(session) = self.by_number.get_mut(&number) {
+            change(session);
+        }
     }
 
     fn index(&mut self) {
@@ -118,10 +132,9 @@ impl OldSessions {
         self.copies
     }
 
-    /// How many of them for sessions that have ended: nobody wants those.
+    /// How many of them for sessions that ended with their sockets.
     pub fn unwanted(&self) -> u64 {
-        let spans = self.by_number.values().flat_map(|session| session.spans.values());
-        self.copies.saturating_sub(spans.map(|row| row.span.count()).sum())
+        self.unwanted
     }
 
     /// Who waits for a message, but for those to whom it is on its way.
@@ -150,6 +163,10 @@ impl OldSession {
     fn new(row: SessionRow) -> OldSession {
         let (subscriptions, flights, received) = (Vec::new(), Vec::new(), Vec::new());
         OldSession { row, subscriptions, spans: BTreeMap::new(), flights, received }
+    }
+
+    fn copies(&self) -> u64 {
+        self.spans.values().map(|row| row.span.count()).sum()
     }
 
     fn terms(&self, lane: u32, sequence: u64) -> Option<Terms> {
@@ -255,7 +272,8 @@ fn is_without(remains: &Remains) -> bool {
     let mut names = HashSet::new();
     let is_whole =
         remains.pages.walk(1, |_, values| names.extend(values.get(1).and_then(Value::text).map(str::to_owned)));
-    is_whole && names.contains("meta") && !names.contains("session_span")
+    let is_older = remains.pages.schema_step().is_some_and(|step| step < STEP);
+    is_older && is_whole && names.contains("meta") && !names.contains("session_span")
 }
 
 fn session(number: Option<u64>, values: &[Value]) -> Option<SessionRow> {
