@@ -45,7 +45,7 @@ CREATE TABLE batch_row(
 CREATE TABLE rx(
   session INTEGER NOT NULL, pid INTEGER NOT NULL, PRIMARY KEY(session, pid)) STRICT, WITHOUT ROWID;
 
--- Persistent sessions of local clients and what they subscribe to.
+-- Persistent sessions of local clients and what they subscribe to. version: a checksum of both, 0 = none.
 CREATE TABLE session(
   stream INTEGER PRIMARY KEY, number INTEGER NOT NULL, user TEXT NOT NULL, client TEXT NOT NULL,
   expiry_s INTEGER, version INTEGER NOT NULL, UNIQUE(user, client)) STRICT;

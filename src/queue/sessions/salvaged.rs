@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use super::tables::{FlightRow, LaneKey, SessionRow, SpanRow, SubscriptionRow, Terms};
+use super::tables::{FlightRow, LaneKey, SessionRow, SpanRow, SubscriptionRow, Terms, session_sum};
 use super::{Away, Match, Session};
 use crate::message::Qos;
 use crate::queue::books::Books;
@@ -174,8 +174,12 @@ impl OldSession {
         row.span.contains(sequence).then_some(row.terms)
     }
 
-    /// Spans of one lane do not overlap.
+    /// It is what was written, and spans of one lane do not overlap.
     fn is_sane(&self) -> bool {
+        let SessionRow { number, user, client, sum, .. } = &self.row;
+        if *sum != 0 && *sum != session_sum((*number, user, client), self.subscriptions.iter()) {
+            return false;
+        }
         let pairs = self.spans.iter().zip(self.spans.iter().skip(1));
         let mut overlaps =
             pairs.filter(|(((lane, _), row), ((other, first), _))| lane == other && row.span.last >= *first);
@@ -212,6 +216,7 @@ impl Books {
                     kept.subscriptions.insert(subscription.lane, asked);
                 }
             }
+            self.note_sum(number)?;
             for packet_id in &session.received {
                 self.store.insert_received(number, *packet_id)?;
             }
@@ -282,7 +287,8 @@ fn session(number: Option<u64>, values: &[Value]) -> Option<SessionRow> {
     // The column that is the rowid lies as NULL.
     number?;
     let number = values.get(1)?.unsigned()?;
-    Some(SessionRow { number, user: text(2)?, client: text(3)?, expiry_s: expiry_s.unwrap_or(0), away: None })
+    let sum = values.get(5)?.unsigned().and_then(|sum| u32::try_from(sum).ok())?;
+    Some(SessionRow { number, user: text(2)?, client: text(3)?, expiry_s: expiry_s.unwrap_or(0), away: None, sum })
 }
 
 fn small(values: &[Value], index: usize) -> Option<u32> {
