@@ -94,8 +94,8 @@ pub(super) fn look(dir: &Path, was_there: bool, is_counted: bool) -> Result<Foun
         && !is_upgraded(dir, &pages)
         && !mark::is_of_closing(dir, &pages);
     let fault = if is_strange { Some(LogFault::Foreign) } else { log_fault(&pages, said.salt) };
-    // After an orderly stop the counts say whether all is there.
-    if fault.is_none() && has_log(dir) {
+    // After an orderly stop the counts say whether all messages are there; of sessions they say nothing.
+    if fault.is_none() {
         look_at_tables(&pages)?;
     }
     Ok(Found { is_new: false, fault })
