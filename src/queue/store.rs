@@ -3,7 +3,7 @@
 //! Promises: what `commit` returned from is synced (WAL with `synchronous=FULL`; NORMAL lost acknowledged rows in 88 of
 //! 100 power cuts); no other process opens the files meanwhile (EXCLUSIVE, which also spares the -shm file).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -265,6 +265,17 @@ impl Store {
         connection.execute_batch(&message_table(0))?;
         let mut statement = connection.prepare("SELECT name, rootpage FROM sqlite_schema WHERE type = 'table'")?;
         statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    }
+
+    /// The tables whose rows have no rowid, and lie in trees of another kind.
+    pub fn without_rowid() -> rusqlite::Result<BTreeSet<String>> {
+        let connection = Connection::open_in_memory()?;
+        for step in SCHEMA {
+            connection.execute_batch(step)?;
+        }
+        let mut statement =
+            connection.prepare("SELECT name FROM pragma_table_list WHERE schema = 'main' AND wr = 1")?;
+        statement.query_map((), |row| row.get(0))?.collect()
     }
 
     /// The columns of each table, in the order in which they lie in a row.
