@@ -15,7 +15,7 @@ use super::row::{self, Start, Starts, Words};
 use super::salvage::{self, Ticket};
 use super::sessions::OldSessions;
 use super::spans::{OPEN, Span};
-use super::store::{InFlightRow, Store, TimingRow, timing};
+use super::store::{InFlightRow, Store, TimingRow, name_sum, timing};
 use crate::clock::Reference;
 use crate::message::{ClockState, Message, MessageId, Stamp};
 
@@ -142,8 +142,11 @@ impl Remains {
 
     fn read_spans(&mut self, ticket: &Ticket) {
         let mut streams = BTreeMap::new();
+        let mut is_named = true;
         let mut is_whole = self.table("stream", |id, values| {
             let name = values.get(1).and_then(Value::text);
+            let sum = values.get(5).and_then(Value::unsigned).filter(|sum| *sum != 0);
+            is_named &= name.zip(sum).is_none_or(|(name, sum)| u64::from(name_sum(name)) == sum);
             let session = values.get(4).and_then(Value::unsigned);
             if let (Some(id), Some(name), Some(session)) = (id, name, session) {
                 let session_key = values.get(3).and_then(Value::unsigned);
@@ -151,7 +154,8 @@ impl Remains {
             }
         });
         let mut spans = BTreeMap::new();
-        let mut is_sane = true;
+        // Else what was the cloud's would wait for one that nobody knows.
+        let mut is_sane = is_named;
         is_whole &= self.table("delivery", |_, values| {
             let number = |index: usize| values.get(index).and_then(Value::int);
             let (Some(stream), Some(first), Some(last), Some(rule)) = (number(0), number(2), number(3), number(5))

@@ -553,7 +553,8 @@ impl Store {
     }
 
     pub fn insert_stream(&self, name: &str, session: u64) -> rusqlite::Result<i64> {
-        self.run("INSERT INTO stream(name, kind, session) VALUES (?, 0, ?)", params![name, session.cast_signed()])?;
+        let sql = "INSERT INTO stream(name, kind, session, rejected) VALUES (?, 0, ?, ?)";
+        self.run(sql, params![name, session.cast_signed(), name_sum(name)])?;
         Ok(self.connection.last_insert_rowid())
     }
 
@@ -996,6 +997,11 @@ impl Store {
         waiting.extend((copies > 0).then(|| (Arc::from(SESSIONS), copies)));
         is_whole.then_some(waiting)
     }
+}
+
+/// The sum of a stream's name, never 0: nothing else guards it against a flipped bit.
+pub(super) fn name_sum(name: &str) -> u32 {
+    crc32c::crc32c(name.as_bytes()).max(1)
 }
 
 /// How a timing lies in a row of `inflight`: code, offset, error, after, before.
