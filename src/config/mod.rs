@@ -24,7 +24,7 @@ pub use examples::{examples, reference};
 pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load, state_dir};
 pub use modbus::{
     AddressRange, BitRange, Deadband, Meaning, ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, RequestLimits,
-    Table, WordOrder,
+    Table, WordOrder, Write, WriteFunction,
 };
 pub use report::{Mark, Place, Problem, render};
 pub use table::points_table;

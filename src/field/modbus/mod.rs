@@ -34,6 +34,8 @@ mod timing;
 
 pub mod decode;
 
+pub mod encode;
+
 mod fault;
 
 mod gate;
@@ -220,7 +222,7 @@ impl Unit {
     /// Takes note of what an exchange says of this unit's points.
     fn note(&mut self, block: &Block, exchange: &Exchange, fruitless_in_a_row: u32, stamp: Stamp, now: Duration) {
         match exchange {
-            Exchange::Registers(_) | Exchange::Bits(_) => {
+            Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Written => {
                 for number in &block.points {
                     if let Some(point) = self.config.points.get(*number) {
                         self.device.see(*number, seen(point, block.address, exchange), stamp, now);
@@ -259,7 +261,7 @@ impl Unit {
             Exchange::Silent { heard: true } => format!("no whole answer within {ms} ms").into(),
             Exchange::Broken(fault) => Arc::from(fault.reason()),
             Exchange::Lost(error) => format!("the connection was lost: {error}").into(),
-            Exchange::Registers(_) | Exchange::Bits(_) => Arc::from(""),
+            Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Written => Arc::from(""),
         }
     }
 }
@@ -301,7 +303,7 @@ fn is_about_addresses(exchange: &Exchange) -> bool {
 
 fn outcome(exchange: &Exchange) -> Outcome {
     match exchange {
-        Exchange::Registers(_) | Exchange::Bits(_) => Outcome::Answered,
+        Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Written => Outcome::Answered,
         // A gateway speaks for a unit that is not there; waiting for that cost it a timeout of its own.
         Exchange::Refused(10 | 11) => Outcome::Fruitless,
         Exchange::Refused(_) => Outcome::Refused { address: is_about_addresses(exchange) },
@@ -312,7 +314,7 @@ fn outcome(exchange: &Exchange) -> Outcome {
 /// By what name a failed exchange is counted.
 fn fault_kind(exchange: &Exchange) -> Option<&'static str> {
     match exchange {
-        Exchange::Registers(_) | Exchange::Bits(_) => None,
+        Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Written => None,
         Exchange::Refused(code) => Some(exception_kind(*code)),
         Exchange::Silent { heard: false } => Some("timeout"),
         Exchange::Silent { heard: true } => Some("incomplete"),
