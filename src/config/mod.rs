@@ -60,6 +60,9 @@ pub mod template;
 
 mod examples;
 
+/// The stream in the queue by which writes go to field devices; no uplink may have its name.
+pub const WRITES_STREAM: &str = "field";
+
 /// Reads a duration as the configuration writes it: `"5s"`, `"10min"`. The error is for a person.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     units::duration(text).map_err(in_one_line)

@@ -78,8 +78,7 @@ fn write_text(point: &ModbusPoint, write: &Write) -> String {
         ("settle", (write.settle != usual.settle).then(|| duration_text(write.settle))),
         ("idempotent", write.is_idempotent.then(|| "true".to_owned())),
     ];
-    let text: Vec<String> =
-        pairs.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?))).collect();
+    let text: Vec<String> = pairs.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?))).collect();
     if text.is_empty() { "true".to_owned() } else { text.join("; ") }
 }
 

@@ -83,7 +83,11 @@ pub fn merged(held: &[u16], words: &[u16], masks: &[u16]) -> Vec<u16> {
 }
 
 /// The last word has the decoder: what it would not tell as a good value is not written.
-fn sure(point: &ModbusPoint, wire: Wire, read: Result<decode::Decoded, decode::Refusal>) -> Result<Encoded, Unwritable> {
+fn sure(
+    point: &ModbusPoint,
+    wire: Wire,
+    read: Result<decode::Decoded, decode::Refusal>,
+) -> Result<Encoded, Unwritable> {
     match read {
         Ok(decode::Decoded { value, doubt: None }) => Ok(Encoded { wire, value }),
         Ok(decode::Decoded { doubt: Some(doubt), .. }) => unwritable("value", doubt),
@@ -150,17 +154,17 @@ fn whole(point: &ModbusPoint, value: &Json) -> Result<u64, Unwritable> {
     };
     let bits = bits_of(point);
     let is_signed = matches!(point.kind, PointKind::I8 | PointKind::I16 | PointKind::I32 | PointKind::I64);
-    let (least, most) = if is_signed {
-        (-(1_i128 << (bits - 1)), (1_i128 << (bits - 1)) - 1)
-    } else {
-        (0, (1_i128 << bits) - 1)
-    };
+    let (least, most) =
+        if is_signed { (-(1_i128 << (bits - 1)), (1_i128 << (bits - 1)) - 1) } else { (0, (1_i128 << bits) - 1) };
     if raw < least || raw > most {
         let what = match point.meaning.bits {
             Some(_) => format!("{bits} bits of it"),
             None => format!("a {}", point.kind.word()),
         };
-        return unwritable("range", format!("{} is {raw} in the device, and {what} hold {least} to {most}", shown(value)));
+        return unwritable(
+            "range",
+            format!("{} is {raw} in the device, and {what} hold {least} to {most}", shown(value)),
+        );
     }
     // Two's complement, cut to the bits of the point: what is cut off only repeats the sign.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range was looked at")]
@@ -204,7 +208,10 @@ fn unscaled(meaning: &Meaning, value: &Json) -> Result<i128, Unwritable> {
     if (told - wanted).abs() > noise {
         let other = back(if (told < wanted) == (meaning.scale > 0.0) { raw + 1.0 } else { raw - 1.0 });
         let (below, above) = if told < other { (told, other) } else { (other, told) };
-        return unwritable("value", format!("the device holds {below} or {above}, and nothing between: {value} cannot be written"));
+        return unwritable(
+            "value",
+            format!("the device holds {below} or {above}, and nothing between: {value} cannot be written"),
+        );
     }
     #[expect(clippy::cast_possible_truncation, reason = "whole, and small enough")]
     Ok(raw as i128)
@@ -333,12 +340,9 @@ mod tests {
 
     #[test]
     fn numbers_stand_in_the_registers_in_every_order() {
-        for (order, words) in [
-            (Abcd, [0x1234, 0x5678]),
-            (Cdab, [0x5678, 0x1234]),
-            (Badc, [0x3412, 0x7856]),
-            (Dcba, [0x7856, 0x3412]),
-        ] {
+        for (order, words) in
+            [(Abcd, [0x1234, 0x5678]), (Cdab, [0x5678, 0x1234]), (Badc, [0x3412, 0x7856]), (Dcba, [0x7856, 0x3412])]
+        {
             assert_eq!(registers(&point(PointKind::U32, order, Meaning::default()), json!(0x1234_5678)), words);
         }
         assert_eq!(registers(&point(PointKind::F32, Cdab, Meaning::default()), json!(123_456.789)), [0x2065, 0x47F1]);
@@ -437,7 +441,8 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!((low(Abcd), low(Badc)), (vec![0xAB12], vec![0x12CD]));
-        let field = point(PointKind::U16, Abcd, Meaning { bits: Some(BitRange { low: 4, high: 7 }), ..Meaning::default() });
+        let field =
+            point(PointKind::U16, Abcd, Meaning { bits: Some(BitRange { low: 4, high: 7 }), ..Meaning::default() });
         assert!(refused(&field, json!(16)).contains("0 to 15"));
     }
 

@@ -89,11 +89,8 @@ fn fitting(walk: &mut Walk, point: &Reader<'_>, own: &Reader<'_>, fit: Fit) {
     };
     let is_coil = match table {
         Table::Input | Table::Discrete => {
-            let (what, instead) = if table == Table::Input {
-                ("an input register", "holding")
-            } else {
-                ("a discrete input", "coil")
-            };
+            let (what, instead) =
+                if table == Table::Input { ("an input register", "holding") } else { ("a discrete input", "coil") };
             let help = format!("what can be written stands in \"{instead}:…\"");
             problem(point, "write", format!("{what} cannot be written"), Some(&help));
             return;
@@ -104,7 +101,8 @@ fn fitting(walk: &mut Walk, point: &Reader<'_>, own: &Reader<'_>, fit: Fit) {
     if let Some(function) = function
         && is_coil != matches!(function, 5 | 15)
     {
-        let what = if is_coil { "a coil is written by function 5 or 15" } else { "registers are written by function 6 or 16" };
+        let what =
+            if is_coil { "a coil is written by function 5 or 15" } else { "registers are written by function 6 or 16" };
         problem(own, "function", what.to_owned(), None);
     }
     let Some(kind) = kind else { return };
