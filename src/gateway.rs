@@ -356,7 +356,7 @@ fn stream(name: &Arc<str>, uplink: &UplinkConfig) -> StreamSpec {
 
 fn queue_settings(config: &Config, set_topics: &SetTopics, clock: &Clock, health: &Health) -> QueueSettings {
     let mut streams: Vec<StreamSpec> = config.uplinks.iter().map(|(name, uplink)| stream(name, uplink)).collect();
-    if !config.modbus.is_empty() {
+    if !config.modbus.is_empty() || !config.serial.is_empty() {
         streams.push(StreamSpec::writes());
     }
     QueueSettings {

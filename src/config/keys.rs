@@ -576,7 +576,7 @@ pub static MODBUS_POINT: KeyTable = KeyTable {
 
 /// `write = { … }`
 pub static WRITE: KeyTable = KeyTable {
-    title: "modbus.<name>.point.<name>.write",
+    title: "write",
     keys: &[
         optional("min"),
         optional("max"),

@@ -182,11 +182,7 @@ impl<R: Readings> Field<R> {
 
     /// Lets points be written by what waits in `outlet`, which is that of `queue::WRITES`; answers leave by `intake`.
     pub fn writing(mut self, outlet: Outlet, intake: Intake) -> Field<R> {
-        let lines = self.lines.iter_mut().filter_map(|line| match line {
-            Line::Modbus(line) => Some(&mut **line),
-            Line::Serial(_) => None,
-        });
-        self.clerk = Some(Clerk::new(outlet, intake, lines));
+        self.clerk = Some(Clerk::new(outlet, intake, &mut self.lines));
         self
     }
 
