@@ -294,6 +294,21 @@ fn an_acknowledged_write_survives_a_kill_until_it_is_carried_out_once() {
     assert_eq!(counterpart.writes().len(), 2);
 }
 
+#[test]
+fn a_gateway_that_is_stopped_in_order_carries_out_after_its_start_what_waits() {
+    let _turn = turn();
+    let folder = folder();
+    let counterpart = Device::prepared();
+    let mut gateway = Gateway::started(folder.path(), &device(&counterpart, ""));
+    Asker::connected(gateway.port).ask("d/level", "8");
+    gateway.stop();
+    counterpart.listen();
+    gateway.start();
+    gateway.wait_for_status("it is written", |status| (status["devices"]["d"]["writes"]["written"] == 1).then_some(()));
+    assert_eq!(counterpart.writes(), [vec![6, 0, 1, 0, 8]]);
+    gateway.stop();
+}
+
 /// Kills the gateway while the device has a write and has not answered it; the answers after the next start, and how
 /// often the device was asked to write.
 fn killed_while_it_writes(point: &str) -> (Value, usize) {

@@ -199,13 +199,15 @@ impl<R: Readings> Field<R> {
         // The lines hold the only senders: when they have ended, the carrier empties the channel and ends too.
         let tend = tend(lines, desk, stop.clone());
         tokio::pin!(tend);
-        tokio::select! {
-            () = &mut tend => {}
-            ended = carrier.join_next() => {
-                return match ended {
-                    Some(Ok(Err(error))) => Err(FieldError::Intake(error)),
-                    _ => Err(FieldError::Carrier),
-                };
+        loop {
+            tokio::select! {
+                () = &mut tend => break,
+                Some(ended) = carrier.join_next() => match ended {
+                    // The clerk has nothing to bring to an end.
+                    Ok(Ok(())) if stop.is_cancelled() => {}
+                    Ok(Err(error)) => return Err(FieldError::Intake(error)),
+                    Ok(Ok(())) | Err(_) => return Err(FieldError::Carrier),
+                },
             }
         }
         while let Some(ended) = carrier.join_next().await {
