@@ -679,10 +679,7 @@ impl Books {
         for index in 0..self.streams.len() {
             let Some(rule) = self.covering(index, sequence)? else { continue };
             let Some(stream) = self.streams.get(index) else { continue };
-            if stream.is_writes()
-                || stream.in_flight.contains(&sequence)
-                || (spare_taken && sequence <= stream.taken_to)
-            {
+            if stream.in_flight.contains(&sequence) || (spare_taken && sequence <= stream.taken_to) {
                 return Ok(false);
             }
             let list = self.list(rule)?;
