@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use log::{debug, warn};
 use serde_json::Value as Json;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, RwLock, mpsc};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -102,6 +102,8 @@ pub(super) struct LineEnd {
     /// A line that is started again goes on reading it.
     pub(super) inbox: Arc<Mutex<mpsc::Receiver<ToLine>>>,
     pub(super) events: mpsc::Sender<FromLine>,
+    /// Held for reading from before a write is sent until it has ended: a stop waits for that a little.
+    pub(super) busy: Arc<RwLock<()>>,
 }
 
 /// The topic on which a point is written.
@@ -197,7 +199,8 @@ impl Clerk {
             let (inbox, receiver) = mpsc::channel(INBOX);
             inboxes.push(inbox);
             let inbox = Arc::new(Mutex::new(receiver));
-            line.writes = Some(LineEnd { number, inbox, events: sender.clone() });
+            let (events, busy) = (sender.clone(), Arc::new(RwLock::new(())));
+            line.writes = Some(LineEnd { number, inbox, events, busy });
         }
         Clerk {
             outlet,
@@ -264,7 +267,7 @@ impl Clerk {
     async fn step(&mut self, stop: &CancellationToken) -> Result<(), Over> {
         tokio::select! {
             biased;
-            () = stop.cancelled() => Err(Over::Stop),
+            () = stop.cancelled() => self.finish(stop).await,
             event = self.events.recv() => match event {
                 Some(event) => self.note(event, stop).await,
                 // The lines hold the senders: they have ended.
@@ -278,6 +281,16 @@ impl Clerk {
                 Err(error) => pause(stop, error, 1).await,
             },
         }
+    }
+
+    /// Answers what lines still bring to an end; what has not begun waits for the next start.
+    async fn finish(&mut self, stop: &CancellationToken) -> Result<(), Over> {
+        while let Some(event) = self.events.recv().await {
+            if matches!(event, FromLine::Done { .. }) {
+                self.note(event, stop).await?;
+            }
+        }
+        Err(Over::Stop)
     }
 
     /// Gives requests to their lines; answers those that are not carried out.
