@@ -149,6 +149,7 @@ impl Running {
 
 pub fn empty() -> Config {
     Config {
+        web: None,
         gateway: GatewayConfig {
             id: Arc::from("test"),
             id_source: "the test",
