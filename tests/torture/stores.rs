@@ -132,6 +132,10 @@ async fn taken_by_session(inlet: &Inlet, count_max: usize) -> Result<Vec<Message
             bytes: row.bytes,
         });
         outlet.settle(settled.collect()).await?;
+        if parcels.is_gone {
+            // Its store was moved aside in between.
+            return Err(AppendError::Stopped);
+        }
         place = parcels.place;
         taken.extend(parcels.rows.into_iter().map(|row| row.message));
         if !parcels.is_more || taken.len() >= count_max {
