@@ -27,7 +27,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::message::{Filter, Properties, Qos, Topic};
+use crate::message::{Filter, Ordinal, Properties, Qos, Topic};
 use index::{Bounds, Claim, Index, LEVELS_MAX, LinkFlags, Verdict};
 
 mod frame;
@@ -96,6 +96,8 @@ pub struct Live {
     pub properties: Option<Box<Properties>>,
     /// The client id of the publisher, for No Local; `None` when it was not a local client.
     pub publisher: Option<Arc<str>>,
+    /// Of a message that is retained: by it a new subscriber knows what it got as such.
+    pub ordinal: Option<Ordinal>,
 }
 
 /// A live message on a link.
@@ -321,6 +323,7 @@ impl Echo {
             payload: Bytes::from_static(b"echo"),
             properties: None,
             publisher: None,
+            ordinal: None,
         };
         Ok(Echo { filter, live })
     }

@@ -24,7 +24,7 @@ use super::durable::{Durable, Progress};
 use super::inbound::{Begun, Inbound, Mark, Running, Settled, Signs};
 use super::outbound::Outbound;
 use super::socket::{Socket, Turn};
-use crate::message::{Filter, Message, Qos, Stamp, Topic};
+use crate::message::{Filter, Message, Ordinal, Qos, Stamp, Topic};
 use crate::mqtt::{Connect, ReasonCode, Version, Will};
 use crate::router::{Link, RouterError, Taken};
 
@@ -52,6 +52,20 @@ struct Options {
     no_local: bool,
     retain_as_published: bool,
     id: Option<u32>,
+    /// What was retained up to then came as such when the subscription was made, and comes no second time.
+    since: Option<Ordinal>,
+}
+
+/// What is under way for subscriptions until their SUBACK and their retained messages are there.
+#[derive(Default)]
+struct Making {
+    /// What the broker says of itself to them.
+    told: Vec<(Filter, Vec<Message>)>,
+    /// Those that wait for retained messages, and whether each is new.
+    filters: HashMap<Filter, bool>,
+    /// What came for them live meanwhile: behind what is older.
+    early: Vec<Taken>,
+    early_bytes: usize,
 }
 
 /// The socket of a session and what holds for as long as it is there.
@@ -89,8 +103,7 @@ pub(super) struct Session {
     inbound: Inbound,
     /// Work that must end before the next packet is looked at, and whose connection it belongs to.
     begun: Option<(Mark, Running<Begun>)>,
-    /// What the broker says of itself to subscriptions that are being made.
-    told: Vec<(Filter, Vec<Message>)>,
+    making: Making,
     outbound: Outbound,
     connection: Option<Connection>,
     /// Counts connections and lives, so that no answer reaches the wrong one.
@@ -145,7 +158,7 @@ impl Session {
             counted: 0,
             inbound: Inbound::new(),
             begun: None,
-            told: Vec::new(),
+            making: Making::default(),
             outbound: Outbound::new(),
             connection: None,
             mark: Mark::default(),
@@ -252,6 +265,9 @@ impl Session {
 
     fn may_take(&self) -> bool {
         let limits = &self.services.limits;
+        if self.making.early.len() >= limits.waiting_messages || self.making.early_bytes >= limits.waiting_bytes {
+            return false;
+        }
         match &self.connection {
             // Without a client the oldest give way instead.
             None => true,

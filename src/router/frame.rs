@@ -1,6 +1,6 @@
 //! A live message as one run of bytes, for the way through rumqttd. Pure.
 //!
-//! Topic, QoS, retain flag, publisher and properties stand in front of the body. They are in the payload, not in
+//! Topic, QoS, retain flag, publisher, ordinal and properties stand in front of the body. They are in the payload, not in
 //! rumqttd's own properties, because rumqttd counts only topic and payload against the size of its logs: properties
 //! beside them would be memory that no bound covers. A short message is filled up for the same reason: rumqttd holds some
 //! 300 bytes for it that it does not count.
@@ -10,13 +10,14 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::Live;
-use crate::message::{Properties, Qos, Topic};
+use crate::message::{Ordinal, Properties, Qos, Topic};
 
 const QOS_MASK: u8 = 0b0000_0011;
 const RETAIN: u8 = 0b0000_0100;
 const PUBLISHER: u8 = 0b0000_1000;
 const PROPERTIES: u8 = 0b0001_0000;
 const UTF8: u8 = 0b0010_0000;
+const ORDINAL: u8 = 0b0100_0000;
 
 /// The shortest frame.
 pub(super) const FRAME_BYTES_MIN: usize = 240;
@@ -28,6 +29,7 @@ pub(super) fn encode(live: &Live) -> Bytes {
     let mut flags = live.qos.level();
     flags |= if live.retain { RETAIN } else { 0 };
     flags |= if live.publisher.is_some() { PUBLISHER } else { 0 };
+    flags |= if live.ordinal.is_some() { ORDINAL } else { 0 };
     if let Some(properties) = &live.properties {
         flags |= PROPERTIES | if properties.is_utf8 { UTF8 } else { 0 };
     }
@@ -35,6 +37,11 @@ pub(super) fn encode(live: &Live) -> Bytes {
     put(&mut frame, live.topic.as_str().as_bytes());
     if let Some(publisher) = &live.publisher {
         put(&mut frame, publisher.as_bytes());
+    }
+    if let Some(Ordinal { store, start, counter }) = live.ordinal {
+        frame.put_u64(store);
+        frame.put_u32(start);
+        frame.put_u64(counter);
     }
     if let Some(properties) = &live.properties {
         // Expiry has 32 bits; 2^32 and above stand for none.
@@ -61,6 +68,12 @@ pub(super) fn decode(mut frame: Bytes) -> Option<Live> {
     let qos = Qos::from_level(flags & QOS_MASK)?;
     let topic = Topic::new(&text(&mut frame)?).ok()?;
     let publisher = if flags & PUBLISHER == 0 { None } else { Some(Arc::from(text(&mut frame)?)) };
+    let ordinal = if flags & ORDINAL == 0 {
+        None
+    } else {
+        let (store, start) = (frame.try_get_u64().ok()?, frame.try_get_u32().ok()?);
+        Some(Ordinal { store, start, counter: frame.try_get_u64().ok()? })
+    };
     let properties = if flags & PROPERTIES == 0 {
         None
     } else {
@@ -89,7 +102,7 @@ pub(super) fn decode(mut frame: Bytes) -> Option<Live> {
         }))
     };
     let payload = take(&mut frame)?;
-    Some(Live { topic, qos, retain: flags & RETAIN != 0, payload, properties, publisher })
+    Some(Live { topic, qos, retain: flags & RETAIN != 0, payload, properties, publisher, ordinal })
 }
 
 fn put(frame: &mut BytesMut, bytes: &[u8]) {
@@ -143,13 +156,15 @@ mod tests {
                 user: vec![("a".to_owned(), "1".to_owned()), ("a".to_owned(), String::new())],
             })),
             publisher: Some(Arc::from("plc/7")),
+            ordinal: Some(Ordinal { store: (1 << 48) - 1, start: 3, counter: u64::MAX }),
         }
     }
 
     #[test]
     fn what_goes_in_comes_out() {
         assert_eq!(decode(encode(&live())), Some(live()));
-        let plain = Live { properties: None, publisher: None, retain: false, payload: Bytes::new(), ..live() };
+        let plain =
+            Live { properties: None, publisher: None, ordinal: None, retain: false, payload: Bytes::new(), ..live() };
         assert_eq!(encode(&plain).len(), FRAME_BYTES_MIN);
         assert_eq!(decode(encode(&plain)), Some(plain));
     }

@@ -188,7 +188,8 @@ impl Session {
                     }
                 }
             }
-            self.subscriptions.insert(filter, Options { qos, no_local, retain_as_published, id });
+            let since = self.subscriptions.get(&filter).and_then(|before| before.since);
+            self.subscriptions.insert(filter, Options { qos, no_local, retain_as_published, id, since });
         }
     }
 
