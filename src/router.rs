@@ -1,17 +1,18 @@
 //! Matching and fan-out to live local subscribers, by rumqttd's `Router`. The only file that names rumqttd.
 //!
 //! Promises:
-//! - nothing durable is left to it, and no byte that a client chose reaches it as a topic, a filter or a name: a filter
-//!   is a slot number to it (`index`), a message one run of bytes (`frame`), a link a number. So UTF-8 topics and `$`
-//!   topics are legal, and its caches, which are never freed, are bounded;
+//! - nothing durable is left to it, and no byte that a client chose reaches it: a filter is a slot number to it (`index`), a
+//!   link a number, and what it carries to the links of a slot is a call to look what waits there (`slot`). So UTF-8 topics
+//!   and `$` topics are legal, and its logs and caches, which are never freed, stay small;
+//! - what waits for live subscribers, of all clients together, never takes more than `RouterLimits::bytes`;
 //! - one thread of ours makes every call that can block, in the order in which publishers and subscribers came: who has
 //!   its subscription answered gets all that is published from then on;
 //! - a publisher is held while a subscriber is too far behind, at most `hold`, then that subscriber is told that it is
-//!   slow; what rumqttd's ring drops all the same is seen as a hole in the offsets and reported as `lost`.
+//!   slow; what is not kept for it from then on is a hole in the numbers, and reported as `lost`.
 //!
 //! It never acknowledges, retains or stores, and never lets rumqttd disconnect a link.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,25 +22,27 @@ use bytes::Bytes;
 use log::{error, info};
 use rumqttd::local::{LinkBuilder, LinkRx, LinkTx};
 use rumqttd::protocol::{Disconnect, DisconnectReasonCode, Packet, Publish};
-use rumqttd::{Forward, Notification, RouterConfig};
+use rumqttd::{Notification, RouterConfig};
 use thiserror::Error;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::message::{Filter, Ordinal, Properties, Qos, Topic};
-use index::{Bounds, Claim, Index, LEVELS_MAX, LinkFlags, Verdict};
+use index::{Index, LEVELS_MAX, Verdict};
+use slot::{Bounds, Claim, LinkFlags, Lying, Shelf};
 
-mod frame;
 mod index;
+mod slot;
 
-/// A segment of a filter's log, and how many there are. A subscriber that is `LAG_BYTES_MAX` behind touches at most
-/// three of them, and the next message may open a fourth: so what was not held back is still there.
-const SEGMENT_BYTES: usize = 128 * 1024;
-const SEGMENTS: usize = 4;
+/// How many bytes of one filter a link may be behind, and which part of all that may wait it may have waiting for itself.
 const LAG_BYTES_MAX: u64 = 256 * 1024;
-/// rumqttd's own cost of a message beside its topic and body, for the account of bytes.
-const MESSAGE_OVERHEAD: usize = 16;
+const LINK_SHARE: usize = 4;
+/// rumqttd's log of a filter: the least that it takes, filled by some sixteen calls. It may forget calls: the last one is
+/// always there, and one is as good as many.
+const SEGMENT_BYTES: usize = 1024;
+const SEGMENTS: usize = 1;
+const CALL: &[u8] = &[b'.'; 56];
 /// Packets that wait for rumqttd's thread before ours waits for it.
 const PUSHED_MAX: usize = 1024;
 /// Messages that our thread hands over at once.
@@ -61,8 +64,10 @@ pub struct RouterLimits {
     pub links: usize,
     /// Filters of one link.
     pub filters_per_link: usize,
-    /// Distinct filters of all links; each has a log of half a megabyte once it was busy.
+    /// Distinct filters of all links.
     pub filters: usize,
+    /// What may wait for all links together, in bytes of memory.
+    pub bytes: usize,
     /// How many messages of one filter a link may be behind before its publishers are held.
     pub lag_messages: u64,
     /// How long a publisher is held at most.
@@ -75,6 +80,7 @@ impl Default for RouterLimits {
             links: 1000,
             filters_per_link: 256,
             filters: 4096,
+            bytes: 32 * 1024 * 1024,
             lag_messages: 1000,
             hold: Duration::from_millis(100),
         }
@@ -141,6 +147,7 @@ impl fmt::Debug for Router {
 struct Shared {
     jobs: mpsc::Sender<Job>,
     index: Mutex<Index>,
+    shelf: Shelf,
     limits: RouterLimits,
     /// Told when a link takes something, while a publisher is held.
     progress: Notify,
@@ -156,8 +163,15 @@ impl Shared {
         lock(&self.index)
     }
 
+    fn tell_slow(&self, slow: &[u32]) {
+        let links = lock(&self.links);
+        slow.iter().filter_map(|link| links.get(link)).for_each(|told| told.notify_one());
+    }
+
     fn bounds(&self) -> Bounds {
-        Bounds { messages: self.limits.lag_messages, bytes: LAG_BYTES_MAX }
+        let shelf_bytes = self.limits.bytes;
+        let link_bytes = u64::try_from(shelf_bytes / LINK_SHARE).unwrap_or(u64::MAX);
+        Bounds { messages: self.limits.lag_messages, bytes: LAG_BYTES_MAX, link_bytes, shelf_bytes }
     }
 }
 
@@ -167,7 +181,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 enum Job {
-    Push { slots: Vec<u32>, frame: Bytes },
+    Call { slots: Vec<u32> },
     Attach { reply: oneshot::Sender<Result<(u32, LinkRx), RouterError>> },
     Subscribe { link: u32, slot: u32, reply: oneshot::Sender<()> },
     Unsubscribe { link: u32, slot: u32, reply: oneshot::Sender<()> },
@@ -195,6 +209,7 @@ impl Router {
         let shared = Shared {
             jobs,
             index: Mutex::new(Index::default()),
+            shelf: Shelf::default(),
             limits,
             progress: Notify::new(),
             held: AtomicUsize::new(0),
@@ -210,8 +225,6 @@ impl Router {
         if !self.is_wanted(&live.topic) {
             return Ok(());
         }
-        let frame = frame::encode(&live);
-        let bytes = frame.len() + MESSAGE_OVERHEAD;
         let mut holding: Option<Holding<'_>> = None;
         loop {
             // Before the look at the index, so that no progress after it goes unnoticed.
@@ -220,24 +233,26 @@ impl Router {
             let overdue = holding.as_ref().is_some_and(|holding| Instant::now() >= holding.until);
             let lagging = {
                 let mut index = shared.index();
-                match index.claim(&live.topic, bytes, &shared.bounds(), overdue) {
+                match index.claim(&live, &shared.shelf, &shared.bounds(), overdue) {
                     Verdict::Nobody => return Ok(()),
                     Verdict::Claimed(slots) => {
-                        // Under the lock: a slot's messages are numbered in the order of the channel.
-                        permit.send(Job::Push { slots, frame });
+                        if !slots.is_empty() {
+                            // Under the lock: a link that subscribes after this is in the channel behind it.
+                            permit.send(Job::Call { slots });
+                        }
                         return Ok(());
                     }
                     Verdict::Lagging(links) => links,
+                    Verdict::Lost(links) => {
+                        drop(index);
+                        shared.tell_slow(&links);
+                        return Ok(());
+                    }
                 }
             };
             drop(permit);
             if overdue {
-                let links = lock(&shared.links);
-                for link in lagging {
-                    if let Some(told) = links.get(&link) {
-                        told.notify_one();
-                    }
-                }
+                shared.tell_slow(&lagging);
                 continue;
             }
             let until = match &holding {
@@ -275,6 +290,8 @@ impl Router {
             slowed,
             slots: HashMap::new(),
             filters: HashMap::new(),
+            called: VecDeque::new(),
+            fetched: VecDeque::new(),
         })
     }
 
@@ -359,6 +376,10 @@ pub struct Link {
     slowed: Arc<Notify>,
     slots: HashMap<u32, (Filter, Arc<Claim>)>,
     filters: HashMap<Filter, u32>,
+    /// Slots in which something may wait.
+    called: VecDeque<u32>,
+    /// What was taken from them, and how many were lost before each.
+    fetched: VecDeque<(u32, Arc<Lying>, u64)>,
 }
 
 impl fmt::Debug for Link {
@@ -412,6 +433,9 @@ impl Link {
             let mut index = lock(&self.shared.index);
             let Some(slot) = self.filters.remove(filter) else { return Ok(false) };
             self.slots.remove(&slot);
+            // The next filter in this slot is another one.
+            self.called.retain(|called| *called != slot);
+            self.fetched.retain(|(from, _, _)| *from != slot);
             index.remove(filter, self.number, slot);
             permit.send(Job::Unsubscribe { link: self.number, slot, reply });
         }
@@ -422,6 +446,9 @@ impl Link {
     /// The next message. Cancel safe: what was not returned comes with the next call.
     pub async fn next(&mut self) -> Result<Taken, RouterError> {
         loop {
+            if let Some(taken) = self.take() {
+                return Ok(taken);
+            }
             if let Receiver::Waking(answer) = &mut self.receiver {
                 let receiver = answer.await.map_err(|_| RouterError::Dead)?;
                 self.receiver = Receiver::Here(receiver);
@@ -437,11 +464,7 @@ impl Link {
             }
             let Receiver::Here(receiver) = &mut self.receiver else { continue };
             match receiver.next().await.map_err(|_| RouterError::Dead)? {
-                Some(Notification::Forward(forward)) => {
-                    if let Some(taken) = self.take(forward) {
-                        return Ok(taken);
-                    }
-                }
+                Some(Notification::Forward(forward)) => self.hear(slot_of(&forward.publish.topic)),
                 Some(Notification::Unschedule) => self.must_wake = true,
                 // It would mean that rumqttd has ended the link: nothing that we send lets it.
                 Some(Notification::Disconnect(..)) => return Err(RouterError::Dead),
@@ -480,38 +503,57 @@ impl Link {
             index.remove(&filter, self.number, slot);
         }
         self.slots.clear();
+        self.called.clear();
+        self.fetched.clear();
         lock(&self.shared.links).remove(&self.number);
     }
 
-    fn take(&mut self, forward: Forward) -> Option<Taken> {
-        let slot = slot_of(&forward.publish.topic)?;
-        let (_, offset) = forward.cursor?;
-        // A filter that was given up, or a slot that had another filter when this was sent.
-        let (filter, claim) = self.slots.get(&slot)?;
-        let expected = claim.next.load(Ordering::SeqCst);
-        if offset < expected {
-            return None;
+    fn hear(&mut self, slot: Option<u32>) {
+        // Else a filter that was given up.
+        if let Some(slot) = slot
+            && let Some((_, claim)) = self.slots.get(&slot)
+        {
+            claim.hear();
+            if !self.called.contains(&slot) {
+                self.called.push_back(slot);
+            }
         }
-        let lost = offset - expected;
-        let bytes = u64::try_from(forward.publish.payload.len() + MESSAGE_OVERHEAD).unwrap_or(u64::MAX);
-        let before = match lost {
-            0 => claim.bytes.load(Ordering::SeqCst).saturating_add(bytes),
-            _ => lock(&self.shared.index).bytes_before(slot, offset + 1, bytes),
-        };
-        claim.bytes.store(before, Ordering::SeqCst);
-        claim.next.store(offset + 1, Ordering::SeqCst);
+    }
+
+    /// The next message that is there.
+    fn take(&mut self) -> Option<Taken> {
+        loop {
+            if let Some((slot, lying, lost)) = self.fetched.pop_front() {
+                let Some((filter, _)) = self.slots.get(&slot) else { continue };
+                return Some(Taken { filter: filter.clone(), live: lying.live.clone(), lost });
+            }
+            let slot = self.called.pop_front()?;
+            self.fetch(slot);
+        }
+    }
+
+    fn fetch(&mut self, slot: u32) {
+        let Some((_, claim)) = self.slots.get(&slot) else { return };
+        let mut index = lock(&self.shared.index);
+        let fetched = index.fetch(slot, claim);
         if self.flags.slow.load(Ordering::SeqCst) {
-            let index = lock(&self.shared.index);
             let bounds = self.shared.bounds();
-            if self.slots.iter().all(|(slot, (_, claim))| index.has_caught_up(*slot, claim, &bounds)) {
+            let is_within = self.flags.unread.load(Ordering::SeqCst) <= bounds.link_bytes / 2;
+            if is_within && self.slots.iter().all(|(slot, (_, claim))| index.has_caught_up(*slot, claim, &bounds)) {
                 self.flags.slow.store(false, Ordering::SeqCst);
             }
+        }
+        drop(index);
+        let mut lost = fetched.lost;
+        for lying in fetched.messages {
+            self.fetched.push_back((slot, lying, std::mem::take(&mut lost)));
+        }
+        if fetched.is_more {
+            self.called.push_back(slot);
         }
         if self.shared.held.load(Ordering::SeqCst) > 0 {
             self.shared.progress.notify_waiters();
         }
-        let live = frame::decode(forward.publish.payload)?;
-        Some(Taken { filter: filter.clone(), live, lost })
     }
 }
 
@@ -568,30 +610,30 @@ impl Worker {
     }
 
     fn run(mut self, mut jobs: mpsc::Receiver<Job>) -> Result<(), ()> {
-        let mut batch: Vec<(u32, Bytes)> = Vec::with_capacity(BATCH_MAX);
+        let mut batch: Vec<u32> = Vec::with_capacity(BATCH_MAX);
         while let Some(job) = jobs.blocking_recv() {
             self.bury()?;
             let mut next = Some(job);
             while let Some(job) = next.take() {
                 match job {
-                    Job::Push { slots, frame } => {
-                        batch.extend(slots.into_iter().map(|slot| (slot, frame.clone())));
+                    Job::Call { slots } => {
+                        batch.extend(slots);
                         if batch.len() < BATCH_MAX {
                             next = jobs.try_recv().ok();
                         }
                     }
                     other => {
-                        self.push(&mut batch)?;
+                        self.call(&mut batch)?;
                         self.execute(other)?;
                     }
                 }
             }
-            self.push(&mut batch)?;
+            self.call(&mut batch)?;
         }
         Ok(())
     }
 
-    fn push(&mut self, batch: &mut Vec<(u32, Bytes)>) -> Result<(), ()> {
+    fn call(&mut self, batch: &mut Vec<u32>) -> Result<(), ()> {
         let last = batch.pop();
         if last.is_none() {
             return Ok(());
@@ -599,20 +641,20 @@ impl Worker {
         wait_until(|| self.publisher.buffer().len() < PUSHED_MAX)?;
         {
             let mut buffer = self.publisher.buffer();
-            for (slot, frame) in batch.drain(..) {
-                let publish = Publish::new(Bytes::from(slot_filter(slot)), frame, false);
+            for slot in batch.drain(..) {
+                let publish = Publish::new(Bytes::from(slot_filter(slot)), Bytes::from_static(CALL), false);
                 buffer.push_back(Packet::Publish(publish, None));
             }
         }
-        if let Some((slot, frame)) = last {
-            self.publisher.publish(slot_filter(slot), frame).map_err(drop)?;
+        if let Some(slot) = last {
+            self.publisher.publish(slot_filter(slot), Bytes::from_static(CALL)).map_err(drop)?;
         }
         Ok(())
     }
 
     fn execute(&mut self, job: Job) -> Result<(), ()> {
         match job {
-            Job::Push { .. } => {}
+            Job::Call { .. } => {}
             Job::Attach { reply } => self.attach(reply)?,
             Job::Subscribe { link, slot, reply } => {
                 if let Some(sender) = self.links.get_mut(&link) {

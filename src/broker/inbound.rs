@@ -133,9 +133,9 @@ impl Inbound {
     }
 
     /// Whether more is read while this waits. Of short messages many are, so that they share a commit.
-    pub(super) fn has_room(&self, limits: &BrokerLimits) -> bool {
-        self.len() < 2 * usize::from(limits.inbound)
-            || (self.len() < limits.inbound_line && self.line_bytes < limits.inbound_bytes)
+    pub(super) fn has_room(&self, limits: &BrokerLimits, share: usize) -> bool {
+        let is_short = self.len() < limits.inbound_line && self.line_bytes < limits.inbound_bytes;
+        self.line.is_empty() || self.line_bytes < share && (is_short || self.len() < 2 * usize::from(limits.inbound))
     }
 
     pub(super) fn push(&mut self, mark: Mark, work: Work) {

@@ -82,6 +82,8 @@ struct Connection {
     /// QoS 1 and 2 messages of the client that are not answered yet.
     unanswered: u16,
     window: usize,
+    /// Messages that waited for it when it came, and their bytes.
+    collected: (usize, usize),
 }
 
 pub(super) struct Session {
@@ -255,7 +257,7 @@ impl Session {
         let limits = &self.services.limits;
         self.stopping.is_none()
             && self.begun.is_none()
-            && self.inbound.has_room(limits)
+            && self.inbound.has_room(limits, limits.inbound_share(self.connected()))
             && self.connection.as_ref().is_some_and(|connection| {
                 !connection.signs.held.load(Ordering::Relaxed)
                     && !connection.socket.is_paced()
@@ -263,21 +265,25 @@ impl Session {
             })
     }
 
+    /// How many clients there are.
+    fn connected(&self) -> usize {
+        usize::try_from(self.services.health.sessions().connected.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
+    }
+
     fn may_take(&self) -> bool {
         let limits = &self.services.limits;
-        if self.making.early.len() >= limits.waiting_messages || self.making.early_bytes >= limits.waiting_bytes {
+        let share = limits.waiting_share(self.connected());
+        if self.making.early.len() >= limits.waiting_messages || self.making.early_bytes >= share {
             return false;
         }
         match &self.connection {
             // Without a client the oldest give way instead.
             None => true,
-            Some(connection) if connection.expiry_s == 0 && self.durable.is_none() => {
-                self.outbound.is_within(limits.waiting_messages, limits.waiting_bytes)
+            // What was collected while it was away must not keep it from taking more at once.
+            Some(connection) => {
+                let (messages, bytes) = connection.collected;
+                self.outbound.is_within(messages + limits.waiting_messages, bytes + share)
             }
-            // What it had collected must not keep it from taking more at once.
-            Some(_) => self
-                .outbound
-                .is_within(limits.away_messages + limits.waiting_messages, limits.away_bytes + limits.waiting_bytes),
         }
     }
 

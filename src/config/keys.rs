@@ -292,6 +292,7 @@ pub static LIMITS: KeyTable = KeyTable {
         default("subscriptions", "256"),
         default("receive_maximum", "128"),
         default("in_flight", "100"),
+        default("live_bytes", "\"32 MiB\""),
         optional("rate"),
     ],
     gone: &[

@@ -208,6 +208,8 @@ pub struct LimitsConfig {
     pub in_flight: u16,
     /// PUBLISH packets of one client, and their bytes; what is more waits in its socket.
     pub rate: Pace,
+    /// What may wait in memory for all live subscribers together, and what all sessions have in hand.
+    pub live_bytes: usize,
 }
 
 impl Default for LimitsConfig {
@@ -225,6 +227,7 @@ impl Default for LimitsConfig {
             receive_maximum: 128,
             in_flight: 100,
             rate: Pace::default(),
+            live_bytes: 32 << 20,
         }
     }
 }

@@ -84,6 +84,7 @@ impl Session {
             aliases: HashMap::new(),
             unanswered: 0,
             window: usize::from(receive_max.min(limits.outbound)),
+            collected: self.outbound.load(),
         };
         let written = connection.socket.send(&Packet::Connack(Box::new(connack)));
         // Its CONNECT and the answer to it.

@@ -190,11 +190,12 @@ impl Session {
 
     /// Goes on with what the session has to do with the queue.
     pub(super) fn ask(&mut self) {
+        let share = self.services.limits.waiting_share(self.connected());
         let Some(durable) = &mut self.durable else { return };
         // Nothing new overtakes the retained messages of a subscription.
         let may_fetch = self.stopping.is_none() && self.making.filters.is_empty();
         let window = self.connection.as_ref().filter(|_| may_fetch).map(|connection| connection.window);
-        durable.go_on(&mut self.outbound, window, self.services.limits.waiting_bytes / 4);
+        durable.go_on(&mut self.outbound, window, share / 4);
     }
 
     pub(super) async fn progress(&mut self, progress: Progress) {
@@ -232,12 +233,13 @@ impl Session {
 
     pub(super) async fn write(&mut self) {
         let now = Instant::now();
+        let share = self.services.limits.waiting_share(self.connected());
         let mut expired = 0;
         while let Some(connection) = &mut self.connection {
             if connection.socket.waiting_bytes() >= self.services.limits.output_bytes {
                 break;
             }
-            let Some(next) = self.outbound.next(connection.window, now, &mut expired) else { break };
+            let Some(next) = self.outbound.next(connection.window, share, now, &mut expired) else { break };
             let (packet, packet_id) = match next {
                 Next::Publish(publish) => {
                     let packet_id = publish.packet_id;
