@@ -309,11 +309,13 @@ pub struct ListenerTls {
     pub client: Option<ClientCertificates>,
 }
 
-/// `client_ca` and `client_auth` of a listener.
+/// `client_ca`, `client_crl` and `client_auth` of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificates {
     /// PEM file of the authorities that sign them.
     pub ca: PathBuf,
+    /// PEM files of the authorities' lists of those that they have revoked; none = nobody looks.
+    pub revoked: Vec<PathBuf>,
     /// Without one, no connection.
     pub is_required: bool,
 }
