@@ -5,8 +5,8 @@
 //! however many filters want it, and is counted (`Shelf`) until the last of them has let go of it.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Live;
 use crate::message::Qos;
@@ -78,6 +78,32 @@ pub(super) struct LinkFlags {
     pub(super) away: AtomicBool,
     /// Bytes that wait for it, of all its filters.
     pub(super) unread: AtomicU64,
+    /// Slots in which something waits, each once.
+    pending: Mutex<VecDeque<u32>>,
+    /// It is being called, or has not gone to sleep since.
+    is_called: AtomicBool,
+}
+
+impl LinkFlags {
+    fn slots(&self) -> MutexGuard<'_, VecDeque<u32>> {
+        // Numbers that are whole after every statement.
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next slot in which something waits.
+    pub(super) fn pending(&self) -> Option<u32> {
+        self.slots().pop_front()
+    }
+
+    /// A slot that is given up.
+    pub(super) fn forget(&self, slot: u32) {
+        self.slots().retain(|pending| *pending != slot);
+    }
+
+    /// The link goes to sleep: what comes from here on calls it.
+    pub(super) fn listen(&self) {
+        self.is_called.store(false, Ordering::SeqCst);
+    }
 }
 
 /// One link's place in one slot.
@@ -90,8 +116,8 @@ pub(super) struct Claim {
     /// The number of the message that comes next, and the bytes of the slot up to there. Changed under the index's lock.
     next: AtomicU64,
     bytes: AtomicU64,
-    /// A call is on its way to the link that it has not heard yet.
-    called: AtomicBool,
+    /// The slot is among those in which something waits for the link.
+    is_pending: AtomicBool,
 }
 
 impl Claim {
@@ -100,9 +126,18 @@ impl Claim {
         self.qos.store(qos.level(), Ordering::SeqCst);
     }
 
-    /// The link has heard the call; it looks after this, so that what comes later calls again.
+    /// The link looks into the slot after this: what comes later is pending again.
     pub(super) fn hear(&self) {
-        self.called.store(false, Ordering::SeqCst);
+        self.is_pending.store(false, Ordering::SeqCst);
+    }
+
+    /// Something waits in the slot; says whether the link sleeps and has to be called.
+    pub(super) fn call(&self, slot: u32) -> bool {
+        if self.is_pending.swap(true, Ordering::SeqCst) {
+            return false;
+        }
+        self.flags.slots().push_back(slot);
+        !self.flags.is_called.swap(true, Ordering::SeqCst)
     }
 
     fn is_slow(&self) -> bool {
@@ -151,8 +186,8 @@ impl Slot {
     /// Gives a link a place: what comes from here on is for it.
     pub(super) fn join(&mut self, link: u32, qos: Qos, flags: Arc<LinkFlags>) -> Arc<Claim> {
         let (next, bytes) = (AtomicU64::new(self.next()), AtomicU64::new(self.bytes));
-        let (qos, called) = (AtomicU8::new(qos.level()), AtomicBool::new(false));
-        let claim = Arc::new(Claim { link, flags, qos, next, bytes, called });
+        let (qos, is_pending) = (AtomicU8::new(qos.level()), AtomicBool::new(false));
+        let claim = Arc::new(Claim { link, flags, qos, next, bytes, is_pending });
         self.members.push(claim.clone());
         claim
     }
@@ -181,20 +216,20 @@ impl Slot {
             || claim.flags.unread.load(Ordering::SeqCst) > bounds.link_bytes
     }
 
-    /// Puts a message behind the others; says whether somebody has to be called.
-    pub(super) fn push(&mut self, lying: &Arc<Lying>) -> bool {
+    /// Puts a message behind the others, in the slot of this number; adds whoever sleeps to `calls`.
+    pub(super) fn push(&mut self, slot: u32, lying: &Arc<Lying>, calls: &mut Vec<u32>) {
         let bytes = lying.bytes();
         self.waiting.push_back(lying.clone());
         self.bytes = self.bytes.saturating_add(bytes);
-        let mut calls = false;
         for claim in &self.members {
             claim.flags.unread.fetch_add(bytes, Ordering::SeqCst);
-            calls |= !claim.called.swap(true, Ordering::SeqCst);
+            if claim.call(slot) {
+                calls.push(claim.link);
+            }
         }
         if self.members.iter().any(|claim| claim.is_slow()) {
             self.trim();
         }
-        calls
     }
 
     /// What comes next for a member, as much as is handed over at once.
