@@ -213,6 +213,8 @@ pub struct LimitsConfig {
     pub in_flight: u16,
     /// PUBLISH packets of one client, and their bytes; what is more waits in its socket.
     pub rate: Pace,
+    /// What may wait in memory for all live subscribers together, and what all sessions have in hand.
+    pub live_bytes: usize,
 }
 
 impl Default for LimitsConfig {
@@ -230,6 +232,7 @@ impl Default for LimitsConfig {
             receive_maximum: 128,
             in_flight: 100,
             rate: Pace::default(),
+            live_bytes: 32 << 20,
         }
     }
 }
@@ -311,11 +314,13 @@ pub struct ListenerTls {
     pub client: Option<ClientCertificates>,
 }
 
-/// `client_ca` and `client_auth` of a listener.
+/// `client_ca`, `client_crl` and `client_auth` of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificates {
     /// PEM file of the authorities that sign them.
     pub ca: PathBuf,
+    /// PEM files of the authorities' lists of those that they have revoked; none = nobody looks.
+    pub revoked: Vec<PathBuf>,
     /// Without one, no connection.
     pub is_required: bool,
 }
