@@ -199,6 +199,10 @@ impl Store {
                 store.load_segments().map_err(opening)?;
                 Ok(store)
             }
+            // No program makes a store that it may not open itself: a bit is flipped.
+            Some(step) if step > u64::try_from(store.pragma::<i64>("user_version").map_err(opening)?).unwrap_or(0) => {
+                Err(StoreError::Damaged("it says that only a program newer than its own may open it".to_owned()))
+            }
             Some(step) => {
                 // All of it into the one file, so that it can be put aside whole.
                 store.close().map_err(opening)?;
