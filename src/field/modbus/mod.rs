@@ -11,13 +11,14 @@ use std::time::Duration;
 use log::{info, warn};
 use tokio::time::{Instant, sleep};
 
-use crate::config::{LineConfig, ModbusConfig, ModbusPoint};
+use crate::config::{LineConfig, LineKind, ModbusConfig, ModbusPoint};
 use crate::health::{DeviceState, chain};
 use crate::message::{Quality, Stamp};
 
 use super::device::{Desk, Device, DeviceSpec, Seen};
 use super::pause::Pauses;
 use super::poll::{DEAD_AFTER, Outcome, Plan, PlanUnit, Turn};
+use super::port;
 
 use decode::Decoded;
 use fault::{exception_kind, exception_name};
@@ -76,6 +77,8 @@ struct Line {
     /// Failed attempts to open the line in a row.
     failures: u32,
     open_not_before: Duration,
+    /// The line's port was not there when it was last looked for.
+    is_away: bool,
     desk: Desk,
     start: Instant,
 }
@@ -102,6 +105,7 @@ impl Line {
             link: None,
             failures: 0,
             open_not_before: Duration::ZERO,
+            is_away: false,
             desk: desk.clone(),
             start: Instant::now(),
         }
@@ -123,7 +127,19 @@ impl Line {
             let wake = heartbeat.map_or(wake, |heartbeat| wake.min(heartbeat));
             // A plan without points waits for ever; an hour is as good, and can be added to an instant.
             let rest = wake.saturating_sub(self.start.elapsed()).min(Duration::from_secs(3600));
-            sleep(rest).await;
+            self.rest(rest).await;
+        }
+    }
+
+    /// Sleeps; a serial port that was away and is back ends that, and is opened at once.
+    async fn rest(&mut self, rest: Duration) {
+        let LineKind::Rtu(config) = &self.config.kind else { return sleep(rest).await };
+        if self.link.is_some() || self.failures == 0 {
+            return sleep(rest).await;
+        }
+        if port::is_back_before(&config.path, Instant::now() + rest, &mut self.is_away).await {
+            self.open_not_before = self.start.elapsed();
+            self.failures = 1;
         }
     }
 
