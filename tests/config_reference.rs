@@ -97,7 +97,6 @@ fn key_of(path: &str) -> String {
     let parts = match parts.as_slice() {
         ["modbus" | "serial" | "model", .., "report", key] => vec!["report", key],
         ["line" | "serial", _, "rs485", key] => vec!["rs485", key],
-        ["serial", _, "command", _, key] => vec!["serial", "<name>", "command", "<name>", key],
         ["model", _, "point", _, key] => vec!["modbus", "<name>", "point", "<name>", key],
         [kind @ ("modbus" | "serial"), _, "point", _, key] => vec![kind, "<name>", "point", "<name>", key],
         ["broker", kind @ ("listener" | "user" | "group"), _, rest @ ..] => {
@@ -151,7 +150,7 @@ fn every_key_of_the_code_stands_in_the_reference_and_the_reverse() {
         path.ends_with("<name>") || path.contains(".good.") || path.split('.').next_back() == Some("<name>")
     };
     for path in &in_file {
-        let is_name = (path.contains(".point.") || path.contains(".command.")) && path.split('.').count() == 4;
+        let is_name = path.contains(".point.") && path.split('.').count() == 4;
         let is_listener = path.starts_with("broker.listener.");
         assert!(in_code.contains(path) || is_chosen(path) || is_name || is_listener, "the code has no {path}");
     }

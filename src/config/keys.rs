@@ -81,7 +81,6 @@ pub static TABLES: &[&KeyTable] = &[
     &CHECKSUM,
     &PARSE,
     &SERIAL_POINT,
-    &SERIAL_COMMAND,
 ];
 
 /// The top of the file.
@@ -626,7 +625,6 @@ pub static SERIAL: KeyTable = KeyTable {
         default("topic", "\"field/{device}/{point}\""),
         default("qos", "1"),
         optional("point"),
-        optional("command"),
     ],
     gone: &[
         ("device", "it is called `port`"),
@@ -642,7 +640,7 @@ pub static SERIAL: KeyTable = KeyTable {
         ("regex", "write `parse = { regex = '…' }`"),
         ("poll", "write `ask = { send = \"…\", every = \"1s\" }`"),
     ],
-    later: &["capture"],
+    later: &["command", "capture"],
 };
 
 /// `ask = { … }`
@@ -765,13 +763,5 @@ pub static SERIAL_POINT: KeyTable = KeyTable {
         ("factor", "it is called `scale`"),
         ("length", "how many characters a text takes is called `chars`"),
     ],
-    later: &[],
-};
-
-/// One line of `[serial.<name>.command]`
-pub static SERIAL_COMMAND: KeyTable = KeyTable {
-    title: "serial.<name>.command.<name>",
-    keys: &[required("send")],
-    gone: &[("request", "it is called `send`"), ("write", "it is called `send`")],
     later: &[],
 };

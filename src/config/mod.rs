@@ -19,7 +19,7 @@ use crate::message::{Filter, Qos};
 pub use access::{CertificateName, PasswordHash, TopicPattern, TopicRights, UserConfig};
 pub use effective::{name as toml_key, quoted as toml_text};
 pub use examples::{examples, reference};
-pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load, state_dir};
+pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load, serial_device, state_dir};
 pub use modbus::{
     AddressRange, BitRange, Deadband, Meaning, ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, RequestLimits,
     Table, WordOrder,
@@ -27,7 +27,7 @@ pub use modbus::{
 pub use report::{Mark, Place, Problem, render};
 pub use serial::{
     Ask, ByteOrder, BytesField, Checksum, ChecksumForm, ChecksumKind, Counts, Ending, Escape, Flow, FrameConfig,
-    LengthField, Parity, Parse, PortConfig, Rs485, SerialCommand, SerialConfig, SerialMode, SerialPoint, TextKind,
+    LengthField, Parity, Parse, PortConfig, Rs485, SerialConfig, SerialMode, SerialPoint, TextKind,
 };
 pub use table::points_table;
 pub use template::{TemplateError, TopicTemplate};

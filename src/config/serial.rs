@@ -106,8 +106,6 @@ pub struct SerialConfig {
     pub qos: Qos,
     /// Points in the order they were written; where none is written, every named group or column.
     pub points: Vec<SerialPoint>,
-    /// What may be sent when somebody commands it.
-    pub commands: Vec<SerialCommand>,
 }
 
 /// `ask = { send = "SI\r\n", every = "1s", timeout = "500ms" }`
@@ -119,15 +117,6 @@ pub struct Ask {
     pub every: Duration,
     /// How long to wait for a frame.
     pub timeout: Duration,
-}
-
-/// One line of `[serial.<name>.command]`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SerialCommand {
-    /// Its name.
-    pub name: Arc<str>,
-    /// The bytes to send.
-    pub send: Vec<u8>,
 }
 
 /// `frame = { … }`: where a frame begins and ends, and how it is known to be whole.

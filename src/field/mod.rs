@@ -46,7 +46,7 @@ pub mod serial;
 
 pub mod simulate;
 
-pub use port::PortError;
+pub use port::{PortError, ports};
 
 /// Batches of readings that wait for the carrier, of all lines together.
 const OUTBOX_BATCHES: usize = 256;

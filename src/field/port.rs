@@ -257,6 +257,28 @@ mod tests {
         open(&port).unwrap();
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_is_back_ends_the_longest_pause() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("by-path");
+        let (began, mut is_away) = (Instant::now(), false);
+        assert!(!is_back_before(&path, began + Duration::from_secs(3), &mut is_away).await);
+        assert_eq!(began.elapsed(), Duration::from_secs(3));
+        let plugged_in = async {
+            sleep(Duration::from_secs(7)).await;
+            std::fs::write(&path, "").unwrap();
+        };
+        let (is_back, ()) =
+            tokio::join!(is_back_before(&path, began + Duration::from_secs(60), &mut is_away), plugged_in);
+        assert!(is_back && began.elapsed() < Duration::from_millis(10_500), "{:?}", began.elapsed());
+        // One that was there all the time waits for its pause, whatever keeps it from being opened.
+        assert!(!is_back_before(&path, Instant::now() + Duration::from_secs(30), &mut is_away).await);
+        assert!(began.elapsed() >= Duration::from_secs(40));
+        // Seen away by one call, and back by the next.
+        is_away = true;
+        assert!(is_back_before(&path, Instant::now(), &mut is_away).await);
+    }
+
     #[tokio::test]
     async fn who_holds_a_port_is_named() {
         let (_ours, far_end) = SerialStream::pair().unwrap();

@@ -10,9 +10,7 @@ use super::super::keys;
 use super::super::tree::{Node, Spot, Tree, Written};
 use super::super::units::Wrong;
 use super::super::walk::{self, At, Reader, Walk, name_fault, nearest};
-use super::super::{
-    Ask, Flow, Parse, PointTopic, PortConfig, Report, Rs485, SerialCommand, SerialConfig, SerialPoint, TextKind,
-};
+use super::super::{Ask, Flow, Parse, PointTopic, PortConfig, Report, Rs485, SerialConfig, SerialPoint, TextKind};
 use super::{SerialDraft, Words, point_topic, port, qos};
 use point::point;
 
@@ -22,7 +20,7 @@ mod point;
 /// The most memory that a compiled regular expression may take.
 const REGEX_BYTES_MAX: usize = 1 << 20;
 
-/// Bytes of a question or a command.
+/// Bytes of a question.
 const SEND_BYTES_MAX: usize = 1024;
 
 /// Where a field of fixed columns may end.
@@ -51,6 +49,12 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         let what = "`good` is for frames of text; the quality of binary ones is that of their checksum";
         walk.findings.problem(reader.spot_of("good"), what, None);
     }
+    if let (Some(Some(ask)), Some(frame)) = (&ask, &frame)
+        && let Some(idle) = frame.idle.filter(|idle| frame.ending == super::super::Ending::Idle && *idle >= ask.timeout)
+    {
+        let what = format!("a silence of {} ms cannot end an answer within `timeout`", idle.as_millis());
+        walk.findings.problem(reader.spot_of("ask"), what, Some("make `timeout` longer than `idle`".to_owned()));
+    }
     if let (Some(frame), Some(flow)) = (&frame, &flow) {
         let is_binary = frame.checksum.is_some_and(|checksum| checksum.form == super::super::ChecksumForm::Binary);
         if flow.value == Flow::XonXoff && (is_binary || matches!(parse, Some(Parse::Bytes { .. }))) {
@@ -58,7 +62,6 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             walk.wrong(flow.spot, "flow", wrong.help("write \"rtscts\", or leave it out"));
         }
     }
-    let commands = commands(walk, &reader);
     let config = (|| {
         Some(SerialConfig {
             port: PortConfig { flow: flow?.value, ..port? },
@@ -70,7 +73,6 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             topic: PointTopic(topic.as_ref()?.value.clone()),
             qos: level?.value,
             points: points?,
-            commands: commands?,
         })
     })();
     SerialDraft { name: Arc::from(name), spot, port: path, topic, point_names, config }
@@ -92,23 +94,6 @@ fn ask(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<Ask>> {
 /// Bytes to send.
 fn sent(node: &Node) -> Result<Vec<u8>, Wrong> {
     frame::bytes(node, SEND_BYTES_MAX)
-}
-
-/// `[serial.<name>.command]`
-fn commands(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<SerialCommand>> {
-    let mut commands = Some(Vec::new());
-    if !reader.has("command") {
-        return commands;
-    }
-    let (tree, _) = reader.table(walk, "command")?;
-    for (name, tree, spot) in walk::named(walk, "command", tree) {
-        let reader = Reader::open(walk, tree, &keys::SERIAL_COMMAND, spot);
-        match (reader.leaf(walk, "send", sent), &mut commands) {
-            (Some(send), Some(commands)) => commands.push(SerialCommand { name: Arc::from(name), send: send.value }),
-            _ => commands = None,
-        }
-    }
-    commands
 }
 
 fn flow(walk: &mut Walk, reader: &Reader<'_>) -> Option<At<Flow>> {

@@ -27,6 +27,7 @@ use parse::{Parsed, Reader};
 pub mod checksum;
 pub mod frame;
 pub mod parse;
+pub mod watch;
 
 /// Pauses between attempts to open a port.
 const REOPEN: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(30));

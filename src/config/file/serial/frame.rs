@@ -160,7 +160,7 @@ fn fits(walk: &mut Walk, reader: &Reader<'_>, config: &FrameConfig, max_spot: Sp
             walk.wrong(max_spot, "max", wrong);
         }
         if is_marked && checksum.form == ChecksumForm::Binary && config.tail == 0 && config.escape.is_none() {
-            let what = "a binary checksum may look like the end of a frame: about one frame in 256 is lost by that";
+            let what = "a binary checksum may look like the end of its frame, and the frame is lost then";
             let help = "if it stands behind the end, write `tail = 1` (or 2); if the device escapes it, `escape`";
             walk.findings.warning(reader.spot_of("checksum"), what.to_owned(), Some(help.to_owned()));
         }
