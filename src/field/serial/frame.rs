@@ -51,7 +51,8 @@ pub struct Frame {
 
 impl Frame {
     /// What is to be read: with a start and an end what stands between them, with a delimiter what stands before it, else
-    /// all; in each case without a checksum that is the last of it.
+    /// all; in each case without a checksum that is the last of it,
+    /// and what that skips.
     pub fn body(&self) -> &[u8] {
         self.whole.get(self.body.clone()).unwrap_or_default()
     }
@@ -458,7 +459,7 @@ impl Framer {
         if let Some(checksum) = &self.config.checksum {
             match checksum::confirmed(checksum, &whole) {
                 None => return Cut::Dropped(Flaw::Checksum),
-                Some(place) if place.end == last => last = place.start,
+                Some(place) if place.end == last => last = place.start.saturating_sub(checksum.skip),
                 Some(_) => {}
             }
         }
