@@ -222,7 +222,8 @@ fn damaged_streams_never_give_a_frame_that_is_none_and_the_thread_is_found_again
             assert_eq!(found.len(), 1, "seed {seed}, case {case}, {}: a whole frame is one", kind.name);
             found.into_iter().next().unwrap()
         };
-        let said: HashSet<Vec<u8>> = sent.iter().chain(&after).map(|frame| alone(frame).whole).collect();
+        // By its content: a digit of a checksum in hexadecimal that became a small letter is the same digit.
+        let said: HashSet<Vec<u8>> = sent.iter().chain(&after).map(|frame| alone(frame).body().to_vec()).collect();
         let mut stream = sent.concat();
         damage(&mut stream, &mut random);
         let mut framer = Framer::new(kind.frame.clone());
@@ -253,11 +254,12 @@ fn damaged_streams_never_give_a_frame_that_is_none_and_the_thread_is_found_again
         for frame in found {
             whole += 1;
             let parsed = kind.reader.read(frame.body());
-            if said.contains(&frame.whole) {
+            if said.contains(frame.body()) {
                 assert!(parsed.is_some(), "seed {seed}, case {case}, {}: {frame:?}", kind.name);
                 continue;
             }
             by_chance += 1;
+            println!("case {case}, {}: {frame:?}", kind.name);
             assert!((kind.is_right)(&frame.whole), "seed {seed}, case {case}, {}: {frame:?}", kind.name);
         }
     }
