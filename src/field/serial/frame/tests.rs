@@ -324,6 +324,13 @@ fn a_block_check_that_looks_like_an_end_or_a_start_is_a_block_check() {
     }
 }
 
+/// Nothing else shows that the first one has no end: its start could stand inside of a frame.
+#[test]
+fn a_frame_that_ran_into_one_without_an_end_is_found_inside_of_it() {
+    let mut framer = Framer::new(kind("start and end, block check behind"));
+    assert_eq!(text(framer.push(b"\x0299\x0211\x03\x03\x0213\x03\x01")), ["(checksum)", "11", "13"]);
+}
+
 #[test]
 fn escaped_bytes_are_meant_as_they_are() {
     let mut framer = Framer::new(kind("dle"));
