@@ -312,8 +312,9 @@ async fn two_equal_sticks_are_told_apart_by_their_sockets() {
     let directory = tempfile::tempdir().unwrap();
     let sockets = [directory.path().join("usb-0:1"), directory.path().join("usb-0:2")];
     let mut config = empty();
+    let whole = Regex::new(r"^(?<weight>[0-9]+)$").unwrap();
     for (name, socket) in ["left", "right"].iter().zip(&sockets) {
-        add_serial(&mut config, name, socket, Parse::Regex(Regex::new(r"^(?<weight>[0-9]+)$").unwrap()));
+        add_serial(&mut config, name, socket, Parse::Regex(whole.clone()));
     }
     let running = Running::start(&config);
     for round in [[0, 1], [1, 0]] {

@@ -351,6 +351,10 @@ fn build(draft: Draft) -> Option<Config> {
     for device in draft.serial {
         serial.insert(device.name, device.config?);
     }
+    let web = match draft.web {
+        Some(bind) => Some(bind?.value),
+        None => None,
+    };
     Some(Config {
         gateway: draft.gateway?,
         queue: draft.queue?,
@@ -365,5 +369,6 @@ fn build(draft: Draft) -> Option<Config> {
         lines,
         modbus,
         serial,
+        web,
     })
 }

@@ -175,11 +175,14 @@ pub fn character_time(config: &PortConfig) -> Duration {
 /// is plugged in must not wait for a pause that has grown. `is_away` keeps what was seen last, from one call to the next.
 pub async fn is_back_before(path: &Path, until: Instant, is_away: &mut bool) -> bool {
     loop {
-        let was_away = std::mem::replace(is_away, !path.exists());
-        if was_away && !*is_away {
+        let is_there = path.exists();
+        if *is_away && is_there {
             sleep(SETTLE).await;
+            // Not before that: whoever is called away in the middle comes back to a port that has just returned.
+            *is_away = false;
             return true;
         }
+        *is_away = !is_there;
         let now = Instant::now();
         if now >= until {
             return false;

@@ -453,6 +453,7 @@ mod tests {
             unit: None,
             poll: None,
             report: Report::default(),
+            write: None,
         };
         SerialPoint { bytes: Some(BytesField { at, count, point }), ..self::point(name, TextKind::F64) }
     }

@@ -118,6 +118,7 @@ fn field(walk: &mut Walk, name: &str, reader: &Reader<'_>) -> Option<BytesField>
         unit: None,
         poll: None,
         report: Report::default(),
+        write: None,
     };
     Some(BytesField { at: usize::try_from(at?.value).ok()?, count, point })
 }
