@@ -17,6 +17,7 @@ mod import;
 mod ledger;
 mod passwd;
 mod run;
+mod serial;
 mod simulate;
 mod status;
 
@@ -87,6 +88,8 @@ enum Command {
     /// Print a starting configuration
     #[command(after_help = "Example: tidegate example rs485-aws > tidegate.toml")]
     Example(example::ExampleArguments),
+    /// Look at serial ports and at what devices say on them, before any configuration exists
+    Serial(serial::SerialArguments),
     /// Simulate a field device to test against
     Simulate(simulate::SimulateArguments),
 }
@@ -125,6 +128,7 @@ pub fn main() -> ExitCode {
         Command::Import(arguments) => import::main(arguments),
         Command::Passwd(arguments) => passwd::main(&arguments),
         Command::Example(arguments) => example::main(&arguments),
+        Command::Serial(arguments) => serial::main(arguments),
         Command::Simulate(arguments) => simulate::main(arguments),
     };
     exit.into()

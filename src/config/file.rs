@@ -363,9 +363,24 @@ fn port(walk: &mut Walk, reader: &Reader<'_>) -> (Option<At<PathBuf>>, Option<Po
     });
     let baud = reader.integer(walk, "baud", 50, 4_000_000);
     let mode = reader.leaf(walk, "mode", |node| units::serial_mode(super::walk::text(node)?));
+    let dtr = reader.truth(walk, "dtr");
+    let rts = reader.truth(walk, "rts");
+    let rs485 = serial::rs485(walk, reader);
+    for (key, is_read) in [("dtr", dtr.is_some()), ("rts", rts.is_some())] {
+        if reader.has(key) && !is_read {
+            return (path, None);
+        }
+    }
+    if let Some(path) = &path
+        && let Some(warning) = serial::unstable(&path.value)
+    {
+        walk.findings.warning(path.spot, warning, Some(serial::STABLE_HELP.to_owned()));
+    }
     let config = (|| {
         let baud = NonZeroU32::new(u32::try_from(baud?.value).ok()?)?;
-        Some(PortConfig { path: path.as_ref()?.value.clone(), baud, mode: mode?.value })
+        let (dtr, rts) = (dtr.map(|at| at.value), rts.map(|at| at.value));
+        let port = PortConfig::new(path.as_ref()?.value.clone(), baud, mode?.value);
+        Some(PortConfig { dtr, rts, rs485: rs485?, ..port })
     })();
     (path, config)
 }
@@ -389,7 +404,7 @@ fn line(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> LineDraft {
         }
         (true, false) => serial.map(LineKind::Rtu),
         (false, true) => {
-            for key in ["baud", "mode"] {
+            for key in ["baud", "mode", "dtr", "rts", "rs485"] {
                 if reader.has(key) {
                     let what = format!("`{key}` is for serial ports, and this line has a url");
                     walk.findings.problem(reader.spot_of(key), what, None);
