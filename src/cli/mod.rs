@@ -15,6 +15,7 @@ mod drill;
 mod example;
 mod import;
 mod ledger;
+mod modbus;
 mod passwd;
 mod run;
 mod simulate;
@@ -87,6 +88,9 @@ enum Command {
     /// Print a starting configuration
     #[command(after_help = "Example: tidegate example rs485-aws > tidegate.toml")]
     Example(example::ExampleArguments),
+    /// Commission Modbus devices before there is a configuration: read, write, scan, guess
+    #[command(after_help = modbus::EXAMPLES)]
+    Modbus(modbus::ModbusArguments),
     /// Simulate a field device to test against
     Simulate(simulate::SimulateArguments),
 }
@@ -125,6 +129,7 @@ pub fn main() -> ExitCode {
         Command::Import(arguments) => import::main(arguments),
         Command::Passwd(arguments) => passwd::main(&arguments),
         Command::Example(arguments) => example::main(&arguments),
+        Command::Modbus(arguments) => modbus::main(&arguments),
         Command::Simulate(arguments) => simulate::main(arguments),
     };
     exit.into()

@@ -147,9 +147,9 @@ impl PortArguments {
 }
 
 #[derive(Debug, Clone)]
-struct Units(BTreeSet<u8>);
+pub(super) struct Units(pub(super) BTreeSet<u8>);
 
-fn parse_units(text: &str) -> Result<Units, String> {
+pub(super) fn parse_units(text: &str) -> Result<Units, String> {
     let mut units = BTreeSet::new();
     for part in text.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

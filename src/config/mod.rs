@@ -70,6 +70,16 @@ pub fn parse_serial_mode(text: &str) -> Result<SerialMode, String> {
     units::serial_mode(text).map_err(in_one_line)
 }
 
+/// Reads an address as the configuration writes it: `holding:100`, `40101`. The error is for a person.
+pub fn parse_address(text: &str, base: u16) -> Result<(Table, u16), String> {
+    units::address(text, base).map_err(in_one_line)
+}
+
+/// Reads the url of a line as the configuration writes it. The error is for a person.
+pub fn parse_line_url(text: &str) -> Result<LineKind, String> {
+    file::line_url(text).map_err(in_one_line)
+}
+
 /// Reads a hash as the configuration writes it. The error is for a person.
 pub fn parse_password_hash(text: &str) -> Result<PasswordHash, String> {
     PasswordHash::parse(text).map_err(in_one_line)
@@ -506,6 +516,17 @@ pub struct SerialMode {
     pub parity: Parity,
     /// 1 or 2.
     pub stop_bits: u8,
+}
+
+impl fmt::Display for SerialMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parity = match self.parity {
+            Parity::None => 'N',
+            Parity::Even => 'E',
+            Parity::Odd => 'O',
+        };
+        write!(f, "{}{parity}{}", self.data_bits, self.stop_bits)
+    }
 }
 
 /// Parity of a serial character.

@@ -39,6 +39,7 @@ mod device;
 mod pause;
 pub mod poll;
 mod port;
+pub mod record;
 mod report;
 
 pub mod modbus;

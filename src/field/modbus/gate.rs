@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::fault::Fault;
 use super::reply::{Framing, GLITCH_BYTES_MAX, Progress, is_glitch, judge};
+use crate::field::record::Recorder;
 
 /// More than any answer with echo, glitches and a late neighbour before it: 4 × the longest frame (256, and 260).
 const RECEIVED_BYTES_MAX: usize = 1040;
@@ -48,6 +49,7 @@ struct Inner {
     /// What of `received` may pass, and has not passed yet.
     passing: Range<usize>,
     fault: Option<Fault>,
+    recorder: Option<Recorder>,
 }
 
 impl fmt::Debug for Gate {
@@ -59,7 +61,15 @@ impl fmt::Debug for Gate {
 impl Gate {
     pub(super) fn new(wire: Box<dyn Wire>, framing: Framing) -> Gate {
         let (request, received) = (Vec::new(), Vec::new());
-        Gate(Arc::new(Mutex::new(Inner { wire, framing, request, received, passing: 0..0, fault: None })))
+        Gate(Arc::new(Mutex::new(Inner {
+            wire,
+            framing,
+            request,
+            received,
+            passing: 0..0,
+            fault: None,
+            recorder: None,
+        })))
     }
 
     /// Forgets the last exchange.
@@ -69,6 +79,11 @@ impl Gate {
         inner.received.clear();
         inner.passing = 0..0;
         inner.fault = None;
+    }
+
+    /// From now on, takes down what goes over the wire.
+    pub(super) fn record(&self, recorder: Recorder) {
+        self.lock().recorder = Some(recorder);
     }
 
     /// Why the answer was not let through.
@@ -86,7 +101,9 @@ impl Gate {
         std::future::poll_fn(|context| {
             let mut bytes = [0; 256];
             let mut buffer = ReadBuf::new(&mut bytes);
-            ready!(Pin::new(&mut self.lock().wire).poll_read(context, &mut buffer))?;
+            let inner = &mut *self.lock();
+            ready!(Pin::new(&mut inner.wire).poll_read(context, &mut buffer))?;
+            inner.note_heard(buffer.filled());
             Poll::Ready(Ok(match buffer.filled() {
                 [] => Dropped::End,
                 few if few.len() <= GLITCH_BYTES_MAX && few.iter().all(is_glitch) => Dropped::Glitch,
@@ -102,6 +119,14 @@ impl Gate {
     }
 }
 
+impl Inner {
+    fn note_heard(&self, bytes: &[u8]) {
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| !bytes.is_empty()) {
+            recorder.heard(bytes);
+        }
+    }
+}
+
 impl AsyncRead for Gate {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let inner = &mut *self.lock();
@@ -112,6 +137,7 @@ impl AsyncRead for Gate {
             let mut bytes = [0; 512];
             let mut arrived = ReadBuf::new(&mut bytes);
             ready!(Pin::new(&mut inner.wire).poll_read(context, &mut arrived))?;
+            inner.note_heard(arrived.filled());
             if arrived.filled().is_empty() {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
@@ -137,7 +163,11 @@ impl AsyncWrite for Gate {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let inner = &mut *self.lock();
         let count = ready!(Pin::new(&mut inner.wire).poll_write(context, bytes))?;
-        inner.request.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        let sent = bytes.get(..count).unwrap_or_default();
+        if let Some(recorder) = &inner.recorder {
+            recorder.sent(sent);
+        }
+        inner.request.extend_from_slice(sent);
         Poll::Ready(Ok(count))
     }
 

@@ -21,6 +21,7 @@ use super::reply::Framing;
 use super::timing;
 use crate::config::{LineConfig, LineKind, Table};
 use crate::field::port::{self, PortError};
+use crate::field::record::Recorder;
 
 /// How long a TCP connection may take to be made: longer than a request, because switches and ARP wake up first.
 const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(3);
@@ -139,6 +140,12 @@ impl Link {
             is_connection: true,
             has_answered: false,
         }
+    }
+
+    /// From now on, takes down what goes over the line.
+    pub(super) fn record(&self, recorder: &Recorder) {
+        recorder.opened();
+        self.gate.record(recorder.clone());
     }
 
     /// Whether this link has carried an answer.

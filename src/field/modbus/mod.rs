@@ -39,6 +39,15 @@ mod fault;
 mod gate;
 mod link;
 mod reply;
+
+pub mod probe;
+
+pub mod advice;
+
+pub mod guess;
+
+pub mod scan;
+
 pub mod server;
 
 /// Pauses between attempts to open a line.
