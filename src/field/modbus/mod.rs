@@ -50,6 +50,8 @@ pub mod scan;
 
 pub mod server;
 
+pub(super) use reply::crc;
+
 /// Pauses between attempts to open a line.
 const REOPEN: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(30));
 /// After a fruitless request a unit rests at least this many timeouts, so that an answer that comes late comes into

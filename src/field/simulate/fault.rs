@@ -17,8 +17,8 @@ pub enum Trouble {
     BadCrc,
     /// It bears the id of another unit.
     WrongUnit,
-    /// It comes after the next request has come: late for its own, and early for that.
-    Late(Duration),
+    /// It comes when the next request has come, just before the answer to that one.
+    Late,
 }
 
 /// A fault as it is asked for: `[UNIT:]KIND[=VALUE][/EVERY]`.
@@ -36,7 +36,7 @@ impl Fault {
     /// Reads `3:exception=6/10`: each tenth request to unit 3 is answered with exception 6. The error is for a person.
     pub fn parse(text: &str) -> Result<Fault, String> {
         const HELP: &str = "write [UNIT:]KIND[=VALUE][/EVERY] with delay=200ms, exception=2, silence, bad-crc, wrong-unit \
-                            or late=2s: 3:exception=6/10";
+                            or late: 3:exception=6/10";
         let (rest, every) = match text.rsplit_once('/') {
             Some((rest, every)) => (rest, every.parse().ok().filter(|every| *every > 0).ok_or(HELP)?),
             None => (text, 1),
@@ -48,12 +48,10 @@ impl Fault {
         };
         let trouble = match what.split_once('=') {
             Some(("delay", time)) => Trouble::Delay(duration(time)?),
-            Some(("late", time)) => Trouble::Late(duration(time)?),
-            Some(("exception", code)) => {
-                Trouble::Exception(code.parse().ok().filter(|code| *code > 0).ok_or(HELP)?)
-            }
+            Some(("exception", code)) => Trouble::Exception(code.parse().ok().filter(|code| *code > 0).ok_or(HELP)?),
             None if what == "silence" => Trouble::Silence,
             None if what == "bad-crc" => Trouble::BadCrc,
+            None if what == "late" => Trouble::Late,
             None if what == "wrong-unit" => Trouble::WrongUnit,
             _ => return Err(HELP.to_owned()),
         };
@@ -82,9 +80,21 @@ mod tests {
         assert_eq!(fault, Fault { unit_id: Some(3), trouble: Trouble::Exception(6), every: 10 });
         assert_eq!((0..30).filter(|number| fault.strikes(3, *number)).collect::<Vec<_>>(), [9, 19, 29]);
         assert!(!fault.strikes(4, 9));
-        assert_eq!(Fault::parse("*:late=2s").unwrap().trouble, Trouble::Late(Duration::from_secs(2)));
+        assert_eq!(Fault::parse("*:delay=2s").unwrap().trouble, Trouble::Delay(Duration::from_secs(2)));
         assert!(Fault::parse("silence").unwrap().strikes(200, 0));
-        for wrong in ["", "x", "3:", "exception", "exception=0", "exception=300", "silence=1", "bad-crc/0", "delay=2h", "300:silence"] {
+        for wrong in [
+            "",
+            "x",
+            "3:",
+            "exception",
+            "exception=0",
+            "exception=300",
+            "silence=1",
+            "late=2s",
+            "bad-crc/0",
+            "delay=2h",
+            "300:silence",
+        ] {
             assert!(Fault::parse(wrong).is_err(), "{wrong:?}");
         }
     }

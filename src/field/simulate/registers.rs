@@ -4,15 +4,20 @@
 
 use crate::config::{ModbusPoint, PointKind, WordOrder};
 
-/// The registers of a point that shows `value` (before scaling is undone) or, for a text, `text`. What the type cannot
-/// hold becomes the nearest that it can.
-pub(super) fn words(point: &ModbusPoint, value: f64, text: &str) -> Vec<u16> {
+/// The registers of a point that holds `raw` (before scale and offset) or, for a text, `text`. What the type cannot hold
+/// becomes the nearest that it can.
+pub(super) fn words(point: &ModbusPoint, raw: f64, text: &str) -> Vec<u16> {
     let meaning = &point.meaning;
-    let raw = if meaning.scale == 0.0 { 0.0 } else { (value - meaning.offset) / meaning.scale };
     let whole = raw.round();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast from a float takes the nearest")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a cast from a float takes the nearest"
+    )]
     let bytes: Vec<u8> = match point.kind {
-        PointKind::Bool => (u16::from(value != 0.0) << meaning.bits.map_or(0, |bits| bits.low.min(15))).to_be_bytes().into(),
+        PointKind::Bool => {
+            (u16::from(raw != 0.0) << meaning.bits.map_or(0, |bits| bits.low.min(15))).to_be_bytes().into()
+        }
         PointKind::U8 => u16::from(whole as u8).to_be_bytes().into(),
         PointKind::I8 => u16::from((whole as i8).cast_unsigned()).to_be_bytes().into(),
         PointKind::U16 => (whole as u16).to_be_bytes().into(),
@@ -34,7 +39,8 @@ pub(super) fn words(point: &ModbusPoint, value: f64, text: &str) -> Vec<u16> {
         _ => bytes,
     };
     let is_text = matches!(point.kind, PointKind::String { .. });
-    let mut words: Vec<u16> = bytes.chunks(2).map(|pair| pair.iter().fold(0, |word, byte| word << 8 | u16::from(*byte))).collect();
+    let mut words: Vec<u16> =
+        bytes.chunks(2).map(|pair| pair.iter().fold(0, |word, byte| word << 8 | u16::from(*byte))).collect();
     if matches!(point.order, WordOrder::Badc | WordOrder::Dcba) {
         words.iter_mut().for_each(|word| *word = word.swap_bytes());
     }
@@ -42,6 +48,28 @@ pub(super) fn words(point: &ModbusPoint, value: f64, text: &str) -> Vec<u16> {
         words.reverse();
     }
     words
+}
+
+/// Which bits of its registers are the point's own.
+pub(super) fn masks(point: &ModbusPoint) -> Vec<u16> {
+    let whole = || vec![u16::MAX; usize::from(point.kind.width())];
+    match (point.kind, point.meaning.bits) {
+        (PointKind::Bool, None) => whole(),
+        (PointKind::U8 | PointKind::Bool, _) => words(point, f64::from(u8::MAX), ""),
+        (PointKind::I8, None) => words(point, -1.0, ""),
+        // Every bit that the type has, moved to where the field stands.
+        (_, Some(_)) => {
+            let kind = match point.kind {
+                PointKind::I8 => PointKind::U8,
+                PointKind::I16 => PointKind::U16,
+                PointKind::I32 => PointKind::U32,
+                PointKind::I64 => PointKind::U64,
+                other => other,
+            };
+            words(&ModbusPoint { kind, ..point.clone() }, f64::MAX, "")
+        }
+        (_, None) => whole(),
+    }
 }
 
 /// A number moved to where its bits stand; what does not fit between them is cut off.
@@ -71,9 +99,6 @@ mod tests {
         assert_eq!(float(WordOrder::Dcba), [0x79E9, 0xF642]);
         assert_eq!(words(&point(PointKind::I16, WordOrder::Abcd), -200.0, ""), [0xFF38]);
         assert_eq!(words(&point(PointKind::U16, WordOrder::Abcd), -1.0, ""), [0], "the nearest");
-        let mut scaled = point(PointKind::I16, WordOrder::Abcd);
-        (scaled.meaning.scale, scaled.meaning.offset) = (0.1, -40.0);
-        assert_eq!(words(&scaled, 21.5, ""), [615]);
         let mut field = point(PointKind::U16, WordOrder::Abcd);
         field.meaning.bits = Some(crate::config::BitRange { low: 4, high: 7 });
         assert_eq!(words(&field, 5.0, ""), [0x50]);

@@ -48,7 +48,11 @@ impl Wave {
             Wave::Ramp => phase,
             Wave::Square => f64::from(u8::from(phase >= 0.5)),
             Wave::Walk => {
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative, and a count")]
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "not negative, and a count"
+                )]
                 let step = (at.as_secs_f64() / period.as_secs_f64().max(1e-3) * WALK_STEPS as f64) as u64;
                 walk(step, seed)
             }
