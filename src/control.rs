@@ -283,6 +283,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (clock, health) = (Clock::new(ClockSource::Trusted), Health::default());
         let queue = crate::queue::open(crate::queue::QueueSettings {
+            set_topics: crate::queue::SetTopics::default(),
             dir: dir.path().to_owned(),
             gateway: Arc::from("g7"),
             bytes_max: std::num::NonZeroU64::new(1 << 20).unwrap(),

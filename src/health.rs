@@ -573,7 +573,23 @@ pub struct DeviceHealth {
     /// Frames that fit nothing (serial), or replies that broke the protocol (Modbus).
     pub malformed: AtomicU64,
     faults: Mutex<BTreeMap<&'static str, u64>>,
+    writes: Mutex<WriteCounts>,
     unaccounted: Mutex<Unaccounted>,
+}
+
+/// What became of writes to one device since start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct WriteCounts {
+    /// Carried out, and read back where that can be.
+    pub written: u64,
+    /// Not tried, by kind: `not-writable`, `range`, `too-many` …
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Not begun in time.
+    pub expired: u64,
+    /// Tried in vain, by kind: `exception-2`, `differs` …
+    pub failed: BTreeMap<&'static str, u64>,
+    /// Nobody knows.
+    pub unknown: u64,
 }
 
 /// What a device did that the ledger does not have on disk yet.
@@ -627,6 +643,11 @@ impl DeviceHealth {
         *lock(&self.faults).entry(kind).or_default() += 1;
     }
 
+    /// Counts how a write ended.
+    pub fn count_write(&self, count: impl FnOnce(&mut WriteCounts)) {
+        count(&mut lock(&self.writes));
+    }
+
     /// Notes that the device fell silent or spoke again, for the ledger.
     pub fn note_silence(&self, silence: Silence) {
         let mut unaccounted = lock(&self.unaccounted);
@@ -671,6 +692,7 @@ impl DeviceHealth {
             failures: self.failures.load(Ordering::Relaxed),
             malformed: self.malformed.load(Ordering::Relaxed),
             faults: lock(&self.faults).clone(),
+            writes: lock(&self.writes).clone(),
         }
     }
 }
@@ -696,6 +718,8 @@ pub struct DeviceSnapshot {
     pub malformed: u64,
     /// What failed since start, by kind: `timeout`, `checksum`, `exception-2` …
     pub faults: BTreeMap<&'static str, u64>,
+    /// What became of writes to it.
+    pub writes: WriteCounts,
 }
 
 /// Gauges of the local broker.

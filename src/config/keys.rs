@@ -72,6 +72,7 @@ pub static TABLES: &[&KeyTable] = &[
     &MODEL,
     &MODBUS,
     &MODBUS_POINT,
+    &WRITE,
     &REPORT,
     &SERIAL,
     &ASK,
@@ -542,6 +543,7 @@ pub static MODBUS_POINT: KeyTable = KeyTable {
         optional("unit"),
         optional("poll"),
         optional("report"),
+        optional("write"),
     ],
     gone: &[
         ("register", "it is called `address`: \"holding:100\""),
@@ -559,15 +561,43 @@ pub static MODBUS_POINT: KeyTable = KeyTable {
         ("enum", "it is called `names`"),
         ("values", "it is called `names`"),
         ("mask", "write which bits: `bits = \"4-7\"`"),
-        ("min", "it is called `clamp_min`"),
-        ("max", "it is called `clamp_max`"),
+        ("min", "for what is read it is called `clamp_min`; for what is written, `write = { min = … }`"),
+        ("max", "for what is read it is called `clamp_max`; for what is written, `write = { max = … }`"),
         ("array", "how many values follow each other is called `count`"),
         ("deadband", "write it in `report = { deadband = … }`"),
         ("heartbeat", "write it in `report = { heartbeat = … }`"),
         ("min_interval", "write it in `report = { min_interval = … }`"),
+        ("writable", "write `write = true`"),
+        ("access", "what may be written says `write = true`"),
         ("function", "the table is part of `address`: \"holding:100\", \"input:100\", \"coil:1\", \"discrete:1\""),
     ],
-    later: &["write"],
+    later: &[],
+};
+
+/// `write = { … }`
+pub static WRITE: KeyTable = KeyTable {
+    title: "modbus.<name>.point.<name>.write",
+    keys: &[
+        optional("min"),
+        optional("max"),
+        default("per_minute", "60"),
+        default("expiry", "\"60s\""),
+        optional("function"),
+        default("readable", "true"),
+        default("settle", "\"0s\""),
+        default("idempotent", "false"),
+    ],
+    gone: &[
+        ("clamp_min", "it is called `min`: what is less is refused"),
+        ("clamp_max", "it is called `max`: what is more is refused"),
+        ("expires", "it is called `expiry`"),
+        ("timeout", "it is called `expiry`"),
+        ("rate", "it is called `per_minute`"),
+        ("verify", "what can be read is read back; where it cannot, write `readable = false`"),
+        ("read_back", "what can be read is read back; where it cannot, write `readable = false`"),
+        ("delay", "how long after the write it is read back is called `settle`"),
+    ],
+    later: &[],
 };
 
 /// `report = { … }`

@@ -10,6 +10,8 @@
 //!  port task ─┘                       └─ waits for the commits, tries again what was refused
 //! ```
 //!
+//! The other way go writes: `writes`.
+//!
 //! Readings wait for their commit in the carrier, not in the lines: a disk that stalls delays no exchange until the
 //! channel is full; then lines wait and skip polls.
 
@@ -30,17 +32,20 @@ use crate::config::{Config, ModbusConfig, Report, SerialConfig};
 use crate::health::{Health, chain};
 use crate::intake::{AcceptError, Intake};
 use crate::message::{Message, TopicError};
-use crate::queue::AppendError;
+use crate::queue::{AppendError, Outlet};
 
 use device::{Desk, DeviceSpec, PointSpec, point_topic, state_topic};
 use pause::Pauses;
+use writes::Clerk;
 
 mod device;
+pub mod lane;
 mod pause;
 pub mod poll;
 mod port;
 pub mod record;
 mod report;
+mod writes;
 
 pub mod modbus;
 pub mod serial;
@@ -48,6 +53,7 @@ pub mod serial;
 pub mod simulate;
 
 pub use port::PortError;
+pub use writes::set_topics;
 
 /// Batches of readings that wait for the carrier, of all lines together.
 const OUTBOX_BATCHES: usize = 256;
@@ -147,6 +153,8 @@ pub struct Field<R = Intake> {
     lines: Vec<Line>,
     readings: R,
     clock: Clock,
+    /// Takes writes, if any are taken.
+    clerk: Option<Clerk>,
 }
 
 #[derive(Debug, Clone)]
@@ -170,16 +178,29 @@ impl<R: Readings> Field<R> {
             };
             lines.push(Line::Serial(Box::new(serial::PortSpec { device, config: serial.clone() })));
         }
-        Ok(Field { lines, readings, clock })
+        Ok(Field { lines, readings, clock, clerk: None })
+    }
+
+    /// Lets points be written by what waits in `outlet`, which is that of `queue::WRITES`; answers leave by `intake`.
+    pub fn writing(mut self, outlet: Outlet, intake: Intake) -> Field<R> {
+        let lines = self.lines.iter_mut().filter_map(|line| match line {
+            Line::Modbus(line) => Some(&mut **line),
+            Line::Serial(_) => None,
+        });
+        self.clerk = Some(Clerk::new(outlet, intake, lines));
+        self
     }
 
     /// Reads the devices until `stop`; then hands on what was read and ends.
     pub async fn run(self, stop: CancellationToken) -> Result<(), FieldError> {
-        let Field { lines, readings, clock } = self;
+        let Field { lines, readings, clock, clerk } = self;
         let (outbox, inbox) = mpsc::channel(OUTBOX_BATCHES);
         let desk = Desk { outbox, clock };
         let mut carrier = JoinSet::new();
         carrier.spawn(carry(inbox, readings, stop.clone()));
+        if let Some(clerk) = clerk {
+            carrier.spawn(clerk.run(stop.clone()));
+        }
         // The lines hold the only senders: when they have ended, the carrier empties the channel and ends too.
         let tend = tend(lines, desk, stop.clone());
         tokio::pin!(tend);
@@ -192,11 +213,14 @@ impl<R: Readings> Field<R> {
                 };
             }
         }
-        match carrier.join_next().await {
-            Some(Ok(Ok(()))) | None => Ok(()),
-            Some(Ok(Err(error))) => Err(FieldError::Intake(error)),
-            Some(Err(_)) => Err(FieldError::Carrier),
+        while let Some(ended) = carrier.join_next().await {
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(FieldError::Intake(error)),
+                Err(_) => return Err(FieldError::Carrier),
+            }
         }
+        Ok(())
     }
 }
 
@@ -210,7 +234,7 @@ fn modbus_lines(config: &Config, health: &Health) -> Result<Vec<Line>, FieldErro
     }
     let with_units = config.lines.iter().filter_map(|(name, line)| {
         let units = units.remove(name)?;
-        Some(Line::Modbus(Box::new(modbus::LineSpec { name: name.clone(), config: line.clone(), units })))
+        Some(Line::Modbus(Box::new(modbus::LineSpec { name: name.clone(), config: line.clone(), units, writes: None })))
     });
     Ok(with_units.collect())
 }
@@ -218,7 +242,7 @@ fn modbus_lines(config: &Config, health: &Health) -> Result<Vec<Line>, FieldErro
 fn serial_points(device: &Arc<str>, serial: &SerialConfig) -> Result<Vec<PointSpec>, FieldError> {
     let point = |name: &str, unit, report| {
         let topic = point_topic(&serial.topic, device, name)?;
-        Ok(PointSpec { name: Arc::from(name), topic, unit, report })
+        Ok(PointSpec { name: Arc::from(name), topic, unit, report, is_write_only: false })
     };
     if serial.points.is_empty() {
         let named = serial::named_points(&serial.parse).into_iter();
@@ -239,6 +263,7 @@ fn unit(
             topic: point_topic(&device.topic, name, &point.name)?,
             unit: point.unit.clone(),
             report: point.report,
+            is_write_only: !point.is_readable(),
         })
     });
     let spec = DeviceSpec {

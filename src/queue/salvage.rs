@@ -19,6 +19,7 @@ use std::sync::Arc;
 use log::{error, info, warn};
 use serde::{Deserialize, Serialize};
 
+use super::WRITES;
 use super::books::{Books, JOB_ROWS_MAX, gap_topic};
 use super::identity::{self, Waiting};
 use super::outward::DEAD_LETTERS_MAX;
@@ -537,12 +538,17 @@ impl Books {
         for (old_id, name) in old {
             let Some(old_rule) = salvage.remains.covering(old_id, sequence) else { continue };
             decided.insert(name.clone());
+            if *name == *WRITES && salvage.remains.in_flight.is_none() {
+                // Whether it was begun is lost: a write that is lost is declared, and one that is done twice is not.
+                continue;
+            }
             if salvage.remains.released.contains(&(old_id, sequence)) {
                 *salvage.progress.confirmed.entry(name.to_string()).or_default() += 1;
                 continue;
             }
             if salvage.remains.sent.contains(&(old_id, sequence)) {
-                if salvage.progress.resumed.contains(&*name) {
+                // A write that may have been begun is not begun again; that it is lost is declared.
+                if salvage.progress.resumed.contains(&*name) || *name == *WRITES {
                     continue;
                 }
                 salvage.progress.uncertain += 1;
@@ -580,9 +586,8 @@ impl Books {
         }
         let streams = self.streams.iter().enumerate().filter(|(_, stream)| stream.is_active);
         let wanted = streams.filter(|(_, stream)| {
-            let is_echo = matches!(&message.origin, Origin::Uplink(name) if *name == stream.name);
             let rule = stream.rules.first(&message.topic);
-            !is_echo && rule.is_some_and(|rule| rules::qos(rule, message) != Qos::AtMostOnce)
+            !self.is_not_for(stream, message) && rule.is_some_and(|rule| rules::qos(rule, message) != Qos::AtMostOnce)
         });
         wanted.map(|(index, stream)| (index, stream.rules.id)).collect()
     }

@@ -45,6 +45,7 @@ fn stream(name: &str, rules: Vec<ForwardRule>) -> StreamSpec {
 
 pub(super) fn settings(dir: &Path) -> QueueSettings {
     QueueSettings {
+        set_topics: SetTopics::default(),
         dir: dir.to_owned(),
         gateway: Arc::from("g7"),
         bytes_max: NonZeroU64::new(64 * MIB).unwrap(),

@@ -236,6 +236,7 @@ mod tests {
             strict_order: false,
             batching: None,
             expires_mono_ms: None,
+            age_ms: None,
         }
     }
 

@@ -234,6 +234,11 @@ impl ModbusServer {
     pub fn kill(&mut self) {
         self.process.kill();
     }
+
+    /// The requests to write that arrived, as unit and PDU in hex.
+    pub fn writes(&self) -> Vec<String> {
+        self.process.stdout().iter().filter_map(|line| Some(line.strip_prefix("wrote ")?.to_owned())).collect()
+    }
 }
 
 fn serving(arguments: &[&str], units: &Value) -> Process {

@@ -211,6 +211,7 @@ pub fn point(name: &str, table: Table, address: u16, kind: PointKind) -> ModbusP
         unit: None,
         poll: None,
         report: Report::default(),
+        write: None,
     }
 }
 

@@ -45,6 +45,7 @@ fn settings(dir: &Path, health: &Health) -> QueueSettings {
         batch: None,
     };
     QueueSettings {
+        set_topics: queue::SetTopics::default(),
         dir: dir.to_owned(),
         gateway: Arc::from("g7"),
         bytes_max: NonZeroU64::new(64 << 20).unwrap(),

@@ -18,6 +18,7 @@ mod block;
 mod guess;
 mod read;
 mod scan;
+mod write;
 
 pub(super) const EXAMPLES: &str = "Examples:
   tidegate modbus scan /dev/ttyUSB0 --try
@@ -38,6 +39,9 @@ enum Command {
         after_help = "Example: tidegate modbus read tcp://192.168.1.10 --unit 1 holding:100 --type f32 --count 4"
     )]
     Read(read::ReadArguments),
+    /// Write a holding register, a value of several, or a coil; asks first, and reads back
+    #[command(after_help = "Example: tidegate modbus write tcp://192.168.1.10 holding:210 21.5 --scale 0.1")]
+    Write(write::WriteArguments),
     /// Find the units on a line, and the settings of a serial line
     #[command(after_help = "Example: tidegate modbus scan /dev/ttyUSB0 --try --within 5min")]
     Scan(scan::ScanArguments),
@@ -50,6 +54,7 @@ pub(super) fn main(arguments: &ModbusArguments) -> Exit {
     block_on(async {
         match &arguments.command {
             Command::Read(arguments) => read::run(arguments).await,
+            Command::Write(arguments) => write::run(arguments).await,
             Command::Scan(arguments) => scan::run(arguments).await,
             Command::Guess(arguments) => guess::run(arguments).await,
         }
@@ -101,7 +106,7 @@ async fn failed(said: &Said, ask: &Ask, target: &Target, probe: &mut Probe) -> E
 
 fn exit(said: &Said) -> Exit {
     match said {
-        Said::Registers(_) | Said::Bits(_) => Exit::Done,
+        Said::Registers(_) | Said::Bits(_) | Said::Written => Exit::Done,
         // What passes by itself, or once somebody has mended the line.
         Said::Refused(5 | 6 | 10 | 11) | Said::Silent { .. } | Said::Broken { .. } | Said::Lost(_) => Exit::TryAgain,
         Said::Refused(_) => Exit::Failed,

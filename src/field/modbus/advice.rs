@@ -8,7 +8,7 @@ use crate::config::{LineKind, Table};
 pub fn verdict(said: &Said, ask: &Ask) -> Option<String> {
     let (unit, ms) = (ask.unit_id, ask.timeout.as_millis());
     Some(match said {
-        Said::Registers(_) | Said::Bits(_) => return None,
+        Said::Registers(_) | Said::Bits(_) | Said::Written => return None,
         Said::Refused(code) => format!("unit {unit} refuses: exception {code}, {}", exception_name(*code)),
         Said::Silent { heard: false } => format!("unit {unit} does not answer: nothing came in {ms} ms"),
         Said::Silent { heard: true } => {
@@ -23,7 +23,7 @@ pub fn verdict(said: &Said, ask: &Ask) -> Option<String> {
 pub fn advice(said: &Said, ask: &Ask, line: &LineKind, target: &str) -> Vec<String> {
     let unit = ask.unit_id;
     match (said, line) {
-        (Said::Registers(_) | Said::Bits(_), _) => Vec::new(),
+        (Said::Registers(_) | Said::Bits(_) | Said::Written, _) => Vec::new(),
         (Said::Refused(code), _) => refused(*code, ask),
         (Said::Silent { heard: false }, LineKind::Rtu(_)) => vec![
             format!("the unit id or the line's settings: `tidegate modbus scan {target} --try` looks for both"),
@@ -158,7 +158,7 @@ pub fn second_looks(said: &Said, ask: &Ask, line: &LineKind) -> Vec<SecondLook> 
                 }
             }
         }
-        Said::Registers(_) | Said::Bits(_) | Said::Refused(_) => {}
+        Said::Registers(_) | Said::Bits(_) | Said::Written | Said::Refused(_) => {}
     }
     looks
 }

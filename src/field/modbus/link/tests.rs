@@ -166,6 +166,7 @@ async fn no_mutated_reply_is_a_panic_or_a_wrong_value_called_good() {
                 Exchange::Silent { .. } => "silent",
                 Exchange::Broken(fault) => fault.kind(),
                 Exchange::Lost(_) => "lost",
+                Exchange::Written => "written",
             };
             let is_right = sent == right && delay == Duration::ZERO;
             assert!(!is_right || matches!(exchange, Exchange::Registers(_)), "a right answer is taken: {place}");
