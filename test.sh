@@ -103,6 +103,8 @@ PATH="$PATH:/usr/sbin:/sbin"
 has mosquitto || missing+=(mosquitto)
 has mosquitto_sub && has mosquitto_pub || missing+=(mosquitto-clients)
 has socat || missing+=(socat)
+# A Modbus server and a client in C.
+[ -e /usr/include/modbus/modbus.h ] || missing+=(libmodbus-dev)
 has nft && has ip || missing+=(nftables iproute2)
 has strace || missing+=(strace)
 # How the binary was linked.

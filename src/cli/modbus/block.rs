@@ -54,6 +54,9 @@ fn point(point: &ModbusPoint, count: u16) -> String {
     if count > 1 {
         let _infallible = write!(text, ", count = {count}");
     }
+    if point.write.is_some() {
+        text.push_str(", write = true");
+    }
     text.push_str(" }");
     text
 }

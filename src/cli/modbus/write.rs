@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 use super::super::Exit;
 use super::target::{Target, parse_address, parse_kind, parse_order, parse_unit};
-use super::{failed, misuse, unopened};
+use super::{block, failed, misuse, unopened};
 use crate::config::{Meaning, ModbusPoint, PointKind, Table, WordOrder};
 use crate::field::modbus::advice;
 use crate::field::modbus::decode;
@@ -138,6 +138,9 @@ async fn written(
     let is_it = matches!(&after, Said::Registers(_) | Said::Bits(_)) && back == shown_value(value);
     println!("{place} is {back} now");
     if is_it {
+        let write = Some(crate::config::Write::default());
+        let named = ModbusPoint { name: block::point_name(point).into(), write, ..point.clone() };
+        block::print(&arguments.target.line(), &[(unit_id, vec![(named, 1)])]);
         return Ok(Exit::Done);
     }
     eprintln!("tidegate: what is read back is not what was written");

@@ -78,19 +78,23 @@ impl Shown {
         Shown::Number { value, step: 10_f64.powi(-i32::try_from(digits).unwrap_or(0)) }
     }
 
-    /// How far a value is from what is shown: 0 is on it, 1 is as far as it may be.
+    /// How far a value is from what is shown, 0 being on it; `None` where that is too far.
     fn distance(&self, value: f64) -> Option<f64> {
         let distance = match self {
             Shown::Number { value: shown, step } => {
                 let off = (value - shown).abs();
                 // Displays round, or cut.
                 let on_it = step / 2.0 * (1.0 + 1e-9);
-                if off <= on_it { 0.0 } else { off / step.max(shown.abs() * DRIFT) }
+                if off <= on_it {
+                    return Some(0.0);
+                }
+                off / step.max(shown.abs() * DRIFT)
             }
             Shown::Between(low, high) => return (*low..=*high).contains(&value).then_some(0.0),
             Shown::Text(_) => return None,
         };
-        (distance <= 1.0).then_some(distance)
+        // What is on it to the last digit is hardly so by chance.
+        (distance <= 1.0).then_some(1.0 + distance)
     }
 
     /// Decimals of the number.
