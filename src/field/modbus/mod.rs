@@ -22,7 +22,7 @@ use super::writes::LineEnd;
 
 use decode::Decoded;
 use fault::{exception_kind, exception_name};
-use link::{Exchange, Link, Question};
+use link::{Doubts, Exchange, Link, Question};
 use plan::Block;
 use write::Writes;
 
@@ -91,6 +91,7 @@ struct Line {
     units: Vec<Unit>,
     plan: Plan,
     link: Option<Link>,
+    doubts: Doubts,
     /// Failed attempts to open the line in a row.
     failures: u32,
     open_not_before: Duration,
@@ -119,6 +120,7 @@ impl Line {
             units: units.collect(),
             plan,
             link: None,
+            doubts: Doubts::default(),
             failures: 0,
             open_not_before: Duration::ZERO,
             writes: Writes::new(spec.writes),
@@ -178,7 +180,7 @@ impl Line {
         if now < self.open_not_before {
             return false;
         }
-        let error = match Link::open(&self.config).await {
+        let error = match Link::open(&self.config, &self.doubts).await {
             Ok(link) => {
                 self.link = Some(link);
                 if self.failures > 0 {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::link::{Exchange, Link, LinkError, Order, Places, Question};
+use super::link::{Doubts, Exchange, Link, LinkError, Order, Places, Question};
 use crate::config::{LineConfig, LineKind, Table};
 use crate::field::record::{Recorder, Wire};
 use crate::health::chain;
@@ -110,13 +110,14 @@ impl OpenError {
 pub struct Probe {
     line: LineConfig,
     link: Option<Link>,
+    doubts: Doubts,
     recorder: Option<Recorder>,
 }
 
 impl Probe {
     /// A line that is opened with the first request.
     pub fn new(line: LineConfig, recorder: Option<Recorder>) -> Probe {
-        Probe { line, link: None, recorder }
+        Probe { line, link: None, doubts: Doubts::default(), recorder }
     }
 
     /// How frames look on a line.
@@ -166,7 +167,7 @@ impl Probe {
         if let Some(link) = self.link.take() {
             return Ok(link);
         }
-        let link = Link::open(&self.line).await.map_err(|error| OpenError::of(&error))?;
+        let link = Link::open(&self.line, &self.doubts).await.map_err(|error| OpenError::of(&error))?;
         if let Some(recorder) = &self.recorder {
             link.record(recorder);
         }
