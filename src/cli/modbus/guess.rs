@@ -52,15 +52,15 @@ pub(super) async fn run(arguments: &GuessArguments) -> Exit {
     };
     let timeout = arguments.target.timeout();
     let ask = Ask { unit_id: arguments.unit, table: asked_table, address, quantity: 1, timeout };
-    let windows = match windows(&mut probe, &ask).await {
-        Ok(Ok(windows)) => windows,
-        Ok(Err(said)) => return failed(&said, &ask, &arguments.target, &mut probe).await,
-        Err(error) => return unopened(&error, &arguments.target),
-    };
     let shown = match (&arguments.shows, arguments.between) {
         (Some(text), _) => Some(Shown::parse(text)),
         (None, Some((low, high))) => Some(Shown::Between(low, high)),
         (None, None) => None,
+    };
+    let windows = match windows(&mut probe, &ask, shown.as_ref()).await {
+        Ok(Ok(windows)) => windows,
+        Ok(Err(said)) => return failed(&said, &ask, &arguments.target, &mut probe).await,
+        Err(error) => return unopened(&error, &arguments.target),
     };
     let Some(shown) = shown else {
         for window in windows.iter().filter(|window| window.table == asked_table) {
@@ -116,21 +116,26 @@ fn tell(found: &[Candidate], asked: (Table, u16)) {
 
 /// Registers around the asked one, of its own table and of the other, as far as the device has them; what it says to the
 /// asked one alone where it has none.
-async fn windows(probe: &mut Probe, ask: &Ask) -> Result<Result<Vec<Window>, Said>, OpenError> {
+async fn windows(probe: &mut Probe, ask: &Ask, shown: Option<&Shown>) -> Result<Result<Vec<Window>, Said>, OpenError> {
     let mut windows = Vec::new();
     let mut refusal = None;
     for table in [ask.table, sister(ask.table)] {
         // Devices refuse a request that reaches beyond what they have: ever smaller ones, the asked register last.
         let before = ask.address.saturating_sub(1);
-        for (first, quantity) in [
+        let own = match shown {
+            Some(Shown::Text(text)) => u16::try_from(text.len().div_ceil(2)).unwrap_or(WINDOW).clamp(1, WINDOW),
+            _ => WIDTH_MAX,
+        };
+        let reaches = [
             (before, WINDOW),
-            (before, WIDTH_MAX + 2),
-            (ask.address, WIDTH_MAX),
-            (before, WIDTH_MAX),
+            (before, own + 2),
+            (ask.address, own),
+            (before, own),
             (ask.address, 2),
             (before, 2),
             (ask.address, 1),
-        ] {
+        ];
+        for (first, quantity) in reaches {
             if u32::from(first) + u32::from(quantity) > 65_536 {
                 continue;
             }
