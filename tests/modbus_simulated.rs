@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use field_support::Running;
 use tidegate::config::{self, Config, LineKind, LoadRequest};
-use tidegate::field::record::Wire;
+use tidegate::field::record::{self, Wire};
 use tidegate::field::simulate::fault::Fault;
 use tidegate::field::simulate::modbus::{Devices, Server};
 use tidegate::field::simulate::wave::Wave;
@@ -79,6 +79,7 @@ fn configured() -> Config {
 async fn simulated(config: &mut Config, waves: &Waves, faults: &[Fault], stop: &CancellationToken) -> JoinSet<()> {
     let mut servers = JoinSet::new();
     let served = config.clone();
+    config.lines.retain(|name, _| served.modbus.values().any(|device| device.line == *name));
     for (name, line) in &mut config.lines {
         let place = match line.kind {
             LineKind::Rtu(_) => Place::Pty,
@@ -163,4 +164,54 @@ async fn faults_cost_readings_and_never_give_a_wrong_value() {
     }
     assert_eq!(known[&(Arc::from("b1"), Arc::from("flow"))], Value::Float(50.0));
     assert!(everything.iter().any(|reading| reading.quality == Quality::Bad));
+}
+
+#[tokio::test]
+async fn what_the_gateway_has_recorded_of_a_line_is_served_to_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = configured();
+    config.modbus.retain(|name, _| &**name == "t1" || &**name == "b1");
+    let stop = CancellationToken::new();
+    let waves = Waves { all: Wave::Constant, named: BTreeMap::new() };
+    let servers = simulated(&mut config, &waves, &[], &stop).await;
+    let recorded = read_all(&config, Some(folder.path())).await;
+    stop.cancel();
+    servers.join_all().await;
+
+    let mut again = JoinSet::new();
+    let stop = CancellationToken::new();
+    for (name, line) in &mut config.lines {
+        let text = fs::read_to_string(folder.path().join(record::file_name(name))).unwrap();
+        let recording = record::parse(&text).unwrap();
+        let place = match line.kind {
+            LineKind::Rtu(_) => Place::Pty,
+            LineKind::Tcp { .. } | LineKind::RtuOverTcp { .. } => Place::Tcp(SocketAddr::from(([127, 0, 0, 1], 0))),
+        };
+        let server = Server::bind_devices(&place, recording.wire, Devices::Recorded(&recording), None).await.unwrap();
+        match (server.bound().clone(), &mut line.kind) {
+            (Bound::Path(path), LineKind::Rtu(port)) => port.path = path,
+            (Bound::Tcp(address), LineKind::Tcp { port, .. } | LineKind::RtuOverTcp { port, .. }) => {
+                *port = address.port();
+            }
+            (bound, kind) => panic!("{kind:?} at {bound}"),
+        }
+        let stop = stop.clone();
+        again.spawn(async move { server.run(stop).await.unwrap() });
+    }
+    assert_eq!(read_all(&config, None).await, recorded);
+    stop.cancel();
+}
+
+/// Reads until every point of every device was good once, and gives back what each was.
+async fn read_all(config: &Config, record: Option<&std::path::Path>) -> BTreeMap<(String, String), String> {
+    let running = Running::start_recording(config, record);
+    let mut known = BTreeMap::new();
+    for (device, modbus) in &config.modbus {
+        for point in &modbus.points {
+            let good = running.until_told(device, &point.name, Quality::Good, 1).await;
+            known.insert((device.to_string(), point.name.to_string()), format!("{:?}", good[0].value));
+        }
+    }
+    running.stop().await;
+    known
 }

@@ -64,7 +64,7 @@ struct Arguments {
 enum Command {
     /// Run the gateway in the foreground
     #[command(after_help = "Example: tidegate run --config ./tidegate.toml")]
-    Run(ConfigArgument),
+    Run(RunArguments),
     /// See the promise kept on this machine: three drills with nothing installed
     #[command(after_help = "Example: tidegate demo --beside mosquitto")]
     Demo(demo::DemoArguments),
@@ -95,12 +95,15 @@ enum Command {
     Simulate(simulate::SimulateArguments),
 }
 
-/// Where the configuration is.
+/// `tidegate run`
 #[derive(Debug, clap::Args)]
-struct ConfigArgument {
+struct RunArguments {
     /// Configuration file, instead of /etc/tidegate/tidegate.toml
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Take down what goes over each Modbus line, in this directory, for `tidegate simulate modbus --replay`
+    #[arg(long, value_name = "DIRECTORY")]
+    record: Option<PathBuf>,
 }
 
 /// The command line as it is, for whoever writes manual pages and completions of it.
@@ -120,7 +123,7 @@ pub fn main() -> ExitCode {
         }
     };
     let exit = match arguments.command {
-        Command::Run(arguments) => run::main(arguments.config),
+        Command::Run(arguments) => run::main(arguments.config, arguments.record),
         Command::Demo(arguments) => demo::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
         Command::Status(arguments) => status::main(&arguments),

@@ -14,7 +14,10 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -22,6 +25,8 @@ use tokio::time::Instant;
 
 /// The longest recording, and the longest file that is read as one.
 pub const RECORD_BYTES_MAX: u64 = 64 << 20;
+/// Pieces that wait for the disk.
+const LINES_WAITING: usize = 1024;
 const HEAD: &str = "# tidegate record 1 ";
 
 /// How the frames on a line look.
@@ -42,59 +47,98 @@ impl Wire {
     }
 }
 
-/// Takes down what goes over a line. Clones are one.
+/// Takes down what goes over a line. Clones are one; with the last one the file is whole.
 #[derive(Debug, Clone)]
-pub struct Recorder(Arc<Mutex<Taken>>);
+pub struct Recorder(Arc<Taken>);
 
 #[derive(Debug)]
 struct Taken {
-    /// `None` once the recording has ended.
-    file: Option<File>,
-    written: u64,
     began: Instant,
+    /// A disk that stalls must not hold up the line: the file is written by a thread of its own.
+    lines: Option<SyncSender<String>>,
+    /// Lines that had no room to wait in.
+    missing: AtomicU64,
+    writer: Option<JoinHandle<()>>,
 }
 
 impl Recorder {
     /// Begins a recording in a new file, or in place of an old one.
     pub fn create(path: &Path, wire: Wire) -> io::Result<Recorder> {
         let mut file = File::create(path)?;
-        let head = format!("{HEAD}{}\n", wire.word());
-        file.write_all(head.as_bytes())?;
-        let written = u64::try_from(head.len()).unwrap_or(u64::MAX);
-        Ok(Recorder(Arc::new(Mutex::new(Taken { file: Some(file), written, began: Instant::now() }))))
+        file.write_all(format!("{HEAD}{}\n", wire.word()).as_bytes())?;
+        let (lines, waiting) = sync_channel(LINES_WAITING);
+        let writer = std::thread::Builder::new().name("record".to_owned()).spawn(move || write(file, &waiting))?;
+        let (lines, writer) = (Some(lines), Some(writer));
+        Ok(Recorder(Arc::new(Taken { began: Instant::now(), lines, missing: AtomicU64::new(0), writer })))
     }
 
     /// The line was opened.
     pub fn opened(&self) {
-        self.line("open", &[]);
+        self.0.line("open", &[]);
     }
 
     /// These bytes were sent.
     pub fn sent(&self, bytes: &[u8]) {
-        self.line(">", bytes);
+        self.0.line(">", bytes);
     }
 
     /// These bytes were heard.
     pub fn heard(&self, bytes: &[u8]) {
-        self.line("<", bytes);
+        self.0.line("<", bytes);
+    }
+}
+
+impl Taken {
+    fn line(&self, word: &str, bytes: &[u8]) {
+        let hex: String = bytes.iter().map(|byte| format!(" {byte:02X}")).collect();
+        self.hand_on(format!("{:.3} {word}{hex}\n", self.began.elapsed().as_secs_f64()));
     }
 
-    fn line(&self, word: &str, bytes: &[u8]) {
-        let taken = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(file) = taken.file.as_mut() else { return };
-        let hex: String = bytes.iter().map(|byte| format!(" {byte:02X}")).collect();
-        let line = format!("{:.3} {word}{hex}\n", taken.began.elapsed().as_secs_f64());
-        taken.written = taken.written.saturating_add(u64::try_from(line.len()).unwrap_or(u64::MAX));
-        let fits = taken.written <= RECORD_BYTES_MAX;
+    fn hand_on(&self, line: String) {
+        let Some(lines) = &self.lines else { return };
+        let missing = self.missing.swap(0, Ordering::Relaxed);
+        let line = if missing == 0 {
+            line
+        } else {
+            format!("# {missing} pieces are missing here: the disk was too slow\n{line}")
+        };
+        if let Err(TrySendError::Full(_)) = lines.try_send(line) {
+            self.missing.fetch_add(missing + 1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.lines = None;
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            log::warn!("The writer of a recording failed");
+        }
+    }
+}
+
+fn write(mut file: File, waiting: &Receiver<String>) {
+    let mut written = 0_u64;
+    while let Ok(line) = waiting.recv() {
+        written = written.saturating_add(u64::try_from(line.len()).unwrap_or(u64::MAX));
+        let fits = written <= RECORD_BYTES_MAX;
         let text = if fits { line.as_str() } else { "# the recording ends here: it has reached its longest size\n" };
         let ended = file.write_all(text.as_bytes());
         if let Err(error) = &ended {
             log::warn!(error:%; "The recording of a line ends: it cannot be written");
         }
         if !fits || ended.is_err() {
-            taken.file = None;
+            return;
         }
     }
+}
+
+/// The file of a line: its name without what does not belong into one.
+pub fn file_name(line: &str) -> String {
+    let kept = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' };
+    format!("{}.rec", line.chars().map(kept).collect::<String>())
 }
 
 /// What happened on a line.
@@ -175,6 +219,7 @@ mod tests {
         recorder.opened();
         recorder.sent(&[1, 3, 0, 0x64]);
         recorder.heard(&[0xFF, 0]);
+        drop(recorder);
         let recording = parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
         let events: Vec<Event> = recording.events.into_iter().map(|(_, event)| event).collect();
         assert_eq!(recording.wire, Wire::Rtu);

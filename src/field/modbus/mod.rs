@@ -18,6 +18,7 @@ use crate::message::{Quality, Stamp};
 use super::device::{Desk, Device, DeviceSpec, Seen};
 use super::pause::Pauses;
 use super::poll::{DEAD_AFTER, Outcome, Plan, PlanUnit, Turn};
+use super::record::Recorder;
 use super::writes::LineEnd;
 
 use decode::Decoded;
@@ -71,6 +72,8 @@ pub(super) struct LineSpec {
     pub(super) units: Vec<UnitSpec>,
     /// Where writes come from, if any do.
     pub(super) writes: Option<LineEnd>,
+    /// Takes down what goes over the line.
+    pub(super) recorder: Option<Recorder>,
 }
 
 /// A unit as configured.
@@ -92,6 +95,7 @@ struct Line {
     plan: Plan,
     link: Option<Link>,
     doubts: Doubts,
+    recorder: Option<Recorder>,
     /// Failed attempts to open the line in a row.
     failures: u32,
     open_not_before: Duration,
@@ -121,6 +125,7 @@ impl Line {
             plan,
             link: None,
             doubts: Doubts::default(),
+            recorder: spec.recorder,
             failures: 0,
             open_not_before: Duration::ZERO,
             writes: Writes::new(spec.writes),
@@ -182,6 +187,9 @@ impl Line {
         }
         let error = match Link::open(&self.config, &self.doubts).await {
             Ok(link) => {
+                if let Some(recorder) = &self.recorder {
+                    link.record(recorder);
+                }
                 self.link = Some(link);
                 if self.failures > 0 {
                     info!(line = &*self.name; "The line is open again");
