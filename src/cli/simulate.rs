@@ -29,7 +29,7 @@ pub(super) struct SimulateArguments {
 enum Device {
     /// Modbus units, the devices of a configuration, or what was recorded; over TCP or RTU
     #[command(after_help = modbus::EXAMPLES)]
-    Modbus(modbus::ModbusArguments),
+    Modbus(Box<modbus::ModbusArguments>),
     /// A scale on a serial line
     #[command(after_help = "Example: tidegate simulate serial --pty --link /tmp/scale --every 1s --decimal ,")]
     Serial(SerialArguments),
@@ -153,7 +153,7 @@ pub(super) fn main(arguments: SimulateArguments) -> Exit {
         let stop = CancellationToken::new();
         let serve = async {
             match arguments.device {
-                Device::Modbus(arguments) => modbus::serve(arguments, stop.clone()).await,
+                Device::Modbus(arguments) => modbus::serve(&arguments, stop.clone()).await,
                 Device::Serial(arguments) => serve_serial(arguments, stop.clone()).await,
             }
         };

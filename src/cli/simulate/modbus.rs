@@ -85,21 +85,21 @@ fn parse_wave(text: &str) -> Result<(Option<String>, Wave), String> {
     Ok((name, wave))
 }
 
-pub(super) async fn serve(arguments: ModbusArguments, stop: CancellationToken) -> Result<(), ServeError> {
+pub(super) async fn serve(arguments: &ModbusArguments, stop: CancellationToken) -> Result<(), ServeError> {
     let mut servers = JoinSet::new();
     let mut links = Vec::new();
     if let Some(file) = &arguments.config {
-        let lines = lines(&arguments, file).await?;
+        let lines = lines(arguments, file).await?;
         println!("# In front of the configuration, for a gateway that asks this simulation:");
         for (text, server) in lines {
             println!("{text}");
-            links.extend(link(&arguments, &server)?);
+            links.extend(link(arguments, &server)?);
             servers.spawn(server.run(stop.clone()));
         }
         println!("# Modbus units are served; Ctrl-C ends it");
     } else {
-        let server = single(&arguments).await?;
-        let link = link(&arguments, &server)?;
+        let server = single(arguments).await?;
+        let link = link(arguments, &server)?;
         println!("Modbus units are served at {}{}; Ctrl-C ends it", server.bound(), also(link.as_ref()));
         links.extend(link);
         servers.spawn(server.run(stop.clone()));
