@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::config::{Config, UplinkConfig};
 use crate::control::Control;
 use crate::field::{self, Field, FieldError};
+use crate::health::status::Told;
 use crate::health::{Health, chain};
 use crate::intake::Intake;
 use crate::queue::{self, Inlet, OpenError, Opened, QueueSettings, SetTopics, StreamSpec, WorkerError};
@@ -162,7 +163,8 @@ pub async fn run(
         .map_err(GatewayError::Listener)?;
     let access = broker.access();
     let certificates = broker.certificates();
-    let control = Control::bind(&config.gateway.state_dir, &gateway, clock.clone(), health.clone(), inlet.clone());
+    let told = Told::new(&gateway, clock.clone(), health.clone());
+    let control = Control::bind(&config.gateway.state_dir, told, inlet.clone());
 
     let mut taking_in = Stages::new();
     let field = Field::new(&config, intake.clone(), clock.clone(), &health).map_err(GatewayError::Field)?;
@@ -363,7 +365,7 @@ fn stream(name: &Arc<str>, uplink: &UplinkConfig) -> StreamSpec {
 
 fn queue_settings(config: &Config, set_topics: &SetTopics, clock: &Clock, health: &Health) -> QueueSettings {
     let mut streams: Vec<StreamSpec> = config.uplinks.iter().map(|(name, uplink)| stream(name, uplink)).collect();
-    if !config.modbus.is_empty() {
+    if !config.modbus.is_empty() || !config.serial.is_empty() {
         streams.push(StreamSpec::writes());
     }
     QueueSettings {

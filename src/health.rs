@@ -13,6 +13,8 @@ use crate::message::Stamp;
 use drain::{Drain, DrainSnapshot, Level};
 
 mod drain;
+pub mod live;
+pub mod status;
 
 /// How many clients are counted by name; what comes after them is counted together under `(others)`.
 const NAMED_CLIENTS_MAX: usize = 256;
@@ -572,6 +574,8 @@ pub struct DeviceHealth {
     pub failures: AtomicU64,
     /// Frames that fit nothing (serial), or replies that broke the protocol (Modbus).
     pub malformed: AtomicU64,
+    /// What was seen last of each of its points.
+    pub points: live::Points,
     faults: Mutex<BTreeMap<&'static str, u64>>,
     writes: Mutex<WriteCounts>,
     unaccounted: Mutex<Unaccounted>,
@@ -725,6 +729,8 @@ pub struct DeviceSnapshot {
 /// Gauges of the local broker.
 #[derive(Debug, Default)]
 pub struct SessionHealth {
+    /// Who is there.
+    pub clients: live::Clients,
     /// Sockets that are attached to a session.
     pub connected: AtomicU64,
     /// Sessions that end with their sockets.

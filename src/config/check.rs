@@ -64,6 +64,13 @@ fn listeners(walk: &mut Walk, draft: &Draft) {
         }
         bound.push((&bind.value, bind.spot));
     }
+    if let Some(Some(web)) = &draft.web {
+        let place = ListenerAddress::Network(web.value);
+        if let Some((_, other)) = bound.iter().find(|(other, _)| is_one_place(other, &place)) {
+            let what = format!("the listener at {} binds {} too", walk.findings.name(*other), web.value);
+            walk.findings.problem(web.spot, what, Some("give each its own port".to_owned()));
+        }
+    }
 }
 
 /// What leaves this machine in the clear must have been meant.

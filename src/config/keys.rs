@@ -79,6 +79,7 @@ pub static TABLES: &[&KeyTable] = &[
     &FRAME,
     &PARSE,
     &SERIAL_POINT,
+    &WEB,
 ];
 
 /// The top of the file.
@@ -93,6 +94,7 @@ pub static ROOT: KeyTable = KeyTable {
         optional("model"),
         optional("modbus"),
         optional("serial"),
+        optional("web"),
     ],
     gone: &[
         ("listener", "write `[broker.listener.<name>]`"),
@@ -107,9 +109,23 @@ pub static ROOT: KeyTable = KeyTable {
         ("storage", "write `[queue]`"),
         ("buffer", "write `[queue]`"),
         ("bus", "write `[line.<name>]`"),
+        ("http", "the status page and the metrics are `[web]`"),
+        ("metrics", "the status page and the metrics are `[web]`"),
         ("log", "the level of the log is an option of the command line, not a key"),
     ],
-    later: &["web", "limits", "simulate", "payload", "user"],
+    later: &["limits", "simulate", "payload", "user"],
+};
+
+/// `[web]`
+pub static WEB: KeyTable = KeyTable {
+    title: "web",
+    keys: &[default("bind", "\"127.0.0.1:9080\"")],
+    gone: &[
+        ("listen", "it is called `bind`"),
+        ("port", "write `bind = \"127.0.0.1:9080\"`"),
+        ("address", "it is called `bind`"),
+    ],
+    later: &["tls", "user", "users"],
 };
 
 /// `[gateway]`
@@ -576,7 +592,7 @@ pub static MODBUS_POINT: KeyTable = KeyTable {
 
 /// `write = { … }`
 pub static WRITE: KeyTable = KeyTable {
-    title: "modbus.<name>.point.<name>.write",
+    title: "write",
     keys: &[
         optional("min"),
         optional("max"),

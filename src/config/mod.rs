@@ -127,6 +127,8 @@ pub struct Config {
     pub modbus: BTreeMap<Arc<str>, ModbusConfig>,
     /// `[serial.<name>]`, by device name.
     pub serial: BTreeMap<Arc<str>, SerialConfig>,
+    /// `[web]`: where the status page is served, on loopback; `None` = nowhere.
+    pub web: Option<SocketAddr>,
 }
 
 /// `[gateway]`

@@ -183,9 +183,6 @@ impl Device {
         told.failing = (seen.quality == Quality::Bad).then(|| seen.reason.clone()).flatten();
         let is_told = told.reporter.tell(&seen.value, seen.quality, now);
         self.spec.health.count_read(!is_told);
-        if !is_told {
-            return;
-        }
         let reading = Reading {
             device: self.spec.name.clone(),
             point: spec.name.clone(),
@@ -196,6 +193,10 @@ impl Device {
             seq: 0,
             stamp,
         };
+        self.spec.health.points.note(&reading);
+        if !is_told {
+            return;
+        }
         self.batch.push(Message {
             topic: spec.topic.clone(),
             qos: self.spec.qos,

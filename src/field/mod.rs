@@ -24,9 +24,9 @@ use std::time::Duration;
 
 use log::{error, warn};
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{RwLock, mpsc};
 use tokio::task::{Id, JoinSet};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -66,6 +66,8 @@ const CARRIED_BATCHES: usize = 64;
 const RESTART: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(60));
 /// A line that ran this long before it panicked is forgiven its former ones.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(300);
+/// How long a stop waits for a write that is under way to end, and to be read back.
+const WRITE_GRACE: Duration = Duration::from_secs(2);
 /// Pauses before a reading that the queue refused is offered again.
 const REFUSED: Pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(5));
 
@@ -195,11 +197,7 @@ impl<R: Readings> Field<R> {
 
     /// Lets points be written by what waits in `outlet`, which is that of `queue::WRITES`; answers leave by `intake`.
     pub fn writing(mut self, outlet: Outlet, intake: Intake) -> Field<R> {
-        let lines = self.lines.iter_mut().filter_map(|line| match line {
-            Line::Modbus(line) => Some(&mut **line),
-            Line::Serial(_) => None,
-        });
-        self.clerk = Some(Clerk::new(outlet, intake, lines));
+        self.clerk = Some(Clerk::new(outlet, intake, &mut self.lines));
         self
     }
 
@@ -228,13 +226,15 @@ impl<R: Readings> Field<R> {
         // The lines hold the only senders: when they have ended, the carrier empties the channel and ends too.
         let tend = tend(lines, desk, stop.clone());
         tokio::pin!(tend);
-        tokio::select! {
-            () = &mut tend => {}
-            ended = carrier.join_next() => {
-                return match ended {
-                    Some(Ok(Err(error))) => Err(FieldError::Intake(error)),
-                    _ => Err(FieldError::Carrier),
-                };
+        loop {
+            tokio::select! {
+                () = &mut tend => break,
+                Some(ended) = carrier.join_next() => match ended {
+                    // The clerk has nothing to bring to an end.
+                    Ok(Ok(())) if stop.is_cancelled() => {}
+                    Ok(Err(error)) => return Err(FieldError::Intake(error)),
+                    Ok(Ok(())) | Err(_) => return Err(FieldError::Carrier),
+                },
             }
         }
         while let Some(ended) = carrier.join_next().await {
@@ -311,6 +311,11 @@ fn unit(
 trait Tended: Clone + Send + 'static {
     fn name(&self) -> &str;
 
+    /// What it holds while it must not be dropped at once.
+    fn busy(&self) -> Option<Arc<RwLock<()>>> {
+        None
+    }
+
     /// Runs until it is dropped.
     fn run(self, desk: Desk) -> impl Future<Output = ()> + Send;
 }
@@ -322,10 +327,17 @@ async fn tend<L: Tended>(lines: Vec<L>, desk: Desk, stop: CancellationToken) {
     let mut failures = vec![0u32; lines.len()];
     let start = |tasks: &mut JoinSet<()>, number: usize, pause: Duration| {
         let line = lines.get(number)?.clone();
-        let (desk, stop) = (desk.clone(), stop.clone());
+        let (desk, stop, busy) = (desk.clone(), stop.clone(), line.busy());
+        let stopped = async move {
+            stop.cancelled().await;
+            if let Some(busy) = busy {
+                // What is not over by then is told as unknown after the next start.
+                drop(timeout(WRITE_GRACE, busy.write()).await);
+            }
+        };
         let task = tasks.spawn(async move {
             tokio::select! {
-                () = stop.cancelled() => {}
+                () = stopped => {}
                 () = async {
                     sleep(pause).await;
                     line.run(desk).await;
@@ -393,6 +405,13 @@ impl Tended for Line {
         match self {
             Line::Modbus(line) => &line.name,
             Line::Serial(port) => &port.device.name,
+        }
+    }
+
+    fn busy(&self) -> Option<Arc<RwLock<()>>> {
+        match self {
+            Line::Modbus(line) => Some(line.writes.as_ref()?.busy.clone()),
+            Line::Serial(_) => None,
         }
     }
 

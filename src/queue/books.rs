@@ -12,7 +12,7 @@ use log::{error, info, warn};
 
 use super::boots::{self, Boot, Boots};
 use super::headroom::Headroom;
-use super::identity::{Kept, SEQUENCE_BLOCK, StartFile, Waiting};
+use super::identity::{Kept, SEQUENCE_BLOCK, SESSIONS, StartFile, Waiting};
 use super::ledger::Ledger;
 use super::retention::{self, Ceilings, Refusal, Way};
 use super::routes::Routes;
@@ -679,10 +679,7 @@ impl Books {
         for index in 0..self.streams.len() {
             let Some(rule) = self.covering(index, sequence)? else { continue };
             let Some(stream) = self.streams.get(index) else { continue };
-            if stream.is_writes()
-                || stream.in_flight.contains(&sequence)
-                || (spare_taken && sequence <= stream.taken_to)
-            {
+            if stream.in_flight.contains(&sequence) || (spare_taken && sequence <= stream.taken_to) {
                 return Ok(false);
             }
             let list = self.list(rule)?;
@@ -824,6 +821,7 @@ impl Books {
             stream.committed = stream.waiting;
         }
         self.held.committed();
+        self.sessions.note_committed();
         let losses = std::mem::take(&mut self.turn_losses);
         for (reason, count) in losses {
             self.settings.health.add_losses(reason, count);
@@ -922,9 +920,11 @@ impl Books {
         self.rows.min(waiting)
     }
 
-    /// What waits in each stream, as it is on the disk.
+    /// What waits in each stream and in sessions, as it is on the disk.
     pub fn waiting(&self) -> Waiting {
-        self.streams.iter().map(|stream| (stream.name.clone(), stream.committed)).collect()
+        let streams = self.streams.iter().map(|stream| (stream.name.clone(), stream.committed));
+        let copies = self.sessions.committed();
+        streams.chain((copies > 0).then(|| (Arc::from(SESSIONS), copies))).collect()
     }
 
     fn find_oldest(&mut self) -> rusqlite::Result<()> {

@@ -320,9 +320,10 @@ impl Books {
                             None => Way::First(entry.timing),
                         };
                         let expires_mono_ms = self.expires_mono_ms(id.start, &message, now);
+                        let age_ms = self.age_of_write(stream, &id, &message, now);
                         let route = Route::new(&message.topic, &list, &stream.rules);
                         let row = queued(sequence, id, message, route, way);
-                        rows.push(Queued { expires_mono_ms, ..row });
+                        rows.push(Queued { expires_mono_ms, age_ms, ..row });
                     }
                     _ => damaged.push((sequence, LossReason::Damaged)),
                 }

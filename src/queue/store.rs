@@ -3,7 +3,7 @@
 //! Promises: what `commit` returned from is synced (WAL with `synchronous=FULL`; NORMAL lost acknowledged rows in 88 of
 //! 100 power cuts); no other process opens the files meanwhile (EXCLUSIVE, which also spares the -shm file).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Params, Row, param
 use thiserror::Error;
 
 use super::boots::{Boot, Boots};
-use super::identity::Waiting;
+use super::identity::{SESSIONS, Waiting};
 use super::mark::MARK;
 use super::retention::{CHECKPOINT_PAGES_MIN, Ceilings, WAL_FRAME};
 use super::row::{Start, Starts, Words};
@@ -265,6 +265,17 @@ impl Store {
         connection.execute_batch(&message_table(0))?;
         let mut statement = connection.prepare("SELECT name, rootpage FROM sqlite_schema WHERE type = 'table'")?;
         statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    }
+
+    /// The tables whose rows have no rowid, and lie in trees of another kind.
+    pub fn without_rowid() -> rusqlite::Result<BTreeSet<String>> {
+        let connection = Connection::open_in_memory()?;
+        for step in SCHEMA {
+            connection.execute_batch(step)?;
+        }
+        let mut statement =
+            connection.prepare("SELECT name FROM pragma_table_list WHERE schema = 'main' AND wr = 1")?;
+        statement.query_map((), |row| row.get(0))?.collect()
     }
 
     /// The columns of each table, in the order in which they lie in a row.
@@ -542,7 +553,8 @@ impl Store {
     }
 
     pub fn insert_stream(&self, name: &str, session: u64) -> rusqlite::Result<i64> {
-        self.run("INSERT INTO stream(name, kind, session) VALUES (?, 0, ?)", params![name, session.cast_signed()])?;
+        let sql = "INSERT INTO stream(name, kind, session, rejected) VALUES (?, 0, ?, ?)";
+        self.run(sql, params![name, session.cast_signed(), name_sum(name)])?;
         Ok(self.connection.last_insert_rowid())
     }
 
@@ -981,8 +993,15 @@ impl Store {
             None => is_whole = false,
         })
         .ok()?;
+        let copies: u64 = self.lanes().ok()?.iter().map(|lane| lane.count).sum();
+        waiting.extend((copies > 0).then(|| (Arc::from(SESSIONS), copies)));
         is_whole.then_some(waiting)
     }
+}
+
+/// The sum of a stream's name, never 0: nothing else guards it against a flipped bit.
+pub(super) fn name_sum(name: &str) -> u32 {
+    crc32c::crc32c(name.as_bytes()).max(1)
 }
 
 /// How a timing lies in a row of `inflight`: code, offset, error, after, before.

@@ -29,6 +29,7 @@ mod sessions;
 mod spare;
 mod steps;
 mod time;
+mod writes;
 
 const MIB: u64 = 1024 * 1024;
 const DEADLINE: Duration = Duration::from_secs(30);

@@ -158,6 +158,7 @@ impl Running {
 
 pub fn empty() -> Config {
     Config {
+        web: None,
         gateway: GatewayConfig {
             id: Arc::from("test"),
             id_source: "the test",

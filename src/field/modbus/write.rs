@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use tokio::sync::OwnedRwLockReadGuard;
 use tokio::time::Instant;
 
 use super::encode::{Wire, merged};
@@ -39,6 +40,8 @@ struct Under {
     attempts: u32,
     /// Why it is not sure that the device has written.
     doubt: Option<String>,
+    /// From before it is sent until it has ended.
+    busy: Option<OwnedRwLockReadGuard<()>>,
 }
 
 impl Writes {
@@ -73,7 +76,7 @@ impl Writes {
         match message {
             ToLine::Write(order) => {
                 self.lane.push(order.ticket, order.unit, order.expires.saturating_duration_since(start));
-                let under = Under { order: *order, attempts: 0, doubt: None };
+                let under = Under { order: *order, attempts: 0, doubt: None, busy: None };
                 self.orders.entry(under.order.ticket).or_insert(under);
             }
             ToLine::Begin(ticket) => self.lane.may_begin(ticket),
@@ -84,13 +87,22 @@ impl Writes {
         }
     }
 
+    /// Lets a stop wait for this write. After a stop has come nothing is begun: this waits until the line is dropped.
+    async fn hold(&mut self, ticket: Ticket) {
+        let (Some(end), Some(under)) = (&self.end, self.orders.get_mut(&ticket)) else { return };
+        if under.busy.is_none() {
+            under.busy = Some(end.busy.clone().read_owned().await);
+        }
+    }
+
     fn tell(&self, event: impl FnOnce(usize) -> FromLine) -> bool {
         self.end.as_ref().is_some_and(|end| end.events.try_send(event(end.number)).is_ok())
     }
 
     fn end(&mut self, ticket: Ticket, end: End) {
         self.lane.done(ticket);
-        self.orders.remove(&ticket);
+        // Held until the clerk has been told, so that a stop does not come in between.
+        let _under = self.orders.remove(&ticket);
         if !self.tell(|line| FromLine::Done { line, ticket, end }) {
             log::warn!("What became of a write finds no reader");
         }
@@ -118,6 +130,7 @@ impl Line {
                 is_told
             }
             Some(Move::Write(ticket)) => {
+                self.writes.hold(ticket).await;
                 self.write(ticket).await;
                 true
             }

@@ -26,15 +26,16 @@ use std::time::Duration;
 
 use log::{debug, warn};
 use serde_json::Value as Json;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, RwLock, mpsc};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::device::point_topic;
+use super::device::{DeviceSpec, point_topic};
 use super::lane::{LANE_MAX, Ticket};
+use super::modbus::UnitSpec;
 use super::modbus::encode::{self, Encoded, Unwritable};
-use super::modbus::{LineSpec, UnitSpec};
 use super::pause::Pauses;
+use super::{Line, serial_points};
 use crate::clock::rfc3339;
 use crate::config::{Config, ModbusPoint};
 use crate::health::{DeviceHealth, chain};
@@ -49,6 +50,8 @@ pub(super) use request::End;
 
 mod rate;
 mod request;
+#[cfg(test)]
+mod tests;
 
 /// Requests that are taken from the queue at a time.
 const REQUESTS: usize = 64;
@@ -99,6 +102,8 @@ pub(super) struct LineEnd {
     /// A line that is started again goes on reading it.
     pub(super) inbox: Arc<Mutex<mpsc::Receiver<ToLine>>>,
     pub(super) events: mpsc::Sender<FromLine>,
+    /// Held for reading from before a write is sent until it has ended: a stop waits for that a little.
+    pub(super) busy: Arc<RwLock<()>>,
 }
 
 /// The topic on which a point is written.
@@ -112,10 +117,14 @@ fn result_topic(set_topic: &Topic) -> Option<Topic> {
 
 /// The topics on which points are written, of all points: also those that may not be written are answered for.
 pub fn set_topics(config: &Config) -> SetTopics {
-    let points = config.modbus.iter().flat_map(|(name, device)| {
+    let modbus = config.modbus.iter().flat_map(|(name, device)| {
         device.points.iter().filter_map(|point| set_topic(&point_topic(&device.topic, name, &point.name).ok()?))
     });
-    SetTopics::new(points.collect::<HashSet<Topic>>())
+    let serial = config.serial.iter().flat_map(|(name, device)| {
+        let points = serial_points(name, device).unwrap_or_default();
+        points.into_iter().filter_map(|point| set_topic(&point.topic))
+    });
+    SetTopics::new(modbus.chain(serial).collect::<HashSet<Topic>>())
 }
 
 /// Where the clerk finds a point.
@@ -171,19 +180,27 @@ enum Over {
 
 impl Clerk {
     /// A clerk for these lines, each of which gets its end of the way to it.
-    pub fn new<'l>(outlet: Outlet, intake: Intake, lines: impl Iterator<Item = &'l mut LineSpec>) -> Clerk {
-        let lines: Vec<&mut LineSpec> = lines.collect();
+    pub fn new(outlet: Outlet, intake: Intake, lines: &mut [Line]) -> Clerk {
         let (sender, events) = mpsc::channel(lines.len() * (LANE_MAX * 2 + 2) + 1);
         let mut targets = HashMap::new();
         let mut inboxes = Vec::new();
-        for (number, line) in lines.into_iter().enumerate() {
+        for line in lines {
+            let number = inboxes.len();
+            let line = match line {
+                Line::Modbus(line) => line,
+                Line::Serial(port) => {
+                    add_unwritable(&mut targets, &port.device);
+                    continue;
+                }
+            };
             for (unit, spec) in line.units.iter().enumerate() {
                 add_targets(&mut targets, number, unit, spec);
             }
             let (inbox, receiver) = mpsc::channel(INBOX);
             inboxes.push(inbox);
             let inbox = Arc::new(Mutex::new(receiver));
-            line.writes = Some(LineEnd { number, inbox, events: sender.clone() });
+            let (events, busy) = (sender.clone(), Arc::new(RwLock::new(())));
+            line.writes = Some(LineEnd { number, inbox, events, busy });
         }
         Clerk {
             outlet,
@@ -250,7 +267,7 @@ impl Clerk {
     async fn step(&mut self, stop: &CancellationToken) -> Result<(), Over> {
         tokio::select! {
             biased;
-            () = stop.cancelled() => Err(Over::Stop),
+            () = stop.cancelled() => self.finish(stop).await,
             event = self.events.recv() => match event {
                 Some(event) => self.note(event, stop).await,
                 // The lines hold the senders: they have ended.
@@ -264,6 +281,16 @@ impl Clerk {
                 Err(error) => pause(stop, error, 1).await,
             },
         }
+    }
+
+    /// Answers what lines still bring to an end; what has not begun waits for the next start.
+    async fn finish(&mut self, stop: &CancellationToken) -> Result<(), Over> {
+        while let Some(event) = self.events.recv().await {
+            if matches!(event, FromLine::Done { .. }) {
+                self.note(event, stop).await?;
+            }
+        }
+        Err(Over::Stop)
     }
 
     /// Gives requests to their lines; answers those that are not carried out.
@@ -512,6 +539,22 @@ fn count(health: &DeviceHealth, end: &End) {
         End::Failed { kind, .. } => *counts.failed.entry(kind).or_default() += 1,
         End::Unknown { .. } => counts.unknown += 1,
     });
+}
+
+/// A device whose points are never written, but answered for.
+fn add_unwritable(targets: &mut HashMap<Topic, Target>, device: &DeviceSpec) {
+    for (point, told) in device.points.iter().enumerate() {
+        let Some(topic) = set_topic(&told.topic) else { continue };
+        targets.entry(topic).or_insert_with(|| Target {
+            line: usize::MAX,
+            unit: 0,
+            point,
+            device: device.name.clone(),
+            name: told.name.clone(),
+            writable: None,
+            health: device.health.clone(),
+        });
+    }
 }
 
 fn add_targets(targets: &mut HashMap<Topic, Target>, line: usize, unit: usize, spec: &UnitSpec) {

@@ -38,7 +38,10 @@ pub(super) fn read(
     let expiry = own.duration(walk, "expiry", Duration::from_secs(1), EXPIRY_MAX);
     let function = own.leaf(walk, "function", |node| match &node.value {
         Written::Integer(Some(number @ (5 | 6 | 15 | 16))) => Ok(*number),
-        _ => Err(Wrong::new("is not a function that writes").help("5 or 15 for a coil, 6 or 16 for registers")),
+        Written::Integer(_) => {
+            Err(Wrong::new("is not a function that writes").help("5 or 15 for a coil, 6 or 16 for registers"))
+        }
+        other => Err(walk::wrong_kind("the number of a function, such as 16", other)),
     });
     let readable = own.truth(walk, "readable");
     let settle = own.duration(walk, "settle", Duration::ZERO, SETTLE_MAX);
