@@ -193,6 +193,9 @@ impl Store {
         match oldest {
             Some(step) if step.cast_signed() <= SCHEMA_STEP => {
                 store.add_steps().map_err(opening)?;
+                if !store.has_all_columns().map_err(opening)? {
+                    return Err(StoreError::Damaged("its list of tables is not the one that was made".to_owned()));
+                }
                 store.load_segments().map_err(opening)?;
                 Ok(store)
             }
@@ -254,6 +257,22 @@ impl Store {
         self.connection.execute_batch("COMMIT")
     }
 
+    /// Whether each table has the columns that it was made with: SQLite does not miss one whose name a flipped bit has
+    /// changed, before it is asked for.
+    fn has_all_columns(&self) -> rusqlite::Result<bool> {
+        type Column = (String, String, String, bool, i64);
+        let columns = |connection: &Connection| -> rusqlite::Result<BTreeSet<Column>> {
+            let sql = "SELECT tables.name, columns.name, columns.type, columns.\"notnull\", columns.pk \
+                       FROM sqlite_schema AS tables, pragma_table_info(tables.name) AS columns \
+                       WHERE tables.type = 'table'";
+            let mut statement = connection.prepare(sql)?;
+            let rows =
+                statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
+            rows.collect()
+        };
+        Ok(columns(&as_made()?)?.is_subset(&columns(&self.connection)?))
+    }
+
     /// Where the tables of a new store begin: a damaged one has them in the same places, even if its own list of them
     /// cannot be read.
     pub fn usual_roots() -> rusqlite::Result<BTreeMap<String, u32>> {
@@ -269,10 +288,7 @@ impl Store {
 
     /// The tables whose rows have no rowid, and lie in trees of another kind.
     pub fn without_rowid() -> rusqlite::Result<BTreeSet<String>> {
-        let connection = Connection::open_in_memory()?;
-        for step in SCHEMA {
-            connection.execute_batch(step)?;
-        }
+        let connection = as_made()?;
         let mut statement =
             connection.prepare("SELECT name FROM pragma_table_list WHERE schema = 'main' AND wr = 1")?;
         statement.query_map((), |row| row.get(0))?.collect()
@@ -280,10 +296,7 @@ impl Store {
 
     /// The columns of each table, in the order in which they lie in a row.
     pub fn columns() -> rusqlite::Result<BTreeMap<String, Vec<Column>>> {
-        let connection = Connection::open_in_memory()?;
-        for step in SCHEMA {
-            connection.execute_batch(step)?;
-        }
+        let connection = as_made()?;
         let sql = "SELECT tables.name, columns.type, columns.\"notnull\" = 1 AND columns.dflt_value IS NULL \
                    FROM sqlite_schema AS tables, pragma_table_info(tables.name) AS columns \
                    WHERE tables.type = 'table' ORDER BY tables.name, columns.cid";
@@ -997,6 +1010,15 @@ impl Store {
         waiting.extend((copies > 0).then(|| (Arc::from(SESSIONS), copies)));
         is_whole.then_some(waiting)
     }
+}
+
+/// An empty store of this program, in memory: what its tables are to be like.
+fn as_made() -> rusqlite::Result<Connection> {
+    let connection = Connection::open_in_memory()?;
+    for step in SCHEMA {
+        connection.execute_batch(step)?;
+    }
+    Ok(connection)
 }
 
 /// The sum of a stream's name, never 0: nothing else guards it against a flipped bit.
