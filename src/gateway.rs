@@ -29,6 +29,7 @@ use crate::router::{Router, RouterError, RouterLimits};
 use crate::service::{self, Watch};
 use crate::supervise::{StageError, Stages};
 use crate::uplink::{Uplink, UplinkSettings};
+use crate::web::Web;
 
 use reload::Difference;
 
@@ -164,6 +165,10 @@ pub async fn run(
     let access = broker.access();
     let certificates = broker.certificates();
     let told = Told::new(&gateway, clock.clone(), health.clone());
+    let page = match config.web {
+        Some(address) => Some(Web::bind(address, told.clone()).await),
+        None => None,
+    };
     let control = Control::bind(&config.gateway.state_dir, told, inlet.clone());
 
     let mut taking_in = Stages::new();
@@ -200,6 +205,16 @@ pub async fn run(
         Ok(control) => house.start("control", |stop| control.run(stop)),
         // On a full or read-only disk the plant goes on without it.
         Err(error) => log::error!(error:% = chain(&error); "The gateway runs, but `tidegate status` cannot ask it"),
+    }
+    match page {
+        Some(Ok(page)) => {
+            let address = page.address().map(|address| address.to_string()).unwrap_or_default();
+            log::info!(address = address.as_str(); "The status page is served");
+            house.start("web", |stop| page.run(stop));
+        }
+        // Another program has the port: the plant goes on without the page.
+        Some(Err(error)) => log::error!(error:% = chain(&error); "The gateway runs, but its status page is not served"),
+        None => {}
     }
     let ticked = inlet.clone();
     house.start("ledger", |stop| async move { tick(ticked, stop).await });

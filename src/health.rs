@@ -121,6 +121,9 @@ pub enum Alarm {
 }
 
 impl Alarm {
+    /// All of them.
+    pub const ALL: [Alarm; 3] = [Alarm::StoreFails, Alarm::StoreFills, Alarm::StoreStalls];
+
     /// The word in status and metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -542,6 +545,13 @@ pub struct UplinkSnapshot {
     pub drain: Option<DrainSnapshot>,
 }
 
+impl UplinkSnapshot {
+    /// Whether the cloud is there.
+    pub fn is_connected(&self) -> bool {
+        self.state == UplinkState::Connected
+    }
+}
+
 /// State of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -724,6 +734,17 @@ pub struct DeviceSnapshot {
     pub faults: BTreeMap<&'static str, u64>,
     /// What became of writes to it.
     pub writes: WriteCounts,
+}
+
+impl DeviceSnapshot {
+    /// 1: it answers, 0.5: in part, 0: it does not.
+    pub fn level(&self) -> f64 {
+        match self.state {
+            DeviceState::Good => 1.0,
+            DeviceState::Degraded => 0.5,
+            DeviceState::Starting | DeviceState::Dead => 0.0,
+        }
+    }
 }
 
 /// Gauges of the local broker.

@@ -1,10 +1,12 @@
 //! The whole of a gateway as it is at one moment: what `status --json` prints and the page shows.
 
-use std::time::Instant;
+use std::collections::BTreeMap;
 
 use serde::Serialize;
+use tokio::time::Instant;
 
-use super::{Health, Snapshot};
+use super::live::{ClientSnapshot, PointSnapshot};
+use super::{Alarm, Health, Snapshot};
 use crate::clock::{Clock, Standing, Voucher};
 
 /// What `status --json` prints and the status page shows (DESIGN.md 6.11).
@@ -79,6 +81,27 @@ impl Told {
     /// From now on the gateway runs.
     pub fn new(gateway: &str, clock: Clock, health: Health) -> Told {
         Told { gateway: gateway.to_owned(), started: Instant::now(), clock, health }
+    }
+
+    /// Whether an alarm is raised.
+    pub fn is_raised(&self, alarm: Alarm) -> bool {
+        self.health.is_raised(alarm)
+    }
+
+    /// The points of each device that were seen after `after_ms`, in milliseconds since boot (0: all), and what to ask with
+    /// the next time.
+    pub fn points(&self, after_ms: u64) -> (BTreeMap<String, BTreeMap<String, PointSnapshot>>, u64) {
+        let now_ms = self.clock.now().mono_ms;
+        let seen = self.health.devices().into_iter().filter_map(|(name, device)| {
+            let points = device.points.snapshot(now_ms, after_ms);
+            (!points.is_empty()).then(|| (name.to_string(), points))
+        });
+        (seen.collect(), now_ms)
+    }
+
+    /// Who is connected, at most `count_max` of them.
+    pub fn clients(&self, count_max: usize) -> BTreeMap<String, ClientSnapshot> {
+        self.health.sessions().clients.snapshot(count_max)
     }
 
     /// As it is now.

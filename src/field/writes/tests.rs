@@ -114,11 +114,14 @@ impl Office {
         (writes.waiting, writes.in_flight)
     }
 
-    async fn close(mut self) {
-        self.stop.cancel();
-        self.clerk.join_next().await.unwrap().unwrap().unwrap();
-        self.inlet.stop().await;
-        self.thread.join().unwrap();
+    async fn close(self) {
+        let Office { inlet, line, stop, mut clerk, thread, .. } = self;
+        stop.cancel();
+        // The clerk waits for what lines bring to an end, until they are gone.
+        drop(line);
+        tokio::time::timeout(DEADLINE, clerk.join_next()).await.unwrap().unwrap().unwrap().unwrap();
+        inlet.stop().await;
+        thread.join().unwrap();
     }
 }
 
