@@ -15,6 +15,7 @@ mod drill;
 mod example;
 mod import;
 mod ledger;
+mod modbus;
 mod passwd;
 mod run;
 mod serial;
@@ -64,7 +65,7 @@ struct Arguments {
 enum Command {
     /// Run the gateway in the foreground
     #[command(after_help = "Example: tidegate run --config ./tidegate.toml")]
-    Run(ConfigArgument),
+    Run(RunArguments),
     /// See the promise kept on this machine: three drills with nothing installed
     #[command(after_help = "Example: tidegate demo --beside mosquitto")]
     Demo(demo::DemoArguments),
@@ -90,16 +91,22 @@ enum Command {
     Example(example::ExampleArguments),
     /// Look at serial ports and at what devices say on them, before any configuration exists
     Serial(serial::SerialArguments),
+    /// Commission Modbus devices before there is a configuration: read, write, scan, guess
+    #[command(after_help = modbus::EXAMPLES)]
+    Modbus(modbus::ModbusArguments),
     /// Simulate a field device to test against
     Simulate(simulate::SimulateArguments),
 }
 
-/// Where the configuration is.
+/// `tidegate run`
 #[derive(Debug, clap::Args)]
-struct ConfigArgument {
+struct RunArguments {
     /// Configuration file, instead of /etc/tidegate/tidegate.toml
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Take down what goes over each Modbus line, in this directory, for `tidegate simulate modbus --replay`
+    #[arg(long, value_name = "DIRECTORY")]
+    record: Option<PathBuf>,
 }
 
 /// The command line as it is, for whoever writes manual pages and completions of it.
@@ -119,7 +126,7 @@ pub fn main() -> ExitCode {
         }
     };
     let exit = match arguments.command {
-        Command::Run(arguments) => run::main(arguments.config),
+        Command::Run(arguments) => run::main(arguments.config, arguments.record),
         Command::Demo(arguments) => demo::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
         Command::Status(arguments) => status::main(&arguments),
@@ -129,6 +136,7 @@ pub fn main() -> ExitCode {
         Command::Passwd(arguments) => passwd::main(&arguments),
         Command::Example(arguments) => example::main(&arguments),
         Command::Serial(arguments) => serial::main(arguments),
+        Command::Modbus(arguments) => modbus::main(&arguments),
         Command::Simulate(arguments) => simulate::main(arguments),
     };
     exit.into()

@@ -442,7 +442,7 @@ impl Pacing {
 }
 
 /// `tcp://host:502` or `rtu-tcp://host:port`.
-fn line_url(text: &str) -> Result<LineKind, Wrong> {
+pub(super) fn line_url(text: &str) -> Result<LineKind, Wrong> {
     const HELP: &str = "write \"tcp://host:502\" for Modbus TCP, \"rtu-tcp://host:port\" for RTU frames over TCP";
     let url = units::url(text).map_err(|wrong| if wrong.help.is_none() { wrong.help(HELP) } else { wrong })?;
     // Names of hosts know no case (RFC 4343): two spellings are one connection.

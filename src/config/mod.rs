@@ -77,6 +77,16 @@ pub fn parse_serial_mode(text: &str) -> Result<SerialMode, String> {
     units::serial_mode(text).map_err(in_one_line)
 }
 
+/// Reads an address as the configuration writes it: `holding:100`, `40101`. The error is for a person.
+pub fn parse_address(text: &str, base: u16) -> Result<(Table, u16), String> {
+    units::address(text, base).map_err(in_one_line)
+}
+
+/// Reads the url of a line as the configuration writes it. The error is for a person.
+pub fn parse_line_url(text: &str) -> Result<LineKind, String> {
+    file::line_url(text).map_err(in_one_line)
+}
+
 /// Reads a hash as the configuration writes it. The error is for a person.
 pub fn parse_password_hash(text: &str) -> Result<PasswordHash, String> {
     PasswordHash::parse(text).map_err(in_one_line)
