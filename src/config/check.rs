@@ -15,6 +15,7 @@ use super::walk::{At, Walk, name_fault, nearest};
 use super::{Endpoint, ListenerAddress, Protocol};
 use crate::message::{Topic, is_reserved};
 
+mod cloud;
 mod users;
 
 /// Whose something is, and where that is written.
@@ -27,6 +28,7 @@ pub(super) fn check(walk: &mut Walk, draft: &Draft) {
     for uplink in &draft.uplinks {
         credentials(walk, uplink);
         rules(walk, uplink);
+        cloud::check(walk, uplink, draft);
     }
     client_ids(walk, draft);
     lines(walk, draft);

@@ -34,6 +34,8 @@ mod load;
 
 pub mod keys;
 
+pub mod clouds;
+
 mod tree;
 
 mod walk;
@@ -318,6 +320,8 @@ pub struct ClientCertificates {
 /// `[uplink.<name>]`
 #[derive(Debug, Clone)]
 pub struct UplinkConfig {
+    /// What the cloud takes, and how it refuses.
+    pub profile: &'static clouds::Profile,
     /// Tried in turn; never empty.
     pub endpoints: Vec<Endpoint>,
     /// MQTT 3.1.1 or 5.
@@ -330,7 +334,7 @@ pub struct UplinkConfig {
     pub cert: Option<PathBuf>,
     /// PEM file of the client's private key.
     pub key: Option<PathBuf>,
-    /// Protocol names to offer in the TLS handshake (RFC 7301), in order.
+    /// Protocol names to offer in the TLS handshake (RFC 7301), in order; none = as the profile has it for the port.
     pub alpn: Vec<String>,
     /// User name of CONNECT.
     pub username: Option<String>,

@@ -144,6 +144,7 @@ impl Uplink {
             no_room_at: None,
             endpoint: 0,
             tried: 0,
+            introduced_at: None,
             was_up: false,
             is_outage: false,
             is_stopping: false,
@@ -285,6 +286,8 @@ struct Link {
     endpoint: usize,
     /// Endpoints tried since the last pause.
     tried: usize,
+    /// When CONNECT was sent last.
+    introduced_at: Option<Instant>,
     /// The session was set up on this connection.
     was_up: bool,
     /// The outage has been logged.
@@ -562,6 +565,12 @@ impl Link {
 
     fn connect(&mut self) {
         let Some(endpoint) = self.endpoint().cloned() else { return };
+        // Some clouds count the connections of a client id, whatever the reason for another one.
+        let may_at = self.introduced_at.map(|at| at + self.config.profile.connect_every);
+        if let Some(until) = may_at.filter(|until| *until > Instant::now()) {
+            self.line = Line::Idle { until };
+            return;
+        }
         if !self.is_outage {
             self.set_state(UplinkState::Connecting, None);
         }
@@ -600,7 +609,10 @@ impl Link {
             has_more: false,
         });
         match wire.encoder.encode(&connect, &mut wire.output) {
-            Ok(()) => self.line = Line::Open(wire),
+            Ok(()) => {
+                self.introduced_at = Some(Instant::now());
+                self.line = Line::Open(wire);
+            }
             Err(error) => {
                 self.machine.handle(at, Event::Lost { by_peer: false });
                 self.lost(chain(&error), None);
@@ -714,6 +726,9 @@ impl Link {
             Note::Uncertain { sequence, topic } => {
                 warn!(uplink, sequence:%, topic:%; "The cloud did not know a message it had taken; it counts as delivered");
             }
+            Note::Throttled { messages } => {
+                warn!(uplink, messages; "The cloud takes less than it is sent; what it threw away goes again, slower");
+            }
             Note::OwnTopicOff => {
                 error!(uplink; "The cloud does not allow the own topic; status messages are off until the next start");
             }
@@ -735,6 +750,7 @@ impl Link {
         health.in_flight.store(u64::try_from(self.machine.in_flight()).unwrap_or(0), Ordering::Relaxed);
         health.delivered.store(counts.delivered, Ordering::Relaxed);
         health.resent.store(counts.resent, Ordering::Relaxed);
+        health.throttled.store(counts.throttled, Ordering::Relaxed);
         health.downgraded.store(counts.downgraded, Ordering::Relaxed);
         health.sessions_lost.store(counts.sessions_lost, Ordering::Relaxed);
         health.received.store(counts.received, Ordering::Relaxed);

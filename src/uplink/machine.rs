@@ -32,6 +32,7 @@ use super::overtaken::Overtaken;
 use super::own::{self, OwnTopic};
 use super::reason::{meaning, quoted, remedy};
 use super::waiting::{Attempt, Waiting};
+use crate::config::clouds::{MissingPuback, Profile};
 use crate::config::{DrainOrder, Pace, Protocol, ReceiveRule, UplinkConfig};
 use crate::health::LossReason;
 use crate::intake::LiveForward;
@@ -103,9 +104,6 @@ const WINDOW_GROWS_AFTER_V5: Duration = Duration::from_secs(30);
 /// In 3.1.1 a command that the store has no room for is handed in again after this: it cannot be refused there.
 const SUBMIT_AGAIN: Duration = Duration::from_millis(250);
 
-/// Filters of one SUBSCRIBE; some clouds take no more.
-const FILTERS_MAX: usize = 8;
-
 /// A refused subscription is tried again after this.
 const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(5 * 60);
 
@@ -117,6 +115,8 @@ const SUBSCRIBE_DEATHS_MAX: u32 = 3;
 pub struct Settings {
     /// The uplink's name.
     pub name: Arc<str>,
+    /// What is known of the cloud.
+    pub profile: &'static Profile,
     /// Protocol version.
     pub version: Version,
     /// Client id, placeholders filled.
@@ -144,13 +144,14 @@ impl Settings {
     pub fn new(name: Arc<str>, client_id: String, config: &UplinkConfig) -> Settings {
         Settings {
             name,
+            profile: config.profile,
             version: match config.protocol {
                 Protocol::V311 => Version::V311,
                 Protocol::V5 => Version::V5,
             },
             client_id,
             username: config.username.clone(),
-            window: config.window,
+            window: config.profile.window(config.window),
             keep_alive: config.keep_alive,
             session_expiry: config.session_expiry,
             drain: config.drain,
@@ -370,6 +371,11 @@ pub enum Note {
         /// Its topic at the cloud.
         topic: Topic,
     },
+    /// The cloud has thrown messages away because they were too many; they go again, slower.
+    Throttled {
+        /// How many.
+        messages: usize,
+    },
     /// The cloud does not allow the own topic; it is off until the next start.
     OwnTopicOff,
     /// The cloud does not allow a subscription.
@@ -386,6 +392,8 @@ pub struct Counts {
     pub delivered: u64,
     /// Sent again.
     pub resent: u64,
+    /// Thrown away by the cloud because they were too many, and sent again.
+    pub throttled: u64,
     /// Sent at a lower QoS than asked for.
     pub downgraded: u64,
     /// Sessions that the cloud forgot.
@@ -451,6 +459,8 @@ enum Holder {
     Row(Box<Slot>),
     OwnStatus,
     Subscribe(Vec<String>),
+    /// The cloud has thrown away what bore it, and counts it as long as this connection lasts.
+    Thrown,
 }
 
 /// Changes of one transaction and the packets that must follow it.
@@ -561,6 +571,8 @@ pub struct Machine {
     heard_at: Duration,
     progress_at: Duration,
     overtaken: Overtaken,
+    /// Packet ids whose messages the cloud has thrown away on this connection.
+    thrown: usize,
     published_at: Duration,
     pacing: Pacing,
     pace_until: Option<Duration>,
@@ -579,8 +591,9 @@ pub struct Machine {
 impl Machine {
     /// A machine before its first connection; it asks for the durable state in its first turn.
     pub fn new(settings: Settings) -> Machine {
-        let terms =
-            Terms::new(settings.version, &Connack::new(ReasonCode::SUCCESS), settings.window, settings.keep_alive);
+        let connack = Connack::new(ReasonCode::SUCCESS);
+        let Settings { version, profile, window, keep_alive, .. } = settings;
+        let terms = Terms::new(version, profile, &connack, window, keep_alive);
         Machine {
             phase: Phase::Down,
             terms,
@@ -624,6 +637,7 @@ impl Machine {
             heard_at: Duration::ZERO,
             progress_at: Duration::ZERO,
             overtaken: Overtaken::default(),
+            thrown: 0,
             published_at: Duration::ZERO,
             pacing: Pacing::new(settings.pace),
             pace_until: None,
@@ -882,8 +896,8 @@ impl Machine {
         if self.own.connect_accepted() {
             self.actions.push(Action::Note(Note::OwnTopicOff));
         }
-        let settings = &self.settings;
-        self.terms = Terms::new(settings.version, connack, settings.window, settings.keep_alive);
+        let Settings { version, profile, window, keep_alive, .. } = self.settings;
+        self.terms = Terms::new(version, profile, connack, window, keep_alive);
         self.phase = Phase::Settling { session_present: connack.session_present };
     }
 
@@ -952,8 +966,9 @@ impl Machine {
                 slot.is_out = false;
                 true
             }
-            Holder::OwnStatus | Holder::Subscribe(_) => false,
+            Holder::OwnStatus | Holder::Subscribe(_) | Holder::Thrown => false,
         });
+        self.thrown = 0;
         let unproven = std::mem::take(&mut self.unproven);
         let proving = self.ping.take().map(|ping| ping.proves).unwrap_or_default();
         for attempt in unproven.into_iter().chain(proving) {
@@ -1288,7 +1303,11 @@ impl Machine {
         });
         let progress_within = PROGRESS_WITHIN.max(keep_alive * 2);
         let progress_at = is_waiting.then(|| self.progress_at + progress_within);
-        let overtaken_at = self.overtaken.since().map(|since| since + progress_within);
+        let overtaken_within = match self.settings.profile.missing_puback {
+            MissingPuback::Fault => progress_within,
+            MissingPuback::Throttle(within) => within,
+        };
+        let overtaken_at = self.overtaken.since().map(|since| since + overtaken_within);
         [silent_at, ping_at, progress_at, overtaken_at]
     }
 
@@ -1313,12 +1332,50 @@ impl Machine {
                 } else if is_due(progress_at) {
                     self.close(CloseReason::NoProgress);
                 } else if is_due(overtaken_at) {
-                    self.close(CloseReason::Overtaken);
+                    match self.settings.profile.missing_puback {
+                        MissingPuback::Fault => self.close(CloseReason::Overtaken),
+                        MissingPuback::Throttle(_) => self.throttled(at),
+                    }
                 } else if is_due(ping_at) {
                     self.ping(at);
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Messages were passed over: the cloud has thrown them away because they were too many. They go again, slower, each
+    /// as a new packet: a PUBLISH must not be repeated on one connection (MQTT 5.0, 4.4).
+    fn throttled(&mut self, at: Moment) {
+        let passed: Vec<PacketId> = self
+            .ids
+            .iter()
+            .filter_map(|(id, holder)| match holder {
+                Holder::Row(slot) if slot.is_out && self.overtaken.is_behind(slot.number) => {
+                    (slot.stage == Stage::Sent).then_some(*id)
+                }
+                _ => None,
+            })
+            .collect();
+        // At QoS 2, or where the account is full, there is no other way than a new connection.
+        if passed.is_empty() {
+            return self.close(CloseReason::Overtaken);
+        }
+        self.pacing.slow(at.now);
+        let messages = passed.len();
+        for id in passed {
+            if let Some(attempt) = self.remove_row(at, id) {
+                self.counts.resent += 1;
+                self.waiting.refuse_quota(at.now, attempt);
+            }
+            self.ids.insert(id, Holder::Thrown);
+            self.thrown += 1;
+        }
+        self.counts.throttled += u64::try_from(messages).unwrap_or(u64::MAX);
+        self.actions.push(Action::Note(Note::Throttled { messages }));
+        // The cloud counts them as unacknowledged; in a new connection it begins anew.
+        if self.thrown * 2 >= self.terms.window.max(2) {
+            self.close(CloseReason::Overtaken);
         }
     }
 
@@ -1530,7 +1587,7 @@ impl Machine {
     /// Whether a new packet id fits beside all that the cloud may still hold of this session, also what has not been
     /// resent yet: Mosquitto counts what it holds from earlier connections, and throws out whoever goes beyond.
     fn has_room_at_cloud(&self, window: usize) -> bool {
-        let kept = self.rows_out + self.resend.len();
+        let kept = self.rows_out + self.resend.len() + self.thrown;
         // One goes beside those that are suspected, however many: the others must not wait for their trial.
         kept == 0 || (kept < window && kept + self.dock.len() < self.terms.window)
     }
@@ -1589,9 +1646,8 @@ impl Machine {
             return self.give_up(&attempt, verdict);
         };
         let bytes = compose::publish_bytes(&publish, self.terms.version);
-        if bytes > self.terms.packet_bytes_max {
-            let text = too_large(bytes, self.terms.packet_bytes_max);
-            return self.reject(attempt, text);
+        if let Some(fault) = self.terms.fault(&publish, bytes) {
+            return self.reject(attempt, fault);
         }
         if publish.qos < attempt.row.qos {
             self.counts.downgraded += 1;
@@ -1666,9 +1722,8 @@ impl Machine {
         }
         publish.qos = qos;
         let bytes = compose::publish_bytes(&publish, self.terms.version);
-        if bytes > self.terms.packet_bytes_max {
-            let text = too_large(bytes, self.terms.packet_bytes_max);
-            return self.reject_slot(at, id, text);
+        if let Some(fault) = self.terms.fault(&publish, bytes) {
+            return self.reject_slot(at, id, fault);
         }
         publish.packet_id = Some(id);
         publish.dup = slot.is_sent;
@@ -1754,6 +1809,11 @@ impl Machine {
                 self.actions.push(Action::Note(Note::OwnTopicOff));
             }
             return;
+        }
+        if let Some(Holder::Thrown) = self.ids.get(&id) {
+            // It was only late; the message is on its way a second time, with the same MessageId.
+            self.ids.remove(&id);
+            self.thrown = self.thrown.saturating_sub(1);
         }
         if self.stage(id) != Some(Stage::Sent) {
             self.counts.strays += 1;
@@ -1844,6 +1904,7 @@ impl Machine {
                 self.counts.resent += 1;
                 match reason {
                     ReasonCode::QUOTA_EXCEEDED | ReasonCode::MESSAGE_RATE_TOO_HIGH => {
+                        self.pacing.slow(at.now);
                         self.waiting.refuse_quota(at.now, attempt);
                     }
                     ReasonCode::NOT_AUTHORIZED => {
@@ -1902,7 +1963,8 @@ impl Machine {
         }
         let publish = compose::live(&live.message, &live.topic, &self.terms, at.stamp);
         let publish = publish.map(|publish| (compose::publish_bytes(&publish, self.terms.version), publish));
-        let Some((bytes, publish)) = publish.filter(|(bytes, _)| *bytes <= self.terms.packet_bytes_max) else {
+        let Some((bytes, publish)) = publish.filter(|(bytes, publish)| self.terms.fault(publish, *bytes).is_none())
+        else {
             self.counts.live_dropped += 1;
             return;
         };
@@ -1966,7 +2028,8 @@ impl Machine {
             .iter()
             .map(|rule| Subscription {
                 filter: rule.filter.clone(),
-                qos: rule.qos,
+                // AWS does not answer a SUBSCRIBE above its highest.
+                qos: rule.qos.min(self.settings.profile.qos_max),
                 // Forbidden on a shared subscription (MQTT 5.0, 3.8.3.1).
                 no_local: is_v5 && rule.filter.share_group().is_none(),
                 retain_as_published: false,
@@ -1974,7 +2037,7 @@ impl Machine {
                 retain_handling: u8::from(is_v5),
             })
             .collect();
-        for some in wanted.chunks(FILTERS_MAX) {
+        for some in wanted.chunks(self.settings.profile.filters_per_subscribe.max(1)) {
             if self.ids.len() >= usize::from(u16::MAX) {
                 return;
             }
@@ -2097,8 +2160,4 @@ impl Machine {
 fn admit(id: PacketId, order: u64, attempt: &Attempt) -> Change {
     let encoding = attempt.row.encoding.clone();
     Change::Admit { packet_id: id.get(), rows: attempt.sequences().collect(), order, encoding }
-}
-
-fn too_large(bytes: usize, bytes_max: usize) -> String {
-    format!("the message takes {bytes} bytes, and the cloud's Maximum Packet Size is {bytes_max}")
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tempfile::TempDir;
 use tidegate::clock::{Clock, ClockSource};
+use tidegate::config::clouds::GENERIC;
 use tidegate::config::{
     DrainOrder, Endpoint, ForwardRule, Pace, Protocol, ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, WhenFull,
 };
@@ -49,6 +50,7 @@ pub fn forward(filter: &str, template: &str, qos: Option<Qos>) -> ForwardRule {
 pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
     let filter = Filter::new("cmd/#").unwrap();
     UplinkConfig {
+        profile: &GENERIC,
         endpoints: vec![Endpoint { host: "127.0.0.1".to_owned(), port, tls: false }],
         protocol,
         client_id: "g7".to_owned(),

@@ -4,6 +4,7 @@ use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::clouds::{self, Profile};
 use super::super::tree::{Spot, Tree};
 use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
@@ -27,12 +28,10 @@ const RULES_MAX: usize = 256;
 pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: &Words) -> UplinkDraft {
     let reader = Reader::open(walk, tree, &keys::UPLINK, spot);
     let endpoints = endpoints(walk, &reader);
-    let profile = reader.choice(
-        walk,
-        "profile",
-        &[("generic", ())],
-        &["aws-iot", "azure-iot-hub", "azure-event-grid", "clearblade"],
-    );
+    let profiles: Vec<(&str, &Profile)> = clouds::PROFILES.iter().map(|profile| (profile.name, *profile)).collect();
+    let profile = reader.choice(walk, "profile", &profiles, &["azure-iot-hub", "azure-event-grid", "clearblade"]);
+    // A wrong name was noted; the other keys are looked at all the same.
+    let known = profile.as_ref().map_or(&clouds::GENERIC, |at| at.value);
     let protocol = protocol(walk, &reader);
     let client_id = client_id(walk, &reader, words);
     let ca = file(walk, &reader, "ca", false);
@@ -49,14 +48,17 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         false if is_v311 => window.map(|at| At { value: WINDOW_V311, ..at }),
         _ => window,
     };
-    let reconnect = reconnect(walk, &reader);
+    let reconnect = match reader.has("reconnect") {
+        true => reconnect(walk, &reader),
+        false => Some(known.reconnect),
+    };
     let drain = reader.choice(
         walk,
         "drain",
         &[("oldest-first", DrainOrder::OldestFirst), ("live-first", DrainOrder::LiveFirst)],
         &[],
     );
-    let pace = pace(walk, &reader, "pace", &keys::PACE);
+    let pace = pace(walk, &reader, "pace", &keys::PACE).map(|pace| known.pace(pace));
     let link = reader.choice(walk, "link", &[("normal", ())], &["metered"]);
     let own_topic = own_topic(walk, &reader, words);
     let forward = forward(walk, &reader, words);
@@ -72,9 +74,9 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         if has_hole {
             return None;
         }
-        profile?;
         link?;
         Some(UplinkConfig {
+            profile: profile?.value,
             endpoints: endpoints.as_ref()?.iter().map(|at| at.value.clone()).collect(),
             protocol: protocol?.value,
             client_id: client_id.as_ref()?.value.clone(),
@@ -99,9 +101,11 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         })
     })();
     let written = |key: &str| reader.has(key).then(|| reader.spot_of(key));
+    let places = keys::UPLINK.keys.iter().filter_map(|key| Some((key.name, written(key.name)?))).collect();
     UplinkDraft {
         name: Arc::from(name),
         spot,
+        places,
         endpoints: endpoints.unwrap_or_default(),
         client_id,
         ca: written("ca"),
@@ -221,11 +225,7 @@ fn seconds(walk: &mut Walk, reader: &Reader<'_>, key: &'static str, max: u64) ->
 }
 
 fn reconnect(walk: &mut Walk, reader: &Reader<'_>) -> Option<Reconnect> {
-    let empty = Tree::default();
-    let (tree, spot) = match reader.has("reconnect") {
-        true => reader.table(walk, "reconnect")?,
-        false => (&empty, reader.spot),
-    };
+    let (tree, spot) = reader.table(walk, "reconnect")?;
     let reader = Reader::open(walk, tree, &keys::RECONNECT, spot);
     let range = (Duration::from_millis(10), Duration::from_secs(86_400));
     let first = reader.duration(walk, "first", range.0, range.1);
