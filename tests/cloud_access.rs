@@ -13,6 +13,7 @@ use common::certificates::Certificates;
 use common::cloud::{Access, Mosquitto};
 use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
 use common::peers::{Publisher, Subscriber};
+use common::proxy::Proxy;
 use common::turn;
 
 const COUNT: u64 = 50;
@@ -190,4 +191,71 @@ fn a_list_of_addresses_is_tried_in_turn() {
     let gateway = Gateway::started(folder.path(), &(tables + FORWARD_PLANT));
     publish(&gateway);
     expect_all(&mut application);
+}
+
+#[test]
+fn a_websocket_with_tls_is_a_way_to_mosquitto() {
+    let _turn = turn();
+    let folder = folder();
+    let certificates = Certificates::make(&folder.path().join("cloud"), "unused");
+    let ca = format!("ca = \"{}\"", certificates.ca.display());
+    let port = common::port::free();
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Open);
+    let (cert, key) = (certificates.server_cert.display(), certificates.server_key.display());
+    for line in
+        [&format!("listener {port}"), "protocol websockets", &format!("certfile {cert}"), &format!("keyfile {key}")]
+    {
+        cloud.configure(line);
+    }
+    cloud.start();
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
+    let tables = uplink(&format!("wss://localhost:{port}/mqtt"), &ca) + FORWARD_PLANT;
+    let mut gateway = Gateway::started(folder.path(), &tables);
+    publish(&gateway);
+    expect_all(&mut application);
+
+    // Mosquitto's plain port answers no HTTP: that is said, and nothing is lost.
+    gateway.stop();
+    gateway.set_tables(&(uplink(&format!("ws://127.0.0.1:{}/mqtt", cloud.port), "") + FORWARD_PLANT));
+    gateway.start();
+    let reason = reason_of(&gateway);
+    assert!(reason.contains("no websocket of mqtt"), "{reason}");
+}
+
+#[test]
+fn through_a_proxy_the_cloud_is_reached_by_a_name_that_only_the_proxy_knows() {
+    let _turn = turn();
+    let folder = folder();
+    let certificates = Certificates::make(&folder.path().join("cloud"), "unused");
+    let ca = format!("ca = \"{}\"", certificates.ca.display());
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Tls { certificates, asks_for_client: false });
+    cloud.start();
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
+    let proxy = Proxy::started(Some(("hall", "correct horse")), cloud.tls_port);
+    let password_file = folder.path().join("proxy-password");
+    secret(&password_file, "wrong\n");
+    let more = format!(
+        "{ca}\nproxy = {{ url = \"http://127.0.0.1:{}\", username = \"hall\", password_file = \"{}\" }}",
+        proxy.port,
+        password_file.display()
+    );
+    // The certificate is for cloud.example, which no resolver knows.
+    let tables = uplink("mqtts://cloud.example", &more) + FORWARD_PLANT;
+    let mut gateway = Gateway::started(folder.path(), &tables);
+    publish(&gateway);
+    let reason = reason_of(&gateway);
+    assert!(reason.contains("the proxy wants a user name and a password"), "{reason}");
+    assert_eq!(proxy.asked(), Vec::<String>::new());
+
+    secret(&password_file, "correct horse\n");
+    expect_all(&mut application);
+    assert_eq!(proxy.asked().first().map(String::as_str), Some("CONNECT cloud.example:8883 HTTP/1.1"));
+
+    gateway.stop();
+    let refusing = Proxy::started(None, None);
+    let more = format!("{ca}\nproxy = {{ url = \"http://127.0.0.1:{}\" }}", refusing.port);
+    gateway.set_tables(&(uplink("mqtts://cloud.example", &more) + FORWARD_PLANT));
+    gateway.start();
+    let reason = reason_of(&gateway);
+    assert!(reason.contains("the proxy refused the connection: 403 forbidden"), "{reason}");
 }

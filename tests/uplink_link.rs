@@ -215,7 +215,7 @@ async fn a_wrong_password_is_named_and_mended_without_a_restart() {
 async fn another_endpoint_is_tried_when_the_first_is_dead() {
     let cloud = FakeCloud::start(0, Temper::default()).await;
     let mut settings = config(free_port().await, Protocol::V5, None);
-    settings.endpoints.push(Endpoint { host: "127.0.0.1".to_owned(), port: cloud.port, tls: false });
+    settings.endpoints.push(Endpoint { host: "127.0.0.1".to_owned(), port: cloud.port, tls: false, path: None });
     let gateway = Gateway::start(settings);
     until("connected", || gateway.state() == UplinkState::Connected).await;
     gateway.publish(0..10, Qos::AtLeastOnce).await;

@@ -340,6 +340,10 @@ pub struct UplinkConfig {
     pub username: Option<String>,
     /// File whose first line is the password of CONNECT.
     pub password_file: Option<PathBuf>,
+    /// A token instead of the password.
+    pub jwt: Option<JwtConfig>,
+    /// What stands between this board and the cloud.
+    pub proxy: Option<ProxyConfig>,
     /// Seconds of CONNECT's keep-alive; 0 = off.
     pub keep_alive: Duration,
     /// How long the cloud keeps the session, for exactly once over restarts.
@@ -378,8 +382,40 @@ pub struct Endpoint {
     pub host: String,
     /// TCP port.
     pub port: u16,
-    /// `mqtts://` rather than `mqtt://`.
+    /// `mqtts://` or `wss://` rather than `mqtt://` or `ws://`.
     pub tls: bool,
+    /// `wss://` and `ws://`: the path of the WebSocket. `None` = MQTT as it is.
+    pub path: Option<String>,
+}
+
+/// `proxy` of an uplink: an HTTP proxy in between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// For basic authentication.
+    pub username: Option<String>,
+    /// File whose first line is the password that goes with it.
+    pub password_file: Option<PathBuf>,
+}
+
+/// `jwt` of an uplink: a token in the place of the password, signed here for each connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwtConfig {
+    /// PEM file of the private key: RSA signs RS256, P-256 signs ES256.
+    pub key: PathBuf,
+    /// `kid` of the header.
+    pub key_id: Option<String>,
+    /// `aud`
+    pub audience: Option<String>,
+    /// `iss`
+    pub issuer: Option<String>,
+    /// `sub`
+    pub subject: Option<String>,
+    /// From `iat` to `exp`; some time before its end the gateway comes back with the next one.
+    pub lifetime: Duration,
 }
 
 /// Protocol version of an uplink.

@@ -6,13 +6,12 @@
 
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use log::{debug, error, info, warn};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -31,7 +30,7 @@ use crate::intake::{Intake, LiveForward};
 use crate::message::Stamp;
 use crate::mqtt::{Decoder, Encoder, Packet, ReasonCode};
 use crate::queue::{Inlet, Outlet};
-use crate::transport::{self, ConnectError, Refusal, Stream, TlsFiles};
+use crate::transport::{self, ConnectError, Login, LoginError, Refusal, Stream, Way};
 
 /// TCP and TLS each must be done within this.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -55,8 +54,8 @@ const PACKETS_AT_ONCE: usize = 128;
 /// Reports and live messages of one turn.
 const TURN_MAX: usize = 64;
 
-/// Longest password file that is read.
-const PASSWORD_BYTES_MAX: u64 = 65_535;
+/// A token is replaced this long before its end, and before a tenth of what is left of it.
+const RENEW_BEFORE_MAX: Duration = Duration::from_secs(300);
 
 /// Another client with our id: coming back at once would throw it out, and it us.
 const TAKEN_OVER_PAUSE: Duration = Duration::from_secs(10);
@@ -145,6 +144,7 @@ impl Uplink {
             endpoint: 0,
             tried: 0,
             introduced_at: None,
+            renew_at: None,
             was_up: false,
             is_outage: false,
             is_stopping: false,
@@ -166,7 +166,7 @@ impl Uplink {
     }
 }
 
-type Connecting = Pin<Box<dyn Future<Output = Result<(Stream, Option<Bytes>), AttemptError>> + Send>>;
+type Connecting = Pin<Box<dyn Future<Output = Result<(Stream, Login), AttemptError>> + Send>>;
 
 enum Line {
     Idle { until: Instant },
@@ -188,12 +188,8 @@ struct Wire {
 
 #[derive(Debug, Error)]
 enum AttemptError {
-    #[error("cannot read the password from {}", path.display())]
-    Password {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Login(LoginError),
     #[error(transparent)]
     Connect(ConnectError),
 }
@@ -217,7 +213,7 @@ enum LostError {
 
 enum LineEvent {
     Due,
-    Connected(Result<(Stream, Option<Bytes>), AttemptError>),
+    Connected(Result<(Stream, Login), AttemptError>),
     Read,
     Written,
     Lost(io::Error),
@@ -286,6 +282,8 @@ struct Link {
     endpoint: usize,
     /// Endpoints tried since the last pause.
     tried: usize,
+    /// When this connection's token is to be replaced.
+    renew_at: Option<Instant>,
     /// When CONNECT was sent last.
     introduced_at: Option<Instant>,
     /// The session was set up on this connection.
@@ -310,6 +308,11 @@ impl Link {
         self.set_state(UplinkState::Connecting, None);
         let mut settle_by = None;
         loop {
+            if self.renew_at.is_some_and(|renew_at| renew_at <= Instant::now()) {
+                self.renew_at = None;
+                let at = self.at();
+                self.machine.handle(at, Event::Renew);
+            }
             self.turn().await;
             if self.is_stopping && !matches!(self.line, Line::Open(_)) {
                 self.is_stopped = true;
@@ -324,6 +327,7 @@ impl Link {
             // Before the deadline, which depends on whether the pace held something back.
             let may_live = self.machine.wants_live(at) && self.output_bytes() < WRITE_BYTES_MAX;
             let deadline = self.machine.deadline(at.now).map_or_else(far, |at| self.started + at);
+            let deadline = self.renew_at.map_or(deadline, |renew_at| renew_at.min(deadline));
             let deadline = settle_by.unwrap_or(deadline);
             let may_open = self.machine.can_open() && !self.is_stopping;
             let may_read = self.machine.wants_packets();
@@ -524,7 +528,7 @@ impl Link {
         let at = self.at();
         match event {
             LineEvent::Due => self.connect(),
-            LineEvent::Connected(Ok((stream, password))) => self.connected(stream, password),
+            LineEvent::Connected(Ok((stream, login))) => self.connected(stream, login),
             LineEvent::Connected(Err(error)) => self.lost(chain(&error), None),
             LineEvent::Read => self.machine.heard(at),
             LineEvent::Written => {}
@@ -575,24 +579,26 @@ impl Link {
             self.set_state(UplinkState::Connecting, None);
         }
         self.tried += 1;
-        let files = TlsFiles::from(&self.config);
+        let config = self.config.clone();
         let now = self.clock.now();
-        let password_file = self.config.password_file.clone();
         self.line = Line::Connecting(Box::pin(async move {
-            let password = match password_file {
-                Some(path) => Some(password(path).await?),
-                None => None,
-            };
-            let stream = transport::connect(&endpoint, &files, now, CONNECT_WITHIN).await;
-            Ok((stream.map_err(AttemptError::Connect)?, password))
+            let way = Way::new(&config, &endpoint);
+            // First, because it may be slow and a broker does not wait for CONNECT.
+            let login = Login::read(&config, now).await.map_err(AttemptError::Login)?;
+            let stream = transport::connect_by(&endpoint, &way, now, CONNECT_WITHIN).await;
+            Ok((stream.map_err(AttemptError::Connect)?, login))
         }));
     }
 
-    fn connected(&mut self, stream: Stream, password: Option<Bytes>) {
+    fn connected(&mut self, stream: Stream, login: Login) {
         let at = self.at();
         let Some(endpoint) = self.endpoint() else { return };
         let key = session_key(endpoint, &self.client_id, self.config.username.as_deref());
-        let connect = self.machine.open(at, key, password);
+        self.renew_at = login.expires_ms.and_then(|expires_ms| renewal(self.clock.now().wall_ms, expires_ms));
+        let mut connect = self.machine.open(at, key, login.password);
+        if let Packet::Connect(connect) = &mut connect {
+            connect.username = login.username;
+        }
         let (reader, writer) = tokio::io::split(stream);
         let version = match &connect {
             Packet::Connect(connect) => connect.version,
@@ -640,7 +646,7 @@ impl Link {
                 self.line = Line::Idle { until: far() };
                 self.is_stopped = true;
             }
-            CloseReason::Afresh => {
+            CloseReason::Afresh | CloseReason::Renewed => {
                 self.line = Line::Idle { until: Instant::now() };
             }
             other => self.lost(chain(&other), Some(other)),
@@ -770,17 +776,11 @@ async fn receive(lane: &mut Option<mpsc::Receiver<LiveForward>>) -> Option<LiveF
     }
 }
 
-/// The first line of the password file: most editors put a line end behind it.
-async fn password(path: PathBuf) -> Result<Bytes, AttemptError> {
-    let read = async {
-        let file = tokio::fs::File::open(&path).await?;
-        let mut bytes = Vec::new();
-        file.take(PASSWORD_BYTES_MAX).read_to_end(&mut bytes).await?;
-        Ok(bytes)
-    };
-    let bytes = read.await.map_err(|source| AttemptError::Password { path: path.clone(), source })?;
-    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    Ok(Bytes::copy_from_slice(line.strip_suffix(b"\r").unwrap_or(line)))
+/// When to come back with a new token; `None` = it has ended already, which the cloud may say.
+fn renewal(wall_ms: i64, expires_ms: i64) -> Option<Instant> {
+    let left = u64::try_from(expires_ms.saturating_sub(wall_ms)).ok().filter(|left| *left > 0)?;
+    let left = Duration::from_millis(left);
+    Instant::now().checked_add(left - RENEW_BEFORE_MAX.min(left / 10))
 }
 
 /// Names a session of a cloud: FNV-1a (64 bits), because it is kept on disk and must not change with a library.

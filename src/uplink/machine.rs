@@ -223,6 +223,8 @@ pub enum Event {
         /// The other side closed it, as a broker does that takes offence.
         by_peer: bool,
     },
+    /// What the gateway logged in with ends soon.
+    Renew,
     /// The gateway stops.
     Stop,
 }
@@ -323,6 +325,9 @@ pub enum CloseReason {
     /// A clean session has been had; now the one that is kept.
     #[error("the session starts afresh")]
     Afresh,
+    /// The token ends soon, and another one waits.
+    #[error("the token is replaced")]
+    Renewed,
     /// The gateway stops.
     #[error("the gateway stops")]
     Stopped,
@@ -583,6 +588,8 @@ pub struct Machine {
     subscribe_deaths: u32,
     inbound: Inbound,
     submit_at: Option<Duration>,
+    /// Until then what is in flight may be answered, before a connection with another token takes the place of this one.
+    renew_by: Option<Duration>,
     stop_by: Option<Duration>,
     counts: Counts,
     actions: Vec<Action>,
@@ -648,6 +655,7 @@ impl Machine {
             subscribe_deaths: 0,
             inbound: Inbound::default(),
             submit_at: None,
+            renew_by: None,
             stop_by: None,
             counts: Counts::default(),
             actions: Vec::new(),
@@ -727,6 +735,11 @@ impl Machine {
             Event::Live(live) => self.live(at, &live),
             Event::Unsendable { packet_id, reason } => self.unsendable(at, packet_id, reason),
             Event::Lost { by_peer } => self.lost(at, by_peer),
+            Event::Renew => {
+                if matches!(self.phase, Phase::Opening { .. } | Phase::Settling { .. } | Phase::Renewing | Phase::Up) {
+                    self.renew_by = Some(at.now + STOP_WITHIN);
+                }
+            }
             Event::Stop => {
                 if self.stop_by.is_none() {
                     self.stop_by = Some(at.now + STOP_WITHIN);
@@ -768,6 +781,7 @@ impl Machine {
         }
         self.commit(at);
         self.prove(at);
+        self.renew(at);
         self.stop(at);
         self.fetch(at);
     }
@@ -785,7 +799,7 @@ impl Machine {
 
     /// Whether a live QoS 0 message may be handed in.
     pub fn wants_live(&mut self, at: Moment) -> bool {
-        if self.phase != Phase::Up || self.stop_by.is_some() {
+        if self.phase != Phase::Up || self.is_ending() {
             return false;
         }
         let ready_at = self.pacing.ready_at(at.now);
@@ -825,7 +839,7 @@ impl Machine {
             }
             _ => {}
         }
-        self.stop_by.into_iter().chain(self.submit_at).for_each(&mut at);
+        self.stop_by.into_iter().chain(self.renew_by).chain(self.submit_at).for_each(&mut at);
         earliest
     }
 
@@ -933,7 +947,7 @@ impl Machine {
         }
         // DISCONNECT with a reason is version 5; before CONNACK the server expects none (MQTT 5.0, 4.13).
         let code = match &reason {
-            CloseReason::Stopped | CloseReason::Afresh => Some(ReasonCode::SUCCESS),
+            CloseReason::Stopped | CloseReason::Afresh | CloseReason::Renewed => Some(ReasonCode::SUCCESS),
             CloseReason::Protocol { .. } => Some(ReasonCode::PROTOCOL_ERROR),
             CloseReason::NotAccepted { .. } => Some(ReasonCode::UNSPECIFIED_ERROR),
             _ => None,
@@ -985,6 +999,7 @@ impl Machine {
         self.has_acked = false;
         self.own_next = None;
         self.pace_until = None;
+        self.renew_by = None;
     }
 
     /// The cloud closed the connection, as a broker does that has no other way to refuse what it was sent. Whatever
@@ -1391,6 +1406,20 @@ impl Machine {
         }
     }
 
+    /// Nothing new is sent on this connection.
+    fn is_ending(&self) -> bool {
+        self.stop_by.is_some() || self.renew_by.is_some()
+    }
+
+    /// The session goes on in the next connection, so that what stays unanswered is only sent again.
+    fn renew(&mut self, at: Moment) {
+        let Some(renew_by) = self.renew_by.filter(|_| self.stop_by.is_none()) else { return };
+        let is_settled = self.phase == Phase::Up && self.rows_out == 0 && self.is_at_rest();
+        if is_settled || at.now >= renew_by {
+            self.close(CloseReason::Renewed);
+        }
+    }
+
     fn stop(&mut self, at: Moment) {
         let Some(stop_by) = self.stop_by else { return };
         let is_settled = self.own_next.is_none()
@@ -1593,7 +1622,7 @@ impl Machine {
     }
 
     fn may_send_fresh(&mut self, at: Moment, window: usize) -> bool {
-        let may = self.stop_by.is_none()
+        let may = !self.is_ending()
             && self.has_room_at_cloud(window)
             && self.exposed() < self.exposed_max()
             && (self.bytes_out < IN_FLIGHT_BYTES_MAX || self.rows_out == 0)

@@ -51,7 +51,7 @@ pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
     let filter = Filter::new("cmd/#").unwrap();
     UplinkConfig {
         profile: &GENERIC,
-        endpoints: vec![Endpoint { host: "127.0.0.1".to_owned(), port, tls: false }],
+        endpoints: vec![Endpoint { host: "127.0.0.1".to_owned(), port, tls: false, path: None }],
         protocol,
         client_id: "g7".to_owned(),
         ca: None,
@@ -60,6 +60,8 @@ pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
         alpn: Vec::new(),
         username: None,
         password_file: None,
+        jwt: None,
+        proxy: None,
         keep_alive: Duration::from_secs(60),
         session_expiry: Duration::from_secs(86_400),
         window: NonZeroU16::new(100).unwrap(),

@@ -163,7 +163,7 @@ fn too_long(
             let Ok(local) = Topic::new(&local) else { continue };
             // The first rule that matches decides.
             let decides = config.forward.iter().find(|other| other.filter.matches(&local));
-            if !decides.is_some_and(|other| other.filter == rule.filter) {
+            if decides.is_none_or(|other| other.filter != rule.filter) {
                 continue;
             }
             if let Some(Ok(cloud)) = rule.topic.apply(&rule.filter, &local)

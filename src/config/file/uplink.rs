@@ -9,8 +9,8 @@ use super::super::tree::{Spot, Tree};
 use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
 use super::super::{
-    BatchLimits, DrainOrder, Endpoint, ForwardRule, Pace, Protocol, ReceiveRule, Reconnect, TopicTemplate,
-    UplinkConfig, keys,
+    BatchLimits, DrainOrder, Endpoint, ForwardRule, JwtConfig, Pace, Protocol, ProxyConfig, ReceiveRule, Reconnect,
+    TopicTemplate, UplinkConfig, keys,
 };
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
 use crate::message::{Filter, Topic, is_reserved};
@@ -18,6 +18,9 @@ use crate::message::{Filter, Topic, is_reserved};
 /// The default window at 3.1.1, where a broker has no word for its limit: Mosquitto in its own defaults closes the
 /// connection on the 21st message that waits for its PUBREL.
 const WINDOW_V311: i64 = 20;
+
+/// Where HTTP proxies listen, by Squid's default.
+const PROXY_PORT: u16 = 3128;
 
 /// More addresses than this are a mistake: each costs its timeout before the next is tried.
 const ENDPOINTS_MAX: usize = 16;
@@ -40,6 +43,8 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let alpn = alpn(walk, &reader);
     let username = reader.text(walk, "username");
     let password_file = file(walk, &reader, "password_file", true);
+    let jwt = jwt(walk, &reader, words);
+    let proxy = proxy(walk, &reader);
     let keep_alive = seconds(walk, &reader, "keep_alive", 65_535);
     let session_expiry = seconds(walk, &reader, "session_expiry", 3650 * 86_400);
     let window = reader.integer(walk, "window", 1, 65_535);
@@ -86,6 +91,8 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             alpn: alpn?,
             username: username.as_ref().map(|at| at.value.clone()),
             password_file: password_file.as_ref().map(|at| at.value.clone()),
+            jwt: jwt?,
+            proxy: proxy?,
             keep_alive: keep_alive?,
             session_expiry: session_expiry?,
             window: NonZeroU16::new(u16::try_from(window?.value).ok()?)?,
@@ -158,18 +165,81 @@ fn endpoints(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<At<Endpoint>>> 
 }
 
 fn endpoint(text: &str) -> Result<Endpoint, Wrong> {
-    const HELP: &str = "write \"mqtts://host:8883\" (TLS) or \"mqtt://host:1883\"";
+    const HELP: &str = "write \"mqtts://host:8883\" (TLS), \"mqtt://host:1883\", or \"wss://host/mqtt\" (WebSocket)";
+    /// Where most brokers have their WebSocket.
+    const PATH: &str = "/mqtt";
+
     let url = units::url(text).map_err(|wrong| if wrong.help.is_none() { wrong.help(HELP) } else { wrong })?;
-    let tls = match url.scheme {
-        "mqtts" => true,
-        "mqtt" => false,
-        "wss" | "ws" => {
-            return Err(Wrong::new(format!("{}:// is not served by this version", url.scheme)).help(HELP));
-        }
+    let (tls, is_websocket, usual) = match url.scheme {
+        "mqtts" => (true, false, 8883),
+        "mqtt" => (false, false, 1883),
+        "wss" => (true, true, 443),
+        "ws" => (false, true, 80),
         other => return Err(Wrong::new(format!("{other:?} is not a way to a broker")).help(HELP)),
     };
-    let port = url.port.unwrap_or(if tls { 8883 } else { 1883 });
-    Ok(Endpoint { host: url.host.to_owned(), port, tls })
+    let path = is_websocket.then(|| match url.path {
+        "" => PATH.to_owned(),
+        query if query.starts_with('?') => format!("/{query}"),
+        path => path.to_owned(),
+    });
+    Ok(Endpoint { host: url.host.to_owned(), port: url.port.unwrap_or(usual), tls, path })
+}
+
+/// The outer `None` is a fault, the inner one is off.
+fn jwt(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<Option<JwtConfig>> {
+    if !reader.has("jwt") {
+        return Some(None);
+    }
+    let (tree, spot) = reader.table(walk, "jwt")?;
+    let reader = Reader::open(walk, tree, &keys::JWT, spot);
+    let key = file(walk, &reader, "key", true);
+    // A claim that was wrong has its problem; then there is no configuration.
+    let mut claim = |key: &'static str| match reader.text(walk, key) {
+        Some(text) => fill(walk, key, &text, words).map(Some),
+        None => (!reader.has(key)).then_some(None),
+    };
+    let (key_id, audience, issuer, subject) = (claim("key_id"), claim("audience"), claim("issuer"), claim("subject"));
+    let lifetime = reader.duration(walk, "lifetime", Duration::from_secs(60), Duration::from_secs(86_400));
+    Some(Some(JwtConfig {
+        key: key?.value,
+        key_id: key_id?,
+        audience: audience?,
+        issuer: issuer?,
+        subject: subject?,
+        lifetime: lifetime?.value,
+    }))
+}
+
+/// The outer `None` is a fault, the inner one is none.
+fn proxy(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<ProxyConfig>> {
+    if !reader.has("proxy") {
+        return Some(None);
+    }
+    let (tree, spot) = reader.table(walk, "proxy")?;
+    let reader = Reader::open(walk, tree, &keys::PROXY, spot);
+    let url = reader.leaf(walk, "url", |node| {
+        const HELP: &str = "write \"http://host:3128\"; user name and password are keys of their own";
+        let url = units::url(super::super::walk::text(node)?).map_err(|wrong| wrong.help(HELP))?;
+        if url.scheme != "http" {
+            return Err(Wrong::new(format!("{:?} is not a way to an HTTP proxy", url.scheme)).help(HELP));
+        }
+        Ok((url.host.to_owned(), url.port.unwrap_or(PROXY_PORT)))
+    });
+    let username = reader.text(walk, "username");
+    let password_file = file(walk, &reader, "password_file", true);
+    if reader.has("password_file") && !reader.has("username") {
+        let help = "write the user name that belongs to it".to_owned();
+        walk.findings.problem(reader.spot_of("password_file"), "`password_file` needs `username`", Some(help));
+    }
+    if let Some(name) = username.as_ref().filter(|name| name.value.contains(':')) {
+        walk.wrong(name.spot, "username", Wrong::new("must not contain a colon: it stands before the password"));
+    }
+    if (reader.has("username") && username.is_none()) || (reader.has("password_file") && password_file.is_none()) {
+        return None;
+    }
+    let (host, port) = url?.value;
+    let (username, password_file) = (username.map(|at| at.value), password_file.map(|at| at.value));
+    Some(Some(ProxyConfig { host, port, username, password_file }))
 }
 
 fn protocol(walk: &mut Walk, reader: &Reader<'_>) -> Option<At<Protocol>> {
