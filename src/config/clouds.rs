@@ -10,10 +10,11 @@ use std::time::Duration;
 use super::{Pace, Reconnect};
 use crate::message::Qos;
 
-pub use aws_iot::AWS_IOT;
+pub use aws_iot::{AWS_IOT, authorizer_username};
 pub use generic::GENERIC;
 
 mod aws_iot;
+pub mod aws_policy;
 mod generic;
 
 /// Every profile, as `profile` names it.
@@ -64,6 +65,8 @@ pub struct Profile {
     pub reconnect: Reconnect,
     /// Takes TLS only, and the server's name in it.
     pub wants_server_name: bool,
+    /// Knows clients by their certificates or by a custom authoriser, and nobody else.
+    pub has_authorizers: bool,
     /// Protocol name for the TLS handshake, where none is written.
     pub alpn: fn(port: u16, has_certificate: bool) -> Option<&'static str>,
 }

@@ -66,6 +66,7 @@ pub static TABLES: &[&KeyTable] = &[
     &RECONNECT,
     &PACE,
     &JWT,
+    &AUTHORIZER,
     &PROXY,
     &FORWARD,
     &BATCH,
@@ -333,6 +334,7 @@ pub static UPLINK: KeyTable = KeyTable {
         optional("username"),
         optional("password_file"),
         optional("jwt"),
+        optional("authorizer"),
         optional("proxy"),
         default("keep_alive", "\"30s\""),
         default("session_expiry", "\"7 days\""),
@@ -410,6 +412,19 @@ pub static JWT: KeyTable = KeyTable {
         ("expires", "how long a token lives is called `lifetime`"),
         ("token", "a token that somebody else signs stands in the file `password_file`"),
         ("file", "a token that somebody else signs stands in the file `password_file`"),
+    ],
+    later: &[],
+};
+
+/// `authorizer = { … }`
+pub static AUTHORIZER: KeyTable = KeyTable {
+    title: "uplink.<name>.authorizer",
+    keys: &[optional("name"), optional("token_key"), optional("token_file"), optional("signature_file")],
+    gone: &[
+        ("token", "write it in a file of its own and name that: `token_file`"),
+        ("signature", "write it in a file of its own and name that: `signature_file`"),
+        ("token_name", "it is called `token_key`"),
+        ("token_key_name", "it is called `token_key`"),
     ],
     later: &[],
 };

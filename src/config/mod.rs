@@ -342,6 +342,8 @@ pub struct UplinkConfig {
     pub password_file: Option<PathBuf>,
     /// A token instead of the password.
     pub jwt: Option<JwtConfig>,
+    /// Who judges that, at AWS.
+    pub authorizer: Option<AuthorizerConfig>,
     /// What stands between this board and the cloud.
     pub proxy: Option<ProxyConfig>,
     /// Seconds of CONNECT's keep-alive; 0 = off.
@@ -399,6 +401,19 @@ pub struct ProxyConfig {
     pub username: Option<String>,
     /// File whose first line is the password that goes with it.
     pub password_file: Option<PathBuf>,
+}
+
+/// `authorizer` of an uplink: a custom authoriser of AWS IoT Core, which is asked for in the user name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthorizerConfig {
+    /// Its name; `None` = the account's default one.
+    pub name: Option<String>,
+    /// Under which name it is given the token.
+    pub token_key: Option<String>,
+    /// File whose first line is the token.
+    pub token_file: Option<PathBuf>,
+    /// File whose first line is the token's signature, in base64.
+    pub signature_file: Option<PathBuf>,
 }
 
 /// `jwt` of an uplink: a token in the place of the password, signed here for each connection.

@@ -8,7 +8,8 @@ use thiserror::Error;
 use tokio::io::AsyncReadExt as _;
 
 use super::jwt::{self, Claims, JwtError, Signer};
-use crate::config::{JwtConfig, UplinkConfig};
+use crate::config::clouds::authorizer_username;
+use crate::config::{AuthorizerConfig, JwtConfig, UplinkConfig};
 use crate::message::Stamp;
 
 /// Longest file of a secret that is read.
@@ -58,9 +59,30 @@ impl Login {
             (None, Some(path)) => Some(first_line("the password", path).await?),
             (None, None) => None,
         };
-        let expires_s = password.as_deref().and_then(jwt::expiry_s);
-        Ok(Login { username: config.username.clone(), password, expires_ms: expires_s.map(|s| s.saturating_mul(1000)) })
+        let mut expires_s = password.as_deref().and_then(jwt::expiry_s);
+        let mut username = config.username.clone();
+        if let Some(authorizer) = &config.authorizer {
+            let (asking, token_expires_s) = asked(authorizer, username.as_deref()).await?;
+            username = Some(asking);
+            expires_s = expires_s.into_iter().chain(token_expires_s).min();
+        }
+        Ok(Login { username, password, expires_ms: expires_s.map(|s| s.saturating_mul(1000)) })
     }
+}
+
+/// The user name that asks for an authoriser, and when its token ends.
+async fn asked(config: &AuthorizerConfig, username: Option<&str>) -> Result<(String, Option<i64>), LoginError> {
+    let mut texts = [None, None];
+    let files = [("the token", &config.token_file), ("the token's signature", &config.signature_file)];
+    for ((what, path), text) in files.into_iter().zip(&mut texts) {
+        if let Some(path) = path {
+            *text = Some(String::from_utf8_lossy(&first_line(what, path).await?).into_owned());
+        }
+    }
+    let [token, signature] = texts;
+    let expires_s = token.as_deref().and_then(|token| jwt::expiry_s(token.as_bytes()));
+    let token = config.token_key.as_deref().zip(token.as_deref());
+    Ok((authorizer_username(username, config.name.as_deref(), token, signature.as_deref()), expires_s))
 }
 
 async fn token(config: &JwtConfig, now: Stamp) -> Result<String, LoginError> {

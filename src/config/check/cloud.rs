@@ -15,6 +15,7 @@ pub(super) fn check(walk: &mut Walk, uplink: &UplinkDraft, draft: &Draft) {
     let Some(config) = &uplink.config else { return };
     let profile = config.profile;
     way(walk, uplink, config);
+    identity(walk, uplink, config);
     session(walk, uplink, config);
     quotas(walk, uplink, config);
     for (rule, spot) in &uplink.forward {
@@ -53,6 +54,35 @@ fn way(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
                 Wrong::new(format!("{} finds the account by the host's name, and this is an address", profile.title))
                     .help("write the name of your endpoint: aws iot describe-endpoint --endpoint-type iot:Data-ATS");
             walk.wrong(endpoint.spot, "url", wrong);
+        }
+    }
+}
+
+/// How the cloud knows who comes.
+fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
+    let title = config.profile.title;
+    if !config.profile.has_authorizers {
+        if let Some(spot) = uplink.written("authorizer") {
+            let help = "write profile = \"aws-iot\"".to_owned();
+            walk.findings.problem(spot, "`authorizer` is one of AWS IoT Core", Some(help));
+        }
+        return;
+    }
+    let has_login = config.authorizer.is_some() || config.username.is_some() || config.password_file.is_some();
+    if config.cert.is_none() && !has_login && config.jwt.is_none() {
+        let what = format!("{title} knows gateways by their certificates, and this uplink has none");
+        let help = "write `cert` and `key`, or `authorizer` for a custom authoriser".to_owned();
+        walk.findings.problem(uplink.spot, what, Some(help));
+    }
+    for endpoint in &uplink.endpoints {
+        if endpoint.value.path.is_some() && config.cert.is_some() && config.authorizer.is_none() {
+            let what = format!("{title} asks for no certificate on a WebSocket");
+            let help = format!("write \"mqtts://{}:443\"", endpoint.value.host);
+            walk.findings.problem(endpoint.spot, what, Some(help));
+        } else if endpoint.value.path.is_none() && config.authorizer.is_some() && endpoint.value.port == 8883 {
+            let what = format!("{title} asks a custom authoriser on port 443, and a certificate on this one");
+            let help = "write the port 443, unless a domain configuration of yours says otherwise".to_owned();
+            walk.findings.warning(endpoint.spot, what, Some(help));
         }
     }
 }

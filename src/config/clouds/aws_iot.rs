@@ -31,6 +31,7 @@ pub static AWS_IOT: Profile = Profile {
     missing_puback: MissingPuback::Throttle(Duration::from_secs(10)),
     reconnect: Reconnect { first: Duration::from_secs(10), max: Duration::from_secs(300) },
     wants_server_name: true,
+    has_authorizers: true,
     alpn,
 };
 
@@ -47,6 +48,36 @@ fn alpn(port: u16, has_certificate: bool) -> Option<&'static str> {
         (443, false) => Some("mqtt"),
         _ => None,
     }
+}
+
+/// The user name by which a custom authoriser is asked for: what it may see as the name, then who it is, the token that it
+/// checks and the signature of that, which keeps everybody else from calling it.
+pub fn authorizer_username(
+    username: Option<&str>,
+    name: Option<&str>,
+    token: Option<(&str, &str)>,
+    signature: Option<&str>,
+) -> String {
+    let mut pairs = Vec::new();
+    pairs.extend(name.map(|name| ("x-amz-customauthorizer-name", name)));
+    pairs.extend(signature.map(|signature| ("x-amz-customauthorizer-signature", signature)));
+    pairs.extend(token);
+    let query: Vec<String> = pairs.iter().map(|(key, value)| format!("{}={}", encoded(key), encoded(value))).collect();
+    let username = username.unwrap_or_default();
+    if query.is_empty() { username.to_owned() } else { format!("{username}?{}", query.join("&")) }
+}
+
+/// As in a URL (RFC 3986, 2.3).
+fn encoded(text: &str) -> String {
+    let mut result = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            result.push(char::from(byte));
+        } else {
+            result.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    result
 }
 
 #[cfg(test)]
@@ -76,6 +107,16 @@ mod tests {
     #[test]
     fn the_protocol_name_is_chosen_by_port_and_login() {
         assert_eq!((alpn(8883, true), alpn(443, true), alpn(443, false)), (None, Some("x-amzn-mqtt-ca"), Some("mqtt")));
+    }
+
+    #[test]
+    fn a_custom_authoriser_is_asked_for_in_the_user_name() {
+        assert_eq!(
+            authorizer_username(Some("hall-3"), Some("plant gate"), Some(("token", "a.b")), Some("k+/=")),
+            "hall-3?x-amz-customauthorizer-name=plant%20gate&x-amz-customauthorizer-signature=k%2B%2F%3D&token=a.b"
+        );
+        assert_eq!(authorizer_username(None, Some("gate"), None, None), "?x-amz-customauthorizer-name=gate");
+        assert_eq!(authorizer_username(Some("u"), None, None, None), "u", "the account's default authoriser");
     }
 
     #[test]

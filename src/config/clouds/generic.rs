@@ -30,5 +30,6 @@ pub static GENERIC: Profile = Profile {
     missing_puback: MissingPuback::Fault,
     reconnect: Reconnect { first: Duration::from_secs(1), max: Duration::from_secs(30) },
     wants_server_name: false,
+    has_authorizers: false,
     alpn: |_, _| None,
 };

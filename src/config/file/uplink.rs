@@ -9,8 +9,8 @@ use super::super::tree::{Spot, Tree};
 use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
 use super::super::{
-    BatchLimits, DrainOrder, Endpoint, ForwardRule, JwtConfig, Pace, Protocol, ProxyConfig, ReceiveRule, Reconnect,
-    TopicTemplate, UplinkConfig, keys,
+    AuthorizerConfig, BatchLimits, DrainOrder, Endpoint, ForwardRule, JwtConfig, Pace, Protocol, ProxyConfig,
+    ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, keys,
 };
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
 use crate::message::{Filter, Topic, is_reserved};
@@ -44,6 +44,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let username = reader.text(walk, "username");
     let password_file = file(walk, &reader, "password_file", true);
     let jwt = jwt(walk, &reader, words);
+    let authorizer = authorizer(walk, &reader, words);
     let proxy = proxy(walk, &reader);
     let keep_alive = seconds(walk, &reader, "keep_alive", 65_535);
     let session_expiry = seconds(walk, &reader, "session_expiry", 3650 * 86_400);
@@ -92,6 +93,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             username: username.as_ref().map(|at| at.value.clone()),
             password_file: password_file.as_ref().map(|at| at.value.clone()),
             jwt: jwt?,
+            authorizer: authorizer?,
             proxy: proxy?,
             keep_alive: keep_alive?,
             session_expiry: session_expiry?,
@@ -207,6 +209,41 @@ fn jwt(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<Option<Jwt
         issuer: issuer?,
         subject: subject?,
         lifetime: lifetime?.value,
+    }))
+}
+
+/// The outer `None` is a fault, the inner one is none.
+fn authorizer(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<Option<AuthorizerConfig>> {
+    if !reader.has("authorizer") {
+        return Some(None);
+    }
+    let (tree, spot) = reader.table(walk, "authorizer")?;
+    let reader = Reader::open(walk, tree, &keys::AUTHORIZER, spot);
+    let mut word = |key: &'static str| match reader.text(walk, key) {
+        Some(text) => fill(walk, key, &text, words).map(Some),
+        None => (!reader.has(key)).then_some(None),
+    };
+    let (name, token_key) = (word("name"), word("token_key"));
+    let token_file = file(walk, &reader, "token_file", true);
+    let signature_file = file(walk, &reader, "signature_file", true);
+    for (key, needed, help) in [
+        ("token_file", "token_key", "write the name under which the authoriser wants the token"),
+        ("token_key", "token_file", "write the file of the token"),
+        ("signature_file", "token_file", "write the file of the token that is signed"),
+    ] {
+        if reader.has(key) && !reader.has(needed) {
+            walk.findings.problem(reader.spot_of(key), format!("`{key}` needs `{needed}`"), Some(help.to_owned()));
+        }
+    }
+    let is_missing = |key: &str, is_read: bool| reader.has(key) && !is_read;
+    if is_missing("token_file", token_file.is_some()) || is_missing("signature_file", signature_file.is_some()) {
+        return None;
+    }
+    Some(Some(AuthorizerConfig {
+        name: name?,
+        token_key: token_key?,
+        token_file: token_file.map(|at| at.value),
+        signature_file: signature_file.map(|at| at.value),
     }))
 }
 
