@@ -22,6 +22,7 @@ use tokio_rustls::TlsStream;
 use crate::config::{Endpoint, ProxyConfig, UplinkConfig};
 use crate::message::{ClockState, Stamp};
 
+pub use dates::Validity;
 pub use login::{Login, LoginError};
 pub use names::CertificateNames;
 pub use pacing::Pacing;
@@ -43,6 +44,8 @@ mod websocket;
 mod unix;
 
 mod pacing;
+
+mod dates;
 
 mod proxy;
 
@@ -309,6 +312,37 @@ async fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, ConnectError> {
             }
             None => {}
         }
+    }
+}
+
+/// What both ends of TLS have agreed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFacts {
+    /// "TLS 1.3", "TLS 1.2".
+    pub version: &'static str,
+    /// The protocol name that the server chose.
+    pub alpn: Option<String>,
+    /// The other end's certificates in DER, its own first.
+    pub chain: Vec<Vec<u8>>,
+}
+
+impl Stream {
+    /// What TLS has agreed on; `None` where there is none.
+    pub fn tls_facts(&self) -> Option<TlsFacts> {
+        let stream = match self {
+            Stream::Tcp(_) | Stream::Unix(_) => return None,
+            Stream::WebSocket(socket) => return socket.carrier().tls_facts(),
+            Stream::Tls(stream) => stream,
+        };
+        let (_, state) = stream.get_ref();
+        let version = match state.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => "TLS 1.3",
+            Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2",
+            _ => "TLS",
+        };
+        let alpn = state.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
+        let chain = state.peer_certificates().unwrap_or_default().iter().map(|der| der.to_vec()).collect();
+        Some(TlsFacts { version, alpn, chain })
     }
 }
 

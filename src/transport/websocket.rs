@@ -48,6 +48,13 @@ pub struct WebSocket {
     is_unflushed: bool,
 }
 
+impl WebSocket {
+    /// What it goes over.
+    pub(super) fn carrier(&self) -> &Stream {
+        self.socket.get_ref()
+    }
+}
+
 /// The handshake. Waits for as long as the client takes: whoever calls it bounds that.
 pub async fn accept(mut stream: Stream, message_bytes_max: usize) -> Result<Stream, HandshakeFault> {
     let mut request = Vec::new();

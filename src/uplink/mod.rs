@@ -38,7 +38,7 @@ mod inbound;
 
 mod own;
 
-mod reason;
+pub mod reason;
 
 pub mod backoff;
 

@@ -215,7 +215,8 @@ async fn connection(
                 }
             }
             () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
-                while let Some((_, id)) = due.pop_front_if(|(when, _)| *when <= Instant::now()) {
+                while due.front().is_some_and(|(when, _)| *when <= Instant::now()) {
+                    let Some((_, id)) = due.pop_front() else { break };
                     encoder.encode(&Packet::Puback(Ack::new(id, ReasonCode::SUCCESS)), &mut output).unwrap();
                 }
             }
