@@ -14,7 +14,7 @@ use common::cloud::{Access, Mosquitto};
 use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
 use common::peers::{Publisher, Subscriber};
 use common::proxy::Proxy;
-use common::turn;
+use common::{PATIENCE, turn, wait_for};
 
 const COUNT: u64 = 50;
 
@@ -258,4 +258,42 @@ fn through_a_proxy_the_cloud_is_reached_by_a_name_that_only_the_proxy_knows() {
     gateway.start();
     let reason = reason_of(&gateway);
     assert!(reason.contains("the proxy refused the connection: 403 forbidden"), "{reason}");
+}
+
+#[test]
+fn a_certificate_that_ends_soon_is_told_and_a_renewed_one_needs_no_restart() {
+    let _turn = turn();
+    let folder = folder();
+    let soon = std::process::Command::new("date").args(["-u", "-d", "+5 days", "+%Y %m %d"]).output().unwrap().stdout;
+    let soon = String::from_utf8(soon).unwrap();
+    let soon: Vec<u16> = soon.split_whitespace().map(|part| part.parse().unwrap()).collect();
+    let [year, month, day] = soon[..] else { panic!("{soon:?}") };
+    let end = rcgen::date_time_ymd(year.into(), u8::try_from(month).unwrap(), u8::try_from(day).unwrap());
+    let certificates =
+        Certificates::make_with(&folder.path().join("cloud"), "hall-3", |_| {}, |client| client.not_after = end);
+    let Certificates { ca, client_cert, client_key, .. } = certificates.clone();
+    let more =
+        format!("ca = \"{}\"\ncert = \"{}\"\nkey = \"{}\"", ca.display(), client_cert.display(), client_key.display());
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Tls { certificates, asks_for_client: true });
+    cloud.start();
+    let url = format!("mqtts://localhost:{}", cloud.tls_port.unwrap());
+    let gateway = Gateway::started(folder.path(), &(uplink(&url, &more) + FORWARD_PLANT));
+    gateway.wait_until_connected();
+    wait_for(PATIENCE, "it is told", || gateway.log().iter().any(|line| line.contains("ends soon")));
+
+    // The cloud changes its authority, and whoever renews certificates puts all files in their places.
+    cloud.stop();
+    let renewed = Certificates::make(&folder.path().join("renewed"), "hall-3-renewed");
+    for (from, to) in [
+        (&renewed.ca, &ca),
+        (&renewed.client_cert, &client_cert),
+        (&renewed.client_key, &client_key),
+        (&renewed.server_cert, &folder.path().join("cloud/server.pem")),
+        (&renewed.server_key, &folder.path().join("cloud/server.key")),
+    ] {
+        fs::copy(from, to).unwrap();
+    }
+    cloud.start();
+    gateway.wait_until_connected();
+    assert!(cloud.log().contains("u'hall-3-renewed'"), "Mosquitto sees the renewed certificate: {}", cloud.log());
 }

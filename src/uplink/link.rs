@@ -57,9 +57,6 @@ const TURN_MAX: usize = 64;
 /// A token is replaced this long before its end, and before a tenth of what is left of it.
 const RENEW_BEFORE_MAX: Duration = Duration::from_secs(300);
 
-/// Another client with our id: coming back at once would throw it out, and it us.
-const TAKEN_OVER_PAUSE: Duration = Duration::from_secs(10);
-
 /// Dead letters are named in the journal at most this often; the count goes on.
 const REJECTED_EVERY: Duration = Duration::from_secs(10);
 
@@ -672,7 +669,9 @@ impl Link {
             self.backoff.pause(at.now, chance())
         };
         if code == Some(ReasonCode::SESSION_TAKEN_OVER) {
-            pause = pause.max(TAKEN_OVER_PAUSE);
+            pause = pause.max(self.backoff.taken_over(at.now));
+            let (uplink, client_id, pause_s) = (self.name.as_ref(), self.client_id.as_str(), pause.as_secs());
+            error!(uplink, client_id, pause_s; "Another client logs in with this client id; each throws the other out");
         }
         self.line = Line::Idle { until: Instant::now() + pause };
         if !self.is_outage {
