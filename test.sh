@@ -121,6 +121,8 @@ if $cross; then
 fi
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
 has node && has npm || missing+=(nodejs npm)
+# A real browser for the status page.
+has chromium || missing+=(chromium)
 if [ -n "$package_profile" ]; then
     # A root file system to install into, what judges the package and its scripts, and what finds its dependencies.
     has mmdebstrap || missing+=(mmdebstrap)
@@ -180,7 +182,7 @@ fi
 
 venv="$target/venv"
 wanted=tests/peers/requirements.txt
-if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import paho.mqtt.client, pymodbus, serial' 2>/dev/null; then
+if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import paho.mqtt.client, prometheus_client, pymodbus, serial' 2>/dev/null; then
     echo "== Python environment in $venv"
     mkdir -p "$target"
     rm -rf "$venv"
@@ -190,14 +192,14 @@ if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import p
     cp "$wanted" "$venv/installed.txt"
 fi
 
-# --- MQTT.js ---------------------------------------------------------------------------------------------------------
+# --- MQTT.js and Playwright ------------------------------------------------------------------------------------------
 
 node="$target/node"
 if ! cmp -s tests/peers/javascript/package-lock.json "$node/installed.json"; then
-    echo "== MQTT.js in $node"
+    echo "== MQTT.js and Playwright in $node"
     mkdir -p "$node"
     cp tests/peers/javascript/package.json tests/peers/javascript/package-lock.json "$node/"
-    npm ci --prefix "$node" --ignore-scripts --no-audit --no-fund --silent || die "npm could not install MQTT.js"
+    npm ci --prefix "$node" --ignore-scripts --no-audit --no-fund --silent || die "npm could not install MQTT.js and Playwright"
     cp tests/peers/javascript/package-lock.json "$node/installed.json"
 fi
 

@@ -15,11 +15,10 @@ use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{Clock, Standing, Voucher};
-use crate::health::{Health, Snapshot};
+use crate::health::status::Told;
 use crate::queue::Inlet;
 use crate::queue::ledger::Days;
 
@@ -42,72 +41,13 @@ const CALLERS_MAX: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
 pub enum Request {
-    /// `Status`.
+    /// `health::status::Status`.
     Status,
     /// `queue::ledger::Report` of these days.
     Ledger {
         /// Which days.
         days: Days,
     },
-}
-
-/// The answer to `Request::Status`, as `status --json` prints it (DESIGN.md 6.11).
-#[derive(Debug, Clone, Serialize)]
-pub struct Status {
-    /// Of the running program.
-    pub version: &'static str,
-    /// The gateway's id.
-    pub gateway: String,
-    /// Since start.
-    pub uptime_s: u64,
-    /// How far the time of day can be trusted.
-    pub clock: ClockStatus,
-    /// The process.
-    pub pid: u32,
-    /// What it costs the flash; null where the system does not count it.
-    pub flash: Option<FlashStatus>,
-    /// The stages.
-    #[serde(flatten)]
-    pub stages: Snapshot,
-}
-
-/// `flash` in `status --json`.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct FlashStatus {
-    /// Bytes that the process has written to the disk since its start, as the system counts them.
-    pub written: u64,
-    /// At this rate; null in the first ten minutes, which say nothing.
-    pub bytes_per_day: Option<u64>,
-    /// Years until a card that takes 10 TB is worn out at this rate.
-    pub years_of_10_tb: Option<u64>,
-}
-
-/// Before that a start's own writes are most of it.
-const FLASH_AFTER_S: u64 = 600;
-const CARD_BYTES: u64 = 10_000_000_000_000;
-
-impl FlashStatus {
-    fn new(written: u64, uptime_s: u64) -> FlashStatus {
-        let per_day = (uptime_s >= FLASH_AFTER_S).then(|| written.saturating_mul(86_400) / uptime_s);
-        let years = per_day.map(|bytes| CARD_BYTES / bytes.max(1) / 365);
-        FlashStatus { written, bytes_per_day: per_day, years_of_10_tb: years }
-    }
-}
-
-/// From proc(5), `/proc/pid/io`: `write_bytes`, what was sent to the block layer.
-fn written_bytes(io: &str) -> Option<u64> {
-    io.lines().find_map(|line| line.strip_prefix("write_bytes:")?.trim().parse().ok())
-}
-
-/// `clock` in `status --json`.
-#[derive(Debug, Clone, Serialize)]
-pub struct ClockStatus {
-    /// `synced`, `holdover` or `unset`.
-    pub state: &'static str,
-    /// How far off it may be, in milliseconds; null = not known.
-    pub error_ms: Option<u32>,
-    /// Who vouches for it: `mark`, `chrony`, `owner`, `kept`; null = nobody.
-    pub source: Option<&'static str>,
 }
 
 /// Why the socket cannot be served.
@@ -154,23 +94,14 @@ pub struct Control {
 
 #[derive(Debug)]
 struct Answers {
-    gateway: String,
-    started: Instant,
-    clock: Clock,
-    health: Health,
+    told: Told,
     inlet: Inlet,
 }
 
 impl Control {
     /// Makes the socket in the state directory, in place of one that an earlier process left: the directory's lock is
     /// ours by now, so nobody else serves it.
-    pub fn bind(
-        state_dir: &Path,
-        gateway: &str,
-        clock: Clock,
-        health: Health,
-        inlet: Inlet,
-    ) -> Result<Control, ControlError> {
+    pub fn bind(state_dir: &Path, told: Told, inlet: Inlet) -> Result<Control, ControlError> {
         let path = state_dir.join(SOCKET_NAME);
         let fault = |source| ControlError::Bind { path: path.clone(), source };
         match std::fs::remove_file(&path) {
@@ -179,7 +110,7 @@ impl Control {
         }
         let listener = UnixListener::bind(&path).map_err(fault)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(fault)?;
-        let answers = Answers { gateway: gateway.to_owned(), started: Instant::now(), clock, health, inlet };
+        let answers = Answers { told, inlet };
         Ok(Control { listener, path, answers: Arc::new(answers) })
     }
 
@@ -214,7 +145,7 @@ impl Answers {
         let mut line = String::new();
         BufReader::new(reader.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
         let mut answer = match serde_json::from_str(&line) {
-            Ok(Request::Status) => serde_json::to_vec(&self.status()),
+            Ok(Request::Status) => serde_json::to_vec(&self.told.status()),
             Ok(Request::Ledger { days }) => match self.inlet.ledger(days).await {
                 Ok(report) => serde_json::to_vec(&report),
                 Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
@@ -225,22 +156,6 @@ impl Answers {
         answer.push(b'\n');
         writer.write_all(&answer).await?;
         writer.shutdown().await
-    }
-
-    fn status(&self) -> Status {
-        let Standing { state, error_ms, voucher } = self.clock.standing();
-        let clock = ClockStatus { state: state.name(), error_ms, source: voucher.map(Voucher::name) };
-        let uptime_s = self.started.elapsed().as_secs();
-        let written = std::fs::read_to_string("/proc/self/io").ok().and_then(|io| written_bytes(&io));
-        Status {
-            version: env!("CARGO_PKG_VERSION"),
-            gateway: self.gateway.clone(),
-            uptime_s,
-            clock,
-            pid: std::process::id(),
-            flash: written.map(|written| FlashStatus::new(written, uptime_s)),
-            stages: self.health.snapshot(self.clock.now()),
-        }
     }
 }
 
@@ -263,26 +178,15 @@ pub async fn ask(state_dir: &Path, request: Request) -> Result<String, AskError>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::ClockSource;
-
-    #[test]
-    fn what_the_flash_bears_is_told_by_the_day_and_not_before_it_can_be_known() {
-        let io = "rchar: 1\nwchar: 2\nread_bytes: 3\nwrite_bytes: 4096\ncancelled_write_bytes: 5\n";
-        assert_eq!(written_bytes(io), Some(4096));
-        assert_eq!(written_bytes("wchar: 2\n"), None);
-        let early = FlashStatus::new(1_000_000, 599);
-        assert_eq!((early.bytes_per_day, early.years_of_10_tb), (None, None));
-        let later = FlashStatus::new(10_000_000, 3600);
-        assert_eq!((later.bytes_per_day, later.years_of_10_tb), (Some(240_000_000), Some(114)));
-        let idle = FlashStatus::new(0, 86_400);
-        assert_eq!(idle.bytes_per_day, Some(0));
-    }
+    use crate::clock::{Clock, ClockSource};
+    use crate::health::Health;
 
     #[tokio::test]
     async fn a_status_has_the_pinned_keys_and_nonsense_gets_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let (clock, health) = (Clock::new(ClockSource::Trusted), Health::default());
         let queue = crate::queue::open(crate::queue::QueueSettings {
+            set_topics: crate::queue::SetTopics::default(),
             dir: dir.path().to_owned(),
             gateway: Arc::from("g7"),
             bytes_max: std::num::NonZeroU64::new(1 << 20).unwrap(),
@@ -295,7 +199,7 @@ mod tests {
         })
         .unwrap();
         let thread = std::thread::spawn(move || queue.worker.run());
-        let control = Control::bind(dir.path(), "g7", clock, health, queue.inlet.clone()).unwrap();
+        let control = Control::bind(dir.path(), Told::new("g7", clock, health), queue.inlet.clone()).unwrap();
         let stop = CancellationToken::new();
         let mut stage = JoinSet::new();
         stage.spawn(control.run(stop.clone()));

@@ -19,14 +19,16 @@ use crate::broker::{Access, BindError, Broker, BrokerLimits, Certificates};
 use crate::clock::Clock;
 use crate::config::{Config, UplinkConfig};
 use crate::control::Control;
-use crate::field::{Field, FieldError};
+use crate::field::{self, Field, FieldError};
+use crate::health::status::Told;
 use crate::health::{Health, chain};
 use crate::intake::Intake;
-use crate::queue::{self, Inlet, OpenError, Opened, QueueSettings, StreamSpec, WorkerError};
+use crate::queue::{self, Inlet, OpenError, Opened, QueueSettings, SetTopics, StreamSpec, WorkerError};
 use crate::router::{Router, RouterError, RouterLimits};
 use crate::service::{self, Watch};
 use crate::supervise::{StageError, Stages};
 use crate::uplink::{CertificateWatch, Uplink, UplinkSettings};
+use crate::web::Web;
 
 use reload::Difference;
 
@@ -126,7 +128,9 @@ pub async fn run(
     );
     clock.tell();
 
-    let Opened { inlet, mut outlets, worker } = open_queue(queue_settings(&config, &clock, &health)).await?;
+    let set_topics = field::set_topics(&config);
+    let Opened { inlet, mut outlets, worker } =
+        open_queue(queue_settings(&config, &set_topics, &clock, &health)).await?;
     let mut queue_stage = Stages::new();
     let (worker_ended, worker_end) = oneshot::channel();
     std::thread::Builder::new()
@@ -151,15 +155,25 @@ pub async fn run(
     let router = router.map_err(GatewayError::Router)?;
     let rules = config.uplinks.iter().map(|(name, uplink)| (name.clone(), uplink.forward.clone())).collect();
     let intake = Intake::new(inlet.clone(), router.clone(), rules, clock.clone(), health.clone());
+    intake.take_writes(set_topics);
     let broker = Broker::bind(&config.broker, limits, intake.clone(), inlet.clone(), router.clone(), health.clone())
         .await
         .map_err(GatewayError::Listener)?;
     let access = broker.access();
     let certificates = broker.certificates();
-    let control = Control::bind(&config.gateway.state_dir, &gateway, clock.clone(), health.clone(), inlet.clone());
+    let told = Told::new(&gateway, clock.clone(), health.clone());
+    let page = match config.web {
+        Some(address) => Some(Web::bind(address, told.clone()).await),
+        None => None,
+    };
+    let control = Control::bind(&config.gateway.state_dir, told, inlet.clone());
 
     let mut taking_in = Stages::new();
     let field = Field::new(&config, intake.clone(), clock.clone(), &health).map_err(GatewayError::Field)?;
+    let field = match outlets.remove(queue::WRITES) {
+        Some(outlet) => field.writing(outlet, intake.clone()),
+        None => field,
+    };
     taking_in.start("field", |stop| field.run(stop));
     taking_in.start("broker", |stop| broker.run(stop));
 
@@ -184,6 +198,16 @@ pub async fn run(
         Ok(control) => house.start("control", |stop| control.run(stop)),
         // On a full or read-only disk the plant goes on without it.
         Err(error) => log::error!(error:% = chain(&error); "The gateway runs, but `tidegate status` cannot ask it"),
+    }
+    match page {
+        Some(Ok(page)) => {
+            let address = page.address().map(|address| address.to_string()).unwrap_or_default();
+            log::info!(address = address.as_str(); "The status page is served");
+            house.start("web", |stop| page.run(stop));
+        }
+        // Another program has the port: the plant goes on without the page.
+        Some(Err(error)) => log::error!(error:% = chain(&error); "The gateway runs, but its status page is not served"),
+        None => {}
     }
     let ticked = inlet.clone();
     house.start("ledger", |stop| async move { tick(ticked, stop).await });
@@ -349,15 +373,20 @@ fn stream(name: &Arc<str>, uplink: &UplinkConfig) -> StreamSpec {
     StreamSpec { name: name.clone(), rules: uplink.forward.clone(), own_topic: uplink.own_topic.clone() }
 }
 
-fn queue_settings(config: &Config, clock: &Clock, health: &Health) -> QueueSettings {
+fn queue_settings(config: &Config, set_topics: &SetTopics, clock: &Clock, health: &Health) -> QueueSettings {
+    let mut streams: Vec<StreamSpec> = config.uplinks.iter().map(|(name, uplink)| stream(name, uplink)).collect();
+    if !config.modbus.is_empty() || !config.serial.is_empty() {
+        streams.push(StreamSpec::writes());
+    }
     QueueSettings {
+        set_topics: set_topics.clone(),
         dir: config.gateway.state_dir.clone(),
         gateway: config.gateway.id.clone(),
         bytes_max: config.queue.bytes_max,
         age_max: config.queue.age_max,
         when_full: config.queue.when_full,
         hold: config.queue.hold,
-        streams: config.uplinks.iter().map(|(name, uplink)| stream(name, uplink)).collect(),
+        streams,
         clock: clock.clone(),
         health: health.clone(),
     }

@@ -13,6 +13,8 @@ use crate::message::Stamp;
 use drain::{Drain, DrainSnapshot, Level};
 
 mod drain;
+pub mod live;
+pub mod status;
 
 /// How many clients are counted by name; what comes after them is counted together under `(others)`.
 const NAMED_CLIENTS_MAX: usize = 256;
@@ -119,6 +121,9 @@ pub enum Alarm {
 }
 
 impl Alarm {
+    /// All of them.
+    pub const ALL: [Alarm; 3] = [Alarm::StoreFails, Alarm::StoreFills, Alarm::StoreStalls];
+
     /// The word in status and metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -545,6 +550,13 @@ pub struct UplinkSnapshot {
     pub drain: Option<DrainSnapshot>,
 }
 
+impl UplinkSnapshot {
+    /// Whether the cloud is there.
+    pub fn is_connected(&self) -> bool {
+        self.state == UplinkState::Connected
+    }
+}
+
 /// State of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -577,8 +589,26 @@ pub struct DeviceHealth {
     pub failures: AtomicU64,
     /// Frames that fit nothing (serial), or replies that broke the protocol (Modbus).
     pub malformed: AtomicU64,
+    /// What was seen last of each of its points.
+    pub points: live::Points,
     faults: Mutex<BTreeMap<&'static str, u64>>,
+    writes: Mutex<WriteCounts>,
     unaccounted: Mutex<Unaccounted>,
+}
+
+/// What became of writes to one device since start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct WriteCounts {
+    /// Carried out, and read back where that can be.
+    pub written: u64,
+    /// Not tried, by kind: `not-writable`, `range`, `too-many` …
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Not begun in time.
+    pub expired: u64,
+    /// Tried in vain, by kind: `exception-2`, `differs` …
+    pub failed: BTreeMap<&'static str, u64>,
+    /// Nobody knows.
+    pub unknown: u64,
 }
 
 /// What a device did that the ledger does not have on disk yet.
@@ -632,6 +662,11 @@ impl DeviceHealth {
         *lock(&self.faults).entry(kind).or_default() += 1;
     }
 
+    /// Counts how a write ended.
+    pub fn count_write(&self, count: impl FnOnce(&mut WriteCounts)) {
+        count(&mut lock(&self.writes));
+    }
+
     /// Notes that the device fell silent or spoke again, for the ledger.
     pub fn note_silence(&self, silence: Silence) {
         let mut unaccounted = lock(&self.unaccounted);
@@ -676,6 +711,7 @@ impl DeviceHealth {
             failures: self.failures.load(Ordering::Relaxed),
             malformed: self.malformed.load(Ordering::Relaxed),
             faults: lock(&self.faults).clone(),
+            writes: lock(&self.writes).clone(),
         }
     }
 }
@@ -701,11 +737,26 @@ pub struct DeviceSnapshot {
     pub malformed: u64,
     /// What failed since start, by kind: `timeout`, `checksum`, `exception-2` …
     pub faults: BTreeMap<&'static str, u64>,
+    /// What became of writes to it.
+    pub writes: WriteCounts,
+}
+
+impl DeviceSnapshot {
+    /// 1: it answers, 0.5: in part, 0: it does not.
+    pub fn level(&self) -> f64 {
+        match self.state {
+            DeviceState::Good => 1.0,
+            DeviceState::Degraded => 0.5,
+            DeviceState::Starting | DeviceState::Dead => 0.0,
+        }
+    }
 }
 
 /// Gauges of the local broker.
 #[derive(Debug, Default)]
 pub struct SessionHealth {
+    /// Who is there.
+    pub clients: live::Clients,
     /// Sockets that are attached to a session.
     pub connected: AtomicU64,
     /// Sessions that end with their sockets.

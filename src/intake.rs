@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use log::debug;
 use thiserror::Error;
@@ -22,7 +22,7 @@ use crate::config::ForwardRule;
 use crate::health::{Health, UplinkHealth};
 use crate::message::{Body, Message, Origin, Qos, Stamp};
 use crate::payload::json;
-use crate::queue::{AppendError, Appended, Fate, Inlet, Once, Pending, Submission};
+use crate::queue::{AppendError, Appended, Change, Fate, Inlet, Once, Outlet, Pending, SetTopics, Submission};
 use crate::router::{Live, Router, RouterError};
 
 /// QoS 0 messages that wait for one uplink.
@@ -72,6 +72,8 @@ struct Shared {
     lanes: Vec<Lane>,
     /// Taken once each.
     ends: Mutex<BTreeMap<Arc<str>, mpsc::Receiver<LiveForward>>>,
+    /// Where writes to field devices come in.
+    set_topics: OnceLock<SetTopics>,
     clock: Clock,
     health: Health,
 }
@@ -119,7 +121,19 @@ impl Intake {
             let rules = RwLock::new(rules.into());
             lanes.push(Lane { health: health.uplink(&uplink), uplink, rules, sender });
         }
-        Intake { shared: Arc::new(Shared { inlet, router, lanes, ends: Mutex::new(ends), clock, health }) }
+        let (ends, set_topics) = (Mutex::new(ends), OnceLock::new());
+        Intake { shared: Arc::new(Shared { inlet, router, lanes, ends, set_topics, clock, health }) }
+    }
+
+    /// Says which topics are for writes to field devices; once.
+    pub fn take_writes(&self, topics: SetTopics) {
+        // A second word would be for devices that a start had not.
+        let _known = self.shared.set_topics.set(topics);
+    }
+
+    /// Whether a message asks for a write to a field device.
+    pub fn is_write(&self, message: &Message) -> bool {
+        self.shared.set_topics.get().is_some_and(|topics| topics.want(message))
     }
 
     /// The clock of the gateway.
@@ -144,6 +158,18 @@ impl Intake {
         Ok(Ticket { intake: self.clone(), message, place })
     }
 
+    /// Takes messages of the gateway's own in, with `changes` of a stream that are durable if the first message is.
+    pub async fn submit_with(
+        &self,
+        outlet: &Outlet,
+        changes: Vec<Change>,
+        messages: Vec<Message>,
+    ) -> Result<Vec<Ticket>, AcceptError> {
+        let pending = outlet.begin_append_with(changes, messages.clone()).await.map_err(AcceptError::Queue)?;
+        let ticket = |(message, pending)| Ticket { intake: self.clone(), message, place: Place::Pending(pending) };
+        Ok(messages.into_iter().zip(pending).map(ticket).collect())
+    }
+
     /// As `submit`, if the queue has room for it at once. `None`: it has to be submitted.
     pub fn submit_now(&self, message: &Message, once: Option<Once>) -> Option<Ticket> {
         let place = if once.is_some() || self.needs_queue(message) {
@@ -164,7 +190,7 @@ impl Intake {
     fn needs_queue(&self, message: &Message) -> bool {
         // A reading gets its number and its name from the queue, whoever wants it.
         let is_reading = matches!(message.body, Body::Reading(_));
-        if message.qos != Qos::AtMostOnce || message.retain || is_reading {
+        if message.qos != Qos::AtMostOnce || message.retain || is_reading || self.is_write(message) {
             return true;
         }
         let mut is_raised = false;
@@ -364,6 +390,7 @@ mod tests {
         let (clock, health) = (Clock::new(ClockSource::Trusted), Health::default());
         let cloud: Arc<str> = Arc::from("cloud");
         let opened = queue::open(QueueSettings {
+            set_topics: queue::SetTopics::default(),
             dir: dir.path().to_owned(),
             gateway: Arc::from("test"),
             bytes_max: NonZeroU64::new(1 << 20).unwrap(),
@@ -442,6 +469,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::new(ClockSource::Trusted);
         let opened = queue::open(QueueSettings {
+            set_topics: queue::SetTopics::default(),
             dir: dir.path().to_owned(),
             gateway: Arc::from("test"),
             bytes_max: NonZeroU64::new(1 << 24).unwrap(),

@@ -38,6 +38,7 @@ pub mod field;
 pub mod broker;
 
 pub mod uplink;
+pub mod web;
 
 pub mod control;
 

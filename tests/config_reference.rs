@@ -95,11 +95,11 @@ fn written(prefix: &str, table: &toml::Table, found: &mut Vec<(String, toml::Val
     }
 }
 
-/// `modbus.chiller.point.level.report.deadband` is the key `deadband` of `report`, wherever that stands.
+/// `modbus.chiller.point.level.report.deadband` is the key `deadband` of `report`, wherever that stands; the same goes for `write`.
 fn key_of(path: &str) -> String {
     let parts: Vec<&str> = path.split('.').collect();
     let parts = match parts.as_slice() {
-        ["modbus" | "serial" | "model", .., "report", key] => vec!["report", key],
+        ["modbus" | "serial" | "model", .., table @ ("report" | "write"), key] => vec![*table, key],
         ["model", _, "point", _, key] => vec!["modbus", "<name>", "point", "<name>", key],
         [kind @ ("modbus" | "serial"), _, "point", _, key] => vec![kind, "<name>", "point", "<name>", key],
         ["broker", kind @ ("listener" | "user" | "group"), _, rest @ ..] => {

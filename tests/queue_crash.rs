@@ -37,6 +37,7 @@ fn settings(dir: &Path) -> QueueSettings {
         batch: None,
     };
     QueueSettings {
+        set_topics: queue::SetTopics::default(),
         dir: dir.to_owned(),
         gateway: Arc::from("g7"),
         bytes_max: NonZeroU64::new(256 << 20).unwrap(),

@@ -287,7 +287,26 @@ fn device_words(device: &Value, wall_ms: i64) -> String {
         words.push_str(": ");
         words.push_str(reason);
     }
+    if let Some(writes) = device.get("writes").and_then(write_words) {
+        words.push_str("\n        writes: ");
+        words.push_str(&writes);
+    }
     words
+}
+
+/// What became of writes to a device; nothing where there were none.
+fn write_words(writes: &Value) -> Option<String> {
+    let kinds = |key: &str| {
+        let kinds = writes.get(key).and_then(Value::as_object).into_iter().flatten();
+        kinds.map(|(kind, count)| format!("{} {key} ({kind})", count.as_u64().unwrap_or(0))).collect::<Vec<_>>()
+    };
+    let counts = |key: &str| Some(number(writes, key)).filter(|count| *count > 0).map(|count| format!("{count} {key}"));
+    let mut words: Vec<String> = counts("written").into_iter().collect();
+    words.extend(kinds("refused"));
+    words.extend(counts("expired"));
+    words.extend(kinds("failed"));
+    words.extend(counts("unknown"));
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 /// Why messages were given up, for a person.
@@ -426,6 +445,16 @@ mod tests {
         assert_eq!(device_words(&late, 0), "good, every 3.5 s instead of 1.0 s");
         let in_time = json!({"state": "good", "interval_s": 1.04, "asked_s": 1.0});
         assert_eq!(device_words(&in_time, 0), "good, every 1.0 s");
+    }
+
+    #[test]
+    fn writes_are_told_where_there_were_any() {
+        let device = |writes: Value| device_words(&json!({"state": "good", "writes": writes}), 0);
+        let none = json!({"written": 0, "refused": {}, "expired": 0, "failed": {}, "unknown": 0});
+        assert_eq!(device(none), "good");
+        let some = json!({"written": 3, "refused": {"range": 2}, "expired": 1, "failed": {"differs": 4}, "unknown": 5});
+        let words = "3 written, 2 refused (range), 1 expired, 4 failed (differs), 5 unknown";
+        assert_eq!(device(some), format!("good\n        writes: {words}"));
     }
 
     #[test]

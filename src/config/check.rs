@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::LineKind;
-use super::file::{Draft, ListenerDraft, UplinkDraft};
+use super::file::{Draft, ListenerDraft, ModbusDraft, UplinkDraft};
 use super::tree::Spot;
 use super::units::Wrong;
 use super::walk::{At, Walk, name_fault, nearest};
-use super::{Endpoint, ListenerAddress, Protocol};
+use super::{Endpoint, ListenerAddress, ModbusConfig, Protocol, WRITES_STREAM};
 use crate::message::{Topic, is_reserved};
 
 mod cloud;
@@ -35,6 +35,7 @@ pub(super) fn check(walk: &mut Walk, draft: &Draft) {
     devices(walk, draft);
     ports(walk, draft);
     topics(walk, draft);
+    writes(walk, draft);
     unused(walk, draft);
     unforwarded(walk, draft);
 }
@@ -64,6 +65,13 @@ fn listeners(walk: &mut Walk, draft: &Draft) {
             walk.findings.problem(bind.spot, what, Some(help.to_owned()));
         }
         bound.push((&bind.value, bind.spot));
+    }
+    if let Some(Some(web)) = &draft.web {
+        let place = ListenerAddress::Network(web.value);
+        if let Some((_, other)) = bound.iter().find(|(other, _)| is_one_place(other, &place)) {
+            let what = format!("the listener at {} binds {} too", walk.findings.name(*other), web.value);
+            walk.findings.problem(web.spot, what, Some("give each its own port".to_owned()));
+        }
     }
 }
 
@@ -361,6 +369,51 @@ fn topics(walk: &mut Walk, draft: &Draft) {
             );
             walk.findings.warning(place, what, Some("add {device} to the topic".to_owned()));
             break;
+        }
+    }
+}
+
+/// What is asked of a point and what is answered have topics of their own.
+fn writes(walk: &mut Walk, draft: &Draft) {
+    // The stream of writes in the store bears this name.
+    if let Some(uplink) = draft.uplinks.iter().find(|uplink| *uplink.name == *WRITES_STREAM) {
+        let what = format!("an uplink cannot be called `{WRITES_STREAM}`: that is the way of writes to field devices");
+        walk.findings.problem(uplink.spot, what, Some("call it `cloud`, for example".to_owned()));
+    }
+    let devices = || draft.modbus.iter().filter_map(|device| Some((device, device.config.as_ref()?)));
+    if !devices().any(|(_, config)| config.points.iter().any(|point| point.write.is_some())) {
+        return;
+    }
+    let topic = |device: &ModbusDraft, config: &ModbusConfig, point: &str| {
+        config.topic.0.replace("{device}", &device.name).replace("{point}", point)
+    };
+    let mut read: HashMap<String, &Arc<str>> = HashMap::new();
+    for (device, config) in devices() {
+        read.extend(config.points.iter().map(|point| (topic(device, config, &point.name), &device.name)));
+    }
+    let mut written: HashMap<String, (&Arc<str>, Spot)> = HashMap::new();
+    for (device, config) in devices() {
+        let spots: HashMap<&Arc<str>, Spot> = device.point_names.iter().map(|(name, spot)| (name, *spot)).collect();
+        for point in config.points.iter().filter(|point| point.write.is_some()) {
+            if walk.findings.is_full() {
+                return;
+            }
+            let spot = spots.get(&point.name).copied().unwrap_or(device.spot);
+            let own = topic(device, config, &point.name);
+            for (suffix, word) in [("set", "is written"), ("result", "is answered for")] {
+                if let Some(other) = read.get(&format!("{own}/{suffix}")) {
+                    let what = format!("`{}` {word} on \"{own}/{suffix}\", where `{other}` has a point", point.name);
+                    walk.findings.problem(spot, what, Some("choose another `topic` or another name".to_owned()));
+                }
+            }
+            if let Some((other, first)) = written.insert(own.clone(), (&device.name, spot)) {
+                let place = walk.findings.name(first);
+                let what = format!(
+                    "`{other}` and `{}` are both written on \"{own}/set\"; the other is at {place}",
+                    device.name
+                );
+                walk.findings.problem(spot, what, Some("add {device} to the topic".to_owned()));
+            }
         }
     }
 }

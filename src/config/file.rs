@@ -2,6 +2,7 @@
 //!
 //! Nothing here compares two tables: that is `check`. A value that is wrong is noted and missing from the draft.
 
+use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ mod modbus;
 mod serial;
 mod uplink;
 mod user;
+mod web;
 
 pub(super) use modbus::read_models;
 
@@ -61,6 +63,8 @@ pub(super) struct Draft {
     pub(super) models: Vec<(String, Spot)>,
     pub(super) modbus: Vec<ModbusDraft>,
     pub(super) serial: Vec<SerialDraft>,
+    /// Where the status page is served; `None` = nowhere.
+    pub(super) web: Option<Option<At<SocketAddr>>>,
 }
 
 /// `[broker.listener.<name>]`
@@ -255,6 +259,7 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
         models: Vec::new(),
         modbus: Vec::new(),
         serial: Vec::new(),
+        web: None,
     };
     // A section that is not a table is noted by whoever asks for it first.
     if let Some(Node { spot, value }) = root.get("gateway").map(|entry| &entry.node)
@@ -301,6 +306,9 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     draft.models = models.into_iter().map(|model| (model.name, model.spot)).collect();
     for (name, tree, spot) in top.named(walk, "serial") {
         draft.serial.push(serial::read(walk, name, tree, spot, words));
+    }
+    if let Some((tree, spot)) = top.table(walk, "web") {
+        draft.web = Some(web::read(walk, tree, spot));
     }
     draft
 }

@@ -75,12 +75,14 @@ pub static TABLES: &[&KeyTable] = &[
     &MODEL,
     &MODBUS,
     &MODBUS_POINT,
+    &WRITE,
     &REPORT,
     &SERIAL,
     &ASK,
     &FRAME,
     &PARSE,
     &SERIAL_POINT,
+    &WEB,
 ];
 
 /// The top of the file.
@@ -95,6 +97,7 @@ pub static ROOT: KeyTable = KeyTable {
         optional("model"),
         optional("modbus"),
         optional("serial"),
+        optional("web"),
     ],
     gone: &[
         ("listener", "write `[broker.listener.<name>]`"),
@@ -109,9 +112,23 @@ pub static ROOT: KeyTable = KeyTable {
         ("storage", "write `[queue]`"),
         ("buffer", "write `[queue]`"),
         ("bus", "write `[line.<name>]`"),
+        ("http", "the status page and the metrics are `[web]`"),
+        ("metrics", "the status page and the metrics are `[web]`"),
         ("log", "the level of the log is an option of the command line, not a key"),
     ],
-    later: &["web", "limits", "simulate", "payload", "user"],
+    later: &["limits", "simulate", "payload", "user"],
+};
+
+/// `[web]`
+pub static WEB: KeyTable = KeyTable {
+    title: "web",
+    keys: &[default("bind", "\"127.0.0.1:9080\"")],
+    gone: &[
+        ("listen", "it is called `bind`"),
+        ("port", "write `bind = \"127.0.0.1:9080\"`"),
+        ("address", "it is called `bind`"),
+    ],
+    later: &["tls", "user", "users"],
 };
 
 /// `[gateway]`
@@ -607,6 +624,7 @@ pub static MODBUS_POINT: KeyTable = KeyTable {
         optional("unit"),
         optional("poll"),
         optional("report"),
+        optional("write"),
     ],
     gone: &[
         ("register", "it is called `address`: \"holding:100\""),
@@ -624,15 +642,43 @@ pub static MODBUS_POINT: KeyTable = KeyTable {
         ("enum", "it is called `names`"),
         ("values", "it is called `names`"),
         ("mask", "write which bits: `bits = \"4-7\"`"),
-        ("min", "it is called `clamp_min`"),
-        ("max", "it is called `clamp_max`"),
+        ("min", "for what is read it is called `clamp_min`; for what is written, `write = { min = … }`"),
+        ("max", "for what is read it is called `clamp_max`; for what is written, `write = { max = … }`"),
         ("array", "how many values follow each other is called `count`"),
         ("deadband", "write it in `report = { deadband = … }`"),
         ("heartbeat", "write it in `report = { heartbeat = … }`"),
         ("min_interval", "write it in `report = { min_interval = … }`"),
+        ("writable", "write `write = true`"),
+        ("access", "what may be written says `write = true`"),
         ("function", "the table is part of `address`: \"holding:100\", \"input:100\", \"coil:1\", \"discrete:1\""),
     ],
-    later: &["write"],
+    later: &[],
+};
+
+/// `write = { … }`
+pub static WRITE: KeyTable = KeyTable {
+    title: "write",
+    keys: &[
+        optional("min"),
+        optional("max"),
+        default("per_minute", "60"),
+        default("expiry", "\"60s\""),
+        optional("function"),
+        default("readable", "true"),
+        default("settle", "\"0s\""),
+        default("idempotent", "false"),
+    ],
+    gone: &[
+        ("clamp_min", "it is called `min`: what is less is refused"),
+        ("clamp_max", "it is called `max`: what is more is refused"),
+        ("expires", "it is called `expiry`"),
+        ("timeout", "it is called `expiry`"),
+        ("rate", "it is called `per_minute`"),
+        ("verify", "what can be read is read back; where it cannot, write `readable = false`"),
+        ("read_back", "what can be read is read back; where it cannot, write `readable = false`"),
+        ("delay", "how long after the write it is read back is called `settle`"),
+    ],
+    later: &[],
 };
 
 /// `report = { … }`

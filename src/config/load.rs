@@ -329,6 +329,10 @@ fn build(draft: Draft) -> Option<Config> {
     for device in draft.serial {
         serial.insert(device.name, device.config?);
     }
+    let web = match draft.web {
+        Some(bind) => Some(bind?.value),
+        None => None,
+    };
     Some(Config {
         gateway: draft.gateway?,
         queue: draft.queue?,
@@ -343,5 +347,6 @@ fn build(draft: Draft) -> Option<Config> {
         lines,
         modbus,
         serial,
+        web,
     })
 }

@@ -24,7 +24,7 @@ pub use examples::{examples, reference};
 pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load, state_dir};
 pub use modbus::{
     AddressRange, BitRange, Deadband, Meaning, ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, RequestLimits,
-    Table, WordOrder,
+    Table, WordOrder, Write, WriteFunction,
 };
 pub use report::{Mark, Place, Problem, render};
 pub use table::points_table;
@@ -61,6 +61,9 @@ pub mod board;
 pub mod template;
 
 mod examples;
+
+/// The stream in the queue by which writes go to field devices; no uplink may have its name.
+pub const WRITES_STREAM: &str = "field";
 
 /// Reads a duration as the configuration writes it: `"5s"`, `"10min"`. The error is for a person.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -116,6 +119,8 @@ pub struct Config {
     pub modbus: BTreeMap<Arc<str>, ModbusConfig>,
     /// `[serial.<name>]`, by device name.
     pub serial: BTreeMap<Arc<str>, SerialConfig>,
+    /// `[web]`: where the status page is served, on loopback; `None` = nowhere.
+    pub web: Option<SocketAddr>,
 }
 
 /// `[gateway]`

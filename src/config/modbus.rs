@@ -135,6 +135,67 @@ pub struct ModbusPoint {
     pub poll: Option<Duration>,
     /// When to publish.
     pub report: Report,
+    /// How it may be written; `None` = not at all.
+    pub write: Option<Write>,
+}
+
+impl ModbusPoint {
+    /// Whether it is read: a point that can only be written is not.
+    pub fn is_readable(&self) -> bool {
+        self.write.is_none_or(|write| write.is_readable)
+    }
+
+    /// Whether it is part of a register whose other bits must stay as they are when it is written.
+    pub fn shares_register(&self) -> bool {
+        !self.table.is_bits() && (self.meaning.bits.is_some() || matches!(self.kind, PointKind::U8 | PointKind::I8))
+    }
+}
+
+/// `write = { min = 5, max = 30 }`: that a point may be written, and how.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Write {
+    /// What is less is refused.
+    pub min: Option<f64>,
+    /// What is more is refused.
+    pub max: Option<f64>,
+    /// What comes more often is refused.
+    pub per_minute: NonZeroU16,
+    /// What could not be written for so long is not written any more.
+    pub expiry: Duration,
+    /// By which functions.
+    pub function: WriteFunction,
+    /// It can be read too: it is polled, and what was written is read back.
+    pub is_readable: bool,
+    /// How long after the write it is read back.
+    pub settle: Duration,
+    /// Writing the same twice does what writing it once does.
+    pub is_idempotent: bool,
+}
+
+impl Default for Write {
+    fn default() -> Write {
+        Write {
+            min: None,
+            max: None,
+            per_minute: NonZeroU16::MIN.saturating_add(59),
+            expiry: Duration::from_secs(60),
+            function: WriteFunction::Fitting,
+            is_readable: true,
+            settle: Duration::ZERO,
+            is_idempotent: false,
+        }
+    }
+}
+
+/// The functions that write (Modbus Application Protocol 1.1b3, 6.5, 6.6, 6.11, 6.12).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteFunction {
+    /// 5 or 6 for what stands in one place, 16 for more.
+    Fitting,
+    /// 5 or 6.
+    Single,
+    /// 15 or 16, also for one.
+    Multiple,
 }
 
 /// The four tables (Modbus Application Protocol 1.1b3, 4.3).

@@ -2,12 +2,12 @@
 //! points. Pure.
 
 use super::units::duration_text;
-use super::{Deadband, ModbusConfig, ModbusPoint, PointKind};
+use super::{Deadband, ModbusConfig, ModbusPoint, PointKind, Table, Write, WriteFunction};
 
 /// A column: its key, and what stands in it for a point.
 type Column = (&'static str, fn(&ModbusConfig, &ModbusPoint) -> String);
 
-const COLUMNS: [Column; 18] = [
+const COLUMNS: [Column; 19] = [
     ("name", |_, point| point.name.to_string()),
     ("address", |device, point| {
         // As the device counts: a table that counted otherwise would be read one register off.
@@ -48,6 +48,7 @@ const COLUMNS: [Column; 18] = [
     }),
     ("min_interval", |_, point| written(point.report.min_interval.map(duration_text))),
     ("heartbeat", |_, point| written(point.report.heartbeat.map(duration_text))),
+    ("write", |_, point| point.write.as_ref().map_or_else(String::new, |write| write_text(point, write))),
 ];
 
 /// These stand in every table, however empty.
@@ -55,6 +56,30 @@ const ALWAYS: [&str; 3] = ["name", "address", "type"];
 
 fn written<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(String::new, |value| value.to_string())
+}
+
+/// `true`, or what differs from that: `min=5; max=30`.
+fn write_text(point: &ModbusPoint, write: &Write) -> String {
+    let usual = Write::default();
+    let function = match (write.function, point.table) {
+        (WriteFunction::Fitting, _) => None,
+        (WriteFunction::Single, Table::Coil) => Some(5),
+        (WriteFunction::Single, _) => Some(6),
+        (WriteFunction::Multiple, Table::Coil) => Some(15),
+        (WriteFunction::Multiple, _) => Some(16),
+    };
+    let pairs = [
+        ("min", write.min.map(|min| min.to_string())),
+        ("max", write.max.map(|max| max.to_string())),
+        ("per_minute", (write.per_minute != usual.per_minute).then(|| write.per_minute.to_string())),
+        ("expiry", (write.expiry != usual.expiry).then(|| duration_text(write.expiry))),
+        ("function", function.map(|function: u8| function.to_string())),
+        ("readable", (!write.is_readable).then(|| "false".to_owned())),
+        ("settle", (write.settle != usual.settle).then(|| duration_text(write.settle))),
+        ("idempotent", write.is_idempotent.then(|| "true".to_owned())),
+    ];
+    let text: Vec<String> = pairs.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?))).collect();
+    if text.is_empty() { "true".to_owned() } else { text.join("; ") }
 }
 
 fn unless(default: f64, value: f64) -> String {

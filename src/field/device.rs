@@ -60,6 +60,8 @@ pub(super) struct PointSpec {
     pub(super) topic: Topic,
     pub(super) unit: Option<Arc<str>>,
     pub(super) report: Report,
+    /// Nothing is ever read of it: it can only be written.
+    pub(super) is_write_only: bool,
 }
 
 /// What was seen of one point.
@@ -168,7 +170,8 @@ impl Device {
     /// Adds a point that the device itself named; `None` when its name cannot stand in a topic.
     pub(super) fn add_point(&mut self, name: &str) -> Option<usize> {
         let topic = point_topic(&self.spec.topic, &self.spec.name, name).ok()?;
-        let point = PointSpec { name: Arc::from(name), topic, unit: None, report: Report::default() };
+        let point =
+            PointSpec { name: Arc::from(name), topic, unit: None, report: Report::default(), is_write_only: false };
         self.told.push(Told::of(&point));
         self.spec.points.push(point);
         Some(self.spec.points.len() - 1)
@@ -180,9 +183,6 @@ impl Device {
         told.failing = (seen.quality == Quality::Bad).then(|| seen.reason.clone()).flatten();
         let is_told = told.reporter.tell(&seen.value, seen.quality, now);
         self.spec.health.count_read(!is_told);
-        if !is_told {
-            return;
-        }
         let reading = Reading {
             device: self.spec.name.clone(),
             point: spec.name.clone(),
@@ -193,6 +193,10 @@ impl Device {
             seq: 0,
             stamp,
         };
+        self.spec.health.points.note(&reading);
+        if !is_told {
+            return;
+        }
         self.batch.push(Message {
             topic: spec.topic.clone(),
             qos: self.spec.qos,
@@ -208,7 +212,9 @@ impl Device {
     pub(super) fn fail_all(&mut self, reason: &Arc<str>, now: Duration) {
         let stamp = self.desk.clock.now();
         for point in 0..self.told.len() {
-            self.see(point, Seen::bad(reason.clone()), stamp, now);
+            if self.spec.points.get(point).is_some_and(|spec| !spec.is_write_only) {
+                self.see(point, Seen::bad(reason.clone()), stamp, now);
+            }
         }
     }
 

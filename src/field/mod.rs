@@ -10,6 +10,8 @@
 //!  port task ─┘                       └─ waits for the commits, tries again what was refused
 //! ```
 //!
+//! The other way go writes: `writes`.
+//!
 //! Readings wait for their commit in the carrier, not in the lines: a disk that stalls delays no exchange until the
 //! channel is full; then lines wait and skip polls.
 
@@ -20,9 +22,9 @@ use std::time::Duration;
 
 use log::{error, warn};
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{RwLock, mpsc};
 use tokio::task::{Id, JoinSet};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -30,16 +32,19 @@ use crate::config::{Config, ModbusConfig, Report, SerialConfig};
 use crate::health::{Health, chain};
 use crate::intake::{AcceptError, Intake};
 use crate::message::{Message, TopicError};
-use crate::queue::AppendError;
+use crate::queue::{AppendError, Outlet};
 
 use device::{Desk, DeviceSpec, PointSpec, point_topic, state_topic};
 use pause::Pauses;
+use writes::Clerk;
 
 mod device;
+pub mod lane;
 mod pause;
 pub mod poll;
 mod port;
 mod report;
+mod writes;
 
 pub mod modbus;
 pub mod serial;
@@ -47,6 +52,7 @@ pub mod serial;
 pub mod simulate;
 
 pub use port::PortError;
+pub use writes::set_topics;
 
 /// Batches of readings that wait for the carrier, of all lines together.
 const OUTBOX_BATCHES: usize = 256;
@@ -56,6 +62,8 @@ const CARRIED_BATCHES: usize = 64;
 const RESTART: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(60));
 /// A line that ran this long before it panicked is forgiven its former ones.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(300);
+/// How long a stop waits for a write that is under way to end, and to be read back.
+const WRITE_GRACE: Duration = Duration::from_secs(2);
 /// Pauses before a reading that the queue refused is offered again.
 const REFUSED: Pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(5));
 
@@ -146,6 +154,8 @@ pub struct Field<R = Intake> {
     lines: Vec<Line>,
     readings: R,
     clock: Clock,
+    /// Takes writes, if any are taken.
+    clerk: Option<Clerk>,
 }
 
 #[derive(Debug, Clone)]
@@ -169,33 +179,47 @@ impl<R: Readings> Field<R> {
             };
             lines.push(Line::Serial(Box::new(serial::PortSpec { device, config: serial.clone() })));
         }
-        Ok(Field { lines, readings, clock })
+        Ok(Field { lines, readings, clock, clerk: None })
+    }
+
+    /// Lets points be written by what waits in `outlet`, which is that of `queue::WRITES`; answers leave by `intake`.
+    pub fn writing(mut self, outlet: Outlet, intake: Intake) -> Field<R> {
+        self.clerk = Some(Clerk::new(outlet, intake, &mut self.lines));
+        self
     }
 
     /// Reads the devices until `stop`; then hands on what was read and ends.
     pub async fn run(self, stop: CancellationToken) -> Result<(), FieldError> {
-        let Field { lines, readings, clock } = self;
+        let Field { lines, readings, clock, clerk } = self;
         let (outbox, inbox) = mpsc::channel(OUTBOX_BATCHES);
         let desk = Desk { outbox, clock };
         let mut carrier = JoinSet::new();
         carrier.spawn(carry(inbox, readings, stop.clone()));
+        if let Some(clerk) = clerk {
+            carrier.spawn(clerk.run(stop.clone()));
+        }
         // The lines hold the only senders: when they have ended, the carrier empties the channel and ends too.
         let tend = tend(lines, desk, stop.clone());
         tokio::pin!(tend);
-        tokio::select! {
-            () = &mut tend => {}
-            ended = carrier.join_next() => {
-                return match ended {
-                    Some(Ok(Err(error))) => Err(FieldError::Intake(error)),
-                    _ => Err(FieldError::Carrier),
-                };
+        loop {
+            tokio::select! {
+                () = &mut tend => break,
+                Some(ended) = carrier.join_next() => match ended {
+                    // The clerk has nothing to bring to an end.
+                    Ok(Ok(())) if stop.is_cancelled() => {}
+                    Ok(Err(error)) => return Err(FieldError::Intake(error)),
+                    Ok(Ok(())) | Err(_) => return Err(FieldError::Carrier),
+                },
             }
         }
-        match carrier.join_next().await {
-            Some(Ok(Ok(()))) | None => Ok(()),
-            Some(Ok(Err(error))) => Err(FieldError::Intake(error)),
-            Some(Err(_)) => Err(FieldError::Carrier),
+        while let Some(ended) = carrier.join_next().await {
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(FieldError::Intake(error)),
+                Err(_) => return Err(FieldError::Carrier),
+            }
         }
+        Ok(())
     }
 }
 
@@ -209,7 +233,7 @@ fn modbus_lines(config: &Config, health: &Health) -> Result<Vec<Line>, FieldErro
     }
     let with_units = config.lines.iter().filter_map(|(name, line)| {
         let units = units.remove(name)?;
-        Some(Line::Modbus(Box::new(modbus::LineSpec { name: name.clone(), config: line.clone(), units })))
+        Some(Line::Modbus(Box::new(modbus::LineSpec { name: name.clone(), config: line.clone(), units, writes: None })))
     });
     Ok(with_units.collect())
 }
@@ -217,7 +241,7 @@ fn modbus_lines(config: &Config, health: &Health) -> Result<Vec<Line>, FieldErro
 fn serial_points(device: &Arc<str>, serial: &SerialConfig) -> Result<Vec<PointSpec>, FieldError> {
     let point = |name: &str, unit, report| {
         let topic = point_topic(&serial.topic, device, name)?;
-        Ok(PointSpec { name: Arc::from(name), topic, unit, report })
+        Ok(PointSpec { name: Arc::from(name), topic, unit, report, is_write_only: false })
     };
     if serial.points.is_empty() {
         let named = serial::named_points(&serial.parse).into_iter();
@@ -238,6 +262,7 @@ fn unit(
             topic: point_topic(&device.topic, name, &point.name)?,
             unit: point.unit.clone(),
             report: point.report,
+            is_write_only: !point.is_readable(),
         })
     });
     let spec = DeviceSpec {
@@ -255,6 +280,11 @@ fn unit(
 trait Tended: Clone + Send + 'static {
     fn name(&self) -> &str;
 
+    /// What it holds while it must not be dropped at once.
+    fn busy(&self) -> Option<Arc<RwLock<()>>> {
+        None
+    }
+
     /// Runs until it is dropped.
     fn run(self, desk: Desk) -> impl Future<Output = ()> + Send;
 }
@@ -266,10 +296,17 @@ async fn tend<L: Tended>(lines: Vec<L>, desk: Desk, stop: CancellationToken) {
     let mut failures = vec![0u32; lines.len()];
     let start = |tasks: &mut JoinSet<()>, number: usize, pause: Duration| {
         let line = lines.get(number)?.clone();
-        let (desk, stop) = (desk.clone(), stop.clone());
+        let (desk, stop, busy) = (desk.clone(), stop.clone(), line.busy());
+        let stopped = async move {
+            stop.cancelled().await;
+            if let Some(busy) = busy {
+                // What is not over by then is told as unknown after the next start.
+                drop(timeout(WRITE_GRACE, busy.write()).await);
+            }
+        };
         let task = tasks.spawn(async move {
             tokio::select! {
-                () = stop.cancelled() => {}
+                () = stopped => {}
                 () = async {
                     sleep(pause).await;
                     line.run(desk).await;
@@ -337,6 +374,13 @@ impl Tended for Line {
         match self {
             Line::Modbus(line) => &line.name,
             Line::Serial(port) => &port.device.name,
+        }
+    }
+
+    fn busy(&self) -> Option<Arc<RwLock<()>>> {
+        match self {
+            Line::Modbus(line) => Some(line.writes.as_ref()?.busy.clone()),
+            Line::Serial(_) => None,
         }
     }
 

@@ -198,6 +198,32 @@ impl Plan {
         achieved
     }
 
+    /// From when on a unit may be written to: one that is dead, not before it may be probed.
+    pub fn ready_at(&self, unit: usize) -> Duration {
+        let dead = self.units.get(unit).filter(|unit| unit.is_dead());
+        dead.map_or(Duration::ZERO, |unit| unit.not_before.max(self.wary_until))
+    }
+
+    /// Takes note of a request beside the plan, from `began` to `now`: it shows as well as a poll whether the unit answers,
+    /// and costs as much if it does not.
+    pub fn spoke(&mut self, unit: usize, is_fruitless: bool, began: Duration, now: Duration) {
+        let Some(state) = self.units.get_mut(unit) else { return };
+        if !is_fruitless {
+            if state.is_failing() {
+                state.recover(now);
+            }
+            state.answered_at = Some(now);
+            return;
+        }
+        state.fruitless_in_a_row = state.fruitless_in_a_row.saturating_add(1);
+        let fastest = state.fastest().unwrap_or_default();
+        state.not_before = now.saturating_add(probe_pause(fastest, state.pause_min, state.fruitless_in_a_row));
+        if self.units.iter().any(|unit| !unit.is_failing()) {
+            self.last_cost = now.saturating_sub(began);
+            self.wary_until = now.saturating_add(self.last_cost.saturating_mul(PROBE_COST_FACTOR));
+        }
+    }
+
     /// How many requests to this unit were fruitless in a row.
     pub fn fruitless_in_a_row(&self, unit: usize) -> u32 {
         self.units.get(unit).map_or(0, |unit| unit.fruitless_in_a_row)

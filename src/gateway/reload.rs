@@ -30,6 +30,7 @@ impl Difference {
         let restart = &mut difference.restart;
         note(restart, "gateway", &old.gateway, &new.gateway);
         note(restart, "queue", &old.queue, &new.queue);
+        note(restart, "web", &old.web, &new.web);
         let mut broker = old.broker.clone();
         for (name, listener) in &mut broker.listeners {
             let files = new.broker.listeners.get(name).and_then(|listener| listener.tls.as_ref());

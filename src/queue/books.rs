@@ -12,7 +12,7 @@ use log::{error, info, warn};
 
 use super::boots::{self, Boot, Boots};
 use super::headroom::Headroom;
-use super::identity::{Kept, SEQUENCE_BLOCK, StartFile, Waiting};
+use super::identity::{Kept, SEQUENCE_BLOCK, SESSIONS, StartFile, Waiting};
 use super::ledger::Ledger;
 use super::retention::{self, Ceilings, Refusal, Way};
 use super::routes::Routes;
@@ -24,7 +24,7 @@ use super::sessions::{Match, Sessions};
 use super::spans::{self, OPEN, Ranges, Span};
 use super::spare::Held;
 use super::store::{GapRow, PAGE_BYTES, Store, is_damage};
-use super::{AppendError, Appended, Fate, Once, QueueSettings, SessionNumber, Stats, StreamStats, Submission};
+use super::{AppendError, Appended, Fate, Once, QueueSettings, SessionNumber, Stats, StreamStats, Submission, WRITES};
 use crate::clock::Timing;
 use crate::config::WhenFull;
 use crate::health::{Alarm as Raised, LossReason};
@@ -196,6 +196,13 @@ pub(super) struct Books {
     pub is_stale: bool,
 }
 
+impl Stream {
+    /// Whether this is the stream of writes to field devices.
+    pub fn is_writes(&self) -> bool {
+        *self.name == *WRITES
+    }
+}
+
 impl Books {
     // The way in
 
@@ -234,7 +241,7 @@ impl Books {
         let default = self.settings.when_full;
         let mut wanted = Vec::new();
         for (index, stream) in self.streams.iter().enumerate().filter(|(_, stream)| stream.is_active) {
-            if matches!(&message.origin, Origin::Uplink(name) if *name == stream.name) {
+            if self.is_not_for(stream, message) {
                 continue;
             }
             if let Some(rule) = stream.rules.first(&message.topic)
@@ -244,6 +251,16 @@ impl Books {
             }
         }
         wanted
+    }
+
+    /// Whether a stream has nothing to do with a message whatever its rules say: what came from an uplink never goes back to
+    /// it, and of writes only these are wanted.
+    pub fn is_not_for(&self, stream: &Stream, message: &Message) -> bool {
+        match &message.origin {
+            _ if stream.is_writes() => !self.settings.set_topics.want(message),
+            Origin::Uplink(name) => *name == stream.name,
+            _ => false,
+        }
     }
 
     /// Gives a reading its number, which counts from the next submission on only if this one is taken.
@@ -287,8 +304,15 @@ impl Books {
         let sequence = self.sequence()?;
         row::encode(scratch, sequence, &self.identity.start, self.identity.counter, message, &self.words);
         let room = retention::row_bytes(scratch.len(), PAGE_BYTES);
+        let is_write = wanted.iter().any(|(index, _)| self.streams.get(*index).is_some_and(Stream::is_writes));
         let refusal = match wanted {
             [] => None,
+            // The plant goes on while the store is full of what a cloud does not take: the oldest of that go for a write, and
+            // where none may, whoever asks for it hears so.
+            _ if is_write => {
+                let rules = [(usize::MAX, WhenFull::DropOldest), (usize::MAX, WhenFull::Refuse)];
+                self.find_room_beside(room, self.session_room(), &rules)?
+            }
             _ => self.find_room_beside(room, self.session_room(), wanted)?,
         };
         // A session never refuses: for what it wants the oldest go that may.
@@ -381,7 +405,7 @@ impl Books {
                 }
                 stream.waiting += 1;
                 stream.is_stirred = true;
-                if let Some(entry) = &entry {
+                if let Some(entry) = entry.as_ref().filter(|_| !stream.is_writes()) {
                     self.ledger.accept(&self.store, stream.id, entry)?;
                 }
             }
@@ -797,6 +821,7 @@ impl Books {
             stream.committed = stream.waiting;
         }
         self.held.committed();
+        self.sessions.note_committed();
         let losses = std::mem::take(&mut self.turn_losses);
         for (reason, count) in losses {
             self.settings.health.add_losses(reason, count);
@@ -855,7 +880,7 @@ impl Books {
         health.sessions().waiting.store(self.sessions.waiting(), Ordering::Relaxed);
         health.sessions().waiting_bytes.store(self.sessions.bytes(), Ordering::Relaxed);
         self.watch_filling();
-        for stream in self.streams.iter().filter(|stream| stream.is_active) {
+        for stream in self.streams.iter().filter(|stream| stream.is_active && !stream.is_writes()) {
             let waiting = stream.waiting + self.held.count_of(&stream.name);
             health.uplink(&stream.name).waiting.store(waiting, Ordering::Relaxed);
         }
@@ -895,9 +920,11 @@ impl Books {
         self.rows.min(waiting)
     }
 
-    /// What waits in each stream, as it is on the disk.
+    /// What waits in each stream and in sessions, as it is on the disk.
     pub fn waiting(&self) -> Waiting {
-        self.streams.iter().map(|stream| (stream.name.clone(), stream.committed)).collect()
+        let streams = self.streams.iter().map(|stream| (stream.name.clone(), stream.committed));
+        let copies = self.sessions.committed();
+        streams.chain((copies > 0).then(|| (Arc::from(SESSIONS), copies))).collect()
     }
 
     fn find_oldest(&mut self) -> rusqlite::Result<()> {
@@ -946,6 +973,14 @@ impl Books {
             return u64::try_from(now.wall_ms.saturating_sub(entered.wall_ms)).unwrap_or(0);
         }
         now.mono_ms
+    }
+
+    /// Whether `age_ms` is the age and not only the least that it can be.
+    pub fn is_age_known(&self, start: u32, entered: Stamp, now: Stamp) -> bool {
+        let boot_id = self.settings.clock.boot_id();
+        let is_this_boot = self.starts.get(&start).is_some_and(|start| *start.boot_id == *boot_id);
+        let entered = boots::mended(&self.boots, &self.starts, start, entered);
+        is_this_boot || (entered.clock != ClockState::Unset && now.clock != ClockState::Unset)
     }
 
     /// Writes down the first moment of this boot at which the wall time is known: it tells the time of all that was

@@ -15,30 +15,8 @@ use super::pages::{Pages, Value, Walk};
 use super::remains;
 use super::store::{Column, DATABASE, LOG, LOG_BYTES, SCHEMA_STEP, Store, StoreError};
 
-/// Pages of a small table that are looked at.
+/// Steps of a walk over a table, so many at most: of the large ones the beginning is looked at.
 const WALK_PAGES: usize = 256;
-/// Small tables whose loss nobody would notice. What is swapped with one of them shows in it as well.
-const SMALL: [&str; 18] = [
-    "meta",
-    "start",
-    "word",
-    "stream",
-    "rule",
-    "delivery",
-    "inflight",
-    "batch_row",
-    "rx",
-    "session",
-    "subscription",
-    "session_away",
-    "session_span",
-    "session_flight",
-    "gap",
-    "loss",
-    "device",
-    "segment",
-];
-
 /// What is wrong with the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub(super) enum LogFault {
@@ -86,11 +64,16 @@ pub(super) fn look(dir: &Path, was_there: bool, is_counted: bool) -> Result<Foun
         return if was_there { damaged("it is empty") } else { Ok(Found { is_new: true, fault: None }) };
     }
     let said = mark::read(dir);
-    // What was closed in order has no log of its own. An older program's store gets its new tables before that counts.
-    let is_strange = said.is_closed && is_counted && pages.has_commits() && !is_upgraded(dir, &pages);
+    // What was closed in order has no log but what its closing could not cut. An older program's store gets its new
+    // tables before that counts.
+    let is_strange = said.is_closed
+        && is_counted
+        && pages.has_commits()
+        && !is_upgraded(dir, &pages)
+        && !mark::is_of_closing(dir, &pages);
     let fault = if is_strange { Some(LogFault::Foreign) } else { log_fault(&pages, said.salt) };
-    // After an orderly stop the counts say whether all is there.
-    if fault.is_none() && has_log(dir) {
+    // After an orderly stop the counts say whether all messages are there; of sessions they say nothing.
+    if fault.is_none() {
         look_at_tables(&pages)?;
     }
     Ok(Found { is_new: false, fault })
@@ -124,13 +107,17 @@ fn look_at_tables(pages: &Pages) -> Result<(), StoreError> {
     misplaced(pages, &roots).map_or(Ok(()), |name| Err(elsewhere(&name)))
 }
 
-/// A small table with rows that are not its own: SQLite would take an empty table for the one that says who waits for
-/// what.
+/// A table with rows that are not its own, or whose root is of another kind of tree: SQLite would take an empty table for
+/// the one that says who waits for what. What is swapped with an empty one shows in that.
 pub(super) fn misplaced(pages: &Pages, roots: &BTreeMap<String, u32>) -> Option<String> {
     let columns = Store::columns().unwrap_or_default();
+    let without_rowid = Store::without_rowid().unwrap_or_default();
     let is_newer = pages.schema_step().is_none_or(|step| i64::from(step) > SCHEMA_STEP);
     let found = roots.iter().find(|(name, root)| {
-        let Some(columns) = columns.get(*name).filter(|_| SMALL.contains(&name.as_str())) else { return false };
+        let Some(columns) = columns.get(*name) else { return false };
+        if pages.is_of_rows(**root) == Some(without_rowid.contains(*name)) {
+            return true;
+        }
         let mut walk = Walk::new(**root);
         let mut is_its = true;
         for _ in 0..WALK_PAGES {

@@ -29,6 +29,9 @@ pub(super) const SEQUENCE_BLOCK: u64 = 1 << 18;
 /// Longer files were not written by us.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
+/// All sessions of local clients, as if they were one stream. No uplink can have this name.
+pub(super) const SESSIONS: &str = "$sessions";
+
 /// Messages that wait, by the name of their stream. One that is not there has none.
 pub(super) type Waiting = BTreeMap<Arc<str>, u64>;
 
@@ -115,11 +118,14 @@ fn print(kept: &Kept) -> String {
         body.push_str(&format!("settled {}\n", kept.settled));
     }
     if let Some(waiting) = &kept.waiting {
-        body.push_str(&format!("streams {}\n", waiting.len()));
-        for (name, count) in waiting {
+        body.push_str(&format!("streams {}\n", waiting.keys().filter(|name| &***name != SESSIONS).count()));
+        for (name, count) in waiting.iter().filter(|(name, _)| &***name != SESSIONS) {
             // A name as JSON: it has no line end, whatever is in it.
             body.push_str(&format!("waiting {count} {}\n", serde_json::Value::from(&**name)));
         }
+    }
+    if let Some(copies) = kept.waiting.as_ref().and_then(|waiting| waiting.get(SESSIONS)) {
+        body.push_str(&format!("sessions {copies}\n"));
     }
     format!("{body}sum {:08x}\n", crc32c::crc32c(body.as_bytes()))
 }
@@ -139,6 +145,9 @@ fn parse(text: &str) -> Option<Kept> {
                 let (count, name) = line.split_once(' ')?;
                 let name: String = serde_json::from_str(name).ok()?;
                 waiting.insert(Arc::from(name), count.parse().ok()?);
+            }
+            if let Some(copies) = next("sessions ") {
+                waiting.insert(Arc::from(SESSIONS), copies.parse().ok()?);
             }
             Some(waiting)
         }
@@ -166,7 +175,8 @@ mod tests {
         let file = StartFile::new(dir.path());
         assert_eq!((file.exists(), file.read()), (false, None));
         let waiting = Waiting::from([(Arc::from("cloud"), 12), (Arc::from("a \"name\"\nof two lines"), 0)]);
-        for waiting in [None, Some(Waiting::new()), Some(waiting)] {
+        let with_sessions = Waiting::from([(Arc::from("cloud"), 12), (Arc::from(SESSIONS), 5)]);
+        for waiting in [None, Some(Waiting::new()), Some(with_sessions), Some(waiting)] {
             let kept = Kept { start: 7, store: 1 << 47, sequence: 262_144, settled: 9, waiting };
             file.write(&kept).unwrap();
             assert_eq!(file.read(), Some(kept));

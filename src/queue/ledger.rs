@@ -466,7 +466,9 @@ impl Books {
     /// A stream's messages ended; their rows are still there. What was handed out is known, so that a page that cannot be
     /// read any more keeps no message from being settled; other rows are read.
     pub fn account_settled(&mut self, index: usize, gone: Span, lost: Option<LossReason>) -> rusqlite::Result<()> {
-        let Some(stream) = self.streams.get(index).map(|stream| stream.id) else { return Ok(()) };
+        // What was asked of a device is answered to whoever asked; the account is of what goes to clouds.
+        let Some(stream) = self.streams.get(index).filter(|stream| !stream.is_writes()) else { return Ok(()) };
+        let stream = stream.id;
         self.ledger.is_due = true;
         let mut unknown = Vec::new();
         for sequence in gone.first..=gone.last {
@@ -553,6 +555,9 @@ fn recount(ledger: &mut Ledger, store: &Store, starts: &Starts, last: u64) -> ru
     let after = Span::new(ledger.mark.sequence + 1, last);
     store.spans(|stream, span, _| wanted.entry(stream).or_default().extend(span.overlap(after)))?;
     let mut newest: Option<Stamp> = None;
+    if let Some(writes) = store.streams()?.into_iter().find(|row| *row.name == *super::WRITES) {
+        wanted.remove(&writes.id);
+    }
     for (stream, spans) in wanted {
         let last = ledger.count_again(store, starts, stream, &spans)?;
         newest = newest.into_iter().chain(last).max_by_key(|stamp| stamp.wall_ms);

@@ -86,6 +86,19 @@ pub(super) fn read(dir: &Path) -> Said {
     Said { salt, is_closed: stopped == Some(1) && sealed_salt.is_none() }
 }
 
+/// Whether the log is the one that was emptied into the database when it was closed: the power went, or the disk refused,
+/// before it was cut. Then it says by itself what the database says.
+pub(super) fn is_of_closing(dir: &Path, with_log: &Pages) -> bool {
+    let rows = |pages: &Pages, root: u32| {
+        let mut rows = Vec::new();
+        pages.walk(root, |_, values| rows.push(values.to_vec())).then_some(rows)
+    };
+    let database = Pages::open(dir, false);
+    let Some(root) = remains::roots(&database).get("meta").copied() else { return false };
+    let said = rows(&database, root);
+    with_log.is_in_log(root) && said.is_some() && said == rows(with_log, root)
+}
+
 /// Whether a log with this salt in its head comes from the one with that.
 pub(super) fn is_own(salt: u32, marked: u32) -> bool {
     salt.wrapping_sub(marked) < ROUNDS_MAX

@@ -33,7 +33,7 @@
 //! nobody wants any more is emptied whole, which writes none of its pages; rows leave one by one only where their room
 //! is needed before that (removal.rs).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,9 +43,9 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Clock, Timing};
-use crate::config::{BatchLimits, ForwardRule, WhenFull};
+use crate::config::{BatchLimits, ForwardRule, TopicTemplate, WRITES_STREAM, WhenFull};
 use crate::health::{self, Health, LossReason};
-use crate::message::{Filter, Message, MessageId, Qos, Sequence, Topic};
+use crate::message::{Filter, Message, MessageId, Origin, Qos, Sequence, Topic};
 
 use opening::Past;
 use outward::Fetched;
@@ -125,12 +125,51 @@ pub struct QueueSettings {
     /// How long a message may wait in memory for the cloud's acknowledgement before it is written; `None` = it is
     /// written first (DESIGN.md 6.3).
     pub hold: Option<Duration>,
-    /// One for each uplink.
+    /// One for each uplink, and `WRITES` where devices may be written to.
     pub streams: Vec<StreamSpec>,
+    /// What `WRITES` wants.
+    pub set_topics: SetTopics,
     /// For ages and stamps of gap records.
     pub clock: Clock,
     /// Where counters go.
     pub health: Health,
+}
+
+/// The stream of writes to field devices. No uplink may have its name. It wants what comes to one of `SetTopics` and nothing
+/// that it holds gives way to anything or is dropped for its age: each is answered, and is gone then.
+pub const WRITES: &str = WRITES_STREAM;
+
+/// The topics on which points are written, of all points.
+#[derive(Debug, Clone, Default)]
+pub struct SetTopics(Arc<HashSet<Topic>>);
+
+impl SetTopics {
+    /// Of these topics.
+    pub fn new(topics: HashSet<Topic>) -> SetTopics {
+        SetTopics(Arc::new(topics))
+    }
+
+    /// Whether a message asks for a write: what the gateway says itself asks for none.
+    pub fn want(&self, message: &Message) -> bool {
+        matches!(message.origin, Origin::Client(_) | Origin::Uplink(_)) && self.0.contains(&message.topic)
+    }
+}
+
+impl StreamSpec {
+    /// The stream of writes.
+    pub fn writes() -> StreamSpec {
+        let rule = |filter| ForwardRule {
+            filter,
+            topic: TopicTemplate::identity(),
+            // Whoever asks without waiting for an answer is answered all the same.
+            qos: Some(Qos::AtLeastOnce),
+            when_full: Some(WhenFull::Refuse),
+            strict_order: false,
+            batch: None,
+        };
+        let rules = Filter::new("#").map(rule).into_iter().collect();
+        StreamSpec { name: Arc::from(WRITES), rules, own_topic: None }
+    }
 }
 
 /// A stream: an ordered consumer of the queue.
@@ -525,6 +564,9 @@ pub struct Queued {
     pub batching: Option<Batching>,
     /// When its own expiry passes, in milliseconds since this boot: no step of the wall clock moves it.
     pub expires_mono_ms: Option<u64>,
+    /// How long ago it entered; `None` = nobody knows, since the board was off and its clock cannot tell for how long. Only
+    /// for `WRITES`.
+    pub age_ms: Option<u64>,
 }
 
 /// A change of an uplink's durable state. One call of `Outlet::commit` is one transaction.
@@ -755,6 +797,25 @@ impl Outlet {
     /// Makes `changes` durable, all or none.
     pub async fn commit(&mut self, changes: Vec<Change>) -> Result<(), AppendError> {
         self.begin_commit(changes).await?.outcome().await
+    }
+
+    /// Hands in messages of the gateway's own, and `changes` that hold only if the first of these is taken: both are durable in
+    /// one transaction, or neither is.
+    pub async fn begin_append_with(
+        &self,
+        changes: Vec<Change>,
+        messages: Vec<Message>,
+    ) -> Result<Vec<Pending>, AppendError> {
+        let (submissions, pending) = messages
+            .into_iter()
+            .map(|message| {
+                let (to, reply) = oneshot::channel();
+                ((Submission { message, once: None }, to), Pending { reply })
+            })
+            .unzip();
+        let job = Job::AppendWith { stream: self.name.clone(), changes, submissions };
+        self.jobs.send(job).await.map_err(|_| AppendError::Stopped)?;
+        Ok(pending)
     }
 
     /// Hands `changes` over and comes back as soon as they have their place in the order: what is asked for from then

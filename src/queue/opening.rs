@@ -13,7 +13,7 @@ use rustix::fs::{Advice, FlockOperation};
 use super::books::{Books, Gap, Identity, Stream, gap_topic};
 use super::boots;
 use super::headroom::{self, Headroom};
-use super::identity::{self, Kept, SEQUENCE_BLOCK, StartFile, Waiting};
+use super::identity::{self, Kept, SEQUENCE_BLOCK, SESSIONS, StartFile, Waiting};
 use super::ledger::Ledger;
 use super::quarantine::{self, Quarantine};
 use super::remains::Remains;
@@ -523,6 +523,13 @@ impl Books {
         }
         self.load_ledger(last, past.was_open, was_stopped)?;
         self.load_sessions(last, past.was_open)?;
+        let copies = past.waiting.as_ref().and_then(|waiting| waiting.get(SESSIONS));
+        if self.was_stopped == Some(true)
+            && !past.was_open
+            && copies.is_some_and(|copies| *copies != self.sessions.waiting())
+        {
+            return Err(miscounted());
+        }
         if !past.was_open {
             self.store.delete_passing_sessions()?;
         }
@@ -577,7 +584,8 @@ impl Books {
     fn is_counted_right(&self, past: &Past) -> bool {
         let counted = self.streams.iter().filter(|stream| stream.waiting > 0);
         let counted: Waiting = counted.map(|stream| (stream.name.clone(), stream.waiting)).collect();
-        past.waiting.as_ref().is_none_or(|waiting| waiting.iter().filter(|(_, count)| **count > 0).eq(&counted))
+        let is_its = |(name, count): &(&Arc<str>, &u64)| **count > 0 && &***name != SESSIONS;
+        past.waiting.as_ref().is_none_or(|waiting| waiting.iter().filter(is_its).eq(&counted))
     }
 
     /// Says how the program ended before this start.

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use log::warn;
 
-use super::books::{Books, JOB_ROWS_MAX, gap_topic};
+use super::books::{Books, JOB_ROWS_MAX, Stream, gap_topic};
 use super::retention;
 use super::routes::Route;
 use super::row;
@@ -88,14 +88,16 @@ impl Books {
                 expected += 1;
                 match row::decode_with(body, sequence, &self.starts, &self.words, |text| routes.topic(text)) {
                     Err(row::Damaged) => lost.push((sequence, LossReason::Damaged)),
-                    Ok((id, message)) => match self.expired(&id, &message, now) {
+                    Ok((id, message)) => match self.expired(&id, &message, now).filter(|_| !stream.is_writes()) {
                         Some(reason) => lost.push((sequence, reason)),
                         None => {
                             bytes += body.len();
                             let expires = self.expires_mono_ms(id.start, &message, now);
                             let timing = self.timing(id.start, &message);
                             let route = routes.route(&message.topic, &list, &stream.rules);
+                            let age_ms = self.age_of_write(stream, &id, &message, now);
                             fetched.rows.push(Queued {
+                                age_ms,
                                 expires_mono_ms: expires,
                                 ..queued(sequence, id, message, route, Way::First(timing))
                             });
@@ -120,7 +122,7 @@ impl Books {
             && after <= stream.taken_to
         {
             stream.taken_to = stream.taken_to.max(last.sequence.0);
-            for row in &fetched.rows {
+            for row in fetched.rows.iter().filter(|_| !stream.is_writes()) {
                 self.ledger.hand_out(stream.id, row.sequence.0, &row.id, &row.message);
             }
         }
@@ -186,6 +188,12 @@ impl Books {
         (u128::from(age_ms) > age_max.as_millis() && message.origin != Origin::Gateway).then_some(LossReason::Expired)
     }
 
+    /// How old a write is, where that is known: one of another boot may have waited for days in a board that was off.
+    fn age_of_write(&self, stream: &Stream, id: &MessageId, message: &Message, now: Stamp) -> Option<u64> {
+        let is_known = stream.is_writes() && self.is_age_known(id.start, message.received, now);
+        is_known.then(|| self.age_ms(id.start, message.received, now))
+    }
+
     /// When a message's own expiry passes, by the time since this boot.
     pub fn expires_mono_ms(&self, start: u32, message: &Message, now: Stamp) -> Option<u64> {
         let expiry_s = message.properties.as_ref().and_then(|properties| properties.expiry_s)?;
@@ -202,6 +210,9 @@ impl Books {
         let now = self.settings.clock.now();
         let mut is_more = false;
         for index in 0..self.streams.len() {
+            if self.streams.get(index).is_some_and(Stream::is_writes) {
+                continue;
+            }
             let Some((span, _)) = self.span_from(index, 1)? else { continue };
             let last = span.last.min(self.last_row(index)).min(span.first + JOB_ROWS_MAX - 1);
             if last < span.first {
@@ -301,15 +312,18 @@ impl Books {
                 let list = self.list(rule)?;
                 match (self.read(sequence)?, self.streams.get(index)) {
                     (Some((id, message)), Some(stream)) => {
-                        self.ledger.hand_out(stream.id, sequence, &id, &message);
+                        if !stream.is_writes() {
+                            self.ledger.hand_out(stream.id, sequence, &id, &message);
+                        }
                         let way = match encoding.clone() {
                             Some(encoding) => Way::Again(encoding),
                             None => Way::First(entry.timing),
                         };
                         let expires_mono_ms = self.expires_mono_ms(id.start, &message, now);
+                        let age_ms = self.age_of_write(stream, &id, &message, now);
                         let route = Route::new(&message.topic, &list, &stream.rules);
                         let row = queued(sequence, id, message, route, way);
-                        rows.push(Queued { expires_mono_ms, ..row });
+                        rows.push(Queued { expires_mono_ms, age_ms, ..row });
                     }
                     _ => damaged.push((sequence, LossReason::Damaged)),
                 }
@@ -523,5 +537,15 @@ fn queued(sequence: u64, id: MessageId, message: Message, route: Route, way: Way
     };
     // What belongs to one reading only, no batch can bear.
     let batching = batching.filter(|_| !message.retain && message.properties.is_none());
-    Queued { sequence: Sequence(sequence), id, qos, encoding, strict_order, batching, message, expires_mono_ms: None }
+    Queued {
+        sequence: Sequence(sequence),
+        id,
+        qos,
+        encoding,
+        strict_order,
+        batching,
+        message,
+        expires_mono_ms: None,
+        age_ms: None,
+    }
 }

@@ -418,6 +418,16 @@ impl Pages {
         !self.newest.is_empty()
     }
 
+    /// Whether the log has a version of this page that counts.
+    pub fn is_in_log(&self, page: u32) -> bool {
+        self.newest.contains_key(&page)
+    }
+
+    /// Whether the tree at `root` has a rowid for each row (1.6); `None`: that cannot be read.
+    pub fn is_of_rows(&self, root: u32) -> Option<bool> {
+        Node::at(&self.page(root)?, root).map(|node| node.kind == Kind::Table)
+    }
+
     /// Whether its schema names anything, or cannot be read.
     pub fn has_tables(&self) -> bool {
         let Some(page) = self.page(1) else { return true };

@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use super::boots::{Boot, Boots};
 use super::files;
-use super::identity::Waiting;
+use super::identity::{SESSIONS, Waiting};
 use super::pages::{Pages, Spot, Value};
 use super::row::{self, Start, Starts, Words};
 use super::salvage::{self, Ticket};
+use super::sessions::OldSessions;
 use super::spans::{OPEN, Span};
-use super::store::{InFlightRow, Store, TimingRow, timing};
+use super::store::{InFlightRow, Store, TimingRow, name_sum, timing};
 use crate::clock::Reference;
 use crate::message::{ClockState, Message, MessageId, Stamp};
 
@@ -61,6 +62,8 @@ pub(super) struct Remains {
     /// Sent at QoS 2, and nobody knows whether they have arrived.
     pub sent: HashSet<(i64, u64)>,
     free: Option<HashSet<u32>>,
+    /// Sessions of local clients; `None`: not all that belongs to them can be read.
+    pub local: Option<OldSessions>,
 }
 
 impl Remains {
@@ -84,11 +87,14 @@ impl Remains {
             released: HashSet::new(),
             sent: HashSet::new(),
             free: None,
+            local: None,
         };
         remains.read_names();
         remains.last = remains.last_sequence();
         remains.read_spans(ticket);
         remains.read_in_flight();
+        let counted = ticket.waiting.as_ref().filter(|_| !ticket.was_open);
+        remains.local = OldSessions::read(&remains, counted.and_then(|counted| counted.get(SESSIONS)).copied());
         if remains.knowledge == Knowledge::Nothing {
             remains.free = remains.pages.free();
         }
@@ -136,8 +142,11 @@ impl Remains {
 
     fn read_spans(&mut self, ticket: &Ticket) {
         let mut streams = BTreeMap::new();
+        let mut is_named = true;
         let mut is_whole = self.table("stream", |id, values| {
             let name = values.get(1).and_then(Value::text);
+            let sum = values.get(5).and_then(Value::unsigned).filter(|sum| *sum != 0);
+            is_named &= name.zip(sum).is_none_or(|(name, sum)| u64::from(name_sum(name)) == sum);
             let session = values.get(4).and_then(Value::unsigned);
             if let (Some(id), Some(name), Some(session)) = (id, name, session) {
                 let session_key = values.get(3).and_then(Value::unsigned);
@@ -145,7 +154,8 @@ impl Remains {
             }
         });
         let mut spans = BTreeMap::new();
-        let mut is_sane = true;
+        // Else what was the cloud's would wait for one that nobody knows.
+        let mut is_sane = is_named;
         is_whole &= self.table("delivery", |_, values| {
             let number = |index: usize| values.get(index).and_then(Value::int);
             let (Some(stream), Some(first), Some(last), Some(rule)) = (number(0), number(2), number(3), number(5))
@@ -170,12 +180,11 @@ impl Remains {
         }
         self.knowledge = if self.pages.is_torn { Knowledge::Older } else { Knowledge::Whole };
         // An orderly stop has counted what waited. Spans that say something else have been changed since.
-        let counted = self.waiting().map(|waiting| salvage::by_name(&waiting));
-        let disagrees =
-            !ticket.was_open
-                && ticket.waiting.as_ref().zip(counted).is_some_and(|(waiting, counted)| {
-                    waiting.iter().filter(|(_, count)| **count > 0).ne(counted.iter())
-                });
+        let counted = self.waiting_in_streams().map(|waiting| salvage::by_name(&waiting));
+        let disagrees = !ticket.was_open
+            && ticket.waiting.as_ref().zip(counted).is_some_and(|(waiting, counted)| {
+                waiting.iter().filter(|(name, count)| **count > 0 && *name != SESSIONS).ne(counted.iter())
+            });
         if disagrees {
             self.spans.clear();
             self.knowledge = Knowledge::Nothing;
@@ -206,8 +215,15 @@ impl Remains {
         self.in_flight = is_whole.then_some(found);
     }
 
-    /// How much waited in each stream, where that can be said. Streams where nothing waited are left out.
+    /// How much waited in each stream, and in sessions, where that can be said. Where nothing waited is left out.
     pub fn waiting(&self) -> Option<Waiting> {
+        let mut waiting = self.waiting_in_streams()?;
+        let copies = self.local.as_ref()?.copies();
+        waiting.extend((copies > 0).then(|| (Arc::from(SESSIONS), copies)));
+        Some(waiting)
+    }
+
+    fn waiting_in_streams(&self) -> Option<Waiting> {
         if self.knowledge != Knowledge::Whole {
             return None;
         }
@@ -239,7 +255,9 @@ impl Remains {
 
     /// Whether anybody may want a message.
     pub fn may_be_wanted(&self, sequence: u64) -> bool {
-        self.is_beyond(sequence) || self.streams.keys().any(|stream| self.covering(*stream, sequence).is_some())
+        self.is_beyond(sequence)
+            || self.streams.keys().any(|stream| self.covering(*stream, sequence).is_some())
+            || self.local.as_ref().is_some_and(|local| local.may_want(sequence))
     }
 
     /// A list of rules as it was written down.
@@ -314,14 +332,14 @@ impl Remains {
     }
 }
 
-/// Where the tables begin: as the store says; where it does not say, as in every store of this program.
+/// Where the tables and indexes begin: as the store says; where it does not say, as in every store of this program.
 pub(super) fn roots(pages: &Pages) -> BTreeMap<String, u32> {
     let mut roots = Store::usual_roots().unwrap_or_default();
     let mut said = BTreeMap::new();
     pages.walk(1, |_, values| {
         let texts = [0, 1].map(|index| values.get(index).and_then(Value::text));
         let root = values.get(3).and_then(Value::int).and_then(|root| u32::try_from(root).ok());
-        if let ([Some("table"), Some(name)], Some(root)) = (texts, root) {
+        if let ([Some("table" | "index"), Some(name)], Some(root)) = (texts, root) {
             said.insert(name.to_owned(), root);
         }
     });

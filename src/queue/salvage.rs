@@ -19,14 +19,16 @@ use std::sync::Arc;
 use log::{error, info, warn};
 use serde::{Deserialize, Serialize};
 
+use super::WRITES;
 use super::books::{Books, JOB_ROWS_MAX, gap_topic};
-use super::identity::{self, Waiting};
+use super::identity::{self, SESSIONS, Waiting};
 use super::outward::DEAD_LETTERS_MAX;
 use super::pages::{Spot, Value, Walk};
 use super::remains::{Knowledge, Remains};
 use super::retention;
 use super::row;
 use super::rules;
+use super::sessions::OldSessions;
 use super::spans::Span;
 use super::store::{InFlightRow, PAGE_BYTES};
 use crate::config::WhenFull;
@@ -111,6 +113,9 @@ struct Progress {
     resumed: BTreeSet<String>,
     retained: u64,
     dead_letters: u64,
+    /// The numbers that sessions of local clients have now, by those that they had.
+    #[serde(default)]
+    sessions: BTreeMap<u64, u64>,
 }
 
 /// A quarantine that is being salvaged.
@@ -237,6 +242,11 @@ impl Books {
         self.inherit_received(&remains, ticket.was_open)?;
         let mut progress = Progress::default();
         self.inherit_sessions(&remains, &mut progress)?;
+        let (sessions, copies) = self.inherit_local_sessions(&remains)?;
+        progress.sessions = sessions;
+        progress.taken.insert(SESSIONS.to_owned(), copies);
+        let unwanted = remains.local.as_ref().map_or(0, OldSessions::unwanted);
+        progress.confirmed.insert(SESSIONS.to_owned(), unwanted);
         self.store.set_salvage(&name(place), &serde_json::to_string(&progress).unwrap_or_default())
     }
 
@@ -499,7 +509,9 @@ impl Books {
             return Ok(());
         };
         let wanted = self.wanted_of(salvage, old_sequence, &message)?;
-        if wanted.is_empty() {
+        let (lanes, gone) = self.lanes_of_salvaged(&salvage.remains, &salvage.progress.sessions, old_sequence);
+        *salvage.progress.confirmed.entry(SESSIONS.to_owned()).or_default() += gone;
+        if wanted.is_empty() && lanes.is_empty() {
             salvage.progress.unwanted += 1;
             return Ok(());
         }
@@ -510,9 +522,12 @@ impl Books {
         let sequence = self.sequence()?;
         let mut scratch = std::mem::take(&mut self.scratch);
         row::encode_absolute(&mut scratch, sequence, &id, &message);
-        let placed = self.place_as(sequence, &scratch, &wanted);
+        let placed = self
+            .place_as(sequence, &scratch, &wanted)
+            .and_then(|()| self.extend_lanes(&lanes, sequence, scratch.len()));
         self.scratch = scratch;
         placed?;
+        *salvage.progress.taken.entry(SESSIONS.to_owned()).or_default() += lanes.len() as u64;
         salvage.progress.rows += 1;
         salvage.progress.renamed += u64::from(!is_named);
         for (index, _) in wanted {
@@ -537,12 +552,17 @@ impl Books {
         for (old_id, name) in old {
             let Some(old_rule) = salvage.remains.covering(old_id, sequence) else { continue };
             decided.insert(name.clone());
+            if *name == *WRITES && salvage.remains.in_flight.is_none() {
+                // Whether it was begun is lost: a write that is lost is declared, and one that is done twice is not.
+                continue;
+            }
             if salvage.remains.released.contains(&(old_id, sequence)) {
                 *salvage.progress.confirmed.entry(name.to_string()).or_default() += 1;
                 continue;
             }
             if salvage.remains.sent.contains(&(old_id, sequence)) {
-                if salvage.progress.resumed.contains(&*name) {
+                // A write that may have been begun is not begun again; that it is lost is declared.
+                if salvage.progress.resumed.contains(&*name) || *name == *WRITES {
                     continue;
                 }
                 salvage.progress.uncertain += 1;
@@ -580,9 +600,8 @@ impl Books {
         }
         let streams = self.streams.iter().enumerate().filter(|(_, stream)| stream.is_active);
         let wanted = streams.filter(|(_, stream)| {
-            let is_echo = matches!(&message.origin, Origin::Uplink(name) if *name == stream.name);
             let rule = stream.rules.first(&message.topic);
-            !is_echo && rule.is_some_and(|rule| rules::qos(rule, message) != Qos::AtMostOnce)
+            !self.is_not_for(stream, message) && rule.is_some_and(|rule| rules::qos(rule, message) != Qos::AtMostOnce)
         });
         wanted.map(|(index, stream)| (index, stream.rules.id)).collect()
     }
@@ -678,6 +697,13 @@ impl Books {
             // What was handed out before the store failed is acknowledged to the new one, which does not know it.
             text.push_str("; what was under way when the store failed may arrive again under the same id");
         }
+        let sessions = progress.sessions.len();
+        if sessions > 0 {
+            text.push_str(&format!("; {sessions} sessions of local clients go on"));
+        }
+        if remains.local.is_none() {
+            text.push_str("; the sessions of local clients are not readable and begin anew");
+        }
         for (count, what) in [
             (progress.uncertain, "were under way at QoS 2 and may arrive twice"),
             (progress.renamed, "have a new id, because their start was lost"),
@@ -751,7 +777,7 @@ impl Books {
             }
             match self.streams.iter().position(|stream| stream.name == name) {
                 Some(index) => self.lose(index, LossReason::Quarantined, span, lost),
-                // It was kept for a stream that is not configured any more: nobody is left to be told.
+                // A session's, or kept for a stream that is not configured any more: nobody is left to be told.
                 None => self.turn_losses.extend(lost.map(|lost| (LossReason::Quarantined, lost))),
             }
         }

@@ -11,7 +11,7 @@ CREATE TABLE start(
 -- Names of clients and uplinks, so that a message row bears a small number. Nothing but a name is lost with it.
 CREATE TABLE word(id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE) STRICT;
 
--- Ordered consumers. kind: 0 uplink, 1 persistent session.
+-- Ordered consumers. kind: 0 uplink, 1 persistent session. rejected: a checksum of the name, 0 = none.
 CREATE TABLE stream(
   id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, kind INTEGER NOT NULL,
   session_key INTEGER, session INTEGER NOT NULL, rejected INTEGER NOT NULL DEFAULT 0,
@@ -45,7 +45,7 @@ CREATE TABLE batch_row(
 CREATE TABLE rx(
   session INTEGER NOT NULL, pid INTEGER NOT NULL, PRIMARY KEY(session, pid)) STRICT, WITHOUT ROWID;
 
--- Persistent sessions of local clients and what they subscribe to.
+-- Persistent sessions of local clients and what they subscribe to. version: a checksum of both, 0 = none.
 CREATE TABLE session(
   stream INTEGER PRIMARY KEY, number INTEGER NOT NULL, user TEXT NOT NULL, client TEXT NOT NULL,
   expiry_s INTEGER, version INTEGER NOT NULL, UNIQUE(user, client)) STRICT;

@@ -21,8 +21,10 @@ use crate::message::{Filter, Message, Origin, Qos, Sequence, Stamp};
 use tables::{FlightRow, LaneKey, SessionRow, SubscriptionRow};
 use waiting::Lane;
 
+pub(super) use salvaged::OldSessions;
 pub(super) use waiting::{Cover, Match};
 
+mod salvaged;
 mod tables;
 mod waiting;
 
@@ -455,6 +457,8 @@ pub(super) struct Sessions {
     entry_next: u32,
     /// What waits for all of them.
     waiting: u64,
+    /// As it is on the disk.
+    committed: u64,
     bytes: u64,
     /// How many copies of a message are on their way at QoS 2.
     in_flight: HashMap<u64, u32>,
@@ -506,7 +510,14 @@ impl Session {
 
     fn row(&self, number: u64) -> SessionRow {
         let Session { user, client, expiry_s, away, .. } = self;
-        SessionRow { number, user: user.clone(), client: client.clone(), expiry_s: *expiry_s, away: *away }
+        let sum = self.sum(number);
+        SessionRow { number, user: user.clone(), client: client.clone(), expiry_s: *expiry_s, away: *away, sum }
+    }
+
+    fn sum(&self, number: u64) -> u32 {
+        let rows: Vec<SubscriptionRow> =
+            self.subscriptions.iter().map(|(lane, asked)| row(number, *lane, asked)).collect();
+        tables::session_sum((number, &self.user, &self.client), rows.iter())
     }
 
     fn lane_of(&self, filter: &Filter) -> Option<u32> {
@@ -538,6 +549,16 @@ impl Sessions {
     /// How many subscriptions they have.
     pub fn subscriptions(&self) -> u64 {
         self.by_number.values().map(|session| session.subscriptions.len() as u64).sum()
+    }
+
+    /// What waits is on the disk.
+    pub fn note_committed(&mut self) {
+        self.committed = self.waiting;
+    }
+
+    /// What waits and is on the disk.
+    pub fn committed(&self) -> u64 {
+        self.committed
     }
 
     /// Bytes of what waits.
@@ -646,7 +667,7 @@ impl Books {
                 self.store.delete_local_session(row.number)?;
                 continue;
             }
-            let SessionRow { number, user, client, expiry_s, away } = row;
+            let SessionRow { number, user, client, expiry_s, away, .. } = row;
             self.sessions.insert(number, Session::new(user, client, expiry_s, away));
             let is_present = was_open && lock(&self.sessions.hall.0.present).contains(&number);
             if away.is_none() && !is_present {
@@ -811,7 +832,15 @@ impl Books {
                 found.push(Found { messages: page, next: next.map_or(Next::Nowhere, Next::After) });
             }
         }
+        self.note_sum(number)?;
         Ok(Some(found))
+    }
+
+    /// After a change of subscriptions.
+    fn note_sum(&mut self, number: u64) -> rusqlite::Result<()> {
+        let Some(session) = self.sessions.live(number) else { return Ok(()) };
+        self.store.write()?;
+        self.store.set_session_sum(number, session.sum(number))
     }
 
     fn unsubscribe(&mut self, number: u64, filters: &[Filter]) -> rusqlite::Result<()> {
@@ -825,7 +854,7 @@ impl Books {
                 self.store.delete_subscription(number, lane)?;
             }
         }
-        Ok(())
+        self.note_sum(number)
     }
 }
 

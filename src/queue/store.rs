@@ -3,7 +3,7 @@
 //! Promises: what `commit` returned from is synced (WAL with `synchronous=FULL`; NORMAL lost acknowledged rows in 88 of
 //! 100 power cuts); no other process opens the files meanwhile (EXCLUSIVE, which also spares the -shm file).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Params, Row, param
 use thiserror::Error;
 
 use super::boots::{Boot, Boots};
-use super::identity::Waiting;
+use super::identity::{SESSIONS, Waiting};
 use super::mark::MARK;
 use super::retention::{CHECKPOINT_PAGES_MIN, Ceilings, WAL_FRAME};
 use super::row::{Start, Starts, Words};
@@ -193,8 +193,15 @@ impl Store {
         match oldest {
             Some(step) if step.cast_signed() <= SCHEMA_STEP => {
                 store.add_steps().map_err(opening)?;
+                if !store.has_all_columns().map_err(opening)? {
+                    return Err(StoreError::Damaged("its list of tables is not the one that was made".to_owned()));
+                }
                 store.load_segments().map_err(opening)?;
                 Ok(store)
+            }
+            // No program makes a store that it may not open itself: a bit is flipped.
+            Some(step) if step > u64::try_from(store.pragma::<i64>("user_version").map_err(opening)?).unwrap_or(0) => {
+                Err(StoreError::Damaged("it says that only a program newer than its own may open it".to_owned()))
             }
             Some(step) => {
                 // All of it into the one file, so that it can be put aside whole.
@@ -254,7 +261,23 @@ impl Store {
         self.connection.execute_batch("COMMIT")
     }
 
-    /// Where the tables of a new store begin: a damaged one has them in the same places, even if its own list of them
+    /// Whether each table has the columns that it was made with: SQLite does not miss one whose name a flipped bit has
+    /// changed, before it is asked for.
+    fn has_all_columns(&self) -> rusqlite::Result<bool> {
+        type Column = (String, String, String, bool, i64);
+        let columns = |connection: &Connection| -> rusqlite::Result<BTreeSet<Column>> {
+            let sql = "SELECT tables.name, columns.name, columns.type, columns.\"notnull\", columns.pk \
+                       FROM sqlite_schema AS tables, pragma_table_info(tables.name) AS columns \
+                       WHERE tables.type = 'table'";
+            let mut statement = connection.prepare(sql)?;
+            let rows =
+                statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
+            rows.collect()
+        };
+        Ok(columns(&as_made()?)?.is_subset(&columns(&self.connection)?))
+    }
+
+    /// Where the tables and indexes of a new store begin: a damaged one has them in the same places, even if its own list of them
     /// cannot be read.
     pub fn usual_roots() -> rusqlite::Result<BTreeMap<String, u32>> {
         let connection = Connection::open_in_memory()?;
@@ -263,25 +286,40 @@ impl Store {
             connection.execute_batch(step)?;
         }
         connection.execute_batch(&message_table(0))?;
-        let mut statement = connection.prepare("SELECT name, rootpage FROM sqlite_schema WHERE type = 'table'")?;
+        let mut statement =
+            connection.prepare("SELECT name, rootpage FROM sqlite_schema WHERE type IN ('table', 'index')")?;
         statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     }
 
-    /// The columns of each table, in the order in which they lie in a row.
+    /// The tables whose rows have no rowid, and the indexes: they lie in trees of another kind.
+    pub fn without_rowid() -> rusqlite::Result<BTreeSet<String>> {
+        let connection = as_made()?;
+        let mut statement = connection.prepare(
+            "SELECT name FROM pragma_table_list WHERE schema = 'main' AND wr = 1 \
+                 UNION SELECT name FROM sqlite_schema WHERE type = 'index'",
+        )?;
+        statement.query_map((), |row| row.get(0))?.collect()
+    }
+
+    /// The columns of each table and of each index, in the order in which they lie in a row.
     pub fn columns() -> rusqlite::Result<BTreeMap<String, Vec<Column>>> {
-        let connection = Connection::open_in_memory()?;
-        for step in SCHEMA {
-            connection.execute_batch(step)?;
-        }
+        let connection = as_made()?;
         let sql = "SELECT tables.name, columns.type, columns.\"notnull\" = 1 AND columns.dflt_value IS NULL \
                    FROM sqlite_schema AS tables, pragma_table_info(tables.name) AS columns \
                    WHERE tables.type = 'table' ORDER BY tables.name, columns.cid";
-        let mut statement = connection.prepare(sql)?;
+        // The last one of an index is the rowid.
+        let of_indexes = "SELECT indexes.name, coalesce(columns.type, 'INTEGER'), 1 \
+                          FROM sqlite_schema AS indexes JOIN pragma_index_xinfo(indexes.name) AS parts \
+                          LEFT JOIN pragma_table_info(indexes.tbl_name) AS columns ON columns.cid = parts.cid \
+                          WHERE indexes.type = 'index' ORDER BY indexes.name, parts.seqno";
         let mut found: BTreeMap<String, Vec<Column>> = BTreeMap::new();
-        let mut rows = statement.query(())?;
-        while let Some(row) = rows.next()? {
-            let column = Column { kind: row.get(1)?, is_needed: row.get(2)? };
-            found.entry(row.get(0)?).or_default().push(column);
+        for sql in [sql, of_indexes] {
+            let mut statement = connection.prepare(sql)?;
+            let mut rows = statement.query(())?;
+            while let Some(row) = rows.next()? {
+                let column = Column { kind: row.get(1)?, is_needed: row.get(2)? };
+                found.entry(row.get(0)?).or_default().push(column);
+            }
         }
         Ok(found)
     }
@@ -542,7 +580,8 @@ impl Store {
     }
 
     pub fn insert_stream(&self, name: &str, session: u64) -> rusqlite::Result<i64> {
-        self.run("INSERT INTO stream(name, kind, session) VALUES (?, 0, ?)", params![name, session.cast_signed()])?;
+        let sql = "INSERT INTO stream(name, kind, session, rejected) VALUES (?, 0, ?, ?)";
+        self.run(sql, params![name, session.cast_signed(), name_sum(name)])?;
         Ok(self.connection.last_insert_rowid())
     }
 
@@ -981,8 +1020,24 @@ impl Store {
             None => is_whole = false,
         })
         .ok()?;
+        let copies: u64 = self.lanes().ok()?.iter().map(|lane| lane.count).sum();
+        waiting.extend((copies > 0).then(|| (Arc::from(SESSIONS), copies)));
         is_whole.then_some(waiting)
     }
+}
+
+/// An empty store of this program, in memory: what its tables are to be like.
+fn as_made() -> rusqlite::Result<Connection> {
+    let connection = Connection::open_in_memory()?;
+    for step in SCHEMA {
+        connection.execute_batch(step)?;
+    }
+    Ok(connection)
+}
+
+/// The sum of a stream's name, never 0: nothing else guards it against a flipped bit.
+pub(super) fn name_sum(name: &str) -> u32 {
+    crc32c::crc32c(name.as_bytes()).max(1)
 }
 
 /// How a timing lies in a row of `inflight`: code, offset, error, after, before.

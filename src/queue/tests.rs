@@ -29,6 +29,7 @@ mod sessions;
 mod spare;
 mod steps;
 mod time;
+mod writes;
 
 const MIB: u64 = 1024 * 1024;
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -45,6 +46,7 @@ fn stream(name: &str, rules: Vec<ForwardRule>) -> StreamSpec {
 
 pub(super) fn settings(dir: &Path) -> QueueSettings {
     QueueSettings {
+        set_topics: SetTopics::default(),
         dir: dir.to_owned(),
         gateway: Arc::from("g7"),
         bytes_max: NonZeroU64::new(64 * MIB).unwrap(),

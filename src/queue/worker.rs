@@ -66,6 +66,7 @@ pub(super) enum Job {
     SetRules(StreamSpec, Reply<()>),
     DeclareStop(String, Reply<()>),
     Commit(Arc<str>, Vec<Change>, Reply<()>),
+    AppendWith { stream: Arc<str>, changes: Vec<Change>, submissions: Vec<(Submission, Reply<Appended>)> },
     Live(Arc<str>, bool),
     Next { stream: Arc<str>, after: u64, count_max: usize, bytes_max: usize, reply: Reply<Fetched> },
     Restore(Arc<str>, Reply<Restored>),
@@ -82,12 +83,20 @@ impl Job {
     /// What it adds to a transaction.
     fn bytes(&self) -> usize {
         match self {
-            Job::Append(submission, _) => match &submission.message.body {
-                Body::Bytes(bytes) => bytes.len() + submission.message.topic.as_str().len(),
-                Body::Reading(_) => 100,
-            },
+            Job::Append(submission, _) => submission.bytes(),
+            Job::AppendWith { submissions, .. } => submissions.iter().map(|(submission, _)| submission.bytes()).sum(),
             Job::Session(job) => job.bytes(),
             _ => 0,
+        }
+    }
+}
+
+impl Submission {
+    /// What it adds to a transaction.
+    fn bytes(&self) -> usize {
+        match &self.message.body {
+            Body::Bytes(bytes) => bytes.len() + self.message.topic.as_str().len(),
+            Body::Reading(_) => 100,
         }
     }
 }
@@ -677,6 +686,17 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
                 None => Ok(()),
             }
         }
+        Job::AppendWith { stream, changes, submissions } => {
+            let (submissions, replies): (Vec<_>, Vec<_>) = submissions.into_iter().unzip();
+            let appended = append_with(books, &stream, changes, submissions);
+            let (given, outcome) = match appended {
+                Ok(given) => (given, Ok(())),
+                Err(error) => (Vec::new(), Err(error)),
+            };
+            let given = given.into_iter().chain(std::iter::repeat(Err(AppendError::Stopped)));
+            answers.extend(replies.into_iter().zip(given).map(|(reply, given)| Answer::Append(reply, given)));
+            outcome
+        }
         Job::Live(stream, is_live) => match index(books, &stream) {
             Some(index) => books.set_live(index, is_live),
             None => Ok(()),
@@ -700,8 +720,41 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
     }
 }
 
-/// The answer to a write that was not tried.
-fn unapplied(job: Job) -> Option<Answer> {
+/// Takes messages, and the changes with the first of them; if that is not taken, nothing is.
+fn append_with(
+    books: &mut Books,
+    stream: &Arc<str>,
+    changes: Vec<Change>,
+    submissions: Vec<Submission>,
+) -> rusqlite::Result<Vec<Result<Appended, AppendError>>> {
+    let mut given = Vec::with_capacity(submissions.len());
+    for submission in submissions {
+        let appended = match given.first() {
+            Some(Err(error)) => Err(AppendError::clone(error)),
+            _ => books.append(submission)?,
+        };
+        given.push(appended);
+    }
+    if !matches!(given.first(), Some(Err(_)))
+        && let Some(index) = index(books, stream)
+    {
+        books.change(index, changes)?;
+    }
+    Ok(given)
+}
+
+/// The answers to a write that was not tried.
+fn unapplied(job: Job) -> Vec<Answer> {
+    match job {
+        Job::AppendWith { submissions, .. } => {
+            submissions.into_iter().map(|(_, reply)| Answer::Append(reply, Err(AppendError::Stopped))).collect()
+        }
+        job => unapplied_one(job).into_iter().collect(),
+    }
+}
+
+/// The answer to a write that has one.
+fn unapplied_one(job: Job) -> Option<Answer> {
     match job {
         Job::Append(_, reply) => Some(Answer::Append(reply, Err(AppendError::Stopped))),
         Job::Release(_, reply) => Some(Answer::Release(reply, false)),
@@ -717,6 +770,7 @@ fn unapplied(job: Job) -> Option<Answer> {
         | Job::Retained { .. }
         | Job::Stats(_)
         | Job::Ledger(..)
+        | Job::AppendWith { .. }
         | Job::Live(..)
         | Job::Ping(_)
         | Job::Stop(_) => None,

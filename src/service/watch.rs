@@ -121,6 +121,7 @@ mod tests {
         let health = Health::default();
         let clock = Clock::new(ClockSource::Trusted);
         let settings = QueueSettings {
+            set_topics: queue::SetTopics::default(),
             dir: dir.path().to_owned(),
             gateway: std::sync::Arc::from("g"),
             bytes_max: std::num::NonZeroU64::new(16 << 20).unwrap(),

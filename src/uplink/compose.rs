@@ -266,6 +266,7 @@ mod tests {
             strict_order: false,
             batching: None,
             expires_mono_ms: None,
+            age_ms: None,
         }
     }
 

@@ -106,6 +106,7 @@ impl Gateway {
             false => vec![StreamSpec { name: cloud.clone(), rules: options.forward.clone(), own_topic: None }],
         };
         let opened = queue::open(QueueSettings {
+            set_topics: queue::SetTopics::default(),
             dir: dir.path().to_owned(),
             gateway: Arc::from("test"),
             bytes_max: NonZeroU64::new(options.bytes_max).unwrap(),

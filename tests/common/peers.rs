@@ -23,13 +23,18 @@ fn installed(path: &str) -> PathBuf {
 /// Runs `tests/peers/javascript/<script>.js` with MQTT.js to its end; the lines that it said.
 #[track_caller]
 pub fn javascript(script: &str, argument: &Value) -> Vec<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/peers/javascript/{script}.js"));
-    let modules = installed("node/node_modules").display().to_string();
-    let words = [path.display().to_string(), argument.to_string()];
-    let mut process = Process::start_with(script, "node", &words, &[("NODE_PATH", &modules)]);
+    let mut process = start_javascript(script, argument);
     let status = process.wait(PATIENCE);
     assert!(status.success(), "{script}.js ended with {status}:\n{}", process.transcript());
     process.stdout().iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Starts `tests/peers/javascript/<script>.js`.
+pub fn start_javascript(script: &str, argument: &Value) -> Process {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/peers/javascript/{script}.js"));
+    let modules = installed("node/node_modules").display().to_string();
+    let words = [path.display().to_string(), argument.to_string()];
+    Process::start_with(script, "node", &words, &[("NODE_PATH", &modules)])
 }
 
 /// Starts `tests/peers/<script>.py`.
@@ -233,6 +238,11 @@ impl ModbusServer {
     /// Ends it, as a plug that is pulled.
     pub fn kill(&mut self) {
         self.process.kill();
+    }
+
+    /// The requests to write that arrived, as unit and PDU in hex.
+    pub fn writes(&self) -> Vec<String> {
+        self.process.stdout().iter().filter_map(|line| Some(line.strip_prefix("wrote ")?.to_owned())).collect()
     }
 }
 

@@ -149,6 +149,7 @@ impl Running {
 
 pub fn empty() -> Config {
     Config {
+        web: None,
         gateway: GatewayConfig {
             id: Arc::from("test"),
             id_source: "the test",
@@ -211,6 +212,7 @@ pub fn point(name: &str, table: Table, address: u16, kind: PointKind) -> ModbusP
         unit: None,
         poll: None,
         report: Report::default(),
+        write: None,
     }
 }
 

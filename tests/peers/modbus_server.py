@@ -3,7 +3,8 @@
 The first line of standard input is a JSON object: unit id -> list of cells
 {"table", "address", "type", "order"?, "value"} with the types and orders of the gateway's configuration, packed here
 by `struct`, so that nothing is shared with the code under test. Addresses that no cell covers are refused with
-exception 2, unless "fill" is true. Unit ids that are not in it are silent. It says `ready` when it serves.
+exception 2, unless "fill" is true. Unit ids that are not in it are silent. It says `ready` when it serves, and
+`wrote <unit> <hex of the PDU>` for each request to write that arrives.
 """
 
 import argparse
@@ -72,6 +73,9 @@ async def serve():
     place_of_unit = 6 if is_tcp_framing else 0
 
     def only_living_units(is_sending, packet):
+        pdu = packet[7:] if is_tcp_framing else packet[1:-2]
+        if not is_sending and pdu and pdu[0] in (5, 6, 15, 16):
+            print(f"wrote {packet[place_of_unit]} {pdu.hex()}", flush=True)
         if is_sending and str(packet[place_of_unit]) not in spec:
             return b""
         return packet

@@ -446,6 +446,7 @@ pub fn row(number: u64, qos: Qos, topic: &str, body: &[u8]) -> Queued {
         strict_order: false,
         batching: None,
         expires_mono_ms: None,
+        age_ms: None,
     }
 }
 

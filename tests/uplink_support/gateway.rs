@@ -90,6 +90,7 @@ impl Gateway {
         let (name, other): (Arc<str>, Arc<str>) = (Arc::from("cloud"), Arc::from("other"));
         let local = vec![forward("local/#", "{topic}", None)];
         let mut opened = queue::open(QueueSettings {
+            set_topics: queue::SetTopics::default(),
             dir: dir.path().to_owned(),
             gateway: Arc::from("g7"),
             bytes_max: NonZeroU64::new(256 << 20).unwrap(),

@@ -7,10 +7,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Options, Session};
-use crate::broker::access::{Deed, Reach};
+use crate::broker::access::{Deed, Reach, Rights};
 use crate::broker::durable;
 use crate::broker::inbound::{Arrival, Begun, Mark, Work, poll_now, retained, submit};
 use crate::broker::outbound::{Delivery, Fit};
+use crate::intake::Intake;
 use crate::message::{Body, Filter, Message, Origin, Qos, Topic, is_reserved};
 use crate::mqtt::{
     Ack, DecodeError, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Subscribe, Unsuback, Unsubscribe,
@@ -156,9 +157,6 @@ impl Session {
         if !self.rights.may_publish(&topic) {
             return self.deny(version, qos, packet_id, &topic).await;
         }
-        if let (Qos::ExactlyOnce, Some(packet_id)) = (qos, packet_id) {
-            self.inbound.receive(packet_id);
-        }
         let message = Message {
             topic,
             qos,
@@ -168,6 +166,12 @@ impl Session {
             origin: Origin::Client(self.client.clone()),
             received: self.arrived,
         };
+        if !may_have_answered(&self.services.intake, &self.rights, &message) {
+            return self.deny(version, qos, packet_id, &message.topic).await;
+        }
+        if let (Qos::ExactlyOnce, Some(packet_id)) = (qos, packet_id) {
+            self.inbound.receive(packet_id);
+        }
         if qos != Qos::ExactlyOnce
             && let Some(ticket) = self.services.intake.submit_now(&message, None)
         {
@@ -435,4 +439,11 @@ impl Session {
             }
         }
     }
+}
+
+/// Whether the answer to a write may go where its client wants it: the gateway, which may publish everything, is not to be
+/// made to do so where the client may not even hear.
+fn may_have_answered(intake: &Intake, rights: &Rights, message: &Message) -> bool {
+    let response = message.properties.as_ref().and_then(|properties| properties.response_topic.as_ref());
+    response.is_none_or(|topic| !intake.is_write(message) || rights.may_hear(topic))
 }

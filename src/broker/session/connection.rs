@@ -14,6 +14,7 @@ use crate::broker::durable::{self, Durable};
 use crate::broker::inbound::Work;
 use crate::broker::listener;
 use crate::broker::outbound::Outbound;
+use crate::health::live::ClientSnapshot;
 use crate::message::{Body, Filter, Message, Origin};
 use crate::mqtt::{Connack, Disconnect, Packet, PacketId, ReasonCode, Version, Will};
 use crate::queue::SessionNumber;
@@ -90,6 +91,13 @@ impl Session {
         self.services.health.sessions().packets_received.fetch_add(1, Ordering::Relaxed);
         self.services.health.sessions().packets_sent.fetch_add(1, Ordering::Relaxed);
         debug!(client = self.client.as_ref(), peer:% = connection.socket.peer(); "A client is connected");
+        let client = ClientSnapshot {
+            user: self.identity.user.to_string(),
+            peer: connection.socket.peer().to_string(),
+            protocol: if version == Version::V5 { "5" } else { "3.1.1" },
+            is_kept: number.is_some(),
+        };
+        self.services.health.sessions().clients.note(&self.client, client);
         self.connection = Some(connection);
         self.services.health.sessions().connected.fetch_add(1, Ordering::Relaxed);
         if written.is_err() {
@@ -208,6 +216,7 @@ impl Session {
         // First, so that whoever sees in the counter that the client is gone finds its session keeping no QoS 0.
         self.link.set_away(true);
         self.services.health.sessions().connected.fetch_sub(1, Ordering::Relaxed);
+        self.services.health.sessions().clients.forget(&self.client);
         connection.signs.gone.store(true, Ordering::Relaxed);
         debug!(client = self.client.as_ref(); "A connection has ended");
         if let Some(reason) = reason

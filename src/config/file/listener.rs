@@ -58,7 +58,7 @@ fn written(reader: &Reader<'_>, key: &str) -> Option<Spot> {
     reader.has(key).then(|| reader.spot_of(key))
 }
 
-fn address(text: &str) -> Result<ListenerAddress, Wrong> {
+pub(super) fn address(text: &str) -> Result<ListenerAddress, Wrong> {
     if let Some(path) = text.strip_prefix("unix:") {
         let wrong = |what: &str| {
             Err(Wrong::new(format!("{path:?} {what}")).help("write \"unix:/run/tidegate/mqtt.sock\", one slash"))

@@ -16,6 +16,7 @@ use super::super::{
 use super::{LineDraft, ModbusDraft, PUT_IT_THERE, Words, line_name, line_url, point_topic, qos};
 
 mod meaning;
+mod write;
 
 /// More points than this on one device are a mistake of a script.
 const POINTS_MAX: usize = 20_000;
@@ -143,6 +144,7 @@ impl Settings {
         let unit = reader.text(walk, "unit");
         let poll = poll(walk, &reader);
         let report = self.point_report(walk, &reader);
+        let write = write::read(walk, &reader, address.as_ref().map(|at| at.value.0), kind.as_ref().map(|at| at.value));
 
         if let (Some(address), Some(kind)) = (&address, &kind) {
             let (table, first) = address.value;
@@ -185,6 +187,7 @@ impl Settings {
             unit: unit.map(|at| Arc::from(at.value)),
             poll,
             report: report?,
+            write: write?,
         };
         Some((point, count?))
     }

@@ -96,7 +96,7 @@ fn whole(point: &ModbusPoint, bytes: &[u8]) -> Result<(u64, u32), Refusal> {
     })
 }
 
-fn mask(bits: u32) -> u64 {
+pub(super) fn mask(bits: u32) -> u64 {
     u64::MAX.checked_shr(64_u32.saturating_sub(bits)).unwrap_or(0)
 }
 
@@ -137,11 +137,36 @@ fn named(meaning: &Meaning, raw: i128) -> Option<Result<Decoded, Refusal>> {
 ///
 /// Text runs forward in every order: devices that swap the words of numbers do not turn their names around.
 fn ordered_bytes(point: &ModbusPoint, words: &[u16]) -> Vec<u8> {
-    let swaps_bytes = matches!(point.order, WordOrder::Badc | WordOrder::Dcba);
-    let is_text = matches!(point.kind, PointKind::String { .. });
-    let turns_words = matches!(point.order, WordOrder::Cdab | WordOrder::Dcba) && !is_text;
+    let Layout { swaps_bytes, turns_words } = Layout::of(point);
     let pair = |word: &u16| if swaps_bytes { word.to_le_bytes() } else { word.to_be_bytes() };
     if turns_words { words.iter().rev().flat_map(pair).collect() } else { words.iter().flat_map(pair).collect() }
+}
+
+/// How the bytes of a value stand in its registers.
+pub(super) struct Layout {
+    swaps_bytes: bool,
+    turns_words: bool,
+}
+
+impl Layout {
+    pub(super) fn of(point: &ModbusPoint) -> Layout {
+        let is_text = matches!(point.kind, PointKind::String { .. });
+        Layout {
+            swaps_bytes: matches!(point.order, WordOrder::Badc | WordOrder::Dcba),
+            turns_words: matches!(point.order, WordOrder::Cdab | WordOrder::Dcba) && !is_text,
+        }
+    }
+
+    /// The registers of bytes, most significant first: what `ordered_bytes` makes these bytes of.
+    pub(super) fn words(&self, bytes: &[u8]) -> Vec<u16> {
+        let word = |pair: &[u8]| match pair {
+            [high, low] if self.swaps_bytes => u16::from_le_bytes([*high, *low]),
+            [high, low] => u16::from_be_bytes([*high, *low]),
+            _ => 0,
+        };
+        let words = bytes.chunks(2).map(word);
+        if self.turns_words { words.rev().collect() } else { words.collect() }
+    }
 }
 
 fn fixed<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
@@ -165,12 +190,12 @@ fn signed(meaning: &Meaning, raw: i64) -> Result<Decoded, Refusal> {
 }
 
 /// Whether the raw number is the value.
-fn is_plain(meaning: &Meaning) -> bool {
+pub(super) fn is_plain(meaning: &Meaning) -> bool {
     let Meaning { scale, offset, clamp_min, clamp_max, .. } = meaning;
     *scale == 1.0 && *offset == 0.0 && clamp_min.is_none() && clamp_max.is_none()
 }
 
-fn scaled(meaning: &Meaning, raw: f64) -> Result<Decoded, Refusal> {
+pub(super) fn scaled(meaning: &Meaning, raw: f64) -> Result<Decoded, Refusal> {
     if raw.is_nan() {
         return Err("the device says that this is not a number");
     }
@@ -231,6 +256,7 @@ mod tests {
             unit: None,
             poll: None,
             report: Report::default(),
+            write: None,
         }
     }
 

@@ -152,6 +152,7 @@ mod tests {
             unit: None,
             poll: None,
             report: Report::default(),
+            write: None,
         };
         ModbusConfig {
             line: Arc::from("meters"),

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::fault::Fault;
-use super::reply::{Framing, GLITCH_BYTES_MAX, Progress, is_glitch, judge};
+use super::reply::{Echo, Framing, GLITCH_BYTES_MAX, Progress, echo_of, is_glitch, judge_beside_echo};
 
 /// More than any answer with echo, glitches and a late neighbour before it: 4 × the longest frame (256, and 260).
 const RECEIVED_BYTES_MAX: usize = 1040;
@@ -48,6 +48,7 @@ struct Inner {
     /// What of `received` may pass, and has not passed yet.
     passing: Range<usize>,
     fault: Option<Fault>,
+    echo: Echo,
 }
 
 impl fmt::Debug for Gate {
@@ -59,7 +60,15 @@ impl fmt::Debug for Gate {
 impl Gate {
     pub(super) fn new(wire: Box<dyn Wire>, framing: Framing) -> Gate {
         let (request, received) = (Vec::new(), Vec::new());
-        Gate(Arc::new(Mutex::new(Inner { wire, framing, request, received, passing: 0..0, fault: None })))
+        Gate(Arc::new(Mutex::new(Inner {
+            wire,
+            framing,
+            request,
+            received,
+            passing: 0..0,
+            fault: None,
+            echo: Echo::Unknown,
+        })))
     }
 
     /// Forgets the last exchange.
@@ -74,6 +83,16 @@ impl Gate {
     /// Why the answer was not let through.
     pub(super) fn fault(&self) -> Option<Fault> {
         self.lock().fault
+    }
+
+    /// Whether the line echoes, as far as answers to reads have shown.
+    pub(super) fn echo(&self) -> Echo {
+        self.lock().echo
+    }
+
+    /// Whether anything of the request has left in this exchange.
+    pub(super) fn has_sent(&self) -> bool {
+        !self.lock().request.is_empty()
     }
 
     /// Whether anything has arrived in this exchange.
@@ -116,8 +135,13 @@ impl AsyncRead for Gate {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
             inner.received.extend_from_slice(arrived.filled());
-            match judge(inner.framing, &inner.request, &inner.received) {
-                Progress::Complete(range) => inner.passing = range,
+            match judge_beside_echo(inner.framing, inner.echo, &inner.request, &inner.received) {
+                Progress::Complete(range) => {
+                    inner.passing = range;
+                    if inner.framing == Framing::Rtu && inner.echo == Echo::Unknown {
+                        inner.echo = echo_of(&inner.request, &inner.received);
+                    }
+                }
                 Progress::Broken(fault) => inner.fault = Some(fault),
                 Progress::Incomplete if inner.received.len() > RECEIVED_BYTES_MAX => {
                     inner.fault = Some(Fault::Surplus);

@@ -17,7 +17,7 @@ use tokio_modbus::{ExceptionCode, Request, Response, Slave};
 
 use super::fault::Fault;
 use super::gate::{Dropped, Gate, Wire};
-use super::reply::Framing;
+use super::reply::{Echo, Framing};
 use super::timing;
 use crate::config::{LineConfig, LineKind, Table};
 use crate::field::port::{self, PortError};
@@ -56,6 +56,24 @@ pub(super) struct Question {
     pub(super) timeout: Duration,
 }
 
+/// What is to be written to a unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Order {
+    pub(super) unit_id: u8,
+    pub(super) address: u16,
+    pub(super) places: Places,
+    /// By function 15 or 16, also where 5 or 6 would do.
+    pub(super) by_multiple: bool,
+    pub(super) timeout: Duration,
+}
+
+/// What stands in the places that are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Places {
+    Coil(bool),
+    Registers(Vec<u16>),
+}
+
 /// What came of it.
 #[derive(Debug)]
 pub(super) enum Exchange {
@@ -63,6 +81,8 @@ pub(super) enum Exchange {
     Registers(Vec<u16>),
     /// Exactly as many bits as asked for.
     Bits(Vec<bool>),
+    /// The unit says that it has written.
+    Written,
     /// The unit says no.
     Refused(u8),
     /// Nothing in time; `heard` = some bytes, but no whole answer.
@@ -152,53 +172,80 @@ impl Link {
         match exchange {
             Exchange::Lost(_) => true,
             Exchange::Silent { .. } | Exchange::Broken(_) => self.is_connection,
-            Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Refused(_) => false,
+            Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Written | Exchange::Refused(_) => false,
         }
+    }
+
+    /// Whether the line echoes what is sent on it.
+    pub(super) fn echo(&self) -> Echo {
+        if self.framing == Framing::Rtu { self.gate.echo() } else { Echo::Absent }
     }
 
     /// Asks and waits for the answer.
     pub(super) async fn exchange(&mut self, question: &Question) -> Exchange {
-        sleep_until(self.ready_at).await;
-        if let Err(not_ready) = self.settle(question.timeout).await {
+        if let Err(not_ready) = self.prepare(question.unit_id, question.timeout).await {
             return not_ready;
         }
+        let wire = timing::wire(self.character, question.table, question.quantity);
+        let answer = self.call(request(question), question.timeout, wire).await;
+        self.concluded(answer, question.timeout, |response| sized(question, response))
+    }
+
+    /// Writes and waits for the answer. Says as well whether anything has left: if not, nothing was written for sure.
+    pub(super) async fn write(&mut self, order: &Order) -> (Exchange, bool) {
+        if let Err(not_ready) = self.prepare(order.unit_id, order.timeout).await {
+            return (not_ready, false);
+        }
+        let (table, quantity) = match &order.places {
+            Places::Coil(_) => (Table::Coil, 1),
+            Places::Registers(words) => (Table::Holding, u16::try_from(words.len()).unwrap_or(u16::MAX)),
+        };
+        let wire = timing::wire_of_write(self.character, table, quantity);
+        let answer = self.call(write_request(order), order.timeout, wire).await;
+        let has_sent = self.gate.has_sent();
+        (self.concluded(answer, order.timeout, |response| written(order, &response)), has_sent)
+    }
+
+    /// Waits until the line is ready for a request to this unit.
+    async fn prepare(&mut self, unit_id: u8, answer_timeout: Duration) -> Result<(), Exchange> {
+        sleep_until(self.ready_at).await;
+        self.settle(answer_timeout).await?;
         self.gate.begin();
         if self.framing == Framing::Rtu {
             // A request that a timeout cut short would leave its rest in the library's buffer.
             self.client = rtu::attach(self.gate.clone());
         }
-        self.client.set_slave(Slave(question.unit_id));
-        let deadline =
-            Instant::now() + question.timeout + timing::wire(self.character, question.table, question.quantity);
-        let answer = timeout_at(deadline, self.client.call(request(question))).await;
+        self.client.set_slave(Slave(unit_id));
+        Ok(())
+    }
+
+    async fn call(&mut self, request: Request<'_>, answer_timeout: Duration, wire: Duration) -> Answer {
+        let deadline = Instant::now() + answer_timeout + wire;
+        let answer = timeout_at(deadline, self.client.call(request)).await;
         if self.gate.has_heard() || self.framing == Framing::Tcp {
             self.last_heard = Instant::now();
         } else {
             // The bus was silent since the request was out: that is the silence that a fault asks for.
-            self.last_heard = Instant::now().checked_sub(question.timeout).unwrap_or_else(Instant::now);
+            self.last_heard = Instant::now().checked_sub(answer_timeout).unwrap_or_else(Instant::now);
         }
-        let exchange = self.judged(question, answer);
-        let is_fault = matches!(exchange, Exchange::Silent { .. } | Exchange::Broken(_));
-        self.has_answered |= matches!(exchange, Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Refused(_));
-        self.quarantine = if is_fault { self.gap.max(question.timeout) } else { self.gap };
-        exchange
+        answer
     }
 
-    fn judged(
-        &self,
-        question: &Question,
-        answer: Result<tokio_modbus::Result<Response>, tokio::time::error::Elapsed>,
-    ) -> Exchange {
-        match answer {
+    fn concluded(&mut self, answer: Answer, timeout: Duration, read: impl FnOnce(Response) -> Exchange) -> Exchange {
+        let exchange = match answer {
             Err(_) => Exchange::Silent { heard: self.gate.has_heard() },
-            Ok(Ok(Ok(response))) => sized(question, response),
+            Ok(Ok(Ok(response))) => read(response),
             Ok(Ok(Err(exception))) => Exchange::Refused(code(exception)),
             Ok(Err(error)) => match (self.gate.fault(), error) {
                 (Some(fault), _) => Exchange::Broken(fault),
                 (None, tokio_modbus::Error::Transport(error)) => Exchange::Lost(error),
                 (None, tokio_modbus::Error::Protocol(_)) => Exchange::Broken(Fault::OtherRequest),
             },
-        }
+        };
+        let is_fault = matches!(exchange, Exchange::Silent { .. } | Exchange::Broken(_));
+        self.has_answered |= !is_fault && !matches!(exchange, Exchange::Lost(_));
+        self.quarantine = if is_fault { self.gap.max(timeout) } else { self.gap };
+        exchange
     }
 
     /// Waits for silence and drops what is heard until then.
@@ -250,6 +297,36 @@ async fn connect(host: &str, port: u16, answer_timeout: Duration) -> Result<TcpS
     // Requests are one small packet each: waiting for more to send only delays them.
     stream.set_nodelay(true).map_err(|source| LinkError::Connect { host: host.to_owned(), port, source })?;
     Ok(stream)
+}
+
+/// What the library says of a call, in time or not.
+type Answer = Result<tokio_modbus::Result<Response>, tokio::time::error::Elapsed>;
+
+fn write_request(order: &Order) -> Request<'_> {
+    match (&order.places, order.by_multiple) {
+        (Places::Coil(is_on), false) => Request::WriteSingleCoil(order.address, *is_on),
+        (Places::Coil(is_on), true) => Request::WriteMultipleCoils(order.address, vec![*is_on].into()),
+        (Places::Registers(words), is_multiple) => match words.as_slice() {
+            [word] if !is_multiple => Request::WriteSingleRegister(order.address, *word),
+            words => Request::WriteMultipleRegisters(order.address, words.into()),
+        },
+    }
+}
+
+/// The answer to a write, once more held against the order.
+fn written(order: &Order, response: &Response) -> Exchange {
+    let is_it = match (&order.places, response) {
+        (Places::Coil(is_on), Response::WriteSingleCoil(address, told)) => (order.address, is_on) == (*address, told),
+        (Places::Coil(_), Response::WriteMultipleCoils(address, 1)) => order.address == *address,
+        (Places::Registers(words), Response::WriteSingleRegister(address, told)) => {
+            (order.address, words.as_slice()) == (*address, &[*told])
+        }
+        (Places::Registers(words), Response::WriteMultipleRegisters(address, quantity)) => {
+            (order.address, words.len()) == (*address, usize::from(*quantity))
+        }
+        _ => false,
+    };
+    if is_it { Exchange::Written } else { Exchange::Broken(Fault::OtherRequest) }
 }
 
 fn request(question: &Question) -> Request<'static> {

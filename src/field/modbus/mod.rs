@@ -2,7 +2,7 @@
 //!
 //! Promises: a value is told only from a whole answer to its own request; what fails is told as quality bad with its
 //! reason; a unit that fails does not delay its neighbours by more than one timeout for each probe (`poll`); a lost
-//! connection is made again with growing pauses. Never writes to a device.
+//! connection is made again with growing pauses. Writes only what the clerk of writes has given to the line (`write`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,11 +18,13 @@ use crate::message::{Quality, Stamp};
 use super::device::{Desk, Device, DeviceSpec, Seen};
 use super::pause::Pauses;
 use super::poll::{DEAD_AFTER, Outcome, Plan, PlanUnit, Turn};
+use super::writes::LineEnd;
 
 use decode::Decoded;
 use fault::{exception_kind, exception_name};
 use link::{Exchange, Link, Question};
 use plan::Block;
+use write::Writes;
 
 pub mod plan;
 
@@ -34,12 +36,15 @@ mod timing;
 
 pub mod decode;
 
+pub mod encode;
+
 mod fault;
 
 mod gate;
 mod link;
 mod reply;
 pub mod server;
+mod write;
 
 /// Pauses between attempts to open a line.
 const REOPEN: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(30));
@@ -53,6 +58,8 @@ pub(super) struct LineSpec {
     pub(super) name: Arc<str>,
     pub(super) config: LineConfig,
     pub(super) units: Vec<UnitSpec>,
+    /// Where writes come from, if any do.
+    pub(super) writes: Option<LineEnd>,
 }
 
 /// A unit as configured.
@@ -76,6 +83,7 @@ struct Line {
     /// Failed attempts to open the line in a row.
     failures: u32,
     open_not_before: Duration,
+    writes: Writes,
     desk: Desk,
     start: Instant,
 }
@@ -102,28 +110,45 @@ impl Line {
             link: None,
             failures: 0,
             open_not_before: Duration::ZERO,
+            writes: Writes::new(spec.writes),
             desk: desk.clone(),
             start: Instant::now(),
         }
     }
 
     async fn run(mut self) {
+        self.writes.start().await;
         loop {
+            while let Some(message) = self.writes.message_now() {
+                self.writes.take(message, self.start);
+            }
             let now = self.start.elapsed();
             self.tell_again(now).await;
-            let wake = match self.plan.next(now) {
+            let turn = self.plan.next(now);
+            if self.carry_out(now, matches!(turn, Turn::Ask { .. })).await {
+                continue;
+            }
+            let wake = match turn {
                 Turn::Ask { unit, block } if self.is_open(now).await => {
                     self.ask(unit, block).await;
+                    self.writes.lane.polled();
                     continue;
                 }
                 Turn::Ask { .. } => self.open_not_before,
                 Turn::Wait(until) => until,
             };
             let heartbeat = self.units.iter().filter_map(|unit| unit.device.next_heartbeat()).min();
-            let wake = heartbeat.map_or(wake, |heartbeat| wake.min(heartbeat));
+            let write = self.writes.lane.wake(now, |unit| self.write_at(unit));
+            let wake = [heartbeat, write].into_iter().flatten().fold(wake, Duration::min);
             // A plan without points waits for ever; an hour is as good, and can be added to an instant.
             let rest = wake.saturating_sub(self.start.elapsed()).min(Duration::from_secs(3600));
-            sleep(rest).await;
+            let message = tokio::select! {
+                () = sleep(rest) => None,
+                message = self.writes.message() => Some(message),
+            };
+            if let Some(message) = message {
+                self.writes.take(message, self.start);
+            }
         }
     }
 
@@ -170,9 +195,7 @@ impl Line {
     }
 
     async fn ask(&mut self, number: usize, block_number: usize) {
-        let (Some(unit), Some(block), Some(link)) =
-            (self.units.get_mut(number), self.plan.block(number, block_number).cloned(), self.link.as_mut())
-        else {
+        let (Some(unit), Some(block)) = (self.units.get(number), self.plan.block(number, block_number).cloned()) else {
             return;
         };
         let question = Question {
@@ -183,18 +206,7 @@ impl Line {
             timeout: unit.config.timeout,
         };
         let began = self.start.elapsed();
-        let was_used = link.has_answered();
-        let mut exchange = link.exchange(&question).await;
-        if was_used && matches!(exchange, Exchange::Lost(_)) {
-            // A server that closes idle connections is well: the request is sent once more, on a new one.
-            self.link = None;
-            if !self.is_open(began).await {
-                return;
-            }
-            if let Some(link) = self.link.as_mut() {
-                exchange = link.exchange(&question).await;
-            }
-        }
+        let Some(exchange) = self.exchanged(&question, began).await else { return };
         let stamp = self.desk.clock.now();
         let now = self.start.elapsed();
         if self.link.as_ref().is_some_and(|link| link.is_spent(&exchange)) {
@@ -216,11 +228,32 @@ impl Line {
     }
 }
 
+impl Line {
+    /// Asks a question, on a new connection if the old one turns out to be closed. `None`: it cannot be opened again.
+    async fn exchanged(&mut self, question: &Question, began: Duration) -> Option<Exchange> {
+        let link = self.link.as_mut()?;
+        let was_used = link.has_answered();
+        let exchange = link.exchange(question).await;
+        if !was_used || !matches!(exchange, Exchange::Lost(_)) {
+            return Some(exchange);
+        }
+        // A server that closes idle connections is well: the request is sent once more, on a new one.
+        self.link = None;
+        if !self.is_open(began).await {
+            return None;
+        }
+        match self.link.as_mut() {
+            Some(link) => Some(link.exchange(question).await),
+            None => Some(exchange),
+        }
+    }
+}
+
 impl Unit {
     /// Takes note of what an exchange says of this unit's points.
     fn note(&mut self, block: &Block, exchange: &Exchange, fruitless_in_a_row: u32, stamp: Stamp, now: Duration) {
         match exchange {
-            Exchange::Registers(_) | Exchange::Bits(_) => {
+            Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Written => {
                 for number in &block.points {
                     if let Some(point) = self.config.points.get(*number) {
                         self.device.see(*number, seen(point, block.address, exchange), stamp, now);
@@ -259,7 +292,7 @@ impl Unit {
             Exchange::Silent { heard: true } => format!("no whole answer within {ms} ms").into(),
             Exchange::Broken(fault) => Arc::from(fault.reason()),
             Exchange::Lost(error) => format!("the connection was lost: {error}").into(),
-            Exchange::Registers(_) | Exchange::Bits(_) => Arc::from(""),
+            Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Written => Arc::from(""),
         }
     }
 }
@@ -301,7 +334,7 @@ fn is_about_addresses(exchange: &Exchange) -> bool {
 
 fn outcome(exchange: &Exchange) -> Outcome {
     match exchange {
-        Exchange::Registers(_) | Exchange::Bits(_) => Outcome::Answered,
+        Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Written => Outcome::Answered,
         // A gateway speaks for a unit that is not there; waiting for that cost it a timeout of its own.
         Exchange::Refused(10 | 11) => Outcome::Fruitless,
         Exchange::Refused(_) => Outcome::Refused { address: is_about_addresses(exchange) },
@@ -312,7 +345,7 @@ fn outcome(exchange: &Exchange) -> Outcome {
 /// By what name a failed exchange is counted.
 fn fault_kind(exchange: &Exchange) -> Option<&'static str> {
     match exchange {
-        Exchange::Registers(_) | Exchange::Bits(_) => None,
+        Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Written => None,
         Exchange::Refused(code) => Some(exception_kind(*code)),
         Exchange::Silent { heard: false } => Some("timeout"),
         Exchange::Silent { heard: true } => Some("incomplete"),

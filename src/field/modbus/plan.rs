@@ -14,7 +14,7 @@ pub struct PlanPoint {
     pub table: Table,
     /// Address on the wire.
     pub address: u16,
-    /// Registers or coils; no more than the limits allow in one request.
+    /// Registers or coils; no more than the limits allow in one request. 0 = it is not read.
     pub width: u16,
     /// How often to read it.
     pub interval: Duration,
@@ -70,7 +70,7 @@ pub fn points(device: &ModbusConfig) -> Vec<PlanPoint> {
     let planned = device.points.iter().map(|point| PlanPoint {
         table: point.table,
         address: point.address,
-        width: point.kind.width(),
+        width: if point.is_readable() { point.kind.width() } else { 0 },
         interval: point.poll.unwrap_or(device.poll),
     });
     planned.collect()
@@ -79,7 +79,7 @@ pub fn points(device: &ModbusConfig) -> Vec<PlanPoint> {
 /// Points of one table and one interval, merged where the gap is small and the request stays legal. Going up the
 /// addresses and filling each request as far as it may go needs the fewest.
 pub fn requests(points: &[PlanPoint], limits: &RequestLimits) -> Vec<Block> {
-    let mut order: Vec<(usize, &PlanPoint)> = points.iter().enumerate().collect();
+    let mut order: Vec<(usize, &PlanPoint)> = points.iter().enumerate().filter(|(_, point)| point.width > 0).collect();
     order.sort_by_key(|(number, point)| (point.table, point.interval, point.address, *number));
     let mut blocks: Vec<Block> = Vec::new();
     for (number, point) in order {

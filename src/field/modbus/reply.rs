@@ -3,7 +3,7 @@
 //! Promises: `Complete` is said only of one answer, to this request, whole, with every field checked against the
 //! request: transaction id, protocol id, length, unit, function, byte count, checksum. It stands before the Modbus
 //! library, which checks quantities only by `debug_assert`, so that the library never sees anything else: neither a
-//! short answer taken for a value nor a panic is possible. Reads only (functions 1 to 4).
+//! short answer taken for a value nor a panic is possible. Reads (functions 1 to 4) and writes (5, 6, 15, 16).
 
 use std::ops::Range;
 
@@ -33,10 +33,56 @@ use Progress::{Broken, Complete, Incomplete};
 
 /// Header of Modbus TCP without the unit id: transaction, protocol, length.
 const TCP_PREFIX: usize = 6;
+/// PDU of the answer to a write.
+const WRITTEN_BYTES: usize = 5;
 /// Checksum of an RTU frame.
 const CRC_BYTES: usize = 2;
 /// Bytes of 0x00 or 0xFF around an RTU frame that are put down to the line driver's turning around.
 pub(super) const GLITCH_BYTES_MAX: usize = 4;
+
+/// Whether the line gives back what is sent on it: two-wire adapters without echo suppression do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Echo {
+    /// Not known yet.
+    Unknown,
+    /// It does not.
+    Absent,
+    /// It does.
+    Present,
+}
+
+/// As `judge`, on a line of which it is known whether it echoes. The answer to a write of one place (functions 5 and 6) is
+/// the request itself: on a line that echoes, only the second one is the device's.
+pub fn judge_beside_echo(framing: Framing, echo: Echo, request: &[u8], received: &[u8]) -> Progress {
+    let is_alike = matches!(request.get(1), Some(5 | 6));
+    if framing != Framing::Rtu || echo != Echo::Present || !is_alike {
+        return judge(framing, request, received);
+    }
+    let glitches = received.iter().take(GLITCH_BYTES_MAX).take_while(|byte| is_glitch(byte)).count();
+    let (skipped, heard) = received.split_at(if received.starts_with(request) { 0 } else { glitches });
+    if request.starts_with(heard) {
+        return Incomplete;
+    }
+    match heard.strip_prefix(request) {
+        None => Broken(Fault::OtherRequest),
+        Some(rest) => {
+            let before = skipped.len() + request.len();
+            match judge(framing, request, rest) {
+                Complete(range) => Complete(before + range.start..before + range.end),
+                other => other,
+            }
+        }
+    }
+}
+
+/// Whether the line has echoed a request to read, which no answer looks like.
+pub fn echo_of(request: &[u8], received: &[u8]) -> Echo {
+    match request.get(1) {
+        Some(1..=4) if received.starts_with(request) => Echo::Present,
+        Some(1..=4) => Echo::Absent,
+        _ => Echo::Unknown,
+    }
+}
 
 /// Judges `received` as the answer to `request`, both as they are on the wire.
 pub fn judge(framing: Framing, request: &[u8], received: &[u8]) -> Progress {
@@ -180,7 +226,9 @@ fn foreign_frame(received: &[u8]) -> Foreign {
             None => return Foreign::Incomplete,
             Some(count) => 3 + usize::from(*count) + CRC_BYTES,
         },
-        0x81..=0x84 => 3 + CRC_BYTES,
+        // What was written is told again: address, and value or quantity.
+        5 | 6 | 15 | 16 => 6 + CRC_BYTES,
+        0x81..=0x86 | 0x8F | 0x90 => 3 + CRC_BYTES,
         _ => return Foreign::Noise,
     };
     match received.get(..length) {
@@ -192,7 +240,13 @@ fn foreign_frame(received: &[u8]) -> Foreign {
 
 /// Judges function, byte count and exception of an answer; its whole length once that is known.
 fn judge_pdu(asked: &[u8], pdu: &[u8]) -> (Progress, Option<usize>) {
-    let [function, _, _, quantity_high, quantity_low] = asked else { return (Broken(Fault::NoRequest), None) };
+    let [function, _, _, quantity_high, quantity_low, written @ ..] = asked else {
+        return (Broken(Fault::NoRequest), None);
+    };
+    let is_write = matches!(function, 5 | 6 | 15 | 16);
+    if !is_write && !written.is_empty() {
+        return (Broken(Fault::NoRequest), None);
+    }
     let quantity = usize::from(u16::from_be_bytes([*quantity_high, *quantity_low]));
     let data = match function {
         1 | 2 => quantity.div_ceil(8),
@@ -206,6 +260,11 @@ fn judge_pdu(asked: &[u8], pdu: &[u8]) -> (Progress, Option<usize>) {
     }
     if answered != function {
         return (Broken(Fault::Function), None);
+    }
+    if is_write {
+        // Modbus Application Protocol 1.1b3, 6.5, 6.6, 6.11, 6.12: the answer repeats the first five bytes.
+        let repeats = agrees(pdu, asked, 1..WRITTEN_BYTES);
+        return if repeats { (Incomplete, Some(WRITTEN_BYTES)) } else { (Broken(Fault::OtherRequest), None) };
     }
     if pdu.get(1).is_some_and(|count| usize::from(*count) != data) {
         return (Broken(Fault::ByteCount), None);
@@ -371,6 +430,76 @@ mod tests {
         let request = rtu(1, &ASKED);
         assert!(is_broken(&judge(Framing::Rtu, &request, &rtu(1, &[3, 2, 0, 1]))));
         assert!(is_broken(&judge(Framing::Rtu, &request, &rtu(1, &[4, 6, 0, 1, 0, 2, 0, 3]))));
+    }
+
+    /// Register 1 is 3 (Modbus Application Protocol 1.1b3, 6.6); registers 1 and 2 are 10 and 258 (6.12).
+    const WRITES: [(&[u8], &[u8]); 4] = [
+        (&[6, 0, 1, 0, 3], &[6, 0, 1, 0, 3]),
+        (&[5, 0, 0xAC, 0xFF, 0], &[5, 0, 0xAC, 0xFF, 0]),
+        (&[16, 0, 1, 0, 2, 4, 0, 10, 1, 2], &[16, 0, 1, 0, 2]),
+        (&[15, 0, 0x13, 0, 10, 2, 0xCD, 1], &[15, 0, 0x13, 0, 10]),
+    ];
+
+    #[test]
+    fn the_answer_to_a_write_repeats_what_was_asked_for_and_nothing_else_is_one() {
+        for (asked, answer) in WRITES {
+            let (request, right) = (tcp(7, 1, asked), tcp(7, 1, answer));
+            for end in 0..right.len() {
+                assert_eq!(judge(Framing::Tcp, &request, &right[..end]), Incomplete, "{asked:?} {end}");
+            }
+            assert_eq!(judge(Framing::Tcp, &request, &right), Complete(0..right.len()));
+            let (rtu_request, rtu_right) = (rtu(1, asked), rtu(1, answer));
+            assert_eq!(judge(Framing::Rtu, &rtu_request, &rtu_right), Complete(0..rtu_right.len()));
+            for place in 0..right.len() {
+                for flip in 1..=255u8 {
+                    let mut wrong = right.clone();
+                    wrong[place] ^= flip;
+                    let progress = judge(Framing::Tcp, &request, &wrong);
+                    assert!(is_broken(&progress), "{asked:?} byte {place} as {:#04x}: {progress:?}", wrong[place]);
+                }
+            }
+            for place in 0..rtu_right.len() {
+                for bit in 0..8 {
+                    let mut wrong = rtu_right.clone();
+                    wrong[place] ^= 1 << bit;
+                    let progress = judge(Framing::Rtu, &rtu_request, &wrong);
+                    assert!(!matches!(progress, Complete(_)), "{asked:?} byte {place} bit {bit}");
+                }
+            }
+            let function = asked[0] | 0x80;
+            assert_eq!(judge(Framing::Rtu, &rtu_request, &rtu(1, &[function, 3])), Complete(0..5));
+            assert!(is_broken(&judge(Framing::Tcp, &request, &tcp(7, 1, &[3, 2, 0, 3]))));
+        }
+    }
+
+    #[test]
+    fn on_a_line_that_echoes_the_echo_of_a_write_is_not_taken_for_its_answer() {
+        for (asked, answer) in WRITES {
+            let (request, answer) = (rtu(1, asked), rtu(1, answer));
+            let both = [request.clone(), answer.clone()].concat();
+            for end in 0..both.len() {
+                let progress = judge_beside_echo(Framing::Rtu, Echo::Present, &request, &both[..end]);
+                assert_eq!(progress, Incomplete, "{asked:?} {end}");
+            }
+            let progress = judge_beside_echo(Framing::Rtu, Echo::Present, &request, &both);
+            assert_eq!(progress, Complete(request.len()..both.len()), "{asked:?}");
+            let progress = judge_beside_echo(Framing::Rtu, Echo::Absent, &request, &answer);
+            assert_eq!(progress, Complete(0..answer.len()), "{asked:?}");
+        }
+        assert_eq!(echo_of(&rtu(1, &ASKED), &[rtu(1, &ASKED), rtu(1, &ANSWER)].concat()), Echo::Present);
+        assert_eq!(echo_of(&rtu(1, &ASKED), &rtu(1, &ANSWER)), Echo::Absent);
+        assert_eq!(echo_of(&rtu(1, &[6, 0, 1, 0, 3]), &rtu(1, &[6, 0, 1, 0, 3])), Echo::Unknown);
+    }
+
+    #[test]
+    fn a_late_answer_to_a_write_of_another_unit_is_passed_over() {
+        let (request, answer) = (rtu(1, &ASKED), rtu(1, &ANSWER));
+        for (_, late) in WRITES {
+            let late = rtu(2, late);
+            let both = [late.clone(), answer.clone()].concat();
+            assert_eq!(judge(Framing::Rtu, &request, &late), Incomplete);
+            assert_eq!(judge(Framing::Rtu, &request, &both), Complete(late.len()..both.len()));
+        }
     }
 
     #[test]

@@ -14,6 +14,11 @@ pub fn gap(character: Duration, pause: Duration) -> Duration {
     pause.max(GAP_MIN).max(character * 7 / 2)
 }
 
+/// The same of a write: its data goes out, and the answer has none.
+pub fn wire_of_write(character: Duration, table: Table, quantity: u16) -> Duration {
+    wire(character, table, quantity) + character * 4
+}
+
 /// How long the bits of request and answer take.
 pub fn wire(character: Duration, table: Table, quantity: u16) -> Duration {
     let data = if table.is_bits() { u32::from(quantity).div_ceil(8) } else { u32::from(quantity) * 2 };

@@ -18,6 +18,8 @@ pub(in crate::queue) struct SessionRow {
     pub expiry_s: u32,
     /// `None`: a client is there, or was when the gateway ended.
     pub away: Option<Away>,
+    /// Of its names and subscriptions, which nothing else guards against a flipped bit; 0: of an older program.
+    pub sum: u32,
 }
 
 /// A subscription as it is stored.
@@ -29,6 +31,25 @@ pub(in crate::queue) struct SubscriptionRow {
     pub qos: Qos,
     pub options: u8,
     pub identifier: Option<u32>,
+}
+
+/// The sum of a session, never 0. Its subscriptions in the order of their lanes.
+pub(super) fn session_sum<'s>(
+    (number, user, client): (u64, &str, &str),
+    subscriptions: impl Iterator<Item = &'s SubscriptionRow>,
+) -> u32 {
+    let mut sum = crc32c::crc32c(&number.to_le_bytes());
+    for text in [user, client] {
+        sum = crc32c::crc32c_append(sum, text.as_bytes());
+        sum = crc32c::crc32c_append(sum, &[0xff]);
+    }
+    for SubscriptionRow { lane, filter, qos, options, identifier, .. } in subscriptions {
+        sum = crc32c::crc32c_append(sum, filter.as_bytes());
+        sum = crc32c::crc32c_append(sum, &[0xff, qos.level(), *options]);
+        sum = crc32c::crc32c_append(sum, &lane.to_le_bytes());
+        sum = crc32c::crc32c_append(sum, &identifier.unwrap_or(0).to_le_bytes());
+    }
+    sum.max(1)
 }
 
 /// Which subscription of which session.
@@ -77,7 +98,7 @@ pub(in crate::queue) struct FlightRow {
 
 impl Store {
     pub fn local_sessions(&self) -> rusqlite::Result<Vec<SessionRow>> {
-        let sql = "SELECT number, user, client, coalesce(expiry_s, 0), start, wall_ms, mono_ms, is_unset FROM session \
+        let sql = "SELECT number, user, client, coalesce(expiry_s, 0), start, wall_ms, mono_ms, is_unset, version FROM session \
                    LEFT JOIN session_away ON session_away.session = number ORDER BY number";
         self.all(sql, (), |row| {
             let away = match (row.get(4)?, row.get(5)?, row.get::<_, Option<i64>>(6)?) {
@@ -88,16 +109,16 @@ impl Store {
                 _ => None,
             };
             let (user, client) = (row.get::<_, String>(1)?.into(), row.get::<_, String>(2)?.into());
-            Ok(SessionRow { number: unsigned(row, 0)?, user, client, expiry_s: row.get(3)?, away })
+            Ok(SessionRow { number: unsigned(row, 0)?, user, client, expiry_s: row.get(3)?, away, sum: row.get(8)? })
         })
     }
 
     pub fn set_local_session(&self, session: &SessionRow) -> rusqlite::Result<()> {
-        let SessionRow { number, user, client, expiry_s, away } = session;
+        let SessionRow { number, user, client, expiry_s, away, sum } = session;
         let number = number.cast_signed();
         let sql = "INSERT OR REPLACE INTO session(stream, number, user, client, expiry_s, version) \
-                   VALUES (?1, ?1, ?2, ?3, ?4, 0)";
-        self.run(sql, params![number, &**user, &**client, expiry_s])?;
+                   VALUES (?1, ?1, ?2, ?3, ?4, ?5)";
+        self.run(sql, params![number, &**user, &**client, expiry_s, sum])?;
         let Some(Away { start, stamp: Stamp { wall_ms, mono_ms, clock } }) = away else {
             return self.run("DELETE FROM session_away WHERE session = ?", [number]).map(drop);
         };
@@ -105,6 +126,10 @@ impl Store {
         let sql =
             "INSERT OR REPLACE INTO session_away(session, start, wall_ms, mono_ms, is_unset) VALUES (?, ?, ?, ?, ?)";
         self.run(sql, params![number, start, wall_ms, mono_ms.cast_signed(), is_unset]).map(drop)
+    }
+
+    pub fn set_session_sum(&self, number: u64, sum: u32) -> rusqlite::Result<()> {
+        self.run("UPDATE session SET version = ? WHERE number = ?", params![sum, number.cast_signed()]).map(drop)
     }
 
     /// Forgets a session, its subscriptions and its received ids. What waits for it is not touched.

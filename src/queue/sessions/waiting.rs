@@ -42,8 +42,8 @@ pub(super) struct Lane {
 /// A subscription that wants a message.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::queue) struct Match {
-    key: LaneKey,
-    terms: Terms,
+    pub(super) key: LaneKey,
+    pub(super) terms: Terms,
 }
 
 /// How far somebody wants what lies at a place.
@@ -121,7 +121,7 @@ impl Sessions {
         self.lanes().filter(|(_, lane)| over(lane)).map(|(key, _)| key).collect()
     }
 
-    fn note_flight(&mut self, session: u64, flight: FlightRow) {
+    pub(super) fn note_flight(&mut self, session: u64, flight: FlightRow) {
         if let Some(known) = self.by_number.get_mut(&session) {
             known.order_next = known.order_next.max(flight.order + 1);
             if let Some(before) = known.flights.insert(flight.packet_id, flight) {

@@ -148,6 +148,28 @@ async fn anothers_log_beside_a_store_that_was_closed_in_order_costs_nothing() {
 }
 
 #[tokio::test]
+async fn a_log_that_the_closing_could_not_cut_is_the_stores_own() {
+    for (change, is_own) in [("value = value", true), ("value = value + 1", false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let rig = Rig::start(two_that_are_told(dir.path()));
+        rig.append_all((0..50).map(|number| numbered(number, 100))).await;
+        rig.stop().await;
+        let closed = copy_dir(dir.path());
+        // The power goes after the database has all of the log, or before that: then it is not what the closing wrote.
+        let connection = rusqlite::Connection::open(dir.path().join("queue.db")).unwrap();
+        connection.execute(&format!("UPDATE meta SET {change} WHERE key = 'sequence'"), ()).unwrap();
+        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(())).unwrap();
+        let left = copy_dir(dir.path());
+        drop(connection);
+        if !is_own {
+            fs::copy(closed.path().join("queue.db"), left.path().join("queue.db")).unwrap();
+        }
+        assert_eq!(opened(left.path()).await, ((0..50).collect(), None));
+        assert_eq!(left.path().join("quarantine").exists(), !is_own, "{change}");
+    }
+}
+
+#[tokio::test]
 async fn a_flipped_version_in_the_head_is_damage_and_not_a_read_only_disk() {
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start(two_that_are_told(dir.path()));

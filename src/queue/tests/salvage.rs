@@ -20,7 +20,7 @@ fn numbers(rows: &[Queued]) -> Vec<u64> {
 }
 
 /// Writes over the beginning of the database: SQLite cannot open it any more.
-fn behead(dir: &Path) {
+pub(super) fn behead(dir: &Path) {
     let file = fs::File::options().write(true).open(dir.join("queue.db")).unwrap();
     file.write_all_at(&[0x5a; 1024], 0).unwrap();
 }
@@ -86,7 +86,7 @@ async fn messages_that_two_streams_want_go_to_those_who_had_not_got_them() {
 
 /// Flips one bit in the body of each of these messages, wherever the file has it: a page that was split has still a copy
 /// of what went to the other one.
-fn flip(dir: &Path, bodies: &[u64]) {
+pub(super) fn flip(dir: &Path, bodies: &[u64]) {
     let path = dir.join("queue.db");
     let mut bytes = fs::read(&path).unwrap();
     for number in bodies {
@@ -145,7 +145,7 @@ fn sqlite_must_refuse(dir: &Path) {
 }
 
 /// Opens the books of a store that is to be salvaged, and does so many jobs of it.
-fn salvage_some(dir: &Path, jobs: u64) -> (books::Books, bool) {
+pub(super) fn salvage_some(dir: &Path, jobs: u64) -> (books::Books, bool) {
     let mut books = opening::open_books(&settings(dir), &mut Past::default()).unwrap();
     for _ in 0..jobs {
         if !books.is_salvage_due() {
@@ -207,7 +207,7 @@ fn a_salvage_that_a_crash_interrupts_anywhere_goes_on_and_doubles_nothing() {
     assert_eq!(books.losses.get(&LossReason::Quarantined), None);
 }
 
-fn copy_quarantine(from: &Path, to: &Path) {
+pub(super) fn copy_quarantine(from: &Path, to: &Path) {
     fs::create_dir_all(to.join("quarantine")).unwrap();
     for entry in fs::read_dir(from.join("quarantine")).into_iter().flatten() {
         let entry = entry.unwrap();

@@ -5,6 +5,8 @@ use crate::queue::sessions::{
     Entrance, Entry, Kept, Parcel, Parcels, Retained, SessionLimits, SessionOutlet, Settling, Subscribed,
 };
 
+mod salvaged;
+
 const HOUR: u32 = 3600;
 
 fn entrance(client: &str) -> Entrance {

@@ -468,3 +468,44 @@ async fn a_loss_that_was_noted_without_a_clock_says_so_when_it_is_told() {
     assert_eq!((&told["reason"], &told["clock"]), (&"expired".into(), &"unset".into()), "{told}");
     rig.stop().await;
 }
+
+#[tokio::test]
+async fn how_old_a_write_of_another_boot_is_nobody_says_who_does_not_know() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new(0);
+    let set = "field/press/setpoint/set";
+    let start = |clock: &Clock| {
+        let mut settings = QueueSettings { clock: clock.clone(), ..settings(dir.path()) };
+        settings.streams.push(StreamSpec::writes());
+        settings.set_topics = SetTopics::new(HashSet::from([Topic::new(set).unwrap()]));
+        Rig::start(settings)
+    };
+    let clock = bench.clock(dir.path());
+    let mut rig = start(&clock);
+    rig.append(Message { received: clock.now(), ..message(set, b"1") }).await;
+    bench.pass(5 * SECOND);
+    assert_eq!(rig.all(WRITES).await[0].age_ms, Some(5000), "within a boot every clock does");
+    rig.stop().await;
+    bench.cut(3 * 24 * HOUR);
+    bench.pass(SECOND);
+    let clock = bench.clock(dir.path());
+    let mut rig = start(&clock);
+    assert_eq!(rig.all(WRITES).await[0].age_ms, None, "one second old, or three days");
+    // In this boot the time becomes known, and is written down.
+    bench.synchronise(&dir.path().join("mark"));
+    bench.pass(SECOND);
+    assert_eq!(clock.state(), ClockState::Synced);
+    rig.append(Message { received: clock.now(), ..message(set, b"2") }).await;
+    rig.stop().await;
+    bench.cut(HOUR);
+    bench.pass(SECOND);
+    bench.synchronise(&dir.path().join("mark"));
+    bench.pass(SECOND);
+    let clock = bench.clock(dir.path());
+    assert_eq!(clock.state(), ClockState::Synced);
+    let mut rig = start(&clock);
+    let ages: Vec<Option<u64>> = rig.all(WRITES).await.iter().map(|row| row.age_ms).collect();
+    assert_eq!(ages[0], None);
+    assert!(ages[1].is_some_and(|age| age.abs_diff(HOUR + 2 * SECOND) <= 2 * SECOND), "{ages:?}");
+    rig.stop().await;
+}

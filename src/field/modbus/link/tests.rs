@@ -166,6 +166,7 @@ async fn no_mutated_reply_is_a_panic_or_a_wrong_value_called_good() {
                 Exchange::Silent { .. } => "silent",
                 Exchange::Broken(fault) => fault.kind(),
                 Exchange::Lost(_) => "lost",
+                Exchange::Written => "written",
             };
             let is_right = sent == right && delay == Duration::ZERO;
             assert!(!is_right || matches!(exchange, Exchange::Registers(_)), "a right answer is taken: {place}");
@@ -213,4 +214,112 @@ async fn the_first_request_waits_for_the_connect_pause_and_the_next_does_not() {
     }
     assert!(heard_at[0] >= pause, "{heard_at:?}");
     assert!(heard_at[1] - heard_at[0] < pause, "{heard_at:?}");
+}
+
+/// Reads one request to write and answers with what `reply` makes of it.
+async fn serve_write(
+    far: &mut DuplexStream,
+    framing: Framing,
+    is_multiple: bool,
+    reply: impl FnOnce(&[u8]) -> Vec<u8>,
+    delay: Duration,
+) {
+    let length = match (framing, is_multiple) {
+        (Framing::Tcp, false) => 12,
+        (Framing::Tcp, true) => 17,
+        (Framing::Rtu, false) => 8,
+        (Framing::Rtu, true) => 13,
+    };
+    let mut request = vec![0; length];
+    far.read_exact(&mut request).await.unwrap();
+    let bytes = reply(&request);
+    sleep(delay).await;
+    // The link may be spent by then.
+    let _closed = far.write_all(&bytes).await;
+}
+
+fn answer_to_write(framing: Framing, request: &[u8]) -> Vec<u8> {
+    match framing {
+        Framing::Tcp => [&request[..4], &[0, 6], &request[6..12]].concat(),
+        Framing::Rtu => {
+            let mut frame = request[..6].to_vec();
+            frame.extend(crc(&frame).to_le_bytes());
+            frame
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_mutated_answer_to_a_write_is_taken_for_one() {
+    let mut random = Random::seeded();
+    let mut outcomes: BTreeMap<String, u32> = BTreeMap::new();
+    for framing in [Framing::Tcp, Framing::Rtu] {
+        let opened = || {
+            let (near, far) = tokio::io::duplex(4096);
+            let link = Link::new(Box::new(near), framing, Duration::from_micros(500), Duration::ZERO);
+            (Link { is_connection: framing == Framing::Tcp, ..link }, far)
+        };
+        let (mut link, mut far) = opened();
+        let mut former = Vec::new();
+        for round in 0..1500_u16 {
+            let is_multiple = random.below(2) == 1;
+            let words = [round, !round];
+            let words = if is_multiple { words.to_vec() } else { vec![round] };
+            let (places, by_multiple) = (Places::Registers(words), is_multiple);
+            let order = Order { unit_id: 7, address: round, places, by_multiple, timeout: TIMEOUT };
+            let delay = if random.below(20) == 0 { TIMEOUT * 3 / 2 } else { Duration::ZERO };
+            let (mut sent, mut right, mut name) = (Vec::new(), Vec::new(), "");
+            let reply = |request: &[u8]| {
+                right = answer_to_write(framing, request);
+                // Every byte of it is looked at, also on TCP.
+                (name, sent) = mutated(&mut random, Framing::Rtu, &right, &former);
+                sent.clone()
+            };
+            let served = serve_write(&mut far, framing, is_multiple, reply, delay);
+            let ((exchange, has_sent), ()) = tokio::join!(link.write(&order), served);
+            assert!(has_sent);
+            let place = format!("{framing:?} round {round}, {name}: {sent:02x?} for {right:02x?}");
+            if matches!(exchange, Exchange::Written) {
+                let is_in_it = sent.windows(right.len()).any(|window| window == right);
+                assert!(is_in_it && delay == Duration::ZERO, "{place}");
+            }
+            let is_right = sent == right && delay == Duration::ZERO;
+            assert!(
+                !is_right || matches!(exchange, Exchange::Written),
+                "a right answer is taken: {place}: {exchange:?}"
+            );
+            let word = if matches!(exchange, Exchange::Written) { "written" } else { "not" };
+            *outcomes.entry(format!("{framing:?} {word}")).or_default() += 1;
+            former = right;
+            if link.is_spent(&exchange) {
+                (link, far) = opened();
+                former.clear();
+            }
+        }
+    }
+    println!("{outcomes:?}");
+    assert_eq!(outcomes.len(), 4, "{outcomes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_a_bus_that_echoes_a_device_that_says_nothing_has_not_written() {
+    let (near, mut far) = tokio::io::duplex(4096);
+    let link = Link::new(Box::new(near), Framing::Rtu, Duration::from_micros(500), Duration::ZERO);
+    let mut link = Link { is_connection: false, ..link };
+    assert_eq!(link.echo(), Echo::Unknown);
+    let question = Question { unit_id: 7, table: Table::Holding, address: 100, quantity: QUANTITY, timeout: TIMEOUT };
+    let echoed = |request: &[u8]| [request, &answer(Framing::Rtu, request, [1, 2, 3])].concat();
+    let served = serve(&mut far, Framing::Rtu, echoed, Duration::ZERO);
+    let (exchange, ()) = tokio::join!(link.exchange(&question), served);
+    assert!(matches!(exchange, Exchange::Registers(_)), "{exchange:?}");
+    assert_eq!(link.echo(), Echo::Present);
+    let order =
+        Order { unit_id: 7, address: 1, places: Places::Registers(vec![5]), by_multiple: false, timeout: TIMEOUT };
+    let alone = serve_write(&mut far, Framing::Rtu, false, |request| request.to_vec(), Duration::ZERO);
+    let ((exchange, _), ()) = tokio::join!(link.write(&order), alone);
+    assert!(matches!(exchange, Exchange::Silent { heard: true }), "{exchange:?}");
+    let both = |request: &[u8]| [request, &answer_to_write(Framing::Rtu, request)].concat();
+    let served = serve_write(&mut far, Framing::Rtu, false, both, Duration::ZERO);
+    let ((exchange, _), ()) = tokio::join!(link.write(&order), served);
+    assert!(matches!(exchange, Exchange::Written), "{exchange:?}");
 }
