@@ -28,7 +28,7 @@ use crate::queue::{self, Inlet, OpenError, Opened, QueueSettings, SetTopics, Str
 use crate::router::{Router, RouterError, RouterLimits};
 use crate::service::{self, Watch};
 use crate::supervise::{StageError, Stages};
-use crate::uplink::{Uplink, UplinkSettings};
+use crate::uplink::{CertificateWatch, Uplink, UplinkSettings};
 use crate::web::Web;
 
 use reload::Difference;
@@ -221,6 +221,8 @@ pub async fn run(
     house.start("ledger", |stop| async move { tick(ticked, stop).await });
     let watch = clock.clone();
     house.start("clock", |stop| watch.watch(stop));
+    let certificates_watch = CertificateWatch::new(&config, clock.clone());
+    house.start("certificates", |stop| certificates_watch.run(stop));
     let watched = router.clone();
     house.start("router", |stop| async move { watched.watch(stop).await });
     let watch = Watch { inlet: inlet.clone(), health: health.clone(), clock: clock.clone() };

@@ -11,6 +11,7 @@ use crate::config::{self, LoadRequest, Loaded, Problem};
 
 mod check;
 mod demo;
+mod doctor;
 mod drill;
 mod example;
 mod import;
@@ -81,6 +82,12 @@ enum Command {
     /// The acceptance test at your site: pull the cable, pull the plug, and see that nothing is lost
     #[command(after_help = drill::EXAMPLES, after_long_help = format!("{}\n\n{}", drill::LONG_HELP, drill::EXAMPLES))]
     Drill(drill::DrillArguments),
+    /// Go the way to the cloud step by step, and say what is wrong and what to change
+    #[command(
+        after_help = "Example: tidegate doctor --uplink cloud\nExit status: 0 nothing is wrong, 75 not reached now, 78 \
+                            something must be changed"
+    )]
+    Doctor(doctor::DoctorArguments),
     /// Make the hash of a password, and print the lines of the configuration that it goes into
     #[command(after_help = passwd::EXAMPLES)]
     Passwd(passwd::PasswdArguments),
@@ -132,6 +139,7 @@ pub fn main() -> ExitCode {
         Command::Status(arguments) => status::main(&arguments),
         Command::Ledger(arguments) => ledger::main(&arguments),
         Command::Drill(arguments) => drill::main(&arguments),
+        Command::Doctor(arguments) => doctor::main(&arguments),
         Command::Import(arguments) => import::main(arguments),
         Command::Passwd(arguments) => passwd::main(&arguments),
         Command::Example(arguments) => example::main(&arguments),

@@ -119,6 +119,8 @@ pub(super) struct AnonymousDraft {
 pub(super) struct UplinkDraft {
     pub(super) name: Arc<str>,
     pub(super) spot: Spot,
+    /// Where each key stands that is written.
+    pub(super) places: Vec<(&'static str, Spot)>,
     pub(super) endpoints: Vec<At<Endpoint>>,
     pub(super) client_id: Option<At<String>>,
     /// Where these keys stand, when they are written.
@@ -131,6 +133,18 @@ pub(super) struct UplinkDraft {
     pub(super) forward: Vec<(Option<ForwardRule>, Spot)>,
     pub(super) receive: Vec<(Option<ReceiveRule>, Spot)>,
     pub(super) config: Option<UplinkConfig>,
+}
+
+impl UplinkDraft {
+    /// Where a key stands, or else the table.
+    pub(super) fn place(&self, key: &str) -> Spot {
+        self.written(key).unwrap_or(self.spot)
+    }
+
+    /// Where a key stands, when it is written.
+    pub(super) fn written(&self, key: &str) -> Option<Spot> {
+        self.places.iter().find(|(name, _)| *name == key).map(|(_, spot)| *spot)
+    }
 }
 
 /// `[line.<name>]`, or a url in the place of its name.
