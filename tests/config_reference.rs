@@ -27,6 +27,7 @@ fn place() -> TempDir {
         "tls/server.pem",
         "tls/server.key",
         "tls/clients.pem",
+        "tls/revoked.pem",
         "tls/AmazonRootCA1.pem",
         "tls/aws.pem",
         "tls/aws.key",

@@ -158,7 +158,7 @@ const ID_FILE: &str = "gateway-id";
 fn load(config: Option<PathBuf>) -> Result<Loaded, Exit> {
     let loaded = read(config)?;
     let problems = tls::problems(&loaded);
-    let warnings = [loaded.warnings.clone(), check::late_lines(&loaded)].concat();
+    let warnings = [loaded.warnings.clone(), check::late_lines(&loaded), tls::warnings(&loaded)].concat();
     eprint!("{}", config::render(&problems, &warnings));
     if problems.is_empty() { Ok(loaded) } else { Err(Exit::Config) }
 }

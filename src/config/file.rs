@@ -77,6 +77,7 @@ pub(super) struct ListenerDraft {
     pub(super) cert: Option<Spot>,
     pub(super) key: Option<Spot>,
     pub(super) client_ca: Option<Spot>,
+    pub(super) client_crl: Option<Spot>,
     pub(super) client_auth: Option<Spot>,
     pub(super) mode: Option<Spot>,
     pub(super) plaintext: Option<At<bool>>,
@@ -541,12 +542,24 @@ fn state_dir_of(walk: &mut Walk, reader: &Reader<'_>) -> Option<PathBuf> {
 
 /// A file that must be there, be a file, and be readable; a secret one by nobody else.
 fn file(walk: &mut Walk, reader: &Reader<'_>, key: &'static str, is_secret: bool) -> Option<At<PathBuf>> {
+    let text = reader.text(walk, key)?;
+    file_of(walk, key, &text, is_secret)
+}
+
+/// One such file or a list of them.
+fn files(walk: &mut Walk, reader: &Reader<'_>, key: &'static str) -> Option<Vec<PathBuf>> {
+    let texts = reader.texts(walk, key)?;
+    // All of them are looked at, so that each that is wrong is told.
+    let files: Vec<Option<At<PathBuf>>> = texts.iter().map(|text| file_of(walk, key, text, false)).collect();
+    files.into_iter().map(|file| file.map(|file| file.value)).collect()
+}
+
+fn file_of(walk: &mut Walk, key: &'static str, text: &At<String>, is_secret: bool) -> Option<At<PathBuf>> {
     use std::os::unix::fs::PermissionsExt as _;
     /// No certificate or key is larger.
     const BYTES_MAX: u64 = 1 << 20;
 
-    let text = reader.text(walk, key)?;
-    let path = walk.path(key, &text)?;
+    let path = walk.path(key, text)?;
     let shown = path.value.display();
     // Its kind is looked at before it is opened: to open a pipe would wait for a writer.
     let wrong = match std::fs::metadata(&path.value) {

@@ -234,16 +234,24 @@ pub static LISTENER: KeyTable = KeyTable {
 /// `tls = { … }` of a listener
 pub static LISTENER_TLS: KeyTable = KeyTable {
     title: "broker.listener.<name>.tls",
-    keys: &[required("cert"), required("key"), optional("client_ca"), default("client_auth", "\"required\"")],
+    keys: &[
+        required("cert"),
+        required("key"),
+        optional("client_ca"),
+        optional("client_crl"),
+        default("client_auth", "\"required\""),
+    ],
     gone: &[
         ("ca", "the authority of the clients' certificates is called `client_ca`"),
         ("cafile", "it is called `client_ca`"),
+        ("crl", "the list of revoked certificates of clients is called `client_crl`"),
+        ("crlfile", "it is called `client_crl`"),
         ("certfile", "it is called `cert`"),
         ("chain", "it is called `cert`: the server's certificate first, then those that lead to its authority"),
         ("keyfile", "it is called `key`"),
         ("require_certificate", "write `client_auth = \"required\"` or `\"optional\"`"),
     ],
-    later: &["crl", "version", "ciphers"],
+    later: &["version", "ciphers"],
 };
 
 /// `[broker.session]`
@@ -312,6 +320,7 @@ pub static LIMITS: KeyTable = KeyTable {
         default("subscriptions", "256"),
         default("receive_maximum", "128"),
         default("in_flight", "100"),
+        default("live_bytes", "\"32 MiB\""),
         optional("rate"),
     ],
     gone: &[

@@ -86,6 +86,8 @@ pub struct TlsPlaces {
     pub table: Option<Place>,
     /// The key `ca`, or `client_ca`.
     pub ca: Option<Place>,
+    /// The key `client_crl`.
+    pub crl: Option<Place>,
     /// The key `cert`.
     pub cert: Option<Place>,
     /// The key `key`.
@@ -123,6 +125,7 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
     let places = |uplink: &UplinkDraft| TlsPlaces {
         table: place(uplink.spot),
         ca: uplink.ca.and_then(place),
+        crl: None,
         cert: uplink.cert.and_then(place),
         key: uplink.key.and_then(place),
     };
@@ -130,6 +133,7 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
     let places = |listener: &ListenerDraft| TlsPlaces {
         table: listener.tls.and_then(place),
         ca: listener.client_ca.and_then(place),
+        crl: listener.client_crl.and_then(place),
         cert: listener.cert.and_then(place),
         key: listener.key.and_then(place),
     };

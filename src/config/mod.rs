@@ -217,6 +217,8 @@ pub struct LimitsConfig {
     pub in_flight: u16,
     /// PUBLISH packets of one client, and their bytes; what is more waits in its socket.
     pub rate: Pace,
+    /// What may wait in memory for all live subscribers together, and what all sessions have in hand.
+    pub live_bytes: usize,
 }
 
 impl Default for LimitsConfig {
@@ -234,6 +236,7 @@ impl Default for LimitsConfig {
             receive_maximum: 128,
             in_flight: 100,
             rate: Pace::default(),
+            live_bytes: 32 << 20,
         }
     }
 }
@@ -315,11 +318,13 @@ pub struct ListenerTls {
     pub client: Option<ClientCertificates>,
 }
 
-/// `client_ca` and `client_auth` of a listener.
+/// `client_ca`, `client_crl` and `client_auth` of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificates {
     /// PEM file of the authorities that sign them.
     pub ca: PathBuf,
+    /// PEM files of the authorities' lists of those that they have revoked; none = nobody looks.
+    pub revoked: Vec<PathBuf>,
     /// Without one, no connection.
     pub is_required: bool,
 }

@@ -332,14 +332,14 @@ impl Remains {
     }
 }
 
-/// Where the tables begin: as the store says; where it does not say, as in every store of this program.
+/// Where the tables and indexes begin: as the store says; where it does not say, as in every store of this program.
 pub(super) fn roots(pages: &Pages) -> BTreeMap<String, u32> {
     let mut roots = Store::usual_roots().unwrap_or_default();
     let mut said = BTreeMap::new();
     pages.walk(1, |_, values| {
         let texts = [0, 1].map(|index| values.get(index).and_then(Value::text));
         let root = values.get(3).and_then(Value::int).and_then(|root| u32::try_from(root).ok());
-        if let ([Some("table"), Some(name)], Some(root)) = (texts, root) {
+        if let ([Some("table" | "index"), Some(name)], Some(root)) = (texts, root) {
             said.insert(name.to_owned(), root);
         }
     });

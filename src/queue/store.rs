@@ -277,7 +277,7 @@ impl Store {
         Ok(columns(&as_made()?)?.is_subset(&columns(&self.connection)?))
     }
 
-    /// Where the tables of a new store begin: a damaged one has them in the same places, even if its own list of them
+    /// Where the tables and indexes of a new store begin: a damaged one has them in the same places, even if its own list of them
     /// cannot be read.
     pub fn usual_roots() -> rusqlite::Result<BTreeMap<String, u32>> {
         let connection = Connection::open_in_memory()?;
@@ -286,30 +286,40 @@ impl Store {
             connection.execute_batch(step)?;
         }
         connection.execute_batch(&message_table(0))?;
-        let mut statement = connection.prepare("SELECT name, rootpage FROM sqlite_schema WHERE type = 'table'")?;
+        let mut statement =
+            connection.prepare("SELECT name, rootpage FROM sqlite_schema WHERE type IN ('table', 'index')")?;
         statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     }
 
-    /// The tables whose rows have no rowid, and lie in trees of another kind.
+    /// The tables whose rows have no rowid, and the indexes: they lie in trees of another kind.
     pub fn without_rowid() -> rusqlite::Result<BTreeSet<String>> {
         let connection = as_made()?;
-        let mut statement =
-            connection.prepare("SELECT name FROM pragma_table_list WHERE schema = 'main' AND wr = 1")?;
+        let mut statement = connection.prepare(
+            "SELECT name FROM pragma_table_list WHERE schema = 'main' AND wr = 1 \
+                 UNION SELECT name FROM sqlite_schema WHERE type = 'index'",
+        )?;
         statement.query_map((), |row| row.get(0))?.collect()
     }
 
-    /// The columns of each table, in the order in which they lie in a row.
+    /// The columns of each table and of each index, in the order in which they lie in a row.
     pub fn columns() -> rusqlite::Result<BTreeMap<String, Vec<Column>>> {
         let connection = as_made()?;
         let sql = "SELECT tables.name, columns.type, columns.\"notnull\" = 1 AND columns.dflt_value IS NULL \
                    FROM sqlite_schema AS tables, pragma_table_info(tables.name) AS columns \
                    WHERE tables.type = 'table' ORDER BY tables.name, columns.cid";
-        let mut statement = connection.prepare(sql)?;
+        // The last one of an index is the rowid.
+        let of_indexes = "SELECT indexes.name, coalesce(columns.type, 'INTEGER'), 1 \
+                          FROM sqlite_schema AS indexes JOIN pragma_index_xinfo(indexes.name) AS parts \
+                          LEFT JOIN pragma_table_info(indexes.tbl_name) AS columns ON columns.cid = parts.cid \
+                          WHERE indexes.type = 'index' ORDER BY indexes.name, parts.seqno";
         let mut found: BTreeMap<String, Vec<Column>> = BTreeMap::new();
-        let mut rows = statement.query(())?;
-        while let Some(row) = rows.next()? {
-            let column = Column { kind: row.get(1)?, is_needed: row.get(2)? };
-            found.entry(row.get(0)?).or_default().push(column);
+        for sql in [sql, of_indexes] {
+            let mut statement = connection.prepare(sql)?;
+            let mut rows = statement.query(())?;
+            while let Some(row) = rows.next()? {
+                let column = Column { kind: row.get(1)?, is_needed: row.get(2)? };
+                found.entry(row.get(0)?).or_default().push(column);
+            }
         }
         Ok(found)
     }
