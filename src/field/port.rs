@@ -282,6 +282,29 @@ mod tests {
         assert!(is_back_before(&path, Instant::now(), &mut is_away).await);
     }
 
+    /// What a pty keeps of it: it has no wire whose data bits and parity could be set.
+    #[tokio::test]
+    async fn stop_bits_and_flow_are_set_at_the_port() {
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+        use rustix::termios::{ControlModes, InputModes, tcgetattr};
+
+        for (data_bits, parity, stop_bits, flow) in
+            [(7, Parity::Even, 1, Flow::None), (8, Parity::None, 1, Flow::RtsCts), (8, Parity::Odd, 2, Flow::XonXoff)]
+        {
+            let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+            grantpt(&ours).unwrap();
+            unlockpt(&ours).unwrap();
+            let path = ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
+            let port = config(&path, 19_200, data_bits, parity, stop_bits);
+            let _open = open(&PortConfig { flow, ..port }).unwrap();
+            let set = tcgetattr(&ours).unwrap();
+            assert_eq!(set.control_modes.contains(ControlModes::CSTOPB), stop_bits == 2);
+            assert_eq!(set.control_modes.contains(ControlModes::CRTSCTS), flow == Flow::RtsCts);
+            assert_eq!(set.input_modes.contains(InputModes::IXON), flow == Flow::XonXoff);
+            assert_eq!(set.output_speed(), 19_200);
+        }
+    }
+
     #[tokio::test]
     async fn who_holds_a_port_is_named() {
         let (_ours, far_end) = SerialStream::pair().unwrap();
