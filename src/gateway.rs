@@ -154,7 +154,8 @@ pub async fn run(
     let limits = BrokerLimits::of(&config.broker);
     let usual = RouterLimits::default();
     let links = usual.links.max(limits.sessions);
-    let router = Router::start(RouterLimits { links, filters_per_link: limits.subscriptions, ..usual });
+    let (filters_per_link, bytes) = (limits.subscriptions, limits.live_bytes);
+    let router = Router::start(RouterLimits { links, filters_per_link, bytes, ..usual });
     let router = router.map_err(GatewayError::Router)?;
     let rules = config.uplinks.iter().map(|(name, uplink)| (name.clone(), uplink.forward.clone())).collect();
     let intake = Intake::new(inlet.clone(), router.clone(), rules, clock.clone(), health.clone());

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::config::ForwardRule;
 use crate::health::{Health, UplinkHealth};
-use crate::message::{Body, Message, Origin, Qos, Stamp};
+use crate::message::{Body, Message, Ordinal, Origin, Qos, Stamp};
 use crate::payload::json;
 use crate::queue::{AppendError, Appended, Change, Fate, Inlet, Once, Outlet, Pending, SetTopics, Submission};
 use crate::router::{Live, Router, RouterError};
@@ -239,7 +239,7 @@ impl Intake {
         is_wanted
     }
 
-    async fn fan_out(&self, message: Message) -> Result<bool, AcceptError> {
+    async fn fan_out(&self, message: Message, ordinal: Option<Ordinal>) -> Result<bool, AcceptError> {
         let router = &self.shared.router;
         if !router.is_wanted(&message.topic) {
             return Ok(false);
@@ -254,7 +254,7 @@ impl Intake {
             Body::Reading(_) => return Ok(false),
         };
         let (topic, qos, retain) = (message.topic, message.qos, message.retain);
-        let live = Live { topic, qos, retain, payload, properties: message.properties, publisher };
+        let live = Live { topic, qos, retain, payload, properties: message.properties, publisher, ordinal };
         router.publish(live).await.map_err(AcceptError::Router)?;
         Ok(true)
     }
@@ -270,7 +270,7 @@ impl Ticket {
             Place::Pending(pending) => Some(pending.outcome().await),
             Place::Settled(outcome) => Some(outcome),
         };
-        let mut is_kept = false;
+        let (mut is_kept, mut ordinal) = (false, None);
         if let Some(outcome) = outcome {
             let appended = outcome.map_err(AcceptError::Queue)?;
             match is_wanted(&appended) {
@@ -278,10 +278,11 @@ impl Ticket {
                 None => return Ok(Accepted { wanted: true }),
                 Some(is_wanted) => is_kept = is_wanted,
             }
+            ordinal = message.retain.then(|| appended.id.ordinal());
             encode(&mut message, &appended, &intake.shared.clock);
         }
         let is_forwarded = intake.forward_live(&message);
-        let is_live = intake.fan_out(message).await?;
+        let is_live = intake.fan_out(message, ordinal).await?;
         Ok(Accepted { wanted: is_kept || is_forwarded || is_live })
     }
 

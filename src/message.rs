@@ -262,6 +262,40 @@ pub struct MessageId {
     pub counter: u64,
 }
 
+impl MessageId {
+    /// Its ordinal among the messages of its start.
+    pub fn ordinal(&self) -> Ordinal {
+        Ordinal { store: self.store, start: self.start, counter: self.counter }
+    }
+}
+
+/// When a message came in at the door, as far as that can be told from its name: of two of the same start, which was first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ordinal {
+    /// As in `MessageId`.
+    pub store: u64,
+    /// As in `MessageId`.
+    pub start: u32,
+    /// As in `MessageId`.
+    pub counter: u64,
+}
+
+impl Ordinal {
+    /// Whether it is certain that `self` came after `other`.
+    pub fn is_after(self, other: Ordinal) -> bool {
+        self.is_of_the_start_of(other) && self.counter > other.counter
+    }
+
+    /// Whether it is certain that `self` came before `other`, or is it.
+    pub fn is_up_to(self, other: Ordinal) -> bool {
+        self.is_of_the_start_of(other) && self.counter <= other.counter
+    }
+
+    fn is_of_the_start_of(self, other: Ordinal) -> bool {
+        self.store == other.store && self.start == other.start
+    }
+}
+
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let MessageId { gateway, store, start, counter } = self;

@@ -1,55 +1,57 @@
 //! Matching and fan-out to live local subscribers, by rumqttd's `Router`. The only file that names rumqttd.
 //!
 //! Promises:
-//! - nothing durable is left to it, and no byte that a client chose reaches it as a topic, a filter or a name: a filter
-//!   is a slot number to it (`index`), a message one run of bytes (`frame`), a link a number. So UTF-8 topics and `$`
-//!   topics are legal, and its caches, which are never freed, are bounded;
-//! - one thread of ours makes every call that can block, in the order in which publishers and subscribers came: who has
-//!   its subscription answered gets all that is published from then on;
+//! - nothing durable is left to it, and no byte that a client chose reaches it: which slots want a message says `index`, the
+//!   message waits there (`slot`), and what rumqttd carries is a call with the numbers of the links that sleep. A link of
+//!   its own for each session would cost some 30 KB of memory each, and each filter some 7 KB;
+//! - what waits for live subscribers, of all clients together, never takes more than `RouterLimits::bytes`;
+//! - who has its subscription answered gets all that is published from then on; two threads of ours make every call to
+//!   rumqttd that can block;
 //! - a publisher is held while a subscriber is too far behind, at most `hold`, then that subscriber is told that it is
-//!   slow; what rumqttd's ring drops all the same is seen as a hole in the offsets and reported as `lost`.
+//!   slow; what is not kept for it from then on is a hole in the numbers, and reported as `lost`.
 //!
 //! It never acknowledges, retains or stores, and never lets rumqttd disconnect a link.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use log::{error, info};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use log::error;
 use rumqttd::local::{LinkBuilder, LinkRx, LinkTx};
-use rumqttd::protocol::{Disconnect, DisconnectReasonCode, Packet, Publish};
-use rumqttd::{Forward, Notification, RouterConfig};
+use rumqttd::protocol::{Disconnect, DisconnectReasonCode, Packet};
+use rumqttd::{Notification, RouterConfig};
 use thiserror::Error;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::message::{Filter, Properties, Qos, Topic};
-use index::{Bounds, Claim, Index, LEVELS_MAX, LinkFlags, Verdict};
+use crate::message::{Filter, Ordinal, Properties, Qos, Topic};
+use index::{Index, LEVELS_MAX, Verdict};
+use slot::{Bounds, Claim, LinkFlags, Lying, Shelf};
 
-mod frame;
 mod index;
+mod slot;
 
-/// A segment of a filter's log, and how many there are. A subscriber that is `LAG_BYTES_MAX` behind touches at most
-/// three of them, and the next message may open a fourth: so what was not held back is still there.
-const SEGMENT_BYTES: usize = 128 * 1024;
-const SEGMENTS: usize = 4;
+/// How many bytes of one filter a link may be behind, and which part of all that may wait it may have waiting for itself.
 const LAG_BYTES_MAX: u64 = 256 * 1024;
-/// rumqttd's own cost of a message beside its topic and body, for the account of bytes.
-const MESSAGE_OVERHEAD: usize = 16;
+const LINK_SHARE: usize = 4;
+/// rumqttd's log of calls. Should it ever forget some, that is seen, and all links are called.
+const SEGMENT_BYTES: usize = 64 * 1024;
+const SEGMENTS: usize = 2;
+const CALLS: &str = "calls";
 /// Packets that wait for rumqttd's thread before ours waits for it.
-const PUSHED_MAX: usize = 1024;
-/// Messages that our thread hands over at once.
+const PUSHED_MAX: usize = 64;
+/// Links that are called with one packet.
 const BATCH_MAX: usize = 256;
 /// Calls that wait for our thread.
 const JOBS_MAX: usize = 1024;
 /// How long rumqttd's thread may take to look at what we gave it.
 const STUCK: Duration = Duration::from_secs(5);
-/// Links of our own: the one that publishes, and the echo.
-const OWN_LINKS: usize = 2;
+/// The link of the echo.
+const OWN_LINKS: usize = 1;
 const ECHO_TOPIC: &str = "$tidegate/echo";
 const ECHO_EVERY: Duration = Duration::from_secs(2);
 const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,8 +63,10 @@ pub struct RouterLimits {
     pub links: usize,
     /// Filters of one link.
     pub filters_per_link: usize,
-    /// Distinct filters of all links; each has a log of half a megabyte once it was busy.
+    /// Distinct filters of all links.
     pub filters: usize,
+    /// What may wait for all links together, in bytes of memory.
+    pub bytes: usize,
     /// How many messages of one filter a link may be behind before its publishers are held.
     pub lag_messages: u64,
     /// How long a publisher is held at most.
@@ -75,6 +79,7 @@ impl Default for RouterLimits {
             links: 1000,
             filters_per_link: 256,
             filters: 4096,
+            bytes: 32 * 1024 * 1024,
             lag_messages: 1000,
             hold: Duration::from_millis(100),
         }
@@ -96,6 +101,8 @@ pub struct Live {
     pub properties: Option<Box<Properties>>,
     /// The client id of the publisher, for No Local; `None` when it was not a local client.
     pub publisher: Option<Arc<str>>,
+    /// Of a message that is retained: by it a new subscriber knows what it got as such.
+    pub ordinal: Option<Ordinal>,
 }
 
 /// A live message on a link.
@@ -137,16 +144,23 @@ impl fmt::Debug for Router {
 }
 
 struct Shared {
-    jobs: mpsc::Sender<Job>,
+    /// Links that are to be called.
+    jobs: mpsc::Sender<Vec<u32>>,
     index: Mutex<Index>,
+    shelf: Shelf,
     limits: RouterLimits,
     /// Told when a link takes something, while a publisher is held.
     progress: Notify,
     held: AtomicUsize,
-    /// Who is told when a link is slow.
-    links: Mutex<HashMap<u32, Arc<Notify>>>,
-    /// Links that were dropped, not detached: to be ended by the thread.
-    orphans: Arc<Mutex<Vec<u32>>>,
+    links: Arc<Mutex<Links>>,
+}
+
+#[derive(Default)]
+struct Links {
+    readers: HashMap<u32, Arc<Reader>>,
+    free: Vec<u32>,
+    /// A thread of the router is gone.
+    is_dead: bool,
 }
 
 impl Shared {
@@ -154,8 +168,15 @@ impl Shared {
         lock(&self.index)
     }
 
+    fn tell_slow(&self, slow: &[u32]) {
+        let links = lock(&self.links);
+        slow.iter().filter_map(|link| links.readers.get(link)).for_each(|reader| reader.slowed.notify_one());
+    }
+
     fn bounds(&self) -> Bounds {
-        Bounds { messages: self.limits.lag_messages, bytes: LAG_BYTES_MAX }
+        let shelf_bytes = self.limits.bytes;
+        let link_bytes = u64::try_from(shelf_bytes / LINK_SHARE).unwrap_or(u64::MAX);
+        Bounds { messages: self.limits.lag_messages, bytes: LAG_BYTES_MAX, link_bytes, shelf_bytes }
     }
 }
 
@@ -164,40 +185,59 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-enum Job {
-    Push { slots: Vec<u32>, frame: Bytes },
-    Attach { reply: oneshot::Sender<Result<(u32, LinkRx), RouterError>> },
-    Subscribe { link: u32, slot: u32, reply: oneshot::Sender<()> },
-    Unsubscribe { link: u32, slot: u32, reply: oneshot::Sender<()> },
-    Wake { receiver: LinkRx, reply: oneshot::Sender<LinkRx> },
-    Detach { link: u32, reply: oneshot::Sender<()> },
+/// A link as publishers and our threads see it.
+struct Reader {
+    flags: Arc<LinkFlags>,
+    /// Something waits for it.
+    called: Notify,
+    /// Publishers were held by it for too long.
+    slowed: Notify,
 }
 
 impl Router {
-    /// Starts rumqttd's router and the thread that speaks to it.
+    /// Starts rumqttd's router and the threads that speak to it.
     pub fn start(limits: RouterLimits) -> Result<Router, RouterError> {
         let (jobs, waiting) = mpsc::channel(JOBS_MAX);
-        let orphans = Arc::new(Mutex::new(Vec::new()));
-        let worker_orphans = orphans.clone();
-        let links_max = limits.links + OWN_LINKS;
-        std::thread::Builder::new()
-            .name("router".to_owned())
-            .spawn(move || {
-                let end = Worker::start(links_max, worker_orphans).and_then(|worker| worker.run(waiting));
-                match end {
-                    Ok(()) => info!("The router has stopped"),
-                    Err(()) => error!("The router has failed"),
-                }
-            })
-            .map_err(|_| RouterError::Dead)?;
+        let links = Links {
+            free: (0..u32::try_from(limits.links + OWN_LINKS).unwrap_or(u32::MAX)).rev().collect(),
+            ..Links::default()
+        };
+        let links = Arc::new(Mutex::new(links));
+        let pipe = Pipe::open().map_err(|()| RouterError::Dead)?;
+        let Pipe { publisher, caller, receiver, .. } = pipe;
+        for (name, work) in [
+            (
+                "router",
+                Box::new(move || Worker { publisher, caller }.run(waiting))
+                    as Box<dyn FnOnce() -> Result<(), ()> + Send>,
+            ),
+            ("router-calls", {
+                let links = links.clone();
+                Box::new(move || call(receiver, &links))
+            }),
+        ] {
+            let links = links.clone();
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || {
+                    if work().is_err() {
+                        error!("The router has failed");
+                    }
+                    // Whoever waits for a message sees that none comes any more.
+                    let mut links = lock(&links);
+                    links.is_dead = true;
+                    links.readers.values().for_each(|reader| reader.called.notify_one());
+                })
+                .map_err(|_| RouterError::Dead)?;
+        }
         let shared = Shared {
             jobs,
             index: Mutex::new(Index::default()),
+            shelf: Shelf::default(),
             limits,
             progress: Notify::new(),
             held: AtomicUsize::new(0),
-            links: Mutex::new(HashMap::new()),
-            orphans,
+            links,
         };
         Ok(Router { shared: Arc::new(shared) })
     }
@@ -208,8 +248,6 @@ impl Router {
         if !self.is_wanted(&live.topic) {
             return Ok(());
         }
-        let frame = frame::encode(&live);
-        let bytes = frame.len() + MESSAGE_OVERHEAD;
         let mut holding: Option<Holding<'_>> = None;
         loop {
             // Before the look at the index, so that no progress after it goes unnoticed.
@@ -218,24 +256,25 @@ impl Router {
             let overdue = holding.as_ref().is_some_and(|holding| Instant::now() >= holding.until);
             let lagging = {
                 let mut index = shared.index();
-                match index.claim(&live.topic, bytes, &shared.bounds(), overdue) {
+                match index.claim(&live, &shared.shelf, &shared.bounds(), overdue) {
                     Verdict::Nobody => return Ok(()),
-                    Verdict::Claimed(slots) => {
-                        // Under the lock: a slot's messages are numbered in the order of the channel.
-                        permit.send(Job::Push { slots, frame });
+                    Verdict::Claimed(calls) => {
+                        if !calls.is_empty() {
+                            permit.send(calls);
+                        }
                         return Ok(());
                     }
                     Verdict::Lagging(links) => links,
+                    Verdict::Lost(links) => {
+                        drop(index);
+                        shared.tell_slow(&links);
+                        return Ok(());
+                    }
                 }
             };
             drop(permit);
             if overdue {
-                let links = lock(&shared.links);
-                for link in lagging {
-                    if let Some(told) = links.get(&link) {
-                        told.notify_one();
-                    }
-                }
+                shared.tell_slow(&lagging);
                 continue;
             }
             let until = match &holding {
@@ -259,21 +298,16 @@ impl Router {
 
     /// A link for one session.
     pub async fn attach(&self) -> Result<Link, RouterError> {
-        let (reply, answer) = oneshot::channel();
-        self.shared.jobs.send(Job::Attach { reply }).await.map_err(|_| RouterError::Dead)?;
-        let (number, receiver) = answer.await.map_err(|_| RouterError::Dead)??;
-        let slowed = Arc::new(Notify::new());
-        lock(&self.shared.links).insert(number, slowed.clone());
-        Ok(Link {
-            shared: self.shared.clone(),
-            number,
-            receiver: Receiver::Here(receiver),
-            must_wake: false,
-            flags: Arc::new(LinkFlags::default()),
-            slowed,
-            slots: HashMap::new(),
-            filters: HashMap::new(),
-        })
+        let mut links = lock(&self.shared.links);
+        if links.is_dead {
+            return Err(RouterError::Dead);
+        }
+        let number = links.free.pop().ok_or(RouterError::Full)?;
+        let reader = Reader { flags: Arc::default(), called: Notify::new(), slowed: Notify::new() };
+        let reader = Arc::new(reader);
+        links.readers.insert(number, reader.clone());
+        let (slots, filters) = (HashMap::new(), HashMap::new());
+        Ok(Link { shared: self.shared.clone(), number, reader, slots, filters, fetched: VecDeque::new() })
     }
 
     /// Sends itself a message every two seconds, until `stop` or until one does not come back within 5 s.
@@ -321,6 +355,7 @@ impl Echo {
             payload: Bytes::from_static(b"echo"),
             properties: None,
             publisher: None,
+            ordinal: None,
         };
         Ok(Echo { filter, live })
     }
@@ -345,17 +380,15 @@ impl Drop for Holding<'_> {
     }
 }
 
-/// One session's link. To be ended by `detach`; one that is only dropped is ended a little later.
+/// One session's link. Ends when it is dropped.
 pub struct Link {
     shared: Arc<Shared>,
     number: u32,
-    receiver: Receiver,
-    /// rumqttd has paused the link and waits to hear that it has been read.
-    must_wake: bool,
-    flags: Arc<LinkFlags>,
-    slowed: Arc<Notify>,
+    reader: Arc<Reader>,
     slots: HashMap<u32, (Filter, Arc<Claim>)>,
     filters: HashMap<Filter, u32>,
+    /// What was taken from the slots, and how many were lost before each.
+    fetched: VecDeque<(u32, Arc<Lying>, u64)>,
 }
 
 impl fmt::Debug for Link {
@@ -363,12 +396,6 @@ impl fmt::Debug for Link {
         let filters = self.filters.keys();
         f.debug_struct("Link").field("number", &self.number).field("filters", &filters).finish_non_exhaustive()
     }
-}
-
-/// Where the receiving end is: with us, or with the thread that wakes rumqttd for us.
-enum Receiver {
-    Here(LinkRx),
-    Waking(oneshot::Receiver<LinkRx>),
 }
 
 impl Link {
@@ -383,286 +410,202 @@ impl Link {
         if self.filters.len() >= limits.filters_per_link || filter.pattern().split('/').count() > LEVELS_MAX {
             return Err(RouterError::TooManyFilters);
         }
-        let permit = self.shared.jobs.reserve().await.map_err(|_| RouterError::Dead)?;
-        let (reply, answer) = oneshot::channel();
-        {
-            let mut index = lock(&self.shared.index);
-            if index.needs_slot(filter) && index.slots_in_use() >= limits.filters {
-                return Err(RouterError::TooManyFilters);
-            }
-            let (slot, claim) = index.insert(filter, self.number, qos, self.flags.clone());
-            self.slots.insert(slot, (filter.clone(), claim));
-            self.filters.insert(filter.clone(), slot);
-            permit.send(Job::Subscribe { link: self.number, slot, reply });
+        let mut index = lock(&self.shared.index);
+        if index.needs_slot(filter) && index.slots_in_use() >= limits.filters {
+            return Err(RouterError::TooManyFilters);
         }
-        answer.await.map_err(|_| RouterError::Dead)
+        let (slot, claim) = index.insert(filter, self.number, qos, self.reader.flags.clone());
+        self.slots.insert(slot, (filter.clone(), claim));
+        self.filters.insert(filter.clone(), slot);
+        Ok(())
     }
 
     /// Asks for `filter` no longer. False when it was not asked for.
     pub async fn unsubscribe(&mut self, filter: &Filter) -> Result<bool, RouterError> {
-        if !self.filters.contains_key(filter) {
-            return Ok(false);
-        }
-        let permit = self.shared.jobs.reserve().await.map_err(|_| RouterError::Dead)?;
-        let (reply, answer) = oneshot::channel();
-        {
-            let mut index = lock(&self.shared.index);
-            let Some(slot) = self.filters.remove(filter) else { return Ok(false) };
-            self.slots.remove(&slot);
-            index.remove(filter, self.number, slot);
-            permit.send(Job::Unsubscribe { link: self.number, slot, reply });
-        }
-        answer.await.map_err(|_| RouterError::Dead)?;
+        let Some(slot) = self.filters.remove(filter) else { return Ok(false) };
+        // The next filter in this slot is another one.
+        self.slots.remove(&slot);
+        self.reader.flags.forget(slot);
+        self.fetched.retain(|(from, _, _)| *from != slot);
+        lock(&self.shared.index).remove(filter, self.number, slot);
         Ok(true)
     }
 
     /// The next message. Cancel safe: what was not returned comes with the next call.
     pub async fn next(&mut self) -> Result<Taken, RouterError> {
         loop {
-            if let Receiver::Waking(answer) = &mut self.receiver {
-                let receiver = answer.await.map_err(|_| RouterError::Dead)?;
-                self.receiver = Receiver::Here(receiver);
+            if let Some(taken) = self.take() {
+                return Ok(taken);
             }
-            if self.must_wake {
-                let permit = self.shared.jobs.reserve().await.map_err(|_| RouterError::Dead)?;
-                let (reply, answer) = oneshot::channel();
-                if let Receiver::Here(receiver) = std::mem::replace(&mut self.receiver, Receiver::Waking(answer)) {
-                    permit.send(Job::Wake { receiver, reply });
-                }
-                self.must_wake = false;
-                continue;
+            // From here on it is called again; what came before is looked for once more.
+            self.reader.flags.listen();
+            if let Some(taken) = self.take() {
+                return Ok(taken);
             }
-            let Receiver::Here(receiver) = &mut self.receiver else { continue };
-            match receiver.next().await.map_err(|_| RouterError::Dead)? {
-                Some(Notification::Forward(forward)) => {
-                    if let Some(taken) = self.take(forward) {
-                        return Ok(taken);
-                    }
-                }
-                Some(Notification::Unschedule) => self.must_wake = true,
-                // It would mean that rumqttd has ended the link: nothing that we send lets it.
-                Some(Notification::Disconnect(..)) => return Err(RouterError::Dead),
-                Some(_) | None => {}
+            if lock(&self.shared.links).is_dead {
+                return Err(RouterError::Dead);
             }
+            self.reader.called.notified().await;
         }
     }
 
     /// Waits until publishers were held by this link for too long: whoever is behind it should be disconnected. From
     /// then on nobody waits for it, and it may lose messages, until it has caught up. Cancel safe.
     pub fn slowed(&self) -> impl Future<Output = ()> + Send + use<> {
-        let slowed = self.slowed.clone();
-        async move { slowed.notified().await }
+        let reader = self.reader.clone();
+        async move { reader.slowed.notified().await }
     }
 
     /// Says whether nobody is behind the link: shared subscriptions then choose other members while there are any.
     pub fn set_away(&self, away: bool) {
-        self.flags.away.store(away, Ordering::SeqCst);
+        self.reader.flags.away.store(away, Ordering::SeqCst);
     }
 
     /// Ends the link.
-    pub async fn detach(mut self) {
-        self.forget();
-        let (reply, answer) = oneshot::channel();
-        let job = Job::Detach { link: self.number, reply };
-        if self.shared.jobs.send(job).await.is_ok() {
-            // A thread that is gone has no links either.
-            let _gone = answer.await;
-        }
-        self.number = u32::MAX;
+    pub async fn detach(self) {
+        drop(self);
     }
 
-    fn forget(&mut self) {
-        let mut index = lock(&self.shared.index);
-        for (filter, slot) in self.filters.drain() {
-            index.remove(&filter, self.number, slot);
-        }
-        self.slots.clear();
-        lock(&self.shared.links).remove(&self.number);
-    }
-
-    fn take(&mut self, forward: Forward) -> Option<Taken> {
-        let slot = slot_of(&forward.publish.topic)?;
-        let (_, offset) = forward.cursor?;
-        // A filter that was given up, or a slot that had another filter when this was sent.
-        let (filter, claim) = self.slots.get(&slot)?;
-        let expected = claim.next.load(Ordering::SeqCst);
-        if offset < expected {
-            return None;
-        }
-        let lost = offset - expected;
-        let bytes = u64::try_from(forward.publish.payload.len() + MESSAGE_OVERHEAD).unwrap_or(u64::MAX);
-        let before = match lost {
-            0 => claim.bytes.load(Ordering::SeqCst).saturating_add(bytes),
-            _ => lock(&self.shared.index).bytes_before(slot, offset + 1, bytes),
-        };
-        claim.bytes.store(before, Ordering::SeqCst);
-        claim.next.store(offset + 1, Ordering::SeqCst);
-        if self.flags.slow.load(Ordering::SeqCst) {
-            let index = lock(&self.shared.index);
-            let bounds = self.shared.bounds();
-            if self.slots.iter().all(|(slot, (_, claim))| index.has_caught_up(*slot, claim, &bounds)) {
-                self.flags.slow.store(false, Ordering::SeqCst);
+    /// The next message that is there.
+    fn take(&mut self) -> Option<Taken> {
+        loop {
+            if let Some((slot, lying, lost)) = self.fetched.pop_front() {
+                let Some((filter, _)) = self.slots.get(&slot) else { continue };
+                return Some(Taken { filter: filter.clone(), live: lying.live.clone(), lost });
             }
+            let slot = self.reader.flags.pending()?;
+            self.fetch(slot);
+        }
+    }
+
+    fn fetch(&mut self, slot: u32) {
+        let Some((_, claim)) = self.slots.get(&slot) else { return };
+        claim.hear();
+        let mut index = lock(&self.shared.index);
+        let fetched = index.fetch(slot, claim);
+        if self.reader.flags.slow.load(Ordering::SeqCst) {
+            let bounds = self.shared.bounds();
+            let is_within = self.reader.flags.unread.load(Ordering::SeqCst) <= bounds.link_bytes / 2;
+            if is_within && self.slots.iter().all(|(slot, (_, claim))| index.has_caught_up(*slot, claim, &bounds)) {
+                self.reader.flags.slow.store(false, Ordering::SeqCst);
+            }
+        }
+        drop(index);
+        let mut lost = fetched.lost;
+        for lying in fetched.messages {
+            self.fetched.push_back((slot, lying, std::mem::take(&mut lost)));
+        }
+        if fetched.is_more {
+            claim.call(slot);
         }
         if self.shared.held.load(Ordering::SeqCst) > 0 {
             self.shared.progress.notify_waiters();
         }
-        let live = frame::decode(forward.publish.payload)?;
-        Some(Taken { filter: filter.clone(), live, lost })
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        if self.number == u32::MAX {
-            return;
+        let mut index = lock(&self.shared.index);
+        for (filter, slot) in self.filters.drain() {
+            index.remove(&filter, self.number, slot);
         }
-        // A task that ended without a word: publishers must not wait for it, and its link must not stay for ever.
-        self.forget();
-        lock(&self.shared.orphans).push(self.number);
+        drop(index);
+        let mut links = lock(&self.shared.links);
+        links.readers.remove(&self.number);
+        links.free.push(self.number);
     }
 }
 
-fn slot_filter(slot: u32) -> String {
-    format!("t/{slot}")
+/// What we have of rumqttd: a router with two links, calls from the one to the other.
+struct Pipe {
+    publisher: Publisher,
+    /// The other link: what it says, and what it hears.
+    caller: LinkTx,
+    receiver: LinkRx,
 }
 
-fn slot_of(topic: &[u8]) -> Option<u32> {
-    std::str::from_utf8(topic).ok()?.strip_prefix("t/")?.parse().ok()
-}
-
-type Build = Box<dyn Fn(&str) -> Result<(LinkTx, LinkRx), ()>>;
-
-/// The one thread that calls rumqttd's blocking sends. Its errors have no detail: rumqttd gives none.
-struct Worker {
-    build: Build,
-    publisher: LinkTx,
+struct Publisher {
+    sender: LinkTx,
     /// Kept so that rumqttd has somebody to notify; nothing is ever sent to it.
-    _publisher_receiver: LinkRx,
-    links: HashMap<u32, LinkTx>,
-    /// Numbers are names in rumqttd, which keeps a note about every name it ever saw: they are used again.
-    free: Vec<u32>,
-    orphans: Arc<Mutex<Vec<u32>>>,
+    _receiver: LinkRx,
 }
 
-impl Worker {
-    fn start(links_max: usize, orphans: Arc<Mutex<Vec<u32>>>) -> Result<Worker, ()> {
+impl Pipe {
+    /// Errors have no detail here: rumqttd gives none.
+    fn open() -> Result<Pipe, ()> {
         let config = RouterConfig {
-            max_connections: links_max + 1,
+            max_connections: 3,
             max_outgoing_packet_count: 64,
             max_segment_size: SEGMENT_BYTES,
             max_segment_count: SEGMENTS,
             ..RouterConfig::default()
         };
         let events = rumqttd::Router::new(0, config).spawn();
-        let build: Build = Box::new(move |name| {
-            let (sender, receiver, _connack) = LinkBuilder::new(name, events.clone()).build().map_err(drop)?;
-            Ok((sender, receiver))
-        });
-        let (publisher, receiver) = build("publisher")?;
-        let free = (0..u32::try_from(links_max).unwrap_or(u32::MAX - 1)).rev().collect();
-        Ok(Worker { build, publisher, _publisher_receiver: receiver, links: HashMap::new(), free, orphans })
+        let build = |name: &str| LinkBuilder::new(name, events.clone()).build().map_err(drop);
+        let (sender, receiver, _connack) = build("publisher")?;
+        let publisher = Publisher { sender, _receiver: receiver };
+        let (mut caller, receiver, _connack) = build("caller")?;
+        caller.subscribe(CALLS).map_err(drop)?;
+        // rumqttd takes all packets of a link at once: a call that comes after this could be taken with an earlier one,
+        // before it has seen the subscription.
+        wait_until(|| caller.buffer().is_empty())?;
+        Ok(Pipe { publisher, caller, receiver })
     }
+}
 
-    fn run(mut self, mut jobs: mpsc::Receiver<Job>) -> Result<(), ()> {
-        let mut batch: Vec<(u32, Bytes)> = Vec::with_capacity(BATCH_MAX);
-        while let Some(job) = jobs.blocking_recv() {
-            self.bury()?;
-            let mut next = Some(job);
-            while let Some(job) = next.take() {
-                match job {
-                    Job::Push { slots, frame } => {
-                        batch.extend(slots.into_iter().map(|slot| (slot, frame.clone())));
-                        if batch.len() < BATCH_MAX {
-                            next = jobs.try_recv().ok();
-                        }
-                    }
-                    other => {
-                        self.push(&mut batch)?;
-                        self.execute(other)?;
-                    }
-                }
-            }
-            self.push(&mut batch)?;
-        }
-        Ok(())
-    }
+/// The one thread that makes rumqttd's blocking sends.
+struct Worker {
+    publisher: Publisher,
+    caller: LinkTx,
+}
 
-    fn push(&mut self, batch: &mut Vec<(u32, Bytes)>) -> Result<(), ()> {
-        let last = batch.pop();
-        if last.is_none() {
-            return Ok(());
-        }
-        wait_until(|| self.publisher.buffer().len() < PUSHED_MAX)?;
-        {
-            let mut buffer = self.publisher.buffer();
-            for (slot, frame) in batch.drain(..) {
-                let publish = Publish::new(Bytes::from(slot_filter(slot)), frame, false);
-                buffer.push_back(Packet::Publish(publish, None));
+impl Worker {
+    fn run(mut self, mut jobs: mpsc::Receiver<Vec<u32>>) -> Result<(), ()> {
+        let mut links: Vec<u32> = Vec::with_capacity(BATCH_MAX);
+        while let Some(first) = jobs.blocking_recv() {
+            links.extend(first);
+            while links.len() < BATCH_MAX
+                && let Ok(more) = jobs.try_recv()
+            {
+                links.extend(more);
             }
+            let mut call = BytesMut::with_capacity(4 * links.len());
+            links.drain(..).for_each(|link| call.put_u32(link));
+            wait_until(|| self.publisher.sender.buffer().len() < PUSHED_MAX)?;
+            self.publisher.sender.publish(CALLS, call.freeze()).map_err(drop)?;
         }
-        if let Some((slot, frame)) = last {
-            self.publisher.publish(slot_filter(slot), frame).map_err(drop)?;
-        }
-        Ok(())
-    }
-
-    fn execute(&mut self, job: Job) -> Result<(), ()> {
-        match job {
-            Job::Push { .. } => {}
-            Job::Attach { reply } => self.attach(reply)?,
-            Job::Subscribe { link, slot, reply } => {
-                if let Some(sender) = self.links.get_mut(&link) {
-                    sender.subscribe(slot_filter(slot)).map_err(drop)?;
-                    // rumqttd takes all packets of a link at once: a publish that comes after this could be taken
-                    // with an earlier one, before it has seen the subscription.
-                    wait_until(|| sender.buffer().is_empty())?;
-                }
-                let _left = reply.send(());
-            }
-            Job::Unsubscribe { link, slot, reply } => {
-                if let Some(sender) = self.links.get_mut(&link) {
-                    sender.unsubscribe(slot_filter(slot)).map_err(drop)?;
-                }
-                let _left = reply.send(());
-            }
-            Job::Wake { receiver, reply } => {
-                receiver.ready().map_err(drop)?;
-                let _left = reply.send(receiver);
-            }
-            Job::Detach { link, reply } => {
-                self.detach(link)?;
-                let _left = reply.send(());
-            }
-        }
-        Ok(())
-    }
-
-    fn attach(&mut self, reply: oneshot::Sender<Result<(u32, LinkRx), RouterError>>) -> Result<(), ()> {
-        let Some(number) = self.free.pop() else {
-            let _left = reply.send(Err(RouterError::Full));
-            return Ok(());
-        };
-        let (sender, receiver) = (self.build)(&number.to_string())?;
-        self.links.insert(number, sender);
-        if reply.send(Ok((number, receiver))).is_err() {
-            // Whoever asked is gone.
-            self.detach(number)?;
-        }
-        Ok(())
-    }
-
-    fn detach(&mut self, link: u32) -> Result<(), ()> {
-        let Some(mut sender) = self.links.remove(&link) else { return Ok(()) };
+        // The other thread ends with its link.
         let disconnect = Disconnect { reason_code: DisconnectReasonCode::NormalDisconnection };
-        poll_once(sender.send(Packet::Disconnect(disconnect, None)))?;
-        self.free.push(link);
-        Ok(())
+        poll_once(self.caller.send(Packet::Disconnect(disconnect, None)))
     }
+}
 
-    fn bury(&mut self) -> Result<(), ()> {
-        let orphans = std::mem::take(&mut *lock(&self.orphans));
-        orphans.into_iter().try_for_each(|link| self.detach(link))
+/// The thread that hears the calls and wakes whoever is called; ends with its link.
+fn call(mut receiver: LinkRx, links: &Mutex<Links>) -> Result<(), ()> {
+    let mut expected = None;
+    loop {
+        match receiver.recv() {
+            Ok(Some(Notification::Forward(forward))) => {
+                let offset = forward.cursor.map(|(_, offset)| offset);
+                let links = lock(links);
+                if offset.is_none() || expected.is_some_and(|expected| offset != Some(expected)) {
+                    // Calls were lost, and it is not known whose.
+                    links.readers.values().for_each(|reader| reader.called.notify_one());
+                }
+                expected = offset.map(|offset| offset + 1);
+                let mut call = forward.publish.payload;
+                while let Ok(link) = call.try_get_u32() {
+                    if let Some(reader) = links.readers.get(&link) {
+                        reader.called.notify_one();
+                    }
+                }
+            }
+            Ok(Some(Notification::Unschedule)) => receiver.ready().map_err(drop)?,
+            // It was told to, or rumqttd's thread is gone: in either case there is nothing more to hear.
+            Ok(Some(Notification::Disconnect(..))) | Err(_) => return Ok(()),
+            Ok(_) => {}
+        }
     }
 }
 

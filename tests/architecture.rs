@@ -35,6 +35,7 @@ const RESIDENTS: &[(&str, &[&str])] = &[
     ("rusqlite", &["queue/"]),
     ("tokio_modbus", &["field/modbus/", "field/simulate/"]),
     ("tokio_serial", &["field/"]),
+    ("serial2", &["field/"]),
     ("mqtt_proto", &["mqtt/"]),
     ("sd_notify", &["service.rs"]),
 ];

@@ -5,9 +5,11 @@ mod broker_support;
 
 use broker_support::*;
 use bytes::Bytes;
-use tidegate::broker::hash_password;
+use tidegate::broker::{BrokerLimits, hash_password};
 use tidegate::message::Qos;
-use tidegate::mqtt::{Connack, Connect, Packet, ReasonCode, Version};
+use tidegate::mqtt::{Connack, Connect, Encoder, Packet, ReasonCode, Version};
+use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
 
 /// Quick to compare: Mosquitto's own kind. The password is "password".
 const HASH: &str =
@@ -69,6 +71,97 @@ async fn whoever_is_not_let_in_is_told_why_in_his_version() {
         assert_eq!(refused(&gateway, login(version, "b", "plc7", "password")).await, ReasonCode::SUCCESS);
     }
     assert!(gateway.session_counter("refused_logins") >= 12);
+    gateway.ended().await;
+}
+
+/// All that is said on a connection that sends `connect` and, in the same write, what only a client may that was let in.
+async fn last_words(gateway: &Gateway, connect: Connect) -> Vec<u8> {
+    let version = connect.version;
+    let mut client = Client::raw(gateway, version).await;
+    let properties: &[u8] = if version == Version::V5 { b"\0" } else { b"" };
+    let mut behind = b"\x82".to_vec();
+    behind.push(u8::try_from(6 + properties.len()).unwrap());
+    behind.extend([b"\0\x01", properties, b"\0\x01#\0", b"\x30"].concat());
+    behind.push(u8::try_from(4 + properties.len()).unwrap());
+    behind.extend([b"\0\x01t", properties, b"x", b"\xC0\0"].concat());
+    let mut output = bytes::BytesMut::new();
+    Encoder::new(version).encode(&Packet::Connect(Box::new(connect)), &mut output).unwrap();
+    output.extend_from_slice(&behind);
+    client.write(&output).await;
+    let mut said = Vec::new();
+    // Closed or reset: what was said counts.
+    let _end = timeout(PATIENCE, client.stream.read_to_end(&mut said)).await.expect("the connection stays open");
+    said
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_login_is_told_so_in_one_connack_and_nothing_of_it_is_done() {
+    let all = "publish = [\"#\"]\nsubscribe = [\"#\"]";
+    let gateway = gateway(&(user("plc", all) + &user("hmi", all))).await;
+    let mut hmi = enter(&gateway, login(Version::V5, "hmi", "hmi", "password")).await;
+    hmi.subscribe("#", Qos::AtLeastOnce).await;
+    for version in VERSIONS {
+        let id = format!("plc{version:?}");
+        let right = login(version, &id, "plc", "password");
+        let mut there = enter(&gateway, kept(right.clone())).await;
+        there.subscribe("plant", Qos::AtLeastOnce).await;
+        let (wrong, none): (&[u8], &[u8]) = match version {
+            Version::V5 => (b"\x20\x03\0\x86\0", b"\x20\x03\0\x87\0"),
+            Version::V311 => (b"\x20\x02\0\x04", b"\x20\x02\0\x05"),
+        };
+        // Under the id of a client that is there, with a clean start and a will: neither is for whoever cannot log in.
+        let willing = |connect: Connect| Connect { will: Some(will("plant/will", "x")), ..connect };
+        let thief = willing(login(version, &id, "plc", "Password"));
+        let away = async |gateway: &Gateway| {
+            assert_eq!(last_words(gateway, thief.clone()).await, wrong, "{version:?}");
+            assert_eq!(last_words(gateway, willing(connect(version, &id))).await, none, "{version:?}");
+        };
+        away(&gateway).await;
+        there.hears_nothing().await;
+        there.disconnect().await;
+        away(&gateway).await;
+        if version == Version::V5 {
+            let method = Connect { auth_method: Some("SCRAM-SHA-1".to_owned()), ..right.clone() };
+            assert_eq!(last_words(&gateway, method).await, b"\x20\x03\0\x8C\0", "whatever else it brings");
+        }
+        assert!(!hmi.publish("plant", Qos::AtLeastOnce, "waits").await.is_failure());
+        assert_eq!(text(&hmi.take().await), "waits", "nothing of what stood behind, and no will");
+        let (mut there, connack) = Client::with(&gateway, kept(right)).await;
+        assert!(connack.session_present, "no clean start by whoever cannot log in");
+        assert_eq!(text(&there.take().await), "waits");
+        there.disconnect().await;
+    }
+    hmi.hears_nothing().await;
+    gateway.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_for_want_of_rights_leaves_the_connection_and_the_packet_id() {
+    let limits = BrokerLimits { inbound: 4, inbound_tolerated: 4, ..BrokerLimits::default() };
+    let access = |lists: &str| access(&user("plc", lists));
+    let options =
+        Options { access: access("publish = [\"mine\"]\nsubscribe = [\"mine\"]"), limits, ..Options::default() };
+    let gateway = Gateway::start_with(options).await;
+    let mut plc = enter(&gateway, login(Version::V5, "plc", "plc", "password")).await;
+    for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
+        for _ in 0..3 {
+            assert_eq!(plc.publish_packet(publish("other", qos, 7, "no")).await, ReasonCode::NOT_AUTHORIZED);
+            let reason = plc.publish_packet(publish("mine", qos, 7, "yes")).await;
+            assert!(!reason.is_failure(), "the same id, at once: {reason:?}");
+        }
+    }
+    // Nor does it count against Receive Maximum.
+    for _ in 0..20 {
+        assert_eq!(plc.publish_packet(publish("other", Qos::ExactlyOnce, 8, "no")).await, ReasonCode::NOT_AUTHORIZED);
+    }
+    assert_eq!(plc.subscribe("other", Qos::ExactlyOnce).await, ReasonCode::NOT_AUTHORIZED);
+    assert_eq!(plc.unsubscribe("other").await, [ReasonCode::NO_SUBSCRIPTION_EXISTED], "nothing was made");
+    assert_eq!(plc.subscribe("mine", Qos::AtLeastOnce).await, ReasonCode(1));
+    // A subscription that is made again with rights that were taken away meanwhile.
+    gateway.access.change(&access("publish = [\"mine\"]"));
+    assert_eq!(plc.subscribe("mine", Qos::AtLeastOnce).await, ReasonCode::NOT_AUTHORIZED);
+    plc.publish("mine", Qos::AtLeastOnce, "unheard").await;
+    plc.hears_nothing().await;
     gateway.ended().await;
 }
 

@@ -362,7 +362,7 @@ fn without_a_table_of_points_every_group_is_one() {
     let scale = &config.serial["s"];
     let kinds: Vec<_> = scale.points.iter().map(|point| (point.name.as_ref(), point.kind)).collect();
     assert_eq!(kinds, [("status", config::TextKind::String), ("weight", config::TextKind::F64)]);
-    assert_eq!((scale.delimiter.as_slice(), scale.frame_bytes_max, scale.decimal), (&b"\r\n"[..], 1024, b'.'));
+    assert_eq!((&scale.frame, scale.decimal), (&config::FrameConfig::delimited(b"\r\n", 1024), b'.'));
 }
 
 #[test]

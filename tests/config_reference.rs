@@ -27,6 +27,7 @@ fn place() -> TempDir {
         "tls/server.pem",
         "tls/server.key",
         "tls/clients.pem",
+        "tls/revoked.pem",
         "tls/AmazonRootCA1.pem",
         "tls/aws.pem",
         "tls/aws.key",
@@ -96,6 +97,7 @@ fn key_of(path: &str) -> String {
     let parts: Vec<&str> = path.split('.').collect();
     let parts = match parts.as_slice() {
         ["modbus" | "serial" | "model", .., table @ ("report" | "write"), key] => vec![*table, key],
+        ["line" | "serial", _, "rs485", key] => vec!["rs485", key],
         ["model", _, "point", _, key] => vec!["modbus", "<name>", "point", "<name>", key],
         [kind @ ("modbus" | "serial"), _, "point", _, key] => vec![kind, "<name>", "point", "<name>", key],
         ["broker", kind @ ("listener" | "user" | "group"), _, rest @ ..] => {
@@ -115,7 +117,7 @@ fn the_reference_is_a_configuration_without_a_problem() {
     let loaded = expect_clean(root.path(), &uncommented());
     assert_eq!(loaded.config.uplinks.len(), 1);
     assert_eq!(loaded.config.modbus.len(), 1);
-    assert_eq!(loaded.config.serial.len(), 3);
+    assert_eq!(loaded.config.serial.len(), 8);
     assert!(loaded.effective.contains("unit_id = 1"));
 }
 

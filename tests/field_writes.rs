@@ -527,6 +527,13 @@ fn a_table_of_points_that_may_be_written_reads_back_and_check_says_what_is_wrong
         let (code, said) = check(&format!("{device}[modbus.d.point]\n{point}\n"), &[]);
         assert!(code == Some(78) && said.contains(problem), "{point}: {said}");
     }
+    let (code, said) = check(
+        &format!(
+            "{device}[modbus.d.point]\np = {{ address = \"holding:1\", type = \"u16\", write = \"readable=false\" }}\n"
+        ),
+        &[],
+    );
+    assert!(code == Some(0) && said.contains("nothing of `d` can be read"), "{said}");
     let twins = "topic = \"a/{point}\"\n[modbus.d.point]\np = { address = \"holding:1\", type = \"u16\", write = true }\n\
                  [modbus.e]\nline = \"tcp://127.0.0.1:1502\"\nunit_id = 2\ntopic = \"a/{point}\"\n[modbus.e.point]\n\
                  p = { address = \"holding:1\", type = \"u16\", write = true }\n";

@@ -283,6 +283,16 @@ fn each_line_that_is_not_carried_is_named_with_its_number_and_no_secret_is_shown
     let user = config.split("[broker.user.plc01]").nth(1).unwrap().split("[broker").next().unwrap().to_owned();
     assert!(user.contains("deny = [\"#\"]") && !user.contains("publish"), "{config}");
     assert!(text(&output.stderr).contains("braces:3: topic deny a/{b}: "), "{}", text(&output.stderr));
+    fs::write(
+        &odd,
+        "allow_anonymous true\nlistener 1884 127.0.0.1\ncafile ca.pem\ncertfile s.pem\nkeyfile s.key\n\
+         crlfile gone.pem\nrequire_certificate true\n",
+    )
+    .unwrap();
+    let output = Command::new(PROGRAM).args(["import", "mosquitto"]).arg(&odd).output().unwrap();
+    let (config, said) = (text(&output.stdout), text(&output.stderr));
+    let lists = format!("client_ca = \"{}\", client_crl = \"{}\"", place("ca.pem"), place("gone.pem"));
+    assert!(config.contains(&lists) && !said.contains("crlfile"), "{config}\n{said}");
     let absent = Command::new(PROGRAM).args(["import", "mosquitto", "/nowhere.conf"]).output().unwrap();
     assert_eq!(absent.status.code(), Some(64));
 }

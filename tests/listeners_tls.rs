@@ -149,14 +149,6 @@ fn a_reload_shows_the_new_certificate_to_the_next_client_and_disturbs_nobody() {
     let plant = port::free();
     let mut gateway = Gateway::started(folder.path(), &listener(plant, &old, &wants_certificates(&old, "optional")));
     let mut heard = listening(&gateway, plant, &old.ca, &["-t", "plant/#"]);
-    let reload = |gateway: &Gateway, what: &str, said: &str| {
-        let before = gateway.log().len();
-        common::process::signal_to(gateway.id(), Signal::HUP);
-        wait_until(PATIENCE, what, || {
-            let log = gateway.log().split_off(before);
-            if log.iter().any(|line| line.contains(said)) { Ok(()) } else { Err(log.join("\n")) }
-        });
-    };
     let exchange = |from: &Path, to: &Path| {
         fs::copy(from, to).unwrap();
         fs::set_permissions(to, fs::Permissions::from_mode(0o600)).unwrap();
@@ -191,6 +183,171 @@ fn a_reload_shows_the_new_certificate_to_the_next_client_and_disturbs_nobody() {
         (status["sessions"]["connected"] == 1).then_some(())
     });
     gateway.stop();
+}
+
+/// An authority of openssl's own: what it makes, and what it revokes.
+struct Authority {
+    folder: std::path::PathBuf,
+}
+
+impl Authority {
+    fn made(folder: &Path) -> Authority {
+        fs::create_dir_all(folder).unwrap();
+        let authority = Authority { folder: folder.to_owned() };
+        fs::write(
+            folder.join("ca.cnf"),
+            "[ca]\ndefault_ca = plant\n[plant]\ndir = .\ndatabase = index\nserial = serial\ncrlnumber = crlnumber\n\
+             new_certs_dir = .\ncertificate = ca.pem\nprivate_key = ca.key\ndefault_md = sha256\npolicy = any\n\
+             default_days = 30\nunique_subject = no\n[any]\ncommonName = supplied\n\
+             [client]\nextendedKeyUsage = clientAuth\n",
+        )
+        .unwrap();
+        for (name, text) in [("index", ""), ("serial", "1000\n"), ("crlnumber", "01\n")] {
+            fs::write(folder.join(name), text).unwrap();
+        }
+        let name = folder.file_name().unwrap().display();
+        authority.openssl(&format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN={name} -keyout ca.key -out ca.pem"
+        ));
+        authority
+    }
+
+    /// openssl in its folder.
+    fn openssl(&self, arguments: &str) {
+        let output =
+            Command::new("openssl").args(arguments.split_whitespace()).current_dir(&self.folder).output().unwrap();
+        assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn client(&self, name: &str) {
+        self.openssl(&format!(
+            "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr"
+        ));
+        self.openssl(&format!("ca -batch -config ca.cnf -extensions client -in {name}.csr -out {name}.pem -notext"));
+    }
+
+    /// The list as of now, for so long.
+    fn list(&self, days: &str) {
+        self.openssl(&format!("ca -gencrl -config ca.cnf {days} -out revoked.pem"));
+    }
+
+    fn path(&self, name: &str) -> String {
+        text(&self.folder.join(name))
+    }
+
+    /// mosquitto_pub as one of its clients.
+    fn publish(&self, port: u16, ca: &Path, name: &str, more: &[&str]) -> Output {
+        let (cert, key) = (self.path(&format!("{name}.pem")), self.path(&format!("{name}.key")));
+        publish(port, ca, &[&["--cert", &cert, "--key", &key, "-t", "plant/a", "-m", name][..], more].concat())
+    }
+}
+
+fn reload(gateway: &Gateway, what: &str, said: &str) {
+    let before = gateway.log().len();
+    common::process::signal_to(gateway.id(), Signal::HUP);
+    wait_until(PATIENCE, what, || {
+        let log = gateway.log().split_off(before);
+        if log.iter().any(|line| line.contains(said)) { Ok(()) } else { Err(log.join("\n")) }
+    });
+}
+
+const IN_FORCE: &str = "The configuration was read again and is in force";
+
+#[test]
+fn whoever_is_on_the_list_of_revoked_certificates_is_shut_out_at_his_next_connection() {
+    let _turn = turn();
+    let folder = folder();
+    let pki = Certificates::make(&folder.path().join("pki"), "plc7");
+    let authority = Authority::made(&folder.path().join("authority"));
+    for name in ["stays", "leaves"] {
+        authority.client(name);
+    }
+    authority.list("-crldays 30");
+    let (ca, list) = (authority.path("ca.pem"), authority.path("revoked.pem"));
+    let plant = port::free();
+    let tls = format!(", client_ca = \"{ca}\", client_crl = \"{list}\"");
+    let mut gateway = Gateway::started(folder.path(), &listener(plant, &pki, &tls));
+    let (cert, key) = (authority.path("leaves.pem"), authority.path("leaves.key"));
+    let mut heard = listening(&gateway, plant, &pki.ca, &["--cert", &cert, "--key", &key, "-t", "plant/#"]);
+    for tls in ["tlsv1.2", "tlsv1.3"] {
+        for name in ["stays", "leaves"] {
+            expect_published(&authority.publish(plant, &pki.ca, name, &["--tls-version", tls]));
+            expect_heard(&mut heard, &format!("plant/a {name}"));
+        }
+    }
+
+    authority.openssl("ca -config ca.cnf -revoke leaves.pem");
+    authority.list("-crldays 30");
+    expect_published(&authority.publish(plant, &pki.ca, "leaves", &[]));
+    reload(&gateway, "the new list is in force", IN_FORCE);
+    for tls in ["tlsv1.2", "tlsv1.3"] {
+        expect_published(&authority.publish(plant, &pki.ca, "stays", &["--tls-version", tls]));
+        expect_heard(&mut heard, "plant/a stays");
+        assert!(!authority.publish(plant, &pki.ca, "leaves", &["--tls-version", tls]).status.success(), "{tls}");
+    }
+    let told = || gateway.log().iter().any(|line| line.contains("its certificate has been revoked"));
+    wait_for(PATIENCE, "the log says why", told);
+
+    // The list of another authority says nothing of these clients, and a file that is none changes nothing.
+    let other = Authority::made(&folder.path().join("other"));
+    other.list("-crldays 30");
+    let good = fs::read(&list).unwrap();
+    fs::write(&list, "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n").unwrap();
+    reload(&gateway, "the broken list is told", "is no list of revoked certificates");
+    expect_published(&authority.publish(plant, &pki.ca, "stays", &[]));
+    fs::copy(other.path("revoked.pem"), &list).unwrap();
+    reload(&gateway, "the strange list is in force", IN_FORCE);
+    assert!(
+        !authority.publish(plant, &pki.ca, "stays", &[]).status.success(),
+        "of him nobody says that he is not revoked"
+    );
+
+    // Both in one file; and one that has ended, which goes on to shut out those that are on it, and nobody else.
+    authority.openssl(
+        "ca -gencrl -config ca.cnf -crl_lastupdate 20200101000000Z -crl_nextupdate 20200102000000Z \
+                       -out revoked.pem",
+    );
+    let ended = fs::read(&list).unwrap();
+    assert_ne!(good, ended);
+    fs::write(&list, [fs::read(other.path("revoked.pem")).unwrap(), ended].concat()).unwrap();
+    reload(&gateway, "the ended list is told", "A list of revoked certificates has ended");
+    wait_for(PATIENCE, "it is in force", || gateway.log().last().is_some_and(|line| line.contains(IN_FORCE)));
+    expect_published(&authority.publish(plant, &pki.ca, "stays", &[]));
+    assert!(!authority.publish(plant, &pki.ca, "leaves", &[]).status.success());
+    gateway.stop();
+}
+
+#[test]
+fn a_list_of_revoked_certificates_that_is_missing_or_none_or_has_ended_is_told_at_its_place() {
+    let folder = folder();
+    let pki = Certificates::make(&folder.path().join("pki"), "plc7");
+    let authority = Authority::made(&folder.path().join("authority"));
+    authority.list("-crldays 30");
+    let (ca, list) = (authority.path("ca.pem"), authority.path("revoked.pem"));
+    let config = folder.path().join("check.toml");
+    let check = |keys: &str| {
+        let tables = listener(8883, &pki, keys);
+        fs::write(&config, format!("[gateway]\nid = \"hall-3\"\n{tables}")).unwrap();
+        let output = Command::new(PROGRAM).args(["check", "--config", &text(&config)]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let both = |file: &str| format!(", client_ca = \"{ca}\", client_crl = [\"{list}\", \"{file}\"]");
+    assert_eq!(check(&format!(", client_ca = \"{ca}\", client_crl = \"{list}\"")), (Some(0), String::new()));
+    authority.openssl(
+        "ca -gencrl -config ca.cnf -crl_lastupdate 20200101000000Z -crl_nextupdate 20200102000000Z -out ended.pem",
+    );
+    authority.openssl("crl -in revoked.pem -outform DER -out revoked.der");
+    for (keys, status, said) in [
+        (format!(", client_crl = \"{list}\""), 78, "`client_crl` needs `client_ca`"),
+        (both(&authority.path("gone.pem")), 78, "gone.pem: it does not exist"),
+        (both(&ca), 78, "ca.pem holds no list of revoked certificates"),
+        (both(&authority.path("revoked.der")), 78, "revoked.der holds no list of revoked certificates"),
+        (both(&authority.path("ended.pem")), 0, "ended.pem has ended at 2020-01-02T00:00:00Z"),
+    ] {
+        let (code, stderr) = check(&keys);
+        assert_eq!(code, Some(status), "{stderr}");
+        assert!(stderr.contains(said) && stderr.contains("check.toml:5:") && stderr.contains("help: "), "{stderr}");
+    }
 }
 
 #[test]

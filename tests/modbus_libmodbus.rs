@@ -62,7 +62,7 @@ fn on_serial(cable: &Cable) -> Process {
 
 fn serial_line(cable: &Cable) -> LineKind {
     let mode = SerialMode { data_bits: 8, parity: Parity::Even, stop_bits: 1 };
-    LineKind::Rtu(PortConfig { path: cable.near.clone(), baud: 19_200.try_into().unwrap(), mode })
+    LineKind::Rtu(PortConfig::new(&cable.near, 19_200.try_into().unwrap(), mode))
 }
 
 fn configured(kind: LineKind, unit_id: u8) -> Config {

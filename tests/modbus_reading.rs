@@ -241,6 +241,24 @@ async fn an_adapter_that_is_pulled_out_and_put_back_under_its_stable_name_is_rea
     second.stop().await;
 }
 
+/// The pauses between attempts have grown to four seconds by then.
+#[tokio::test]
+async fn an_adapter_that_was_away_for_long_is_asked_within_two_seconds_of_its_return() {
+    let directory = tempfile::tempdir().unwrap();
+    let stable = directory.path().join("by-path");
+    let running = Running::start(&one_unit(LineKind::Rtu(port(&stable))));
+    // Attempts are made at 0, 1, 3 and 7 seconds.
+    tokio::time::sleep(std::time::Duration::from_millis(3300)).await;
+    let device = Device::start(Place::Pty, &[1], &[]).await;
+    let Bound::Path(path) = device.bound.clone() else { panic!("it is on a pty") };
+    symlink(&path, &stable).unwrap();
+    let back = tokio::time::Instant::now();
+    running.until_told("d", "p", Quality::Good, 1).await;
+    assert!(back.elapsed() < std::time::Duration::from_secs(2), "{:?}", back.elapsed());
+    running.stop().await;
+    device.stop().await;
+}
+
 #[tokio::test]
 async fn a_line_that_cannot_be_opened_tells_why_and_leaves_the_others_alone() {
     let device = Device::start(loopback(), &[1], &[]).await;

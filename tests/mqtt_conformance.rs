@@ -944,5 +944,15 @@ fn every_test_that_the_table_names_exists_and_every_statement_stands_in_it_once(
             }
         }
     }
+    // What of access has no number of its own.
+    let access = [
+        ("## MQTT 5.0", &["3.1.4", "3.2.2.2", "3.3.4", "3.9.3", "3.14.2.1", "4.12", "4.13.2", "5.4.1", "5.4.2"][..]),
+        ("## MQTT 3.1.1", &["3.1.4", "3.2.2.3", "3.3.5", "3.9.3", "5.4.1", "5.4.2"]),
+    ];
+    for (version, section) in access.iter().flat_map(|(version, all)| all.iter().map(move |one| (*version, *one))) {
+        if !numbers.iter().any(|(of, number)| *of == version && number.split(' ').next() == Some(section)) {
+            wrong.push(format!("{version}: nothing is said of access in {section}"));
+        }
+    }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

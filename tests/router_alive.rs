@@ -21,6 +21,7 @@ fn live(topic: &str, payload: impl Into<Bytes>) -> Live {
         payload: payload.into(),
         properties: None,
         publisher: None,
+        ordinal: None,
     }
 }
 

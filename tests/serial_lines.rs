@@ -7,9 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use field_support::{Running, add_serial, empty};
+use field_support::{Running, add_serial, empty, point};
 use regex::Regex;
-use tidegate::config::{Ask, Config, Parse, Report, SerialConfig, SerialPoint, TextKind};
+use tidegate::config::{
+    Ask, ByteOrder, BytesField, Checksum, ChecksumForm, ChecksumKind, Config, Counts, Ending, LengthField, Parse,
+    PointKind, Report, SerialConfig, SerialPoint, Table, TextKind,
+};
+use tidegate::field::serial::checksum;
 use tidegate::field::simulate::serial::{Server, Settings};
 use tidegate::field::simulate::{Place, SimulateError};
 use tidegate::message::{Quality, Reading, Value};
@@ -54,6 +58,7 @@ fn device(config: &mut Config, path: &Path, decimal: u8) {
     scale.points = vec![SerialPoint {
         name: Arc::from("weight"),
         pointer: None,
+        bytes: None,
         kind: TextKind::F64,
         unit: Some(Arc::from("kg")),
         report,
@@ -281,6 +286,163 @@ async fn a_port_that_is_pulled_out_is_told_as_bad_and_read_again_when_it_is_back
     second.stop().await;
 }
 
+/// The pauses between attempts have grown to four seconds by then.
+#[tokio::test]
+async fn an_adapter_that_was_away_for_long_is_read_within_two_seconds_of_its_return() {
+    let directory = tempfile::tempdir().unwrap();
+    let stable = directory.path().join("by-path");
+    let mut config = empty();
+    device(&mut config, &stable, b'.');
+    asks(&mut config, 20, 2000);
+    let running = Running::start(&config);
+    // Attempts are made at 0, 1, 3 and 7 seconds.
+    tokio::time::sleep(Duration::from_millis(3300)).await;
+    let scale = Scale::start(None, '.').await;
+    symlink(&scale.path, &stable).unwrap();
+    let back = tokio::time::Instant::now();
+    running.until_told("scale", "weight", Quality::Good, 1).await;
+    assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
+    running.stop().await;
+    scale.stop().await;
+}
+
+/// They have the same name by id, and change places in the order in which the system finds them.
+#[tokio::test]
+async fn two_equal_sticks_are_told_apart_by_their_sockets() {
+    let directory = tempfile::tempdir().unwrap();
+    let sockets = [directory.path().join("usb-0:1"), directory.path().join("usb-0:2")];
+    let mut config = empty();
+    let whole = Regex::new(r"^(?<weight>[0-9]+)$").unwrap();
+    for (name, socket) in ["left", "right"].iter().zip(&sockets) {
+        add_serial(&mut config, name, socket, Parse::Regex(whole.clone()));
+    }
+    let running = Running::start(&config);
+    for round in [[0, 1], [1, 0]] {
+        let before = ["left", "right"].map(|name| running.of(name, "weight").len());
+        let mut ends = Vec::new();
+        for socket in round {
+            let (mut ours, far_end, path) = pty();
+            drop(far_end);
+            let _absent = std::fs::remove_file(&sockets[socket]);
+            symlink(&path, &sockets[socket]).unwrap();
+            let mut speaking = JoinSet::new();
+            speaking.spawn(async move {
+                // A write fails while nobody has the other end open.
+                loop {
+                    let _nobody = ours.write_all(format!("{}\r\n", socket + 1).as_bytes()).await;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            });
+            ends.push(speaking);
+        }
+        for (name, before, value) in [("left", before[0], 1.0), ("right", before[1], 2.0)] {
+            let what = format!("{name} is read after {round:?}");
+            running
+                .until(&what, |told| {
+                    let own: Vec<&Reading> = told.iter().filter(|reading| &*reading.device == name).collect();
+                    let good = own.iter().skip(before).any(|reading| reading.value == Value::Float(value));
+                    good.then_some(())
+                })
+                .await;
+        }
+        // Both are pulled out.
+        drop(ends);
+        sockets.iter().for_each(|socket| std::fs::remove_file(socket).unwrap());
+        for name in ["left", "right"] {
+            running
+                .until("it is told as bad", |told| {
+                    let last = told.iter().rfind(|reading| &*reading.device == name)?;
+                    (last.quality == Quality::Bad).then_some(())
+                })
+                .await;
+        }
+    }
+    let told = running.stop().await;
+    let is_own = |reading: &Reading| match (&*reading.device, &reading.value) {
+        (_, Value::Null) => true,
+        (name, value) => *value == Value::Float(if name == "left" { 1.0 } else { 2.0 }),
+    };
+    assert!(told.iter().all(is_own), "{told:?}");
+}
+
+fn bytes_field(name: &str, at: usize, count: usize, kind: PointKind) -> SerialPoint {
+    let point = point(name, Table::Holding, 0, kind);
+    let bytes = Some(BytesField { at, count, point });
+    SerialPoint {
+        name: Arc::from(name),
+        pointer: None,
+        bytes,
+        kind: TextKind::F64,
+        unit: None,
+        report: Report::default(),
+    }
+}
+
+#[tokio::test]
+async fn binary_frames_with_a_length_and_a_checksum_are_read_and_damaged_ones_counted_by_kind() {
+    let (mut ours, _far_end, path) = pty();
+    let mut config = empty();
+    add_serial(&mut config, "drive", &path, Parse::Bytes { is_hex: false });
+    let drive = config.serial.get_mut("drive").unwrap();
+    let checksum = Checksum::at_end(ChecksumKind::Crc16Modbus, ChecksumForm::Binary);
+    let length = LengthField { offset: 2, width: 1, order: ByteOrder::Big, counts: Counts::Rest, plus: 2 };
+    drive.frame.start = vec![0xAA, 0x55];
+    drive.frame.ending = Ending::Field(length);
+    drive.frame.checksum = Some(checksum);
+    drive.points = vec![bytes_field("speed", 3, 2, PointKind::I16), bytes_field("state", 5, 1, PointKind::U8)];
+    let running = Running::start(&config);
+    let frame = move |speed: i16| {
+        let mut frame = vec![0xAA, 0x55, 3];
+        frame.extend(speed.to_be_bytes());
+        frame.push(7);
+        frame.extend(checksum::written(&checksum, &frame));
+        frame
+    };
+    let mut speaking = JoinSet::new();
+    speaking.spawn(async move {
+        loop {
+            let mut damaged = frame(-1500);
+            damaged[4] ^= 1;
+            for bytes in [frame(-1500), damaged, b"noise".to_vec(), frame(1500)] {
+                ours.write_all(&bytes).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let told = running.until_told("drive", "speed", Quality::Good, 10).await;
+    assert!(told.iter().all(|reading| matches!(reading.value, Value::Int(-1500 | 1500))), "{told:?}");
+    let health = serde_json::to_value(running.device("drive")).unwrap();
+    assert_eq!(health["state"], "degraded", "{health}");
+    assert!(health["faults"]["checksum"].as_u64().unwrap() >= 3, "{health}");
+    assert_eq!(running.of("drive", "state")[0].value, Value::Uint(7));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_silence_ends_the_answer_of_a_device_that_marks_no_end() {
+    let (mut ours, _far_end, path) = pty();
+    let mut config = empty();
+    add_serial(&mut config, "scale", &path, Parse::Regex(Regex::new(r"^(?<weight>[0-9.]+)$").unwrap()));
+    asks(&mut config, 20, 5000);
+    let scale = the_scale(&mut config);
+    scale.frame.ending = Ending::Idle;
+    scale.frame.idle = Some(Duration::from_millis(200));
+    let running = Running::start(&config);
+    let mut servers = JoinSet::new();
+    servers.spawn(async move {
+        let mut question = [0; 4];
+        while ours.read_exact(&mut question).await.is_ok() {
+            // In two parts, as an adapter hands them on.
+            ours.write_all(b"12").await.unwrap();
+            tokio::task::yield_now().await;
+            ours.write_all(b".5").await.unwrap();
+        }
+    });
+    let told = running.until_told("scale", "weight", Quality::Good, 3).await;
+    assert!(told.iter().all(|reading| weight(reading) == 12.5), "{told:?}");
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn a_port_that_another_program_holds_is_named_as_that() {
     let scale = Scale::start(None, '.').await;
@@ -291,7 +453,7 @@ async fn a_port_that_another_program_holds_is_named_as_that() {
     running.until_told("scale", "weight", Quality::Good, 1).await;
     let second = Running::start(&config);
     let bad = second.until_told("scale", "weight", Quality::Bad, 1).await;
-    assert!(bad[0].reason.as_deref().unwrap().ends_with("another program uses it"), "{bad:?}");
+    assert!(bad[0].reason.as_deref().unwrap().contains("another program uses it"), "{bad:?}");
     second.stop().await;
     running.stop().await;
     scale.stop().await;

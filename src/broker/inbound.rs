@@ -15,7 +15,7 @@ use super::{BrokerLimits, Services};
 use crate::intake::{AcceptError, Accepted, Ticket};
 use crate::message::{Body, Filter, Message, Qos};
 use crate::mqtt::{PacketId, ReasonCode, Suback, Unsuback, Version};
-use crate::queue::{AppendError, Once, SessionNumber};
+use crate::queue::{AppendError, Once, RetainedFound, SessionNumber};
 
 /// A future that the session polls beside its other work.
 pub(super) type Running<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -133,9 +133,9 @@ impl Inbound {
     }
 
     /// Whether more is read while this waits. Of short messages many are, so that they share a commit.
-    pub(super) fn has_room(&self, limits: &BrokerLimits) -> bool {
-        self.len() < 2 * usize::from(limits.inbound)
-            || (self.len() < limits.inbound_line && self.line_bytes < limits.inbound_bytes)
+    pub(super) fn has_room(&self, limits: &BrokerLimits, share: usize) -> bool {
+        let is_short = self.len() < limits.inbound_line && self.line_bytes < limits.inbound_bytes;
+        self.line.is_empty() || self.line_bytes < share && (is_short || self.len() < 2 * usize::from(limits.inbound))
     }
 
     pub(super) fn push(&mut self, mark: Mark, work: Work) {
@@ -291,7 +291,7 @@ pub(super) enum Begun {
     /// A message has its place in the queue's order, or has not got one.
     Submitted { number: Option<SessionNumber>, arrival: Box<Arrival>, ticket: Result<Box<Ticket>, AcceptError> },
     /// Retained messages for new subscriptions, behind their SUBACK.
-    Retained { suback: Suback, found: Vec<(Filter, Vec<Message>)> },
+    Retained { suback: Suback, found: Vec<(Filter, RetainedFound)> },
     /// Subscriptions are gone.
     Unsubscribed { unsuback: Unsuback },
     /// What was asked for could not be kept.
@@ -319,7 +319,7 @@ pub(super) async fn retained(services: Arc<Services>, suback: Suback, filters: V
     let mut found = Vec::new();
     for filter in filters {
         match services.inlet.retained(&filter, services.limits.retained_messages).await {
-            Ok(messages) => found.push((filter, messages)),
+            Ok(retained) => found.push((filter, retained)),
             Err(error) => {
                 warn!(filter = filter.as_str(), error:% = error; "Retained messages could not be looked up");
             }

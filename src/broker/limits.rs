@@ -6,6 +6,8 @@ use crate::config::{BrokerConfig, Pace};
 
 /// What a session may keep for its client in any case, in bytes.
 const AWAY_BYTES_MIN: usize = 32 * 1024;
+/// What a client may have waiting, or on its way to the disk, in any case.
+const SHARE_BYTES_MIN: usize = 32 * 1024;
 
 /// Connections that are let in although all sessions are taken: to be told so.
 const SPARE_CONNECTIONS: usize = 10;
@@ -46,7 +48,7 @@ pub struct BrokerLimits {
     pub inbound_tolerated: u16,
     /// Messages that are taken from such a client before the first of them is on disk: a large window shares a commit.
     pub inbound_line: usize,
-    /// Their bytes; of longer messages twice `inbound` are taken.
+    /// Their bytes; of longer messages twice `inbound` are taken, within eight times that.
     pub inbound_bytes: usize,
     /// Topic aliases that a client may set.
     pub topic_aliases: u16,
@@ -54,8 +56,11 @@ pub struct BrokerLimits {
     pub outbound: u16,
     /// Messages that wait for a client that is there.
     pub waiting_messages: usize,
-    /// Their bytes.
+    /// Their bytes, and those of what it has not acknowledged.
     pub waiting_bytes: usize,
+    /// What lies with the router for live subscribers; and once more, shared by all clients, what waits for them and what
+    /// has come from them and is not on disk yet.
+    pub live_bytes: usize,
     /// Messages that wait in the store for one session; the oldest give way, counted.
     pub kept_messages: u64,
     /// Their bytes, each counted as often as it is to be delivered.
@@ -116,6 +121,8 @@ impl BrokerLimits {
             inbound: limits.receive_maximum,
             outbound: limits.in_flight,
             rate: limits.rate,
+            // A message that finds no room alone would never be delivered.
+            live_bytes: limits.live_bytes.max(4 * limits.packet_bytes),
             ..usual
         }
     }
@@ -123,6 +130,17 @@ impl BrokerLimits {
     /// Whether a topic, or a filter, is short and shallow enough.
     pub(super) fn takes_topic(&self, topic: &str) -> bool {
         topic.len() <= self.topic_bytes && topic.split('/').count() <= self.topic_levels
+    }
+
+    /// What may wait for one of `connected` clients.
+    pub(super) fn waiting_share(&self, connected: usize) -> usize {
+        self.waiting_bytes.min((self.live_bytes / connected.max(1)).max(SHARE_BYTES_MIN))
+    }
+
+    /// What may have come from one of `connected` clients and be on its way to the disk.
+    pub(super) fn inbound_share(&self, connected: usize) -> usize {
+        let usual = self.inbound_bytes.saturating_mul(8);
+        usual.min((self.live_bytes / connected.max(1)).max(SHARE_BYTES_MIN))
     }
 
     /// What one of `sessions` may keep for a client that is away, in bytes.
@@ -155,6 +173,7 @@ impl Default for BrokerLimits {
             outbound: 100,
             waiting_messages: 1000,
             waiting_bytes: 1024 * 1024,
+            live_bytes: 32 * 1024 * 1024,
             kept_messages: 100_000,
             kept_bytes: 16 * 1024 * 1024,
             kept_share: 4,
@@ -203,5 +222,8 @@ mod tests {
         assert_eq!(limits.away_share(16), limits.away_bytes_total / 16);
         assert_eq!(limits.away_share(limits.sessions), limits.away_bytes_total / limits.sessions);
         assert_eq!(limits.away_share(usize::MAX), AWAY_BYTES_MIN);
+        assert_eq!(limits.waiting_share(1), limits.waiting_bytes);
+        assert_eq!(limits.inbound_share(100), limits.live_bytes / 100);
+        assert!(limits.waiting_share(limits.connections) * limits.connections <= limits.live_bytes + (1 << 20));
     }
 }

@@ -201,6 +201,11 @@ impl Outbound {
         self.waiting.push_back(delivery);
     }
 
+    /// Messages that wait, and their bytes.
+    pub(super) fn load(&self) -> (usize, usize) {
+        (self.waiting.len(), self.waiting_bytes)
+    }
+
     pub(super) fn is_within(&self, messages: usize, bytes: usize) -> bool {
         self.waiting.len() < messages && self.waiting_bytes < bytes
     }
@@ -237,10 +242,14 @@ impl Outbound {
         self.waiting_bytes = self.waiting.iter().map(Delivery::bytes).sum();
     }
 
-    /// The next packet for the wire, with at most `window` messages unacknowledged; adds to `expired` what is given
-    /// up on the way.
-    pub(super) fn next(&mut self, window: usize, now: Instant, expired: &mut u64) -> Option<Next> {
-        let on_wire = self.flights.iter().filter(|flight| flight.on_wire).count();
+    /// The next packet for the wire, with at most `window` messages unacknowledged, of `bytes_max` but for the last of them;
+    /// adds to `expired` what is given up on the way.
+    pub(super) fn next(&mut self, window: usize, bytes_max: usize, now: Instant, expired: &mut u64) -> Option<Next> {
+        let (mut on_wire, mut flying) = (0, 0_usize);
+        for flight in &self.flights {
+            on_wire += usize::from(flight.on_wire);
+            flying = flying.saturating_add(flight.delivery.as_ref().map_or(0, Delivery::bytes));
+        }
         if on_wire < self.flights.len() {
             if on_wire >= window {
                 return None;
@@ -257,7 +266,8 @@ impl Outbound {
         }
         loop {
             let head = self.waiting.front()?;
-            if !head.is_expired(now) && head.qos != Qos::AtMostOnce && self.flights.len() >= window {
+            let is_full = self.flights.len() >= window || flying >= bytes_max;
+            if !head.is_expired(now) && head.qos != Qos::AtMostOnce && is_full {
                 return None;
             }
             let delivery = self.waiting.pop_front()?;
@@ -395,7 +405,7 @@ mod tests {
     fn sent(outbound: &mut Outbound, window: usize) -> Vec<(String, Option<u16>, bool)> {
         let mut expired = 0;
         let mut packets = Vec::new();
-        while let Some(next) = outbound.next(window, Instant::now(), &mut expired) {
+        while let Some(next) = outbound.next(window, usize::MAX, Instant::now(), &mut expired) {
             packets.push(match next {
                 Next::Publish(publish) => {
                     let text = String::from_utf8(publish.payload.to_vec()).unwrap();
@@ -466,7 +476,7 @@ mod tests {
         let later = now + Duration::from_secs(10);
         outbound.push(Delivery { expires: Some(later), ..delivery(Qos::AtLeastOnce, "good") });
         let mut expired = 0;
-        let Some(Next::Publish(publish)) = outbound.next(9, now, &mut expired) else { panic!() };
+        let Some(Next::Publish(publish)) = outbound.next(9, usize::MAX, now, &mut expired) else { panic!() };
         assert_eq!((expired, publish.properties.expiry_s, &publish.payload[..]), (1, Some(10), &b"good"[..]));
     }
 

@@ -24,7 +24,7 @@ use super::durable::{Durable, Progress};
 use super::inbound::{Begun, Inbound, Mark, Running, Settled, Signs};
 use super::outbound::Outbound;
 use super::socket::{Socket, Turn};
-use crate::message::{Filter, Message, Qos, Stamp, Topic};
+use crate::message::{Filter, Message, Ordinal, Qos, Stamp, Topic};
 use crate::mqtt::{Connect, ReasonCode, Version, Will};
 use crate::router::{Link, RouterError, Taken};
 
@@ -52,6 +52,20 @@ struct Options {
     no_local: bool,
     retain_as_published: bool,
     id: Option<u32>,
+    /// What was retained up to then came as such when the subscription was made, and comes no second time.
+    since: Option<Ordinal>,
+}
+
+/// What is under way for subscriptions until their SUBACK and their retained messages are there.
+#[derive(Default)]
+struct Making {
+    /// What the broker says of itself to them.
+    told: Vec<(Filter, Vec<Message>)>,
+    /// Those that wait for retained messages, and whether each is new.
+    filters: HashMap<Filter, bool>,
+    /// What came for them live meanwhile: behind what is older.
+    early: Vec<Taken>,
+    early_bytes: usize,
 }
 
 /// The socket of a session and what holds for as long as it is there.
@@ -68,6 +82,8 @@ struct Connection {
     /// QoS 1 and 2 messages of the client that are not answered yet.
     unanswered: u16,
     window: usize,
+    /// Messages that waited for it when it came, and their bytes.
+    collected: (usize, usize),
 }
 
 pub(super) struct Session {
@@ -89,8 +105,7 @@ pub(super) struct Session {
     inbound: Inbound,
     /// Work that must end before the next packet is looked at, and whose connection it belongs to.
     begun: Option<(Mark, Running<Begun>)>,
-    /// What the broker says of itself to subscriptions that are being made.
-    told: Vec<(Filter, Vec<Message>)>,
+    making: Making,
     outbound: Outbound,
     connection: Option<Connection>,
     /// Counts connections and lives, so that no answer reaches the wrong one.
@@ -145,7 +160,7 @@ impl Session {
             counted: 0,
             inbound: Inbound::new(),
             begun: None,
-            told: Vec::new(),
+            making: Making::default(),
             outbound: Outbound::new(),
             connection: None,
             mark: Mark::default(),
@@ -242,7 +257,7 @@ impl Session {
         let limits = &self.services.limits;
         self.stopping.is_none()
             && self.begun.is_none()
-            && self.inbound.has_room(limits)
+            && self.inbound.has_room(limits, limits.inbound_share(self.connected()))
             && self.connection.as_ref().is_some_and(|connection| {
                 !connection.signs.held.load(Ordering::Relaxed)
                     && !connection.socket.is_paced()
@@ -250,18 +265,25 @@ impl Session {
             })
     }
 
+    /// How many clients there are.
+    fn connected(&self) -> usize {
+        usize::try_from(self.services.health.sessions().connected.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
+    }
+
     fn may_take(&self) -> bool {
         let limits = &self.services.limits;
+        let share = limits.waiting_share(self.connected());
+        if self.making.early.len() >= limits.waiting_messages || self.making.early_bytes >= share {
+            return false;
+        }
         match &self.connection {
             // Without a client the oldest give way instead.
             None => true,
-            Some(connection) if connection.expiry_s == 0 && self.durable.is_none() => {
-                self.outbound.is_within(limits.waiting_messages, limits.waiting_bytes)
+            // What was collected while it was away must not keep it from taking more at once.
+            Some(connection) => {
+                let (messages, bytes) = connection.collected;
+                self.outbound.is_within(messages + limits.waiting_messages, bytes + share)
             }
-            // What it had collected must not keep it from taking more at once.
-            Some(_) => self
-                .outbound
-                .is_within(limits.away_messages + limits.waiting_messages, limits.away_bytes + limits.waiting_bytes),
         }
     }
 

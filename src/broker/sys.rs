@@ -74,7 +74,7 @@ pub(super) async fn run(services: Arc<Services>, interval: Duration, stop: Cance
                     let Ok(topic) = Topic::new(&topic) else { continue };
                     let payload = Bytes::from(value);
                     let (qos, retain) = (Qos::AtMostOnce, true);
-                    let live = Live { topic, qos, retain, payload, properties: None, publisher: None };
+                    let live = Live { topic, qos, retain, payload, properties: None, publisher: None, ordinal: None };
                     if let Err(error) = services.router.publish(live).await {
                         return services.fail(error);
                     }

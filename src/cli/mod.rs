@@ -18,6 +18,7 @@ mod ledger;
 mod modbus;
 mod passwd;
 mod run;
+mod serial;
 mod simulate;
 mod status;
 
@@ -91,6 +92,8 @@ enum Command {
     /// Commission Modbus devices before there is a configuration: read, write, scan, guess
     #[command(after_help = modbus::EXAMPLES)]
     Modbus(modbus::ModbusArguments),
+    /// Look at serial ports and at what devices say on them, before any configuration exists
+    Serial(serial::SerialArguments),
     /// Simulate a field device to test against
     Simulate(simulate::SimulateArguments),
 }
@@ -133,6 +136,7 @@ pub fn main() -> ExitCode {
         Command::Passwd(arguments) => passwd::main(&arguments),
         Command::Example(arguments) => example::main(&arguments),
         Command::Modbus(arguments) => modbus::main(&arguments),
+        Command::Serial(arguments) => serial::main(arguments),
         Command::Simulate(arguments) => simulate::main(arguments),
     };
     exit.into()
@@ -162,7 +166,7 @@ const ID_FILE: &str = "gateway-id";
 fn load(config: Option<PathBuf>) -> Result<Loaded, Exit> {
     let loaded = read(config)?;
     let problems = tls::problems(&loaded);
-    let warnings = [loaded.warnings.clone(), check::late_lines(&loaded)].concat();
+    let warnings = [loaded.warnings.clone(), check::late_lines(&loaded), tls::warnings(&loaded)].concat();
     eprint!("{}", config::render(&problems, &warnings));
     if problems.is_empty() { Ok(loaded) } else { Err(Exit::Config) }
 }

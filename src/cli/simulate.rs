@@ -121,7 +121,7 @@ struct PortArguments {
 
 impl PortArguments {
     fn at(&self, path: PathBuf) -> Place {
-        Place::Port(PortConfig { path, baud: self.baud, mode: self.mode })
+        Place::Port(PortConfig::new(path, self.baud, self.mode))
     }
 }
 

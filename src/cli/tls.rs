@@ -6,9 +6,10 @@
 
 use rustls::pki_types::pem;
 
+use crate::clock::{Clock, ClockSource};
 use crate::config::{Loaded, Place, Problem, TlsPlaces};
 use crate::health::chain;
-use crate::transport::{TlsError, check_server_tls, check_tls};
+use crate::transport::{TlsError, check_server_tls, check_tls, ended_lists};
 
 /// What keeps uplinks and listeners from ever speaking TLS; at most one for each.
 pub(super) fn problems(loaded: &Loaded) -> Vec<Problem> {
@@ -29,6 +30,26 @@ pub(super) fn problems(loaded: &Loaded) -> Vec<Problem> {
     problems
 }
 
+const LIST_WANTED: &str = "a PEM file of lists by the authorities themselves is wanted";
+
+/// Lists of revoked certificates that have ended.
+pub(super) fn warnings(loaded: &Loaded) -> Vec<Problem> {
+    let nowhere = TlsPlaces::default();
+    let mut warnings = Vec::new();
+    for (name, listener) in &loaded.config.broker.listeners {
+        let Some(client) = listener.tls.as_ref().and_then(|tls| tls.client.as_ref()) else { continue };
+        let places = loaded.listener_places.get(name).unwrap_or(&nowhere);
+        for (path, ended) in ended_lists(&client.revoked, &Clock::new(ClockSource::Trusted)) {
+            warnings.push(Problem {
+                place: places.crl.clone().or_else(|| places.table.clone()),
+                what: format!("`client_crl`: a list in {} has ended at {ended}", path.display()),
+                help: Some("it is used all the same; have the authority make a new one: openssl ca -gencrl".to_owned()),
+            });
+        }
+    }
+    warnings
+}
+
 /// `ca` is what the key of the authorities is called for `whose`.
 fn problem(whose: &str, ca: &str, error: &TlsError, places: &TlsPlaces) -> Problem {
     let at = |place: &Option<Place>| place.clone().or_else(|| places.table.clone());
@@ -37,19 +58,28 @@ fn problem(whose: &str, ca: &str, error: &TlsError, places: &TlsPlaces) -> Probl
             let (key, place, content) = match *what {
                 "the private key" => ("key", &places.key, "private key"),
                 "the certificate" => ("cert", &places.cert, "certificate"),
+                "the revoked certificates" => ("client_crl", &places.crl, "list of revoked certificates"),
                 _ => (ca, &places.ca, "certificate"),
             };
             let what = match source {
                 pem::Error::NoItemsFound => format!("`{key}`: {} holds no {content}", path.display()),
                 other => format!("`{key}`: cannot read {}: {other}", path.display()),
             };
-            let heading = if key == "key" { "-----BEGIN PRIVATE KEY-----" } else { "-----BEGIN CERTIFICATE-----" };
+            let heading = match key {
+                "key" => "-----BEGIN PRIVATE KEY-----",
+                "client_crl" => "-----BEGIN X509 CRL-----",
+                _ => "-----BEGIN CERTIFICATE-----",
+            };
             (at(place), what, format!("a PEM file is wanted, with a line {heading}"))
         }
         TlsError::NoRoots { path } => {
             let what = format!("`{ca}`: {} holds no certificate that can be trusted", path.display());
             let signs = if ca == "ca" { "the server's certificate" } else { "the clients' certificates" };
             (at(&places.ca), what, format!("write the file of the authority that signs {signs}"))
+        }
+        TlsError::Revocations { path, why } => {
+            let what = format!("`client_crl`: {} is no list of revoked certificates: {why}", path.display());
+            (at(&places.crl), what, format!("{LIST_WANTED}: openssl crl -in {} -noout -text", path.display()))
         }
         TlsError::NoSystemRoots => {
             let what = format!("{whose} uses TLS, and there are no root certificates on this machine");

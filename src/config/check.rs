@@ -12,7 +12,7 @@ use super::file::{Draft, ListenerDraft, ModbusDraft, UplinkDraft};
 use super::tree::Spot;
 use super::units::Wrong;
 use super::walk::{At, Walk, name_fault, nearest};
-use super::{Endpoint, ListenerAddress, ModbusConfig, Protocol, WRITES_STREAM};
+use super::{Endpoint, ListenerAddress, ModbusConfig, ModbusPoint, Protocol, WRITES_STREAM};
 use crate::message::{Topic, is_reserved};
 
 mod users;
@@ -377,6 +377,13 @@ fn writes(walk: &mut Walk, draft: &Draft) {
     let devices = || draft.modbus.iter().filter_map(|device| Some((device, device.config.as_ref()?)));
     if !devices().any(|(_, config)| config.points.iter().any(|point| point.write.is_some())) {
         return;
+    }
+    for (device, config) in devices().filter(|(_, config)| !config.points.iter().any(ModbusPoint::is_readable)) {
+        if !config.points.is_empty() {
+            let what = format!("nothing of `{}` can be read: whether it is there shows only in a write", device.name);
+            let help = "until the first one `status` calls it starting, and `--wait healthy` waits".to_owned();
+            walk.findings.warning(device.spot, what, Some(help));
+        }
     }
     let topic = |device: &ModbusDraft, config: &ModbusConfig, point: &str| {
         config.topic.0.replace("{device}", &device.name).replace("{point}", point)

@@ -77,6 +77,7 @@ pub(super) struct ListenerDraft {
     pub(super) cert: Option<Spot>,
     pub(super) key: Option<Spot>,
     pub(super) client_ca: Option<Spot>,
+    pub(super) client_crl: Option<Spot>,
     pub(super) client_auth: Option<Spot>,
     pub(super) mode: Option<Spot>,
     pub(super) plaintext: Option<At<bool>>,
@@ -362,9 +363,24 @@ fn port(walk: &mut Walk, reader: &Reader<'_>) -> (Option<At<PathBuf>>, Option<Po
     });
     let baud = reader.integer(walk, "baud", 50, 4_000_000);
     let mode = reader.leaf(walk, "mode", |node| units::serial_mode(super::walk::text(node)?));
+    let dtr = reader.truth(walk, "dtr");
+    let rts = reader.truth(walk, "rts");
+    let rs485 = serial::rs485(walk, reader);
+    for (key, is_read) in [("dtr", dtr.is_some()), ("rts", rts.is_some())] {
+        if reader.has(key) && !is_read {
+            return (path, None);
+        }
+    }
+    if let Some(path) = &path
+        && let Some(warning) = serial::unstable(&path.value)
+    {
+        walk.findings.warning(path.spot, warning, Some(serial::STABLE_HELP.to_owned()));
+    }
     let config = (|| {
         let baud = NonZeroU32::new(u32::try_from(baud?.value).ok()?)?;
-        Some(PortConfig { path: path.as_ref()?.value.clone(), baud, mode: mode?.value })
+        let (dtr, rts) = (dtr.map(|at| at.value), rts.map(|at| at.value));
+        let port = PortConfig::new(path.as_ref()?.value.clone(), baud, mode?.value);
+        Some(PortConfig { dtr, rts, rs485: rs485?, ..port })
     })();
     (path, config)
 }
@@ -388,7 +404,7 @@ fn line(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> LineDraft {
         }
         (true, false) => serial.map(LineKind::Rtu),
         (false, true) => {
-            for key in ["baud", "mode"] {
+            for key in ["baud", "mode", "dtr", "rts", "rs485"] {
                 if reader.has(key) {
                     let what = format!("`{key}` is for serial ports, and this line has a url");
                     walk.findings.problem(reader.spot_of(key), what, None);
@@ -526,12 +542,24 @@ fn state_dir_of(walk: &mut Walk, reader: &Reader<'_>) -> Option<PathBuf> {
 
 /// A file that must be there, be a file, and be readable; a secret one by nobody else.
 fn file(walk: &mut Walk, reader: &Reader<'_>, key: &'static str, is_secret: bool) -> Option<At<PathBuf>> {
+    let text = reader.text(walk, key)?;
+    file_of(walk, key, &text, is_secret)
+}
+
+/// One such file or a list of them.
+fn files(walk: &mut Walk, reader: &Reader<'_>, key: &'static str) -> Option<Vec<PathBuf>> {
+    let texts = reader.texts(walk, key)?;
+    // All of them are looked at, so that each that is wrong is told.
+    let files: Vec<Option<At<PathBuf>>> = texts.iter().map(|text| file_of(walk, key, text, false)).collect();
+    files.into_iter().map(|file| file.map(|file| file.value)).collect()
+}
+
+fn file_of(walk: &mut Walk, key: &'static str, text: &At<String>, is_secret: bool) -> Option<At<PathBuf>> {
     use std::os::unix::fs::PermissionsExt as _;
     /// No certificate or key is larger.
     const BYTES_MAX: u64 = 1 << 20;
 
-    let text = reader.text(walk, key)?;
-    let path = walk.path(key, &text)?;
+    let path = walk.path(key, text)?;
     let shown = path.value.display();
     // Its kind is looked at before it is opened: to open a pipe would wait for a writer.
     let wrong = match std::fs::metadata(&path.value) {

@@ -74,9 +74,12 @@ pub static TABLES: &[&KeyTable] = &[
     &MODBUS_POINT,
     &WRITE,
     &REPORT,
+    &RS485,
     &SERIAL,
     &ASK,
     &FRAME,
+    &LENGTH,
+    &CHECKSUM,
     &PARSE,
     &SERIAL_POINT,
     &WEB,
@@ -231,16 +234,24 @@ pub static LISTENER: KeyTable = KeyTable {
 /// `tls = { … }` of a listener
 pub static LISTENER_TLS: KeyTable = KeyTable {
     title: "broker.listener.<name>.tls",
-    keys: &[required("cert"), required("key"), optional("client_ca"), default("client_auth", "\"required\"")],
+    keys: &[
+        required("cert"),
+        required("key"),
+        optional("client_ca"),
+        optional("client_crl"),
+        default("client_auth", "\"required\""),
+    ],
     gone: &[
         ("ca", "the authority of the clients' certificates is called `client_ca`"),
         ("cafile", "it is called `client_ca`"),
+        ("crl", "the list of revoked certificates of clients is called `client_crl`"),
+        ("crlfile", "it is called `client_crl`"),
         ("certfile", "it is called `cert`"),
         ("chain", "it is called `cert`: the server's certificate first, then those that lead to its authority"),
         ("keyfile", "it is called `key`"),
         ("require_certificate", "write `client_auth = \"required\"` or `\"optional\"`"),
     ],
-    later: &["crl", "version", "ciphers"],
+    later: &["version", "ciphers"],
 };
 
 /// `[broker.session]`
@@ -309,6 +320,7 @@ pub static LIMITS: KeyTable = KeyTable {
         default("subscriptions", "256"),
         default("receive_maximum", "128"),
         default("in_flight", "100"),
+        default("live_bytes", "\"32 MiB\""),
         optional("rate"),
     ],
     gone: &[
@@ -452,6 +464,9 @@ pub static LINE: KeyTable = KeyTable {
         optional("url"),
         default("baud", "9600"),
         default("mode", "\"8E1\""),
+        optional("dtr"),
+        optional("rts"),
+        optional("rs485"),
         default("timeout", "\"1s\""),
         default("pause", "\"0s\""),
         default("connect_pause", "\"0s\""),
@@ -469,7 +484,30 @@ pub static LINE: KeyTable = KeyTable {
         ("delay", "it is called `pause`"),
         ("pause_after_connect", "it is called `connect_pause`"),
     ],
-    later: &["rs485", "echo", "invert_rts"],
+    later: &["echo"],
+};
+
+const RS485_GONE: &[(&str, &str)] = &[
+    ("rts_on_send", "RTS is high while sending unless `invert_rts = true`"),
+    ("rts_after_send", "RTS is low after sending unless `invert_rts = true`"),
+    ("delay_rts_before_send", "it is called `delay_before`"),
+    ("delay_rts_after_send", "it is called `delay_after`"),
+    ("rx_during_tx", "it is called `full_duplex`"),
+    ("terminate_bus", "it is called `terminate`"),
+];
+
+/// `rs485 = { … }` of a line or of a serial device
+pub static RS485: KeyTable = KeyTable {
+    title: "rs485",
+    keys: &[
+        default("invert_rts", "false"),
+        default("full_duplex", "false"),
+        default("terminate", "false"),
+        default("delay_before", "\"0s\""),
+        default("delay_after", "\"0s\""),
+    ],
+    gone: RS485_GONE,
+    later: &[],
 };
 
 const MODBUS_GONE: &[(&str, &str)] = &[
@@ -631,6 +669,10 @@ pub static SERIAL: KeyTable = KeyTable {
         required("port"),
         default("baud", "9600"),
         default("mode", "\"8N1\""),
+        default("flow", "\"none\""),
+        optional("dtr"),
+        optional("rts"),
+        optional("rs485"),
         optional("ask"),
         optional("frame"),
         required("parse"),
@@ -645,6 +687,10 @@ pub static SERIAL: KeyTable = KeyTable {
         ("baudrate", "it is called `baud`"),
         ("baud_rate", "it is called `baud`"),
         ("parity", "write data bits, parity and stop bits together: `mode = \"8N1\"`"),
+        ("rtscts", "write `flow = \"rtscts\"`"),
+        ("xonxoff", "write `flow = \"xonxoff\"`"),
+        ("flow_control", "it is called `flow`"),
+        ("checksum", "write it in `frame = { …, checksum = { kind = \"crc16-modbus\" } }`"),
         ("delimiter", "write `frame = { delimiter = \"\\r\\n\" }`"),
         ("regex", "write `parse = { regex = '…' }`"),
         ("poll", "write `ask = { send = \"…\", every = \"1s\" }`"),
@@ -663,28 +709,114 @@ pub static ASK: KeyTable = KeyTable {
 /// `frame = { … }`
 pub static FRAME: KeyTable = KeyTable {
     title: "serial.<name>.frame",
-    keys: &[default("delimiter", "\"\\r\\n\""), default("max", "1024")],
-    gone: &[("end", "it is called `delimiter`"), ("max_length", "it is called `max`")],
-    later: &["length", "start", "idle"],
+    keys: &[
+        default("delimiter", "\"\\r\\n\""),
+        optional("start"),
+        optional("end"),
+        optional("length"),
+        optional("idle"),
+        default("tail", "0"),
+        optional("escape"),
+        default("escape_xor", "0"),
+        optional("checksum"),
+        default("max", "1024"),
+    ],
+    gone: &[
+        ("max_length", "it is called `max`"),
+        ("sync", "the bytes that a frame begins with are called `start`"),
+        ("stx", "the bytes that a frame begins with are called `start`"),
+        ("etx", "the bytes that a frame ends with are called `end`"),
+        ("timeout", "the silence that ends a frame is called `idle`"),
+        ("gap", "the silence that ends a frame is called `idle`"),
+        ("crc", "write `checksum = { kind = \"crc16-modbus\" }`"),
+    ],
+    later: &[],
+};
+
+/// `length = { … }` of a frame
+pub static LENGTH: KeyTable = KeyTable {
+    title: "serial.<name>.frame.length",
+    keys: &[
+        required("offset"),
+        default("width", "1"),
+        default("order", "\"big\""),
+        default("counts", "\"rest\""),
+        default("plus", "0"),
+    ],
+    gone: &[("at", "it is called `offset`"), ("size", "it is called `width`"), ("add", "it is called `plus`")],
+    later: &[],
+};
+
+/// `checksum = { … }` of a frame
+pub static CHECKSUM: KeyTable = KeyTable {
+    title: "serial.<name>.frame.checksum",
+    keys: &[
+        required("kind"),
+        default("form", "\"binary\""),
+        optional("order"),
+        optional("at"),
+        default("from", "0"),
+        default("skip", "0"),
+    ],
+    gone: &[
+        ("type", "it is called `kind`"),
+        ("as", "it is called `form`: \"binary\" or \"hex\""),
+        ("encoding", "it is called `form`: \"binary\" or \"hex\""),
+        ("offset", "it is called `at`"),
+        ("to", "it covers all before it; write how many bytes right before it are not covered as `skip`"),
+    ],
+    later: &[],
 };
 
 /// `parse = { … }`
 pub static PARSE: KeyTable = KeyTable {
     title: "serial.<name>.parse",
-    keys: &[optional("regex"), optional("csv"), optional("separator"), optional("json"), default("decimal", "\".\"")],
-    gone: &[("pattern", "it is called `regex`"), ("columns", "write them as `csv = [\"weight\", \"unit\"]`")],
-    later: &["fixed", "nmea"],
+    keys: &[
+        optional("regex"),
+        optional("csv"),
+        optional("separator"),
+        optional("fixed"),
+        optional("json"),
+        optional("bytes"),
+        optional("hex"),
+        default("decimal", "\".\""),
+    ],
+    gone: &[
+        ("pattern", "it is called `regex`"),
+        ("columns", "write them as `csv = [\"weight\", \"unit\"]`"),
+        ("binary", "it is called `bytes`"),
+    ],
+    later: &["nmea"],
 };
 
 /// One line of `[serial.<name>.point]`
 pub static SERIAL_POINT: KeyTable = KeyTable {
     title: "serial.<name>.point.<name>",
-    keys: &[default("type", "\"f64\""), optional("unit"), optional("pointer"), optional("report")],
+    keys: &[
+        default("type", "\"f64\""),
+        optional("unit"),
+        optional("pointer"),
+        optional("at"),
+        default("order", "\"abcd\""),
+        optional("chars"),
+        optional("bit"),
+        optional("bits"),
+        default("scale", "1.0"),
+        default("offset", "0.0"),
+        optional("clamp_min"),
+        optional("clamp_max"),
+        optional("names"),
+        optional("not_available"),
+        optional("report"),
+    ],
     gone: &[
         ("kind", "it is called `type`"),
         ("group", "a point bears the name of its group"),
         ("column", "a point bears the name of its column"),
         ("units", "it is called `unit`"),
+        ("byte", "it is called `at`"),
+        ("factor", "it is called `scale`"),
+        ("length", "how many characters a text takes is called `chars`"),
     ],
-    later: &["scale", "offset"],
+    later: &[],
 };

@@ -14,7 +14,7 @@ use super::file::{self, Draft, ListenerDraft, UplinkDraft, io_words};
 use super::report::{Place, Problem};
 use super::tree::{self, Node, Source, Tree, Written};
 use super::walk::Walk;
-use super::{AccessConfig, BrokerConfig, Config, ListenerConfig, UserConfig, check, effective};
+use super::{AccessConfig, BrokerConfig, Config, ListenerConfig, SerialConfig, UserConfig, check, effective};
 
 /// The most bytes of one file. A gateway with a thousand points has a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -86,6 +86,8 @@ pub struct TlsPlaces {
     pub table: Option<Place>,
     /// The key `ca`, or `client_ca`.
     pub ca: Option<Place>,
+    /// The key `client_crl`.
+    pub crl: Option<Place>,
     /// The key `cert`.
     pub cert: Option<Place>,
     /// The key `key`.
@@ -123,6 +125,7 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
     let places = |uplink: &UplinkDraft| TlsPlaces {
         table: place(uplink.spot),
         ca: uplink.ca.and_then(place),
+        crl: None,
         cert: uplink.cert.and_then(place),
         key: uplink.key.and_then(place),
     };
@@ -130,6 +133,7 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
     let places = |listener: &ListenerDraft| TlsPlaces {
         table: listener.tls.and_then(place),
         ca: listener.client_ca.and_then(place),
+        crl: listener.client_crl.and_then(place),
         cert: listener.cert.and_then(place),
         key: listener.key.and_then(place),
     };
@@ -142,6 +146,28 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
     };
     let warnings = walk.findings.finish().1;
     Ok(Loaded { config, warnings, effective, files, board, uplink_places, listener_places, line_places })
+}
+
+/// The one device of a text that begins with `[serial.<name>]`: for tools that work before any configuration exists.
+/// `shown` stands for the file in problems.
+///
+/// # Errors
+/// Every problem of the text.
+pub fn serial_device(shown: &Path, text: &str) -> Result<SerialConfig, Vec<Problem>> {
+    let mut walk = Walk::default();
+    let source = add(&mut walk, shown, text.as_bytes().to_vec(), 1);
+    let tree = source.and_then(|source| tree::parse(source, &mut walk.findings));
+    let words = file::Words { gateway: Arc::from("gateway"), board_serial: None, hostname: None };
+    let draft = tree.map(|tree| file::draft(&mut walk, &tree, None, &words));
+    if walk.findings.is_clean()
+        && let Some(device) = draft.and_then(|draft| draft.serial.into_iter().next()?.config)
+    {
+        return Ok(device);
+    }
+    if walk.findings.is_clean() {
+        walk.findings.general(None, "there is no [serial.<name>] to read", None);
+    }
+    Err(walk.findings.finish().0)
 }
 
 /// The state directory that the configuration names, whatever else is wrong with it.

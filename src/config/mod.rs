@@ -13,20 +13,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use regex::Regex;
-
 use crate::clock::ClockSource;
 use crate::message::{Filter, Qos};
 
 pub use access::{CertificateName, PasswordHash, TopicPattern, TopicRights, UserConfig};
 pub use effective::{name as toml_key, quoted as toml_text};
 pub use examples::{examples, reference};
-pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load, state_dir};
+pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load, serial_device, state_dir};
 pub use modbus::{
     AddressRange, BitRange, Deadband, Meaning, ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, RequestLimits,
     Table, WordOrder, Write, WriteFunction,
 };
 pub use report::{Mark, Place, Problem, render};
+pub use serial::{
+    Ask, ByteOrder, BytesField, Checksum, ChecksumForm, ChecksumKind, Counts, Ending, Escape, Flow, FrameConfig,
+    LengthField, Parity, Parse, PortConfig, Rs485, SerialConfig, SerialMode, SerialPoint, TextKind,
+};
 pub use table::points_table;
 pub use template::{TemplateError, TopicTemplate};
 
@@ -45,6 +47,8 @@ mod access;
 mod file;
 
 mod modbus;
+
+mod serial;
 
 mod check;
 
@@ -223,6 +227,8 @@ pub struct LimitsConfig {
     pub in_flight: u16,
     /// PUBLISH packets of one client, and their bytes; what is more waits in its socket.
     pub rate: Pace,
+    /// What may wait in memory for all live subscribers together, and what all sessions have in hand.
+    pub live_bytes: usize,
 }
 
 impl Default for LimitsConfig {
@@ -240,6 +246,7 @@ impl Default for LimitsConfig {
             receive_maximum: 128,
             in_flight: 100,
             rate: Pace::default(),
+            live_bytes: 32 << 20,
         }
     }
 }
@@ -321,11 +328,13 @@ pub struct ListenerTls {
     pub client: Option<ClientCertificates>,
 }
 
-/// `client_ca` and `client_auth` of a listener.
+/// `client_ca`, `client_crl` and `client_auth` of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificates {
     /// PEM file of the authorities that sign them.
     pub ca: PathBuf,
+    /// PEM files of the authorities' lists of those that they have revoked; none = nobody looks.
+    pub revoked: Vec<PathBuf>,
     /// Without one, no connection.
     pub is_required: bool,
 }
@@ -499,128 +508,4 @@ pub enum LineKind {
         /// TCP port.
         port: u16,
     },
-}
-
-/// A serial port and its settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PortConfig {
-    /// Device file.
-    pub path: PathBuf,
-    /// Bits a second.
-    pub baud: NonZeroU32,
-    /// Data bits, parity, stop bits.
-    pub mode: SerialMode,
-}
-
-/// `8E1`, `7E1`, `8N2` …
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SerialMode {
-    /// 7 or 8.
-    pub data_bits: u8,
-    /// None, even or odd.
-    pub parity: Parity,
-    /// 1 or 2.
-    pub stop_bits: u8,
-}
-
-impl fmt::Display for SerialMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parity = match self.parity {
-            Parity::None => 'N',
-            Parity::Even => 'E',
-            Parity::Odd => 'O',
-        };
-        write!(f, "{}{parity}{}", self.data_bits, self.stop_bits)
-    }
-}
-
-/// Parity of a serial character.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Parity {
-    /// `N`
-    None,
-    /// `E`
-    Even,
-    /// `O`
-    Odd,
-}
-
-/// `[serial.<name>]`
-#[derive(Debug, Clone)]
-pub struct SerialConfig {
-    /// The port.
-    pub port: PortConfig,
-    /// What to send, for devices that speak when asked.
-    pub ask: Option<Ask>,
-    /// Where a frame ends.
-    pub delimiter: Vec<u8>,
-    /// Longer frames are dropped and counted, in bytes.
-    pub frame_bytes_max: usize,
-    /// How a frame is taken apart.
-    pub parse: Parse,
-    /// `,` or `.`
-    pub decimal: u8,
-    /// Named groups whose text must be one of these; else quality is uncertain.
-    pub good: BTreeMap<String, Vec<String>>,
-    /// The local topic of a point.
-    pub topic: PointTopic,
-    /// QoS of its readings.
-    pub qos: Qos,
-    /// Points in the order they were written; where none is written, every named group or column.
-    pub points: Vec<SerialPoint>,
-}
-
-/// `ask = { send = "SI\r\n", every = "1s", timeout = "500ms" }`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ask {
-    /// The bytes to send.
-    pub send: Vec<u8>,
-    /// How often.
-    pub every: Duration,
-    /// How long to wait for a frame.
-    pub timeout: Duration,
-}
-
-/// How a frame is taken apart.
-#[derive(Debug, Clone)]
-pub enum Parse {
-    /// Named groups of a regular expression.
-    Regex(Regex),
-    /// Columns, in order; an empty name skips one.
-    Csv {
-        /// One byte.
-        separator: u8,
-        /// Point names by column.
-        columns: Vec<String>,
-    },
-    /// One JSON object a frame.
-    Json,
-}
-
-/// One point of a serial device.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SerialPoint {
-    /// Its name: a named group, a column, or a key.
-    pub name: Arc<str>,
-    /// For JSON: where the value is (RFC 6901); by default `/<name>`.
-    pub pointer: Option<String>,
-    /// What the text is.
-    pub kind: TextKind,
-    /// Unit of measure.
-    pub unit: Option<Arc<str>>,
-    /// When to publish.
-    pub report: Report,
-}
-
-/// What a piece of text is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TextKind {
-    /// A real number.
-    F64,
-    /// A whole number.
-    I64,
-    /// true, false, 1, 0, on, off.
-    Bool,
-    /// As it stands.
-    String,
 }

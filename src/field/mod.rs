@@ -55,7 +55,7 @@ pub mod serial;
 
 pub mod simulate;
 
-pub use port::PortError;
+pub use port::{PortError, ports};
 pub use writes::set_topics;
 
 /// Batches of readings that wait for the carrier, of all lines together.

@@ -28,7 +28,7 @@ use super::{AppendError, Appended, Fate, Once, QueueSettings, SessionNumber, Sta
 use crate::clock::Timing;
 use crate::config::WhenFull;
 use crate::health::{Alarm as Raised, LossReason};
-use crate::message::{Body, ClockState, Message, MessageId, Origin, Qos, Sequence, Stamp, Topic};
+use crate::message::{Body, ClockState, Message, MessageId, Ordinal, Origin, Qos, Sequence, Stamp, Topic};
 
 /// Rows of one job: so long may others have to wait.
 pub(super) const JOB_ROWS_MAX: u64 = 256;
@@ -492,6 +492,12 @@ impl Books {
     pub fn take_id(&mut self) -> MessageId {
         self.identity.counter += 1;
         self.name()
+    }
+
+    /// The ordinal of the last message that came in.
+    pub fn ordinal(&self) -> Ordinal {
+        let Start { number: start, store, .. } = self.identity.start;
+        Ordinal { store, start, counter: self.identity.counter }
     }
 
     fn name(&self) -> MessageId {

@@ -45,7 +45,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::clock::{Clock, Timing};
 use crate::config::{BatchLimits, ForwardRule, TopicTemplate, WRITES_STREAM, WhenFull};
 use crate::health::{self, Health, LossReason};
-use crate::message::{Filter, Message, MessageId, Origin, Qos, Sequence, Topic};
+use crate::message::{Filter, Message, MessageId, Ordinal, Origin, Qos, Sequence, Topic};
 
 use opening::Past;
 use outward::Fetched;
@@ -280,6 +280,24 @@ pub enum Fate {
     Dropped(LossReason),
 }
 
+/// What is retained, as it was at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetainedFound {
+    /// By topic.
+    pub messages: Vec<Message>,
+    /// That moment: what was retained later is not among them.
+    pub as_of: Ordinal,
+}
+
+/// What one job finds of it.
+#[derive(Debug)]
+struct RetainedPage {
+    rows: Vec<(Ordinal, Message)>,
+    /// The topic after which to go on.
+    next: Option<String>,
+    as_of: Ordinal,
+}
+
 /// The way in. Clones share one channel, so what one task submits in order is stored in order.
 #[derive(Debug, Clone)]
 pub struct Inlet {
@@ -347,29 +365,32 @@ impl Inlet {
     }
 
     /// Retained messages that `filter` matches, by topic, at most `count_max`, not those whose expiry has passed.
-    pub async fn retained(&self, filter: &Filter, count_max: usize) -> Result<Vec<Message>, AppendError> {
-        self.retained_from(filter, None, Vec::new(), count_max).await
+    pub async fn retained(&self, filter: &Filter, count_max: usize) -> Result<RetainedFound, AppendError> {
+        let filter_asked = filter.clone();
+        let page = ask(&self.jobs, |reply| Job::Retained { filter: filter_asked, after: None, reply }).await?;
+        let as_of = page.as_of;
+        let rows = self.retained_from(filter, page, count_max).await?;
+        Ok(RetainedFound { messages: rows.into_iter().map(|(_, message)| message).collect(), as_of })
     }
 
-    /// The same behind those that were found up to a topic.
+    /// The same, whose first page is there. What has come since that page is left out: whoever subscribed before it hears
+    /// of that as of any other message.
     async fn retained_from(
         &self,
         filter: &Filter,
-        mut after: Option<String>,
-        mut found: Vec<Message>,
+        first: RetainedPage,
         count_max: usize,
-    ) -> Result<Vec<Message>, AppendError> {
+    ) -> Result<Vec<(Ordinal, Message)>, AppendError> {
+        let RetainedPage { rows: mut found, mut next, as_of } = first;
         // Page by page, so that a large table does not hold up those who append.
-        loop {
-            let filter = filter.clone();
-            let (page, next) = ask(&self.jobs, |reply| Job::Retained { filter, after, reply }).await?;
-            found.extend(page);
-            after = next;
-            if after.is_none() || found.len() >= count_max {
-                found.truncate(count_max);
-                return Ok(found);
-            }
+        while let Some(after) = next.take().filter(|_| found.len() < count_max) {
+            let (filter, after) = (filter.clone(), Some(after));
+            let page = ask(&self.jobs, |reply| Job::Retained { filter, after, reply }).await?;
+            found.extend(page.rows.into_iter().filter(|(ordinal, _)| !ordinal.is_after(as_of)));
+            next = page.next;
         }
+        found.truncate(count_max);
+        Ok(found)
     }
 
     /// From this commit on a stream's messages are matched by `spec`, after a reload of the configuration. A stream that

@@ -12,10 +12,10 @@ use super::routes::Route;
 use super::row;
 use super::spans::{self, Span};
 use super::store::{InFlightRow, PAGE_BYTES, missing};
-use super::{Change, Encoding, Format, InFlight, Queued, Restored, SessionNumber, Verdict};
+use super::{Change, Encoding, Format, InFlight, Queued, Restored, RetainedPage, SessionNumber, Verdict};
 use crate::clock::{Timing, rfc3339};
 use crate::health::LossReason;
-use crate::message::{Body, ClockState, Filter, Message, MessageId, Origin, Qos, Sequence, Stamp, Topic};
+use crate::message::{Body, ClockState, Filter, Message, MessageId, Ordinal, Origin, Qos, Sequence, Stamp, Topic};
 
 /// What one answer carries at most, unless a single message is larger. More rows than other jobs take: a drain fetches
 /// once for each commit of acknowledgements, so that 256 rows held it at a quarter of a window of 1000, and what
@@ -457,26 +457,23 @@ impl Books {
 
     // Retained messages
 
-    /// Looks at one job's share of the retained messages from `from` on. Gives back what `filter` matches, and the
-    /// topic after which to go on.
-    pub fn retained_page(
-        &mut self,
-        filter: &Filter,
-        after: Option<&str>,
-    ) -> rusqlite::Result<(Vec<Message>, Option<String>)> {
+    /// Looks at one job's share of the retained messages behind `after`.
+    pub fn retained_page(&mut self, filter: &Filter, after: Option<&str>) -> rusqlite::Result<RetainedPage> {
         let pattern = filter.pattern();
         let literal = pattern.split(['+', '#']).next().unwrap_or_default();
         let is_exact = literal.len() == pattern.len();
         // `a/#` matches `a` too.
         let prefix = if is_exact { literal } else { literal.strip_suffix('/').unwrap_or(literal) };
         let end = end_of_prefix(prefix);
+        // Not from the beginning of the table, whatever was asked for.
+        let after = after.filter(|after| *after >= prefix);
         let from = after.unwrap_or(prefix);
         let end = if is_exact { Some(format!("{prefix}\u{1}")) } else { end };
         let found = self.store.retained(from, after.is_some(), end.as_deref(), RETAINED_LOOK_MAX)?;
         let now = self.settings.clock.now();
         let is_last = i64::try_from(found.len()).unwrap_or(i64::MAX) < RETAINED_LOOK_MAX;
         let next = if is_last { None } else { found.last().map(|(topic, _)| topic.clone()) };
-        let mut messages = Vec::new();
+        let mut rows = Vec::new();
         for (topic, body) in found {
             let Ok((id, mut message)) = row::decode(&body, 0, &self.starts, &self.words) else {
                 warn!(topic = topic.as_str(); "A retained message is damaged and was removed");
@@ -498,9 +495,19 @@ impl Books {
                 *expiry_s = u32::try_from(left_ms.div_ceil(1000)).unwrap_or(u32::MAX);
                 message.received = now;
             }
-            messages.push(message);
+            rows.push((id.ordinal(), message));
         }
-        Ok((messages, next))
+        Ok(RetainedPage { rows, next, as_of: self.ordinal() })
+    }
+
+    /// Whether the message of this place in the order is still what is retained under its topic.
+    pub fn is_retained(&self, message: &Message, ordinal: Ordinal) -> rusqlite::Result<bool> {
+        let topic = message.topic.as_str();
+        let found = self.store.retained(topic, false, Some(&format!("{topic}\u{1}")), 1)?;
+        let is_it = |(_, body): &(String, Vec<u8>)| {
+            row::decode(body, 0, &self.starts, &self.words).is_ok_and(|(id, _)| id.ordinal() == ordinal)
+        };
+        Ok(found.first().is_some_and(is_it))
     }
 }
 

@@ -14,10 +14,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::books::Books;
 use super::worker::{Job, Reply};
-use super::{AppendError, Inlet, SessionNumber, ask};
+use super::{AppendError, Inlet, RetainedFound, RetainedPage, SessionNumber, ask};
 use crate::health::LossReason;
 use crate::message::tree::Tree;
-use crate::message::{Filter, Message, Origin, Qos, Sequence, Stamp};
+use crate::message::{Filter, Message, Ordinal, Origin, Qos, Sequence, Stamp};
 use tables::{FlightRow, LaneKey, SessionRow, SubscriptionRow};
 use waiting::Lane;
 
@@ -274,26 +274,13 @@ pub(super) enum SessionJob {
     Leave { number: SessionNumber, expiry_s: u32 },
     Subscribe(SessionNumber, Vec<(Subscribed, Retained)>, Reply<Vec<Found>>),
     Unsubscribe(SessionNumber, Vec<Filter>, Reply<()>),
-    KeepRetained(SessionNumber, Filter, Vec<Message>, Reply<()>),
+    KeepRetained(SessionNumber, Filter, Vec<(Ordinal, Message)>, Reply<()>),
     Fetch { number: SessionNumber, after: (u64, u32), ids: Vec<u16>, count: usize, bytes: usize, reply: Reply<Parcels> },
     Settle(SessionNumber, Vec<Settling>, Reply<()>),
 }
 
-/// What a subscription found: retained messages, and after which topic there may be more.
-#[derive(Debug, Default)]
-pub(super) struct Found {
-    messages: Vec<Message>,
-    next: Next,
-}
-
-/// Where to go on looking for retained messages.
-#[derive(Debug, Default)]
-enum Next {
-    #[default]
-    Nowhere,
-    Start,
-    After(String),
-}
+/// What a subscription found: the first of the retained messages.
+pub(super) type Found = RetainedPage;
 
 type Give = dyn FnOnce(Option<&AppendError>) + Send;
 
@@ -396,29 +383,26 @@ impl Inlet {
         client: &Arc<str>,
         asked: Vec<(Subscribed, Retained)>,
         count_max: usize,
-    ) -> Result<Vec<(Filter, Vec<Message>)>, AppendError> {
+    ) -> Result<Vec<(Filter, RetainedFound)>, AppendError> {
         let filters: Vec<(Filter, Qos, bool)> =
             asked.iter().map(|(asked, _)| (asked.filter.clone(), asked.qos, asked.no_local)).collect();
         let found = ask(&self.jobs, |reply| Job::Session(SessionJob::Subscribe(number, asked, reply))).await?;
         let mut all = Vec::new();
-        for ((filter, qos, no_local), Found { mut messages, next }) in filters.into_iter().zip(found) {
-            match next {
-                Next::Nowhere => {}
-                Next::Start => messages = self.retained_from(&filter, None, messages, count_max).await?,
-                Next::After(topic) => messages = self.retained_from(&filter, Some(topic), messages, count_max).await?,
-            }
-            messages.truncate(count_max);
+        for ((filter, qos, no_local), page) in filters.into_iter().zip(found) {
+            let as_of = page.as_of;
+            let mut rows = self.retained_from(&filter, page, count_max).await?;
             if no_local {
                 // Also what was retained is not sent back to whom it came from (MQTT-3.8.3-3).
-                messages.retain(|message| !matches!(&message.origin, Origin::Client(from) if from == client));
+                rows.retain(|(_, message)| !matches!(&message.origin, Origin::Client(from) if from == client));
             }
-            let is_kept = |message: &Message| qos.min(message.qos) == Qos::ExactlyOnce;
-            let (kept, messages): (Vec<Message>, Vec<Message>) = messages.into_iter().partition(is_kept);
+            let is_kept = |(_, message): &(Ordinal, Message)| qos.min(message.qos) == Qos::ExactlyOnce;
+            let (kept, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(is_kept);
             if !kept.is_empty() {
                 let filter = filter.clone();
                 ask(&self.jobs, |reply| Job::Session(SessionJob::KeepRetained(number, filter, kept, reply))).await?;
             }
-            all.push((filter, messages));
+            let messages = rows.into_iter().map(|(_, message)| message).collect();
+            all.push((filter, RetainedFound { messages, as_of }));
         }
         Ok(all)
     }
@@ -823,13 +807,14 @@ impl Books {
             }
             self.sessions.index(key, &asked, true);
             if !is_wanted {
-                found.push(Found::default());
+                found.push(Found { rows: Vec::new(), next: None, as_of: self.ordinal() });
             } else if filters >= RETAINED_FILTERS_MAX || messages >= RETAINED_FOUND_MAX {
-                found.push(Found { messages: Vec::new(), next: Next::Start });
+                // From the first one on: no topic is empty.
+                found.push(Found { rows: Vec::new(), next: Some(String::new()), as_of: self.ordinal() });
             } else {
-                let (page, next) = self.retained_page(&filter, None)?;
-                (filters, messages) = (filters + 1, messages + page.len());
-                found.push(Found { messages: page, next: next.map_or(Next::Nowhere, Next::After) });
+                let page = self.retained_page(&filter, None)?;
+                (filters, messages) = (filters + 1, messages + page.rows.len());
+                found.push(page);
             }
         }
         self.note_sum(number)?;

@@ -957,7 +957,7 @@ async fn retained_messages_are_set_replaced_found_and_deleted() {
         let rig = &rig;
         async move {
             let found = rig.inlet.retained(&Filter::new(filter).unwrap(), 1000).await.unwrap();
-            found.iter().map(|message| message.topic.as_str().to_owned()).collect::<Vec<_>>()
+            found.messages.iter().map(|message| message.topic.as_str().to_owned()).collect::<Vec<_>>()
         }
     };
     assert_eq!(topics("a/#").await, ["a", "a/b", "a/b/c"]);
@@ -965,7 +965,7 @@ async fn retained_messages_are_set_replaced_found_and_deleted() {
     assert_eq!(topics("+/b").await, ["a/b"]);
     assert_eq!(topics("#").await.len(), 605);
     assert_eq!(topics("many/+").await.len(), 600);
-    let found = rig.inlet.retained(&Filter::new("a/b").unwrap(), 1).await.unwrap();
+    let found = rig.inlet.retained(&Filter::new("a/b").unwrap(), 1).await.unwrap().messages;
     assert_eq!(found, [Message { received: found[0].received, ..retain("a/b", b"second") }]);
     assert_eq!(rig.inlet.stats().await.unwrap().retained, 605);
     rig.stop().await;

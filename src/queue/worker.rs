@@ -22,11 +22,11 @@ use super::outward::Fetched;
 use super::sessions::{Later, SessionJob};
 use super::store::{is_damage, is_unreadable};
 use super::{
-    AppendError, Appended, Change, Once, OpenError, QueueSettings, Restored, SessionNumber, Stats, StreamSpec,
-    Submission, WorkerError,
+    AppendError, Appended, Change, Once, OpenError, QueueSettings, Restored, RetainedPage, SessionNumber, Stats,
+    StreamSpec, Submission, WorkerError,
 };
 use crate::health::{Alarm, chain};
-use crate::message::{Body, Filter, Message};
+use crate::message::{Body, Filter};
 
 /// Jobs that wait at most; then senders wait.
 pub(super) const JOBS_MAX: usize = 2048;
@@ -70,7 +70,7 @@ pub(super) enum Job {
     Live(Arc<str>, bool),
     Next { stream: Arc<str>, after: u64, count_max: usize, bytes_max: usize, reply: Reply<Fetched> },
     Restore(Arc<str>, Reply<Restored>),
-    Retained { filter: Filter, after: Option<String>, reply: Reply<(Vec<Message>, Option<String>)> },
+    Retained { filter: Filter, after: Option<String>, reply: Reply<RetainedPage> },
     Stats(Reply<Stats>),
     Ledger(PageAsk, Reply<Page>),
     Tick(Reply<()>),

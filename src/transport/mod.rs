@@ -24,6 +24,7 @@ use crate::message::{ClockState, Stamp};
 
 pub use names::CertificateNames;
 pub use pacing::Pacing;
+pub use revocations::ended_lists;
 pub use server::{HandshakeFault, TlsServer, check_server_tls};
 pub use unix::UnixDoor;
 pub use websocket::{WebSocket, accept as accept_websocket};
@@ -35,6 +36,8 @@ mod tls;
 mod server;
 
 mod names;
+
+mod revocations;
 
 mod websocket;
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{PrivateKeyDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::time_provider::TimeProvider;
 use rustls::{AlertDescription, CertificateError, ServerConfig};
 use tokio::net::TcpStream;
@@ -18,6 +18,7 @@ use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use super::Stream;
 use super::names::CertificateNames;
+use super::revocations;
 use super::tls::{TlsError, certificates, roots};
 use crate::clock::Clock;
 use crate::config::ListenerTls;
@@ -36,6 +37,10 @@ pub enum HandshakeFault {
     Expired,
     /// Its certificate has not begun.
     NotYetValid,
+    /// Its authority has revoked its certificate.
+    Revoked,
+    /// Nobody says whether its certificate is revoked.
+    Unknown,
     /// Another fault of its certificate.
     Certificate,
     /// It does not like ours.
@@ -64,6 +69,8 @@ impl HandshakeFault {
             HandshakeFault::UnknownAuthority => "its certificate is not signed by the listener's `client_ca`",
             HandshakeFault::Expired => "its certificate has expired",
             HandshakeFault::NotYetValid => "its certificate is not valid yet, or this board's clock is not set",
+            HandshakeFault::Revoked => "its certificate has been revoked (`client_crl`)",
+            HandshakeFault::Unknown => "no list in `client_crl` is by the authority that has signed its certificate",
             HandshakeFault::Certificate => "its certificate is not good",
             HandshakeFault::Refused => "it refuses this listener's certificate: another authority, or another name",
             HandshakeFault::NothingInCommon => "it speaks no TLS version or cipher that this listener speaks",
@@ -94,12 +101,14 @@ impl TlsServer {
     /// Reads the files.
     pub fn new(files: &ListenerTls, clock: Clock) -> Result<TlsServer, TlsError> {
         let config = server_config(files, &clock)?;
+        revocations::tell_ended(files, &clock);
         Ok(TlsServer { current: RwLock::new(Arc::new(config)), clock })
     }
 
     /// Reads the files again, or others, for the connections that come from now on.
     pub fn renew(&self, files: &ListenerTls) -> Result<(), TlsError> {
         let config = Arc::new(server_config(files, &self.clock)?);
+        revocations::tell_ended(files, &self.clock);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }
@@ -138,8 +147,19 @@ fn server_config(files: &ListenerTls, clock: &Clock) -> Result<ServerConfig, Tls
         None => builder.with_no_client_auth(),
         Some(client) => {
             let roots = Arc::new(roots(Some(&client.ca))?);
+            // By the code that looks into them at each handshake.
+            let lists = revocations::lists(&client.revoked, |list| {
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
+                match verifier.with_crls([list.clone()]).build() {
+                    Err(error @ VerifierBuilderError::InvalidCrl(_)) => Err(error.to_string()),
+                    Err(_) | Ok(_) => Ok(()),
+                }
+            })?;
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
             let verifier = if client.is_required { verifier } else { verifier.allow_unauthenticated() };
+            // One that has ended is used all the same: who is on it stays out, and nobody else is shut out because a person
+            // has forgotten to renew it, or because this board's clock is wrong. It is told instead.
+            let verifier = verifier.with_crls(lists);
             let unusable = |_| TlsError::NoRoots { path: client.ca.clone() };
             builder.with_client_cert_verifier(verifier.build().map_err(unusable)?)
         }
@@ -162,6 +182,8 @@ fn fault(error: &io::Error) -> HandshakeFault {
         rustls::Error::InvalidCertificate(fault) => match fault {
             CertificateError::UnknownIssuer => HandshakeFault::UnknownAuthority,
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => HandshakeFault::Expired,
+            CertificateError::Revoked => HandshakeFault::Revoked,
+            CertificateError::UnknownRevocationStatus => HandshakeFault::Unknown,
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => HandshakeFault::NotYetValid,
             _ => HandshakeFault::Certificate,
         },
@@ -252,7 +274,7 @@ mod tests {
         let (files, client) = identity(folder.path(), "plc7");
         let server = TlsServer::new(&files, clock()).unwrap();
         assert_eq!(meet(&server, &client).await, (Ok(None), Ok(())));
-        let asking = ClientCertificates { ca: client.ca.clone().unwrap(), is_required: true };
+        let asking = ClientCertificates { ca: client.ca.clone().unwrap(), revoked: Vec::new(), is_required: true };
         server.renew(&ListenerTls { client: Some(asking), ..files }).unwrap();
         let names = CertificateNames { common_name: Some("plc7".to_owned()), sans: vec!["localhost".to_owned()] };
         assert_eq!(meet(&server, &client).await, (Ok(Some(names)), Ok(())));
@@ -266,7 +288,7 @@ mod tests {
         let stranger = TlsFiles { ca: client.ca.clone(), ..stranger };
         let nobody = TlsFiles { cert: None, key: None, ..client.clone() };
         for is_required in [true, false] {
-            let asking = ClientCertificates { ca: client.ca.clone().unwrap(), is_required };
+            let asking = ClientCertificates { ca: client.ca.clone().unwrap(), revoked: Vec::new(), is_required };
             let server = TlsServer::new(&ListenerTls { client: Some(asking), ..files.clone() }, clock()).unwrap();
             let (seen, told) = meet(&server, &stranger).await;
             assert_eq!(seen, Err(HandshakeFault::UnknownAuthority), "optional does not mean that any will do");

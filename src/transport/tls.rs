@@ -48,7 +48,7 @@ pub enum TlsError {
     /// A PEM file cannot be read, or holds nothing of the kind.
     #[error("cannot read {what} from {}", path.display())]
     File {
-        /// "the roots to trust", "the certificate", "the private key".
+        /// "the roots to trust", "the certificate", "the private key", "the revoked certificates".
         what: &'static str,
         /// The file.
         path: PathBuf,
@@ -61,6 +61,14 @@ pub enum TlsError {
     NoRoots {
         /// The file.
         path: PathBuf,
+    },
+    /// A list of revoked certificates is none that can be used.
+    #[error("cannot use {} as a list of revoked certificates: {why}", path.display())]
+    Revocations {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
     /// The system has no roots: a board without the package ca-certificates.
     #[error("the system has no root certificates; install ca-certificates or set `ca`")]

@@ -136,6 +136,11 @@ impl RawClient {
     }
 
     /// Sends bytes as they are.
+    /// The same socket, for another thread.
+    pub fn socket(&self) -> TcpStream {
+        self.stream.try_clone().unwrap()
+    }
+
     pub fn send(&mut self, bytes: &[u8]) {
         // The other end may have closed already: what it said before counts.
         self.stream.write_all(bytes).ok();

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use tidegate::clock::{Clock, ClockSource};
 use tidegate::config::{
-    BrokerConfig, Config, GatewayConfig, LineConfig, LineKind, Meaning, ModbusConfig, ModbusPoint, Parity, PointKind,
-    PointTopic, PortConfig, QueueConfig, Report, RequestLimits, SerialConfig, SerialMode, Table, WhenFull, WordOrder,
+    BrokerConfig, Config, FrameConfig, GatewayConfig, LineConfig, LineKind, Meaning, ModbusConfig, ModbusPoint, Parity,
+    PointKind, PointTopic, PortConfig, QueueConfig, Report, RequestLimits, SerialConfig, SerialMode, Table, WhenFull,
+    WordOrder,
 };
 use tidegate::field::{Field, FieldError, Readings, Refused};
 use tidegate::health::{DeviceSnapshot, Health};
@@ -182,7 +183,7 @@ pub fn empty() -> Config {
 
 pub fn port(path: &Path) -> PortConfig {
     let mode = SerialMode { data_bits: 8, parity: Parity::None, stop_bits: 1 };
-    PortConfig { path: path.to_owned(), baud: NonZeroU32::new(115_200).unwrap(), mode }
+    PortConfig::new(path, NonZeroU32::new(115_200).unwrap(), mode)
 }
 
 pub fn tcp(address: std::net::SocketAddr) -> LineKind {
@@ -229,8 +230,7 @@ pub fn add_serial(config: &mut Config, name: &str, path: &Path, parse: tidegate:
     let serial = SerialConfig {
         port: port(path),
         ask: None,
-        delimiter: b"\r\n".to_vec(),
-        frame_bytes_max: 64,
+        frame: FrameConfig::delimited(b"\r\n", 64),
         parse,
         decimal: b'.',
         good: BTreeMap::new(),

@@ -1,8 +1,11 @@
 //! Too much of everything: sockets, slow ones, lengths that lie, topics, subscriptions, retained messages. Each has its
 //! bound, and who has nothing to do with it does not notice.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -232,6 +235,124 @@ fn clients_whose_filters_all_match_one_topic_neither_stop_the_router_nor_fill_th
     // What 256 filters cost, and the logs of the sixteen of them that are busy.
     let bound = 1024 * (32 + 8 * u64::from(clients));
     assert!(after < before + bound, "{before} KiB before, {after} KiB after");
+    assert_eq!(gateway.has_ended(), None);
+}
+
+/// A socket that is read to its end while it is wanted, and what came is thrown away.
+struct Drain {
+    is_wanted: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Drain {
+    fn of(client: &RawClient) -> Drain {
+        let mut socket = client.socket();
+        let is_wanted = Arc::new(AtomicBool::new(true));
+        let wanted = is_wanted.clone();
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let thread = std::thread::spawn(move || {
+            let mut buffer = vec![0; 256 * 1024];
+            while wanted.load(Ordering::Relaxed) {
+                match socket.read(&mut buffer) {
+                    Ok(0) => return,
+                    Ok(_) => {}
+                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                    Err(_) => return,
+                }
+            }
+        });
+        Drain { is_wanted, thread }
+    }
+
+    fn stopped(self) {
+        self.is_wanted.store(false, Ordering::Relaxed);
+        self.thread.join().unwrap();
+    }
+}
+
+/// Sends each of some long messages to each topic and waits for its acknowledgement; gives back the most that was resident.
+fn flood(gateway: &Gateway, flooder: &mut RawClient, clients: u32, messages: u32) -> u64 {
+    let body = vec![b'x'; 60_000];
+    let mut most = 0;
+    for client in 0..clients {
+        for number in 0..256 {
+            let topic = format!("flood/{client}/{number}");
+            for message in 1..=messages {
+                flooder.publish(topic.as_bytes(), 1, u16::try_from(message).unwrap(), &body);
+            }
+            for _ in 0..messages {
+                let Heard::Packet(0x40, _) = flooder.hear(PATIENCE) else { panic!("no PUBACK for {topic}") };
+            }
+            if number % 16 == 0 {
+                most = most.max(resident_kib(gateway.id()));
+            }
+        }
+    }
+    most.max(resident_kib(gateway.id()))
+}
+
+#[test]
+fn what_passes_live_takes_no_more_than_its_bound_whether_it_is_read_or_not() {
+    let _turn = turn();
+    raise_limits();
+    let folder = folder();
+    let mut gateway = gateway(folder.path());
+    let bystander = Bystander::started(gateway.port);
+    let before = resident_kib(gateway.id());
+    let clients: u32 = if is_long() { 15 } else { 3 };
+    let enter = |round: &str| -> Vec<RawClient> {
+        let subscriber = |client: u32| {
+            let mut subscriber = RawClient::connected(gateway.port, Version::V5, &format!("{round}-{client}"));
+            for part in 0..4 {
+                let mut body = vec![0, 1, 0];
+                for number in 0..64 {
+                    let filter = format!("flood/{client}/{}", part * 64 + number);
+                    body.extend(u16::try_from(filter.len()).unwrap().to_be_bytes());
+                    body.extend(filter.as_bytes());
+                    body.push(u8::from(round == "mute"));
+                }
+                subscriber.send(&packet(0x82, &body));
+                let Heard::Packet(0x90, _) = subscriber.hear(PATIENCE) else { panic!("no SUBACK") };
+            }
+            subscriber
+        };
+        (0..clients).map(subscriber).collect()
+    };
+    // Of what is kept for a session nothing is lost, however slow it is.
+    let (mut kept, _) = RawClient::resuming(gateway.port, Version::V5, "kept", 3600);
+    kept.subscribe("flood/0/7", 1);
+    let mut flooder = RawClient::connected(gateway.port, Version::V311, "live-flooder");
+    let through = format!("{} filters, {} MB through them", clients * 256, clients * 256 * 8 * 60 / 1000);
+
+    // Whoever reads all of it leaves nothing behind.
+    let readers = enter("reading");
+    let drains: Vec<Drain> = readers.iter().map(Drain::of).collect();
+    let read = flood(&gateway, &mut flooder, clients, 8);
+    println!("{through}, read: {read} KiB at most, {before} before, {}", growth(&gateway, before));
+    drains.into_iter().for_each(Drain::stopped);
+    // Whoever stops reading is thrown out for it.
+    let unread = flood(&gateway, &mut flooder, clients, 8);
+    println!("{through}, not read: {unread} KiB at most, {}", growth(&gateway, before));
+    drop(readers);
+    // Whoever reads and acknowledges nothing holds no more than his share.
+    let mutes = enter("mute");
+    let drains: Vec<Drain> = mutes.iter().map(Drain::of).collect();
+    let mute = flood(&gateway, &mut flooder, clients, 8);
+    println!("{through}, not acknowledged: {mute} KiB at most, {}", growth(&gateway, before));
+    drains.into_iter().for_each(Drain::stopped);
+    bystander.was_well("a flood of long messages");
+    drop(kept);
+    let (mut kept, is_present) = RawClient::resuming(gateway.port, Version::V5, "kept", 3600);
+    assert!(is_present);
+    for number in 0..3 * 8 {
+        let Heard::Packet(first, body) = kept.hear(PATIENCE) else { panic!("{number} of 24 messages") };
+        assert_eq!((first & 0xF6, body.len()), (0x32, 2 + 9 + 2 + 1 + 60_000));
+        kept.send(&packet(0x40, &body[11..13]));
+    }
+    // `live_bytes` twice: for what lies with the router, and for what is in the hands of sessions; and what lies between.
+    let bound = before + 2 * 32 * 1024 + 16 * 1024;
+    let most = read.max(unread).max(mute);
+    assert!(most < bound, "{before} KiB before, {most} KiB with the flood, {bound} is the bound");
     assert_eq!(gateway.has_ended(), None);
 }
 

@@ -1,6 +1,7 @@
 //! What no library would send: the gateway answers with the right reason, and nobody else is disturbed.
 //!
-//! `./test.sh --torture` runs the long form: 100,000 mutated sequences for 5,000, 5,000 silent sockets for 500, floods of
+//! `./test.sh --torture` runs the long form: 100,000 mutated sequences and serial streams for 5,000, 5,000 silent sockets
+//! for 500, floods of
 //! twenty times the length.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
@@ -14,6 +15,7 @@ mod bystander;
 mod floods;
 mod log;
 mod mutants;
+mod streams;
 
 use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
 use common::raw::{Heard, RawClient, Version, packet};

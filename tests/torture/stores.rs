@@ -21,7 +21,9 @@ use tidegate::config::{ForwardRule, TopicTemplate, WhenFull};
 use tidegate::health::Health;
 use tidegate::message::{Body, Filter, Message, Origin, Qos, Topic};
 use tidegate::queue::sessions::{Entrance, Entry, Kept, Retained, Settling, Subscribed};
-use tidegate::queue::{self, Change, Inlet, Opened, Outlet, QueueSettings, StreamSpec, Submission, Verdict};
+use tidegate::queue::{
+    self, AppendError, Change, Inlet, Opened, Outlet, QueueSettings, StreamSpec, Submission, Verdict,
+};
 use tokio::time::{Instant, timeout};
 
 use super::budget::{Budget, Cases};
@@ -109,31 +111,35 @@ async fn settle(outlet: &mut Outlet, count: usize) -> Vec<queue::Queued> {
 }
 
 /// The session of a local client that wants all messages.
-async fn enter(inlet: &Inlet) -> Kept {
+async fn enter(inlet: &Inlet) -> Result<Kept, AppendError> {
     let (user, client) = (Arc::from(""), Arc::from("panel"));
     let entrance = Entrance { user, client, heir_of: None, is_clean: false, expiry_s: 3600 };
-    match timeout(Duration::from_secs(20), inlet.enter_session(entrance)).await.unwrap().unwrap() {
-        Entry::Kept(kept) => kept,
+    match inlet.enter_session(entrance).await? {
+        Entry::Kept(kept) => Ok(kept),
         other => panic!("{other:?}"),
     }
 }
 
-/// Takes what waits for the session; at most `count_max`, which are acknowledged.
-async fn taken_by_session(inlet: &Inlet, kept: &Kept, count_max: usize) -> Vec<Message> {
-    let mut outlet = inlet.session_outlet(kept.number);
+/// Takes what waits for the session, and acknowledges it: `count_max` at most.
+async fn taken_by_session(inlet: &Inlet, count_max: usize) -> Result<Vec<Message>, AppendError> {
+    let mut outlet = inlet.session_outlet(enter(inlet).await?.number);
     let (mut taken, mut place) = (Vec::new(), (0, 0));
     loop {
-        let parcels = outlet.fetch(place, Vec::new(), count_max - taken.len(), 1 << 20).await.unwrap();
+        let parcels = outlet.fetch(place, Vec::new(), count_max - taken.len(), 1 << 20).await?;
         let settled = parcels.rows.iter().map(|row| Settling::Delivered {
             lane: row.lane,
             sequence: row.sequence,
             bytes: row.bytes,
         });
-        outlet.settle(settled.collect()).await.unwrap();
+        outlet.settle(settled.collect()).await?;
+        if parcels.is_gone {
+            // Its store was moved aside in between.
+            return Err(AppendError::Stopped);
+        }
         place = parcels.place;
         taken.extend(parcels.rows.into_iter().map(|row| row.message));
         if !parcels.is_more || taken.len() >= count_max {
-            return taken;
+            return Ok(taken);
         }
     }
 }
@@ -146,7 +152,7 @@ async fn made(owner: &str) -> (TempDir, TempDir) {
     let clock = settings.clock.clone();
     let Opened { inlet, worker, mut outlets } = queue::open(settings).unwrap();
     let thread = std::thread::spawn(|| worker.run());
-    let panel = enter(&inlet).await;
+    let panel = enter(&inlet).await.unwrap();
     let all = Subscribed {
         filter: Filter::new("#").unwrap(),
         qos: Qos::AtLeastOnce,
@@ -160,7 +166,7 @@ async fn made(owner: &str) -> (TempDir, TempDir) {
         if number == DELIVERED + 20 {
             let rows = settle(outlets.get_mut("cloud").unwrap(), usize::try_from(DELIVERED).unwrap()).await;
             assert_eq!(rows.len() as u64, DELIVERED);
-            let rows = taken_by_session(&inlet, &panel, rows.len()).await;
+            let rows = taken_by_session(&inlet, rows.len()).await.unwrap();
             assert_eq!(rows.len() as u64, DELIVERED);
         }
     }
@@ -388,6 +394,7 @@ async fn one_case(seed: u64, random: &mut Random, original: &Path, other: &Path)
     let outlet = outlets.get_mut("cloud").unwrap();
     let mut seen = BTreeMap::<u64, String>::new();
     let mut repeated = Vec::new();
+    let mut heard = BTreeSet::new();
     let mut fresh = 0;
     let mut failures = 0;
     loop {
@@ -403,7 +410,23 @@ async fn one_case(seed: u64, random: &mut Random, original: &Path, other: &Path)
             Err(error) => panic!("{said}: {error}"),
         };
         if stats.streams["cloud"].waiting == 0 && !was_salvaging && !is_salvaging(dir.path()) {
-            break;
+            // Last, and again where its damage shows only now.
+            match taken_by_session(&inlet, 1000).await {
+                Ok(messages) if messages.is_empty() => break,
+                Ok(messages) => {
+                    for message in messages.iter().filter(|message| number_of("fresh", &message.body).is_none()) {
+                        let number = number_of("mine", &message.body);
+                        let number =
+                            number.unwrap_or_else(|| panic!("{said}: a payload that nobody has put in: {message:?}"));
+                        if !heard.insert(number) {
+                            repeated.push(number);
+                        }
+                    }
+                }
+                Err(_) if failures < 20 => failures += 1,
+                Err(error) => panic!("{said}: {error}"),
+            }
+            continue;
         }
         assert!(started.elapsed() < Duration::from_secs(60), "{said}: {stats:?} {:?}", health.snapshot(clock.now()));
         let Ok(next) = timeout(Duration::from_millis(20), outlet.next(50, 1 << 20)).await else { continue };
@@ -426,17 +449,6 @@ async fn one_case(seed: u64, random: &mut Random, original: &Path, other: &Path)
             let number = number.unwrap_or_else(|| panic!("{said}: a payload that nobody has put in: {row:?}"));
             if let Some(before) = seen.insert(number, row.id.to_string()) {
                 assert_eq!(before, row.id.to_string(), "{said}: {number} is there twice under different names");
-                repeated.push(number);
-            }
-        }
-    }
-    let panel = enter(&inlet).await;
-    let mut heard = BTreeSet::new();
-    for message in taken_by_session(&inlet, &panel, 1000).await {
-        if number_of("fresh", &message.body).is_none() {
-            let number = number_of("mine", &message.body);
-            let number = number.unwrap_or_else(|| panic!("{said}: a payload that nobody has put in: {message:?}"));
-            if !heard.insert(number) {
                 repeated.push(number);
             }
         }

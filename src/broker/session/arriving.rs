@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Options, Session};
+use super::{Making, Options, Session};
 use crate::broker::access::{Deed, Reach, Rights};
 use crate::broker::durable;
 use crate::broker::inbound::{Arrival, Begun, Mark, Work, poll_now, retained, submit};
@@ -218,7 +218,7 @@ impl Session {
         let version = self.connection.as_ref().map(|connection| connection.version);
         let mut reasons = Vec::with_capacity(subscribe.subscriptions.len());
         let mut asking = Vec::new();
-        let mut told = Vec::new();
+        let mut making = Making::default();
         let mut keeping = Vec::new();
         for mut subscription in subscribe.subscriptions {
             let filter = subscription.filter;
@@ -258,7 +258,8 @@ impl Session {
                         _ => false,
                     };
                     if is_asked && filter.share_group().is_none() {
-                        told.extend(self.of_the_broker(&filter));
+                        making.told.extend(self.of_the_broker(&filter));
+                        making.filters.insert(filter.clone(), is_new);
                         asking.push(filter.clone());
                     }
                     let retained = match subscription.retain_handling {
@@ -280,6 +281,7 @@ impl Session {
                         no_local: subscription.no_local,
                         retain_as_published: subscription.retain_as_published,
                         id: subscribe.subscription_id,
+                        since: self.subscriptions.get(&filter).and_then(|before| before.since),
                     };
                     self.subscriptions.insert(filter, options);
                 }
@@ -294,13 +296,14 @@ impl Session {
             }
         }
         let suback = Suback { packet_id: subscribe.packet_id, reasons };
-        self.told = told;
         if let Some(number) = self.number().filter(|_| !keeping.is_empty()) {
             let work = durable::subscribe(self.services.clone(), number, self.client.clone(), keeping, suback);
+            self.making = making;
             self.begun = Some((self.mark, Box::pin(work)));
         } else if asking.is_empty() {
             self.send(Packet::Suback(suback)).await;
         } else {
+            self.making = making;
             self.begun = Some((self.mark, Box::pin(retained(self.services.clone(), suback, asking))));
         }
     }
@@ -379,11 +382,20 @@ impl Session {
                 }
             }
             Begun::Retained { suback, found } => {
-                let told = std::mem::take(&mut self.told);
+                let Making { told, filters, early, .. } = std::mem::take(&mut self.making);
                 if mark == self.mark {
                     self.send(Packet::Suback(suback)).await;
-                    self.hand_out_retained(found);
+                    for (filter, found) in &found {
+                        let is_new = filters.get(filter).is_some_and(|is_new| *is_new);
+                        if let Some(options) = self.subscriptions.get_mut(filter).filter(|_| is_new) {
+                            options.since = Some(found.as_of);
+                        }
+                    }
+                    self.hand_out_retained(found.into_iter().map(|(filter, found)| (filter, found.messages)).collect());
                     self.hand_out_retained(told);
+                }
+                for taken in early {
+                    self.take(taken).await;
                 }
             }
             Begun::Unsubscribed { unsuback } => {
@@ -393,6 +405,7 @@ impl Session {
             }
             // What the session subscribes to is what the store says: the client comes back and goes on from that.
             Begun::Failed => {
+                self.making = Making::default();
                 if mark == self.mark {
                     self.lose_touch().await;
                 }

@@ -85,6 +85,7 @@ impl Session {
             aliases: HashMap::new(),
             unanswered: 0,
             window: usize::from(receive_max.min(limits.outbound)),
+            collected: self.outbound.load(),
         };
         let written = connection.socket.send(&Packet::Connack(Box::new(connack)));
         // Its CONNECT and the answer to it.
@@ -196,7 +197,8 @@ impl Session {
                     }
                 }
             }
-            self.subscriptions.insert(filter, Options { qos, no_local, retain_as_published, id });
+            let since = self.subscriptions.get(&filter).and_then(|before| before.since);
+            self.subscriptions.insert(filter, Options { qos, no_local, retain_as_published, id, since });
         }
     }
 

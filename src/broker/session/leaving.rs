@@ -124,6 +124,10 @@ impl Session {
     }
 
     pub(super) async fn take(&mut self, taken: Taken) {
+        if self.making.filters.contains_key(&taken.filter) {
+            self.making.early_bytes += taken.live.payload.len();
+            return self.making.early.push(taken);
+        }
         let Taken { filter, live, lost } = taken;
         let Some(options) = self.subscriptions.get(&filter).copied() else { return };
         // What of these is not for the live way is in the store.
@@ -136,6 +140,11 @@ impl Session {
             }
         }
         if options.no_local && live.publisher.as_ref() == Some(&self.client) {
+            return;
+        }
+        if let (Some(ordinal), Some(since)) = (live.ordinal, options.since)
+            && ordinal.is_up_to(since)
+        {
             return;
         }
         let qos = live.qos.min(options.qos);
@@ -181,9 +190,12 @@ impl Session {
 
     /// Goes on with what the session has to do with the queue.
     pub(super) fn ask(&mut self) {
+        let share = self.services.limits.waiting_share(self.connected());
         let Some(durable) = &mut self.durable else { return };
-        let window = self.connection.as_ref().filter(|_| self.stopping.is_none()).map(|connection| connection.window);
-        durable.go_on(&mut self.outbound, window, self.services.limits.waiting_bytes / 4);
+        // Nothing new overtakes the retained messages of a subscription.
+        let may_fetch = self.stopping.is_none() && self.making.filters.is_empty();
+        let window = self.connection.as_ref().filter(|_| may_fetch).map(|connection| connection.window);
+        durable.go_on(&mut self.outbound, window, share / 4);
     }
 
     pub(super) async fn progress(&mut self, progress: Progress) {
@@ -221,12 +233,13 @@ impl Session {
 
     pub(super) async fn write(&mut self) {
         let now = Instant::now();
+        let share = self.services.limits.waiting_share(self.connected());
         let mut expired = 0;
         while let Some(connection) = &mut self.connection {
             if connection.socket.waiting_bytes() >= self.services.limits.output_bytes {
                 break;
             }
-            let Some(next) = self.outbound.next(connection.window, now, &mut expired) else { break };
+            let Some(next) = self.outbound.next(connection.window, share, now, &mut expired) else { break };
             let (packet, packet_id) = match next {
                 Next::Publish(publish) => {
                     let packet_id = publish.packet_id;

@@ -100,7 +100,12 @@ impl Listener {
         let mut parts = format!("cert = {}, key = {}", path(cert), path(key));
         if self.is_true("require_certificate") {
             match self.option("cafile") {
-                Some(ca) => parts.push_str(&format!(", client_ca = {}", path(ca))),
+                Some(ca) => {
+                    parts.push_str(&format!(", client_ca = {}", path(ca)));
+                    if let Some(list) = self.option("crlfile") {
+                        parts.push_str(&format!(", client_crl = {}", path(list)));
+                    }
+                }
                 None => {
                     if let Some(line) = self.option("require_certificate") {
                         notes.add(line, "needs cafile here: the authorities of clients stand in one file");
@@ -119,12 +124,13 @@ pub(super) fn not_carried(key: &str) -> Option<&'static str> {
         | "cafile"
         | "certfile"
         | "keyfile"
+        | "crlfile"
         | "require_certificate"
         | "use_identity_as_username"
         | "allow_anonymous"
         | "password_file"
         | "acl_file" => return None,
-        "capath" | "crlfile" => "authorities of clients stand in one file, without lists of revoked certificates",
+        "capath" => "authorities of clients stand in one file: write its name as `client_ca`",
         "use_subject_as_username" | "use_username_as_clientid" => {
             "a user is found by his user name or by the name in his certificate (CN or SAN)"
         }

@@ -88,7 +88,7 @@ impl Search<'_> {
         let all = settings((port.baud, port.mode));
         for (units, others) in [(&first, rest.as_slice()), (&rest, &[])] {
             for (baud, mode) in &all {
-                let kind = LineKind::Rtu(PortConfig { path: port.path.clone(), baud: *baud, mode: *mode });
+                let kind = LineKind::Rtu(PortConfig { baud: *baud, mode: *mode, ..port.clone() });
                 let line = LineConfig { kind, ..own.clone() };
                 self.ask_all(&line, units).await?;
                 if !self.found.is_empty() {

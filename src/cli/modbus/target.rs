@@ -51,7 +51,7 @@ impl Target {
     pub(super) fn line(&self) -> LineConfig {
         let kind = match &self.line {
             Written::Url { kind, .. } => kind.clone(),
-            Written::Port(path) => LineKind::Rtu(PortConfig { path: path.clone(), baud: self.baud, mode: self.mode }),
+            Written::Port(path) => LineKind::Rtu(PortConfig::new(path, self.baud, self.mode)),
         };
         LineConfig { kind, timeout: self.timeout(), pause: Duration::ZERO, connect_pause: Duration::ZERO }
     }

@@ -73,7 +73,7 @@ pub(super) struct ModbusArguments {
 fn parse_heeded(text: &str) -> Result<PortConfig, String> {
     let (baud, mode) = text.split_once(',').ok_or("write baud rate and mode: 19200,8E1")?;
     let baud: NonZeroU32 = baud.trim().parse().map_err(|_| "write baud rate and mode: 19200,8E1")?;
-    Ok(PortConfig { path: PathBuf::new(), baud, mode: config::parse_serial_mode(mode.trim())? })
+    Ok(PortConfig::new(PathBuf::new(), baud, config::parse_serial_mode(mode.trim())?))
 }
 
 fn parse_wave(text: &str) -> Result<(Option<String>, Wave), String> {

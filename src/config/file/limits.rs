@@ -26,6 +26,7 @@ pub(super) fn read(walk: &mut Walk, tree: &Tree, spot: Spot) -> Option<LimitsCon
     let handshake_time = time("handshake_time");
     let connect_time = time("connect_time");
     let packet_bytes = reader.size(walk, "packet_bytes", 1 << 10, 16 << 20);
+    let live_bytes = reader.size(walk, "live_bytes", 1 << 20, 1 << 30);
     let rate = pace(walk, &reader, "rate", &keys::RATE);
     Some(LimitsConfig {
         connections: connections?,
@@ -40,5 +41,6 @@ pub(super) fn read(walk: &mut Walk, tree: &Tree, spot: Spot) -> Option<LimitsCon
         receive_maximum: u16::try_from(receive_maximum?).ok()?,
         in_flight: u16::try_from(in_flight?).ok()?,
         rate: rate?,
+        live_bytes: usize::try_from(live_bytes?.value).ok()?,
     })
 }

@@ -8,7 +8,7 @@ use super::super::tree::{Spot, Tree};
 use super::super::units::Wrong;
 use super::super::walk::{Reader, Walk, text};
 use super::super::{ClientCertificates, ListenerAddress, ListenerConfig, ListenerTls, ListenerTransport, keys};
-use super::{ListenerDraft, file};
+use super::{ListenerDraft, file, files};
 
 /// The longest path of a Unix socket on Linux has 107 bytes (unix(7)), and it is made under a longer name first.
 const PATH_BYTES_MAX: usize = 100;
@@ -36,6 +36,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> List
         cert: None,
         key: None,
         client_ca: None,
+        client_crl: None,
         client_auth: None,
         mode: written(&reader, "mode"),
         plaintext,
@@ -96,19 +97,29 @@ fn tls(walk: &mut Walk, reader: &Reader<'_>, draft: &mut ListenerDraft) -> Optio
     draft.cert = written(&reader, "cert");
     draft.key = written(&reader, "key");
     draft.client_ca = written(&reader, "client_ca");
+    draft.client_crl = written(&reader, "client_crl");
     draft.client_auth = written(&reader, "client_auth");
     let cert = file(walk, &reader, "cert", false);
     let key = file(walk, &reader, "key", true);
     let client_ca = file(walk, &reader, "client_ca", false);
+    let client_crl = if reader.has("client_crl") { files(walk, &reader, "client_crl") } else { Some(Vec::new()) };
     let is_required = reader.choice(walk, "client_auth", &[("required", true), ("optional", false)], &[]);
-    let client = match (draft.client_ca, draft.client_auth) {
-        (Some(_), _) => Some(ClientCertificates { ca: client_ca?.value, is_required: is_required?.value }),
-        (None, Some(spot)) => {
+    let client = if draft.client_ca.is_some() {
+        let (ca, revoked, is_required) = (client_ca?.value, client_crl?, is_required?.value);
+        Some(ClientCertificates { ca, revoked, is_required })
+    } else {
+        let alone = [(draft.client_auth, "client_auth"), (draft.client_crl, "client_crl")];
+        let mut is_alone = false;
+        for (spot, key) in alone {
+            let Some(spot) = spot else { continue };
             let help = "write the file of the authority that signs the clients' certificates".to_owned();
-            walk.findings.problem(spot, "`client_auth` needs `client_ca`", Some(help));
+            walk.findings.problem(spot, format!("`{key}` needs `client_ca`"), Some(help));
+            is_alone = true;
+        }
+        if is_alone {
             return None;
         }
-        (None, None) => None,
+        None
     };
     Some(ListenerTls { cert: cert?.value, key: key?.value, client })
 }

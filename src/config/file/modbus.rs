@@ -15,7 +15,7 @@ use super::super::{
 };
 use super::{LineDraft, ModbusDraft, PUT_IT_THERE, Words, line_name, line_url, point_topic, qos};
 
-mod meaning;
+pub(super) mod meaning;
 mod write;
 
 /// More points than this on one device are a mistake of a script.
@@ -274,7 +274,7 @@ fn limits(walk: &mut Walk, reader: &Reader<'_>, base: u16) -> Option<RequestLimi
     Some(RequestLimits { registers_max: registers_max?, bits_max: bits_max?, gap: gap?, forbidden: forbidden? })
 }
 
-fn order(walk: &mut Walk, reader: &Reader<'_>) -> Option<At<WordOrder>> {
+pub(super) fn order(walk: &mut Walk, reader: &Reader<'_>) -> Option<At<WordOrder>> {
     let choices =
         [("abcd", WordOrder::Abcd), ("cdab", WordOrder::Cdab), ("badc", WordOrder::Badc), ("dcba", WordOrder::Dcba)];
     reader.choice(walk, "order", &choices, &[])

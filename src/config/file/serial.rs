@@ -7,15 +7,28 @@ use std::time::Duration;
 use regex::{Regex, RegexBuilder};
 
 use super::super::keys;
-use super::super::tree::{Spot, Tree, Written};
+use super::super::tree::{Node, Spot, Tree, Written};
 use super::super::units::Wrong;
 use super::super::walk::{self, At, Reader, Walk, name_fault, nearest};
-use super::super::{Ask, Parse, PointTopic, Report, SerialConfig, SerialPoint, TextKind};
-use super::modbus::read_report;
+use super::super::{Ask, Flow, Parse, PointTopic, PortConfig, Report, Rs485, SerialConfig, SerialPoint, TextKind};
 use super::{SerialDraft, Words, point_topic, port, qos};
+use point::point;
+
+mod frame;
+mod point;
 
 /// The most memory that a compiled regular expression may take.
 const REGEX_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of a question.
+const SEND_BYTES_MAX: usize = 1024;
+
+/// Where a field of fixed columns may end.
+const COLUMN_MAX: usize = 65_536;
+
+/// What to write in place of a name that another adapter may bear tomorrow.
+pub(super) const STABLE_HELP: &str =
+    "take its name under /dev/serial/by-id, or under by-path for one of several equal ones: `tidegate serial list`";
 
 /// The longest regular expression that is looked at.
 const PATTERN_BYTES_MAX: usize = 4096;
@@ -24,22 +37,36 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let reader = Reader::open(walk, tree, &keys::SERIAL, spot);
     let (path, port) = port(walk, &reader);
     let ask = ask(walk, &reader);
-    let frame = frame(walk, &reader);
+    let frame = frame::read(walk, &reader);
+    let flow = flow(walk, &reader);
     let (parse, decimal) = parse(walk, &reader).unwrap_or_default();
     let columns = parse.as_ref().and_then(columns);
     let good = good(walk, &reader, columns.as_deref());
     let topic = point_topic(walk, &reader, words);
     let level = qos(walk, &reader);
-    let is_json = matches!(parse, Some(Parse::Json));
-    let (points, point_names) =
-        points(walk, &reader, parse.as_ref().map(|_| is_json), columns.as_deref(), good.as_ref());
+    let (points, point_names) = points(walk, &reader, parse.as_ref(), columns.as_deref(), good.as_ref());
+    if matches!(parse, Some(Parse::Bytes { .. })) && reader.has("good") {
+        let what = "`good` is for frames of text; the quality of binary ones is that of their checksum";
+        walk.findings.problem(reader.spot_of("good"), what, None);
+    }
+    if let (Some(Some(ask)), Some(frame)) = (&ask, &frame)
+        && let Some(idle) = frame.idle.filter(|idle| frame.ending == super::super::Ending::Idle && *idle >= ask.timeout)
+    {
+        let what = format!("a silence of {} ms cannot end an answer within `timeout`", idle.as_millis());
+        walk.findings.problem(reader.spot_of("ask"), what, Some("make `timeout` longer than `idle`".to_owned()));
+    }
+    if let (Some(frame), Some(flow)) = (&frame, &flow) {
+        let is_binary = frame.checksum.is_some_and(|checksum| checksum.form == super::super::ChecksumForm::Binary);
+        if flow.value == Flow::XonXoff && (is_binary || matches!(parse, Some(Parse::Bytes { .. }))) {
+            let wrong = Wrong::new("binary frames hold bytes that would be taken for XON and XOFF");
+            walk.wrong(flow.spot, "flow", wrong.help("write \"rtscts\", or leave it out"));
+        }
+    }
     let config = (|| {
-        let (delimiter, frame_bytes_max) = frame?;
         Some(SerialConfig {
-            port: port?,
+            port: PortConfig { flow: flow?.value, ..port? },
             ask: ask?,
-            delimiter,
-            frame_bytes_max,
+            frame: frame?,
             parse: parse?,
             decimal: decimal?,
             good: good?,
@@ -58,31 +85,74 @@ fn ask(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<Ask>> {
     }
     let (tree, spot) = reader.table(walk, "ask")?;
     let reader = Reader::open(walk, tree, &keys::ASK, spot);
-    let send = reader.leaf(walk, "send", |node| match walk::text(node)? {
-        "" => Err(Wrong::new("must not be empty")),
-        text if text.len() > 1024 => Err(Wrong::new("must not be longer than 1024 bytes")),
-        text => Ok(text.as_bytes().to_vec()),
-    });
+    let send = reader.leaf(walk, "send", sent);
     let every = reader.duration(walk, "every", Duration::from_millis(10), Duration::from_secs(7 * 86_400));
     let timeout = reader.duration(walk, "timeout", Duration::from_millis(10), Duration::from_secs(60));
     Some(Some(Ask { send: send?.value, every: every?.value, timeout: timeout?.value }))
 }
 
-fn frame(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Vec<u8>, usize)> {
-    let empty = Tree::default();
-    let (tree, spot) = match reader.has("frame") {
-        true => reader.table(walk, "frame")?,
-        false => (&empty, reader.spot),
-    };
-    let reader = Reader::open(walk, tree, &keys::FRAME, spot);
-    let delimiter = reader.leaf(walk, "delimiter", |node| match walk::text(node)? {
-        "" => Err(Wrong::new("must not be empty")
-            .help("the characters at the end of a frame: \"\\r\\n\", \"\\r\", \"\\u0003\"")),
-        text if text.len() > 16 => Err(Wrong::new("must not be longer than 16 bytes")),
-        text => Ok(text.as_bytes().to_vec()),
-    });
-    let max = reader.integer(walk, "max", 1, 65_536);
-    Some((delimiter?.value, usize::try_from(max?.value).ok()?))
+/// Bytes to send.
+fn sent(node: &Node) -> Result<Vec<u8>, Wrong> {
+    frame::bytes(node, SEND_BYTES_MAX)
+}
+
+fn flow(walk: &mut Walk, reader: &Reader<'_>) -> Option<At<Flow>> {
+    let choices = [("none", Flow::None), ("rtscts", Flow::RtsCts), ("xonxoff", Flow::XonXoff)];
+    let flow = reader.choice(walk, "flow", &choices, &[])?;
+    if flow.value == Flow::RtsCts {
+        for key in ["rts", "rs485"] {
+            if reader.has(key) {
+                let what = format!("`{key}` and `flow = \"rtscts\"` both need the wire RTS");
+                walk.findings.problem(reader.spot_of(key), what, None);
+            }
+        }
+    }
+    Some(flow)
+}
+
+/// `rs485 = true` or `{ … }`, of a line or of a device. The outer `None` is a fault.
+#[expect(clippy::option_option, reason = "wrong, not written, and written are three answers")]
+pub(super) fn rs485(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<Rs485>> {
+    if !reader.has("rs485") {
+        return Some(None);
+    }
+    if reader.has("rts") {
+        let what = "`rts` has no level of its own where `rs485` switches it";
+        walk.findings.problem(reader.spot_of("rts"), what, None);
+    }
+    let flag = reader.leaf(walk, "rs485", |node| match &node.value {
+        Written::Bool(is_on) => Ok(Some(*is_on)),
+        Written::Table(_) => Ok(None),
+        other => Err(walk::wrong_kind("true, or a table", other)),
+    })?;
+    match flag.value {
+        Some(true) => return Some(Some(Rs485::default())),
+        Some(false) => return Some(None),
+        None => {}
+    }
+    let (tree, spot) = reader.table(walk, "rs485")?;
+    let reader = Reader::open(walk, tree, &keys::RS485, spot);
+    let second = Duration::from_secs(1);
+    let invert_rts = reader.truth(walk, "invert_rts");
+    let full_duplex = reader.truth(walk, "full_duplex");
+    let terminate = reader.truth(walk, "terminate");
+    let delay_before = reader.duration(walk, "delay_before", Duration::ZERO, second);
+    let delay_after = reader.duration(walk, "delay_after", Duration::ZERO, second);
+    Some(Some(Rs485 {
+        invert_rts: invert_rts?.value,
+        full_duplex: full_duplex?.value,
+        terminate: terminate?.value,
+        delay_before: delay_before?.value,
+        delay_after: delay_after?.value,
+    }))
+}
+
+/// Why the name of a port may be another adapter's after the next start. The ports of a board keep theirs.
+pub(super) fn unstable(path: &std::path::Path) -> Option<String> {
+    let text = path.to_str()?;
+    let number = ["/dev/ttyUSB", "/dev/ttyACM"].iter().find_map(|prefix| text.strip_prefix(prefix))?;
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| format!("{text} is whichever adapter was found first: after a start it may be another one"))
 }
 
 /// How a frame is taken apart, and the decimal sign: each by itself, so that a fault of one does not hide the names.
@@ -95,7 +165,10 @@ fn parse(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Option<Parse>, Option<
     let reader = Reader::open(walk, tree, &keys::PARSE, spot);
     let regex = read_regex(walk, &reader);
     let csv = read_columns(walk, &reader);
+    let fixed = fixed(walk, &reader);
     let json = reader.truth(walk, "json");
+    let bytes = reader.truth(walk, "bytes");
+    let hex = reader.truth(walk, "hex");
     let separator = one_byte(walk, &reader, "separator");
     let decimal = one_byte(walk, &reader, "decimal").and_then(|decimal| match decimal.value {
         b'.' | b',' => Some(decimal),
@@ -104,8 +177,10 @@ fn parse(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Option<Parse>, Option<
             None
         }
     });
-    let written: Vec<&str> = ["regex", "csv", "json"].into_iter().filter(|key| reader.has(key)).collect();
-    let help = "take `regex = '…'` with named groups, `csv = [\"weight\", \"unit\"]`, or `json = true`";
+    let written: Vec<&str> =
+        ["regex", "csv", "fixed", "json", "bytes", "hex"].into_iter().filter(|key| reader.has(key)).collect();
+    let help = "take `regex = '…'` with named groups, `csv = [\"weight\", \"unit\"]`, `fixed = [\"weight 5-13\"]`, \
+                `json = true`, `bytes = true` or `hex = true`";
     match written.as_slice() {
         [] => {
             walk.findings.problem(spot, "`parse` does not say how to take a frame apart", Some(help.to_owned()));
@@ -124,8 +199,16 @@ fn parse(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Option<Parse>, Option<
     if reader.has("json") && reader.has("decimal") {
         walk.findings.problem(reader.spot_of("decimal"), "`decimal` is not for JSON, whose numbers have a point", None);
     }
+    for key in ["bytes", "hex"] {
+        if reader.has(key) && reader.has("decimal") {
+            let what = format!("`decimal` is for numbers in texts, and `{key}` are none");
+            walk.findings.problem(reader.spot_of("decimal"), what, None);
+        }
+    }
     let parse = if reader.has("regex") {
         regex.map(Parse::Regex)
+    } else if reader.has("fixed") {
+        fixed.map(Parse::Fixed)
     } else if reader.has("csv") {
         let separator = match reader.has("separator") {
             true => separator.map(|at| at.value),
@@ -138,10 +221,16 @@ fn parse(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Option<Parse>, Option<
         }
         separator.zip(csv).map(|(separator, columns)| Parse::Csv { separator, columns })
     } else {
-        if let Some(json) = json.as_ref().filter(|json| !json.value) {
-            walk.wrong(json.spot, "json", Wrong::new("can only be true; leave it out otherwise"));
-        }
-        json.map(|_| Parse::Json)
+        let mut only_true = |key: &str, truth: Option<At<bool>>, parse: Parse| {
+            let truth = truth?;
+            if !truth.value {
+                walk.wrong(truth.spot, key, Wrong::new("can only be true; leave it out otherwise"));
+            }
+            Some(parse)
+        };
+        only_true("json", json, Parse::Json)
+            .or_else(|| only_true("bytes", bytes, Parse::Bytes { is_hex: false }))
+            .or_else(|| only_true("hex", hex, Parse::Bytes { is_hex: true }))
     };
     Some((parse, decimal.map(|at| at.value)))
 }
@@ -250,12 +339,58 @@ fn read_columns(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<String>> {
     is_whole.then_some(names)
 }
 
-/// What a frame gives, by name; `None` for JSON, where any key may come.
+/// `fixed = ["status 3", "weight 5-13"]`: names and places, the first character being 1.
+fn fixed(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<(String, usize, usize)>> {
+    let mut fields: Vec<(String, usize, usize)> = Vec::new();
+    let mut is_whole = true;
+    for text in reader.texts(walk, "fixed")? {
+        let field = match place(&text.value) {
+            Ok((name, ..)) if fields.iter().any(|(known, ..)| *known == name) => {
+                Err(Wrong::new(format!("the field {name:?} stands twice")))
+            }
+            Ok(field) => name_fault(&field.0).map(|()| field),
+            Err(wrong) => Err(wrong),
+        };
+        match field {
+            Ok(field) => fields.push(field),
+            Err(wrong) => {
+                walk.wrong(text.spot, "fixed", wrong);
+                is_whole = false;
+            }
+        }
+    }
+    if fields.is_empty() && is_whole && reader.has("fixed") {
+        let wrong = Wrong::new("names no field").help("names and places: [\"status 3\", \"weight 5-13\"]");
+        walk.wrong(reader.spot_of("fixed"), "fixed", wrong);
+        return None;
+    }
+    is_whole.then_some(fields)
+}
+
+/// `weight 5-13`
+fn place(text: &str) -> Result<(String, usize, usize), Wrong> {
+    let wrong = || {
+        Wrong::new(format!("{text:?} is not a name and its place"))
+            .help("the first and the last character, counted from 1: \"weight 5-13\"")
+    };
+    let (name, place) = text.trim().rsplit_once(' ').ok_or_else(wrong)?;
+    let (first, last) = place.split_once('-').unwrap_or((place, place));
+    let number = |text: &str| text.parse::<usize>().map_err(|_| wrong());
+    let (first, last) = (number(first)?, number(last)?);
+    if first == 0 || first > last || last > COLUMN_MAX {
+        return Err(wrong());
+    }
+    Ok((name.trim().to_owned(), first, last))
+}
+
+/// What a frame gives, by name; `None` for JSON, where any key may come, and for bytes, which have no
+/// names.
 fn columns(parse: &Parse) -> Option<Vec<String>> {
     match parse {
         Parse::Regex(regex) => Some(regex.capture_names().flatten().map(str::to_owned).collect()),
         Parse::Csv { columns, .. } => Some(columns.iter().filter(|name| !name.is_empty()).cloned().collect()),
-        Parse::Json => None,
+        Parse::Fixed(fields) => Some(fields.iter().map(|(name, ..)| name.clone()).collect()),
+        Parse::Json | Parse::Bytes { .. } => None,
     }
 }
 
@@ -309,19 +444,25 @@ type Points = (Option<Vec<SerialPoint>>, Vec<(Arc<str>, Spot)>);
 fn points(
     walk: &mut Walk,
     reader: &Reader<'_>,
-    is_json: Option<bool>,
+    parse: Option<&Parse>,
     columns: Option<&[String]>,
     good: Option<&BTreeMap<String, Vec<String>>>,
 ) -> Points {
     if !reader.has("point") {
-        if is_json == Some(true) {
+        let of_what = match parse {
+            Some(Parse::Json) => Some("JSON frames need points"),
+            Some(Parse::Bytes { .. }) => Some("binary frames need points"),
+            _ => None,
+        };
+        if let Some(what) = of_what {
             let help = "write [serial.<name>.point] with a line for each value to take";
-            walk.findings.problem(reader.spot, "JSON frames need points", Some(help.to_owned()));
+            walk.findings.problem(reader.spot, what, Some(help.to_owned()));
         }
         let names = columns.unwrap_or_default();
         let points = names.iter().map(|name| SerialPoint {
             name: Arc::from(name.as_str()),
             pointer: None,
+            bytes: None,
             // A group with words for good is a word; of all others a device says numbers.
             kind: if good.is_some_and(|good| good.contains_key(name)) { TextKind::String } else { TextKind::F64 },
             unit: None,
@@ -336,7 +477,7 @@ fn points(
     for (name, tree, spot) in walk::named(walk, "point", tree) {
         check_column(walk, name, spot, columns);
         spots.push((Arc::from(name), spot));
-        match (point(walk, name, tree, spot, is_json), &mut list) {
+        match (point(walk, name, tree, spot, parse), &mut list) {
             (Some(point), Some(list)) => list.push(point),
             _ => list = None,
         }
@@ -346,41 +487,4 @@ fn points(
         walk.findings.problem(table_spot, "this device has no points", Some(help.to_owned()));
     }
     (list, spots)
-}
-
-fn point(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, is_json: Option<bool>) -> Option<SerialPoint> {
-    let reader = Reader::open(walk, tree, &keys::SERIAL_POINT, spot);
-    let choices =
-        [("f64", TextKind::F64), ("i64", TextKind::I64), ("bool", TextKind::Bool), ("string", TextKind::String)];
-    let kind = reader.choice(walk, "type", &choices, &[]);
-    let unit = reader.text(walk, "unit");
-    let pointer = reader.leaf(walk, "pointer", |node| {
-        let text = walk::text(node)?;
-        // RFC 6901, 3: empty, or each part after a slash.
-        if !text.is_empty() && !text.starts_with('/') {
-            let help = format!("write \"/{}\"", text.replace('.', "/"));
-            return Err(Wrong::new("a JSON pointer starts with a slash").help(help));
-        }
-        Ok(text.to_owned())
-    });
-    if reader.has("pointer") && is_json == Some(false) {
-        walk.findings.problem(reader.spot_of("pointer"), "`pointer` is for `parse = { json = true }`", None);
-    }
-    let report = match reader.has("report") {
-        true => {
-            let (tree, spot) = reader.table(walk, "report")?;
-            read_report(walk, tree, spot)
-        }
-        false => Some(Report::default()),
-    };
-    if (reader.has("unit") && unit.is_none()) || (reader.has("pointer") && pointer.is_none()) {
-        return None;
-    }
-    Some(SerialPoint {
-        name: Arc::from(name),
-        pointer: pointer.map(|at| at.value),
-        kind: kind?.value,
-        unit: unit.map(|at| Arc::from(at.value)),
-        report: report?,
-    })
 }

@@ -174,11 +174,11 @@ mod tests {
     }
 
     fn port() -> LineKind {
-        LineKind::Rtu(crate::config::PortConfig {
-            path: "/dev/ttyUSB0".into(),
-            baud: std::num::NonZeroU32::MIN,
-            mode: crate::config::parse_serial_mode("8E1").unwrap(),
-        })
+        LineKind::Rtu(crate::config::PortConfig::new(
+            "/dev/ttyUSB0",
+            std::num::NonZeroU32::MIN,
+            crate::config::parse_serial_mode("8E1").unwrap(),
+        ))
     }
 
     #[test]

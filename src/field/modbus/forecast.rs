@@ -132,7 +132,7 @@ mod tests {
 
     fn serial_line(baud: u32) -> LineConfig {
         let mode = SerialMode { data_bits: 8, parity: Parity::Even, stop_bits: 1 };
-        let port = PortConfig { path: "/dev/ttyS1".into(), baud: NonZeroU32::new(baud).unwrap(), mode };
+        let port = PortConfig::new("/dev/ttyS1", NonZeroU32::new(baud).unwrap(), mode);
         LineConfig {
             kind: LineKind::Rtu(port),
             timeout: Duration::from_secs(1),

@@ -4,6 +4,7 @@
 //! reason; a unit that fails does not delay its neighbours by more than one timeout for each probe (`poll`); a lost
 //! connection is made again with growing pauses. Writes only what the clerk of writes has given to the line (`write`).
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,13 +12,14 @@ use std::time::Duration;
 use log::{info, warn};
 use tokio::time::{Instant, sleep};
 
-use crate::config::{LineConfig, ModbusConfig, ModbusPoint};
+use crate::config::{LineConfig, LineKind, ModbusConfig, ModbusPoint};
 use crate::health::{DeviceState, chain};
 use crate::message::{Quality, Stamp};
 
 use super::device::{Desk, Device, DeviceSpec, Seen};
 use super::pause::Pauses;
 use super::poll::{DEAD_AFTER, Outcome, Plan, PlanUnit, Turn};
+use super::port;
 use super::record::Recorder;
 use super::writes::LineEnd;
 
@@ -99,6 +101,8 @@ struct Line {
     /// Failed attempts to open the line in a row.
     failures: u32,
     open_not_before: Duration,
+    /// The line's port was not there when it was last looked for.
+    is_away: bool,
     writes: Writes,
     desk: Desk,
     start: Instant,
@@ -128,6 +132,7 @@ impl Line {
             recorder: spec.recorder,
             failures: 0,
             open_not_before: Duration::ZERO,
+            is_away: false,
             writes: Writes::new(spec.writes),
             desk: desk.clone(),
             start: Instant::now(),
@@ -160,8 +165,18 @@ impl Line {
             let wake = [heartbeat, write].into_iter().flatten().fold(wake, Duration::min);
             // A plan without points waits for ever; an hour is as good, and can be added to an instant.
             let rest = wake.saturating_sub(self.start.elapsed()).min(Duration::from_secs(3600));
+            let path = match &self.config.kind {
+                LineKind::Rtu(port) if self.link.is_none() && self.failures > 0 => Some(port.path.as_path()),
+                _ => None,
+            };
             let message = tokio::select! {
-                () = sleep(rest) => None,
+                is_back = rested(rest, path, &mut self.is_away) => {
+                    if is_back {
+                        self.open_not_before = self.start.elapsed();
+                        self.failures = 1;
+                    }
+                    None
+                }
                 message = self.writes.message() => Some(message),
             };
             if let Some(message) = message {
@@ -314,6 +329,17 @@ impl Unit {
             Exchange::Broken(fault) => Arc::from(fault.reason()),
             Exchange::Lost(error) => format!("the connection was lost: {error}").into(),
             Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Written => Arc::from(""),
+        }
+    }
+}
+
+/// Sleeps; a serial port that was away and is back ends that, and gives true.
+async fn rested(rest: Duration, path: Option<&Path>, is_away: &mut bool) -> bool {
+    match path {
+        Some(path) => port::is_back_before(path, Instant::now() + rest, is_away).await,
+        None => {
+            sleep(rest).await;
+            false
         }
     }
 }

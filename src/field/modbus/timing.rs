@@ -24,3 +24,29 @@ pub fn wire(character: Duration, table: Table, quantity: u16) -> Duration {
     let data = if table.is_bits() { u32::from(quantity).div_ceil(8) } else { u32::from(quantity) * 2 };
     character * (RTU_FRAME_BYTES + data)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 3.5 characters of 11 bits; above 19,200 baud always 1.75 ms.
+    #[test]
+    fn the_silence_before_a_request_is_right_at_every_rate() {
+        for (baud, expected_us) in [
+            (300, 128_333),
+            (1200, 32_083),
+            (2400, 16_041),
+            (4800, 8020),
+            (9600, 4010),
+            (19_200, 2005),
+            (38_400, 1750),
+            (57_600, 1750),
+            (115_200, 1750),
+            (921_600, 1750),
+        ] {
+            let character = Duration::from_secs(11) / baud;
+            assert_eq!(gap(character, Duration::ZERO).as_micros(), expected_us, "{baud}");
+            assert_eq!(gap(character, Duration::from_millis(200)), Duration::from_millis(200));
+        }
+    }
+}

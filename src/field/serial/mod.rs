@@ -1,8 +1,8 @@
-//! Serial devices that speak lines of text: one task for each port.
+//! Serial devices with a protocol of their own: one task for each port.
 //!
-//! Promises: a value is told only from a whole frame that fits; what fits nothing is counted and shows as a degraded
-//! device; a device that is asked and does not answer in time is told as quality bad; a port that is pulled out is
-//! opened again with growing pauses when it is back. Never sends anything but the configured question.
+//! Promises: a value is told only from a whole frame that fits; what fits nothing is counted by its kind and shows as a
+//! degraded device; a device that is asked and does not answer in time is told as quality bad; a port that is pulled out
+//! is opened again within two seconds of its return. Never sends anything but the configured question.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,8 +24,10 @@ use super::port;
 use frame::{Cut, Framer};
 use parse::{Parsed, Reader};
 
+pub mod checksum;
 pub mod frame;
 pub mod parse;
+pub mod watch;
 
 /// Pauses between attempts to open a port.
 const REOPEN: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(30));
@@ -56,7 +58,8 @@ pub(super) fn named_points(parse: &Parse) -> Vec<&str> {
     match parse {
         Parse::Regex(regex) => regex.capture_names().flatten().collect(),
         Parse::Csv { columns, .. } => columns.iter().map(String::as_str).filter(|name| !name.is_empty()).collect(),
-        Parse::Json => Vec::new(),
+        Parse::Fixed(fields) => fields.iter().map(|(name, ..)| name.as_str()).collect(),
+        Parse::Json | Parse::Bytes { .. } => Vec::new(),
     }
 }
 
@@ -73,8 +76,25 @@ struct Port {
     desk: Desk,
     start: Instant,
     unanswered: u32,
-    unfit_at: Option<Duration>,
+    /// When a frame was dropped last, and why.
+    unfit: Option<(Duration, &'static str)>,
     answered_at: Option<Duration>,
+    /// When something was heard last.
+    heard_at: Instant,
+    /// The port was not there when it was last looked for.
+    is_away: bool,
+}
+
+impl Reader {
+    /// As a device is configured.
+    pub fn of(config: &SerialConfig) -> Reader {
+        Reader {
+            parse: config.parse.clone(),
+            decimal: config.decimal,
+            good: config.good.clone(),
+            points: config.points.clone(),
+        }
+    }
 }
 
 /// The port is gone.
@@ -83,22 +103,18 @@ struct Gone(Arc<str>);
 impl Port {
     fn new(spec: PortSpec, desk: Desk) -> Port {
         let PortSpec { device, config } = spec;
-        let reader = Reader {
-            parse: config.parse.clone(),
-            decimal: config.decimal,
-            good: config.good.clone(),
-            points: config.points.clone(),
-        };
         Port {
-            framer: Framer::new(&config.delimiter, config.frame_bytes_max),
-            reader,
+            framer: Framer::new(config.frame.clone()),
+            reader: Reader::of(&config),
             config,
             device: Device::new(device, desk.clone()),
             desk,
             start: Instant::now(),
             unanswered: 0,
-            unfit_at: None,
+            unfit: None,
             answered_at: None,
+            heard_at: Instant::now(),
+            is_away: false,
         }
     }
 
@@ -112,6 +128,7 @@ impl Port {
                         info!(port = path.as_str(); "The port is open again");
                     }
                     failures = 0;
+                    self.heard_at = Instant::now();
                     let Gone(reason) = match self.config.ask.clone() {
                         Some(ask) => self.ask_for_ever(&mut stream, &ask).await,
                         None => self.listen(&mut stream).await,
@@ -127,7 +144,27 @@ impl Port {
             self.device.fail_all(&reason, self.start.elapsed());
             self.device.set_state(DeviceState::Dead, Some(reason));
             self.device.send().await;
-            self.rest_until(self.start.elapsed() + REOPEN.after(failures)).await;
+            if self.is_back_before(self.start.elapsed() + REOPEN.after(failures)).await {
+                // Its rights may be set a moment later: the next pause is short again.
+                failures = 1;
+            }
+        }
+    }
+
+    /// Rests until the port is to be tried again, or until it is there again, whichever comes first.
+    async fn is_back_before(&mut self, until: Duration) -> bool {
+        loop {
+            let now = self.start.elapsed();
+            self.device.tell_again(now);
+            self.device.send().await;
+            if now >= until {
+                return false;
+            }
+            let wake = self.device.next_heartbeat().map_or(until, |heartbeat| until.min(heartbeat));
+            let wake = Instant::now() + wake.saturating_sub(now);
+            if port::is_back_before(&self.config.port.path, wake, &mut self.is_away).await {
+                return true;
+            }
         }
     }
 
@@ -147,8 +184,8 @@ impl Port {
 
     /// For devices that speak by themselves.
     async fn listen(&mut self, stream: &mut SerialStream) -> Gone {
-        let mut bytes = [0; READ_BYTES];
         self.framer.reset(true);
+        let opened_at = self.heard_at;
         let mut is_joining = true;
         loop {
             let now = self.start.elapsed();
@@ -156,24 +193,34 @@ impl Port {
             self.device.send().await;
             let heartbeat = self.device.next_heartbeat().map(|heartbeat| heartbeat.saturating_sub(now));
             let patience = if is_joining { JOIN_SILENCE } else { heartbeat.unwrap_or(Duration::from_secs(3600)) };
-            match timeout(patience, stream.read(&mut bytes)).await {
-                Err(_) if is_joining => {
-                    self.framer.reset(false);
-                    is_joining = false;
-                }
-                Err(_) => {}
-                Ok(read) => {
-                    is_joining = false;
-                    match arrived(read, &bytes) {
-                        Ok(bytes) => {
-                            for cut in self.framer.push(bytes) {
-                                self.take(&cut);
-                            }
-                        }
-                        Err(gone) => return gone,
+            match self.hear(stream, Instant::now() + patience).await {
+                Err(gone) => return gone,
+                Ok(cuts) => {
+                    for cut in cuts.iter().flatten() {
+                        self.take(cut);
                     }
+                    if is_joining && cuts.is_none() {
+                        self.framer.reset(false);
+                    }
+                    is_joining &= cuts.is_some() && self.heard_at == opened_at;
                 }
             }
+        }
+    }
+
+    /// What the device says, or what a silence completes; `None` = neither until the deadline.
+    async fn hear(&mut self, stream: &mut SerialStream, deadline: Instant) -> Result<Option<Vec<Cut>>, Gone> {
+        let mut bytes = [0; READ_BYTES];
+        let silence = self.framer.patience().map(|patience| self.heard_at + patience);
+        let until = silence.map_or(deadline, |silence| silence.min(deadline));
+        match timeout_at(until, stream.read(&mut bytes)).await {
+            Ok(read) => {
+                let bytes = arrived(read, &bytes)?;
+                self.heard_at = Instant::now();
+                Ok(Some(self.framer.push(bytes)))
+            }
+            Err(_) if silence.is_some_and(|silence| silence <= deadline) => Ok(Some(self.framer.silence())),
+            Err(_) => Ok(None),
         }
     }
 
@@ -201,10 +248,9 @@ impl Port {
                 return Ok(());
             }
         }
-        let mut bytes = [0; READ_BYTES];
         let mut unfit = 0u32;
-        while let Ok(read) = timeout_at(deadline, stream.read(&mut bytes)).await {
-            for cut in self.framer.push(arrived(read, &bytes)?) {
+        while let Some(cuts) = self.hear(stream, deadline).await? {
+            for cut in cuts {
                 if self.take(&cut) {
                     self.unanswered = 0;
                     return Ok(());
@@ -222,7 +268,8 @@ impl Port {
     /// which half was heard is dropped to its end, however late that comes: half a number is still a number.
     async fn hush(&mut self, stream: &mut SerialStream) -> Result<(), Gone> {
         let mut bytes = [0; READ_BYTES];
-        let silence = ASK_SILENCE.max(port::character_time(&self.config.port) * 4);
+        let idle = self.config.frame.idle;
+        let silence = ASK_SILENCE.max(port::character_time(&self.config.port) * 4).max(idle.unwrap_or_default());
         let limit = Instant::now() + ASK_SILENCE_LIMIT;
         let mut is_silent = false;
         while !is_silent && Instant::now() < limit {
@@ -230,10 +277,13 @@ impl Port {
                 Err(_) => is_silent = true,
                 Ok(read) => {
                     self.framer.push(arrived(read, &bytes)?);
+                    self.heard_at = Instant::now();
                 }
             }
         }
-        self.framer.reset(!is_silent || self.framer.is_mid_frame());
+        // Where a silence ends a frame, the silence that was just heard has ended this one.
+        let goes_on = idle.is_none() && self.framer.is_mid_frame();
+        self.framer.reset(!is_silent || goes_on);
         Ok(())
     }
 
@@ -241,8 +291,8 @@ impl Port {
     fn take(&mut self, cut: &Cut) -> bool {
         let now = self.start.elapsed();
         let parsed = match cut {
-            Cut::Frame(frame) => self.reader.read(frame).ok_or("a frame fits nothing"),
-            Cut::Overlong => Err("a frame is too long"),
+            Cut::Frame(frame) => self.reader.read(frame.body()).ok_or(("frame", "a frame fits nothing")),
+            Cut::Dropped(flaw) => Err((flaw.kind(), flaw.reason())),
         };
         match parsed {
             Ok(parsed) => {
@@ -250,9 +300,9 @@ impl Port {
                 self.note(parsed, now);
                 true
             }
-            Err(reason) => {
-                self.device.count(Some("frame"), true);
-                self.unfit_at = Some(now);
+            Err((kind, reason)) => {
+                self.device.count(Some(kind), true);
+                self.unfit = Some((now, reason));
                 self.device.set_state(DeviceState::Degraded, Some(Arc::from(reason)));
                 false
             }
@@ -263,10 +313,11 @@ impl Port {
         let stamp = self.desk.clock.now();
         let doubt: Option<Arc<str>> = parsed.doubt.map(Arc::from);
         for (name, value) in parsed.values {
-            let seen = match (value, &doubt) {
+            let own = parsed.doubts.iter().find(|(doubted, _)| *doubted == name).map(|(_, doubt)| Arc::from(*doubt));
+            let seen = match (value, doubt.clone().or(own)) {
                 (Err(reason), _) => Seen::bad(reason),
                 (Ok(value), None) => Seen::good(value),
-                (Ok(value), Some(_)) => Seen { value, quality: Quality::Uncertain, reason: doubt.clone() },
+                (Ok(value), reason) => Seen { value, quality: Quality::Uncertain, reason },
             };
             let is_full = self.device.point_count() >= NAMED_POINTS_MAX;
             let known = self.device.point(&name);
@@ -274,7 +325,7 @@ impl Port {
             match point {
                 Some(point) => self.device.see(point, seen, stamp, now),
                 // A key that cannot stand in a topic, or one too many.
-                None => self.unfit_at = Some(now),
+                None => self.unfit = Some((now, "a name cannot be a point's, or is one too many")),
             }
         }
         let health = self.device.health();
@@ -283,13 +334,11 @@ impl Port {
             let ms = u64::try_from(now.saturating_sub(before).as_millis()).unwrap_or(u64::MAX);
             health.interval_ms.store(ms, Ordering::Relaxed);
         }
-        let is_unfit_shown = self.unfit_at.is_some_and(|at| now.saturating_sub(at) < UNFIT_SHOWN);
-        match self.device.failing() {
-            Some(reason) => self.device.set_state(DeviceState::Degraded, Some(reason)),
-            None if is_unfit_shown => {
-                self.device.set_state(DeviceState::Degraded, Some("some frames fit nothing".into()));
-            }
-            None => self.device.set_state(DeviceState::Good, None),
+        let unfit = self.unfit.filter(|(at, _)| now.saturating_sub(*at) < UNFIT_SHOWN);
+        match (self.device.failing(), unfit) {
+            (Some(reason), _) => self.device.set_state(DeviceState::Degraded, Some(reason)),
+            (None, Some((_, reason))) => self.device.set_state(DeviceState::Degraded, Some(Arc::from(reason))),
+            (None, None) => self.device.set_state(DeviceState::Good, None),
         }
     }
 

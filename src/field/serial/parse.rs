@@ -5,12 +5,14 @@
 //!
 //! Frames are text. One that is not UTF-8 is read as ISO 8859-1, where every byte is a character: older scales and
 //! meters send a degree sign as the one byte 0xB0, and dropping the whole frame for it, or a replacement character
-//! that no regular expression expects, would lose the number beside it. JSON must be UTF-8 (RFC 8259, 8.1).
+//! that no regular expression expects, would lose the number beside it. JSON must be UTF-8 (RFC 8259, 8.1). Binary
+//! fields are read like registers: `modbus/decode` knows their types, orders and meanings.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use crate::config::{Parse, SerialPoint, TextKind};
+use crate::config::{BytesField, Parse, SerialPoint, TextKind};
+use crate::field::modbus::decode;
 use crate::message::Value;
 
 /// Fields that a JSON frame may name by itself, where no points are written.
@@ -30,12 +32,14 @@ pub struct Reader {
 }
 
 /// What one frame says.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Parsed {
     /// Value by point name, in the order of the points, else of the fields; `Err` = the reason why there is none.
     pub values: Vec<(String, Result<Value, String>)>,
     /// Why the values are uncertain.
     pub doubt: Option<String>,
+    /// Why single values are, by point name.
+    pub doubts: Vec<(String, &'static str)>,
 }
 
 /// One field of a frame.
@@ -57,8 +61,30 @@ impl Reader {
                 Some(self.fields_read(fields.collect()))
             }
             Parse::Csv { separator, columns } => Some(self.fields_read(columns_of(frame, *separator, columns)?)),
+            Parse::Fixed(fields) => Some(self.fields_read(places_of(frame, fields)?)),
             Parse::Json => self.object_read(&serde_json::from_slice(frame).ok()?),
+            Parse::Bytes { is_hex: false } => self.bytes_read(frame),
+            Parse::Bytes { is_hex: true } => self.bytes_read(&hex_read(frame)?),
         }
+    }
+
+    /// Each point by its place. A frame that ends before one of them is another kind of frame, and fits nothing: of two
+    /// telegrams of different length, both with a right checksum, the shorter one says nothing of the longer one's fields.
+    fn bytes_read(&self, frame: &[u8]) -> Option<Parsed> {
+        let mut parsed = Parsed::default();
+        for point in &self.points {
+            let field = point.bytes.as_ref()?;
+            let bytes = frame.get(field.at..field.at.checked_add(field.count)?)?;
+            let value = match decode::registers(&field.point, &words_of(field, bytes)) {
+                Ok(decoded) => {
+                    parsed.doubts.extend(decoded.doubt.map(|doubt| (point.name.to_string(), doubt)));
+                    Ok(decoded.value)
+                }
+                Err(reason) => Err(reason.to_owned()),
+            };
+            parsed.values.push((point.name.to_string(), value));
+        }
+        Some(parsed)
     }
 
     fn fields_read(&self, fields: Vec<(String, String)>) -> Parsed {
@@ -73,7 +99,7 @@ impl Reader {
             };
             self.points.iter().map(value).collect()
         };
-        Parsed { values, doubt: self.doubt(text_of) }
+        Parsed { values, doubt: self.doubt(text_of), doubts: Vec::new() }
     }
 
     fn object_read(&self, root: &serde_json::Value) -> Option<Parsed> {
@@ -100,7 +126,7 @@ impl Reader {
             let value = if name.starts_with('/') { root.pointer(name) } else { object.get(name) };
             value.map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
         };
-        Some(Parsed { values, doubt: self.doubt(text_of) })
+        Some(Parsed { values, doubt: self.doubt(text_of), doubts: Vec::new() })
     }
 
     fn doubt(&self, text_of: impl Fn(&str) -> Option<String>) -> Option<String> {
@@ -124,12 +150,14 @@ impl Reader {
         let value = match kind {
             TextKind::F64 => number(text, self.decimal).map(Value::Float),
             TextKind::I64 => whole(text).map(Value::Int),
+            TextKind::Hex => digits(text).map(Value::Uint),
             TextKind::Bool => switch(text).map(Value::Bool),
             TextKind::String => Some(Value::Text(text.trim().to_owned())),
         };
         let wanted = match kind {
             TextKind::F64 => "a number",
             TextKind::I64 => "a whole number",
+            TextKind::Hex => "a number of hexadecimal digits",
             TextKind::Bool => "true or false",
             TextKind::String => "a text",
         };
@@ -165,6 +193,51 @@ fn columns_of(frame: &[u8], separator: u8, columns: &[String]) -> Option<Vec<(St
     }
     let named = columns.iter().zip(&record).filter(|(name, _)| !name.is_empty());
     Some(named.map(|(name, text)| (name.clone(), text.trim().to_owned())).collect())
+}
+
+/// The characters at the named places; `None` when the frame is too short for one of them.
+fn places_of(frame: &[u8], fields: &[(String, usize, usize)]) -> Option<Vec<(String, String)>> {
+    let characters: Vec<char> = decoded(frame).chars().collect();
+    let field = |(name, first, last): &(String, usize, usize)| {
+        let text: String = characters.get(first.checked_sub(1)?..*last)?.iter().collect();
+        Some((name.clone(), text.trim().to_owned()))
+    };
+    fields.iter().map(field).collect()
+}
+
+/// The bytes that a frame of hexadecimal digits means; blanks between them say nothing.
+fn hex_read(frame: &[u8]) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u32>> =
+        frame.iter().filter(|byte| !byte.is_ascii_whitespace()).map(|byte| char::from(*byte).to_digit(16)).collect();
+    let digits = digits?;
+    let pair = |pair: &[u32]| match pair {
+        [high, low] => u8::try_from(high << 4 | low).ok(),
+        _ => None,
+    };
+    digits.chunks(2).map(pair).collect()
+}
+
+/// The registers whose bytes these are. A field of one byte is a register of its own: whatever the order.
+fn words_of(field: &BytesField, bytes: &[u8]) -> Vec<u16> {
+    use crate::config::{PointKind, WordOrder};
+    let swaps = matches!(field.point.order, WordOrder::Badc | WordOrder::Dcba);
+    if let ([byte], false) = (bytes, matches!(field.point.kind, PointKind::String { .. })) {
+        return vec![if swaps { u16::from(*byte) << 8 } else { u16::from(*byte) }];
+    }
+    let word = |pair: &[u8]| match pair {
+        [high, low] => u16::from_be_bytes([*high, *low]),
+        // The last character of a text of odd length; with swapped bytes it comes second.
+        [last] if swaps => u16::from_be_bytes([0, *last]),
+        [last] => u16::from_be_bytes([*last, 0]),
+        _ => 0,
+    };
+    bytes.chunks(2).map(word).collect()
+}
+
+fn digits(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let is_plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_plain { u64::from_str_radix(text, 16).ok() } else { None }
 }
 
 /// A real number as scales and meters write it: blanks around it and after its sign, leading zeros, one decimal mark.
@@ -245,12 +318,12 @@ fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Report;
+    use crate::config::{Meaning, ModbusPoint, PointKind, Report, Table, WordOrder};
     use regex::Regex;
     use std::sync::Arc;
 
     fn point(name: &str, kind: TextKind) -> SerialPoint {
-        SerialPoint { name: Arc::from(name), pointer: None, kind, unit: None, report: Report::default() }
+        SerialPoint { name: Arc::from(name), pointer: None, bytes: None, kind, unit: None, report: Report::default() }
     }
 
     fn reader(parse: Parse, decimal: u8, points: Vec<SerialPoint>) -> Reader {
@@ -319,7 +392,7 @@ mod tests {
     #[test]
     fn a_scale_is_good_when_it_stands_still_and_uncertain_when_it_moves() {
         let still = scale().read(b"S S    -  12,50 kg").unwrap();
-        assert_eq!(still, Parsed { values: vec![("weight".into(), Ok(Value::Float(-12.5)))], doubt: None });
+        assert_eq!(still, Parsed { values: vec![("weight".into(), Ok(Value::Float(-12.5)))], ..Parsed::default() });
         let moving = scale().read(b"S D       12,51 kg").unwrap();
         assert_eq!(moving.doubt.as_deref(), Some("status is \"D\""));
         assert_eq!(scale().read(b"S I"), None);
@@ -354,6 +427,78 @@ mod tests {
         assert_eq!(values(" 21,5;x;\"a;b\""), Some(expected));
         for bad in ["21,5;x", "1;2;3;4", "", "1;2;3\n4;5;6"] {
             assert_eq!(values(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn fixed_columns_are_counted_from_one_and_a_frame_too_short_fits_nothing() {
+        let fields = vec![("status".to_owned(), 3, 3), ("weight".to_owned(), 5, 13)];
+        let reader = reader(Parse::Fixed(fields), b',', vec![]);
+        let values = |frame: &str| reader.read(frame.as_bytes()).map(|parsed| parsed.values);
+        let expected = vec![("status".into(), Ok(Value::Text("S".into()))), ("weight".into(), Ok(Value::Float(-12.5)))];
+        assert_eq!(values("S S -   12,50 kg"), Some(expected.clone()));
+        assert_eq!(values("S S -   12,50"), Some(expected));
+        assert_eq!(values("S S -   12,5"), None);
+        assert_eq!(values(""), None);
+    }
+
+    fn binary(name: &str, at: usize, count: usize, kind: PointKind, order: WordOrder) -> SerialPoint {
+        let point = ModbusPoint {
+            name: Arc::from(name),
+            table: Table::Holding,
+            address: 0,
+            kind,
+            order,
+            meaning: Meaning::default(),
+            unit: None,
+            poll: None,
+            report: Report::default(),
+            write: None,
+        };
+        SerialPoint { bytes: Some(BytesField { at, count, point }), ..self::point(name, TextKind::F64) }
+    }
+
+    #[test]
+    fn binary_fields_stand_at_their_bytes_in_every_order() {
+        use PointKind::{Bool, F32, I8, I16, String as Text, U8, U16, U32};
+        use WordOrder::{Abcd, Badc, Cdab, Dcba};
+        let frame = [0x68, 0xFE, 0x12, 0x34, 0x56, 0x78, 0x41, 0x48, 0x00, 0x00, b'a', b'b', b'c'];
+        let text = |chars: u16| Text { registers: std::num::NonZeroU16::new(chars.div_ceil(2)).unwrap() };
+        for (at, count, kind, order, expected) in [
+            (0, 1, U8, Abcd, Value::Uint(0x68)),
+            (0, 1, U8, Dcba, Value::Uint(0x68)),
+            (1, 1, I8, Abcd, Value::Int(-2)),
+            (1, 1, I8, Badc, Value::Int(-2)),
+            (1, 2, I16, Abcd, Value::Int(-494)),
+            (2, 2, U16, Abcd, Value::Uint(0x1234)),
+            (3, 2, U16, Dcba, Value::Uint(0x5634)),
+            (2, 4, U32, Abcd, Value::Uint(0x1234_5678)),
+            (2, 4, U32, Dcba, Value::Uint(0x7856_3412)),
+            (2, 4, U32, Cdab, Value::Uint(0x5678_1234)),
+            (2, 4, U32, Badc, Value::Uint(0x3412_7856)),
+            (6, 4, F32, Abcd, Value::Float(12.5)),
+            (9, 1, Bool, Abcd, Value::Bool(false)),
+            (0, 1, Bool, Dcba, Value::Bool(true)),
+            (10, 3, text(3), Abcd, Value::Text("abc".into())),
+            (10, 1, text(1), Abcd, Value::Text("a".into())),
+        ] {
+            let reader = reader(Parse::Bytes { is_hex: false }, b'.', vec![binary("x", at, count, kind, order)]);
+            assert_eq!(reader.read(&frame).unwrap().values, [("x".into(), Ok(expected))], "{at} {kind:?} {order:?}");
+            assert_eq!(reader.read(&frame[..at + count - 1]), None, "a frame that is too short fits nothing");
+        }
+    }
+
+    #[test]
+    fn frames_of_hexadecimal_digits_are_bytes() {
+        let point = binary("x", 1, 2, PointKind::U16, WordOrder::Abcd);
+        let reader = reader(Parse::Bytes { is_hex: true }, b'.', vec![point]);
+        assert_eq!(reader.read(b"01 04d2").unwrap().values, [("x".into(), Ok(Value::Uint(1234)))]);
+        for bad in [&b"0104d"[..], b"0104dg", b"", b"\xff\xff\xff", b"0104"] {
+            assert_eq!(reader.read(bad), None, "{bad:?}");
+        }
+        assert_eq!(digits(" 04d2 "), Some(1234));
+        for bad in ["", "+1", "-1", "0x10", "1 2", "10000000000000000"] {
+            assert_eq!(digits(bad), None, "{bad:?}");
         }
     }
 

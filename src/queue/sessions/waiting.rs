@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use super::tables::{FlightRow, LaneKey, LaneRow, SpanRow, Terms};
 use super::{Flight, NO_LOCAL, Parcel, Parcels, RETAIN_AS_PUBLISHED, RETAINED, Session, Sessions, Settling};
 use crate::health::LossReason;
-use crate::message::{Body, COPIES_MAX, Message, MessageId, Origin, Qos, Sequence};
+use crate::message::{Body, COPIES_MAX, Message, MessageId, Ordinal, Origin, Qos, Sequence};
 use crate::payload::json;
 use crate::queue::books::{Books, JOB_ROWS_MAX};
 use crate::queue::row;
@@ -675,7 +675,7 @@ impl Books {
         &mut self,
         number: u64,
         filter: &crate::message::Filter,
-        messages: Vec<Message>,
+        rows: Vec<(Ordinal, Message)>,
     ) -> rusqlite::Result<()> {
         let lane = self.sessions.live(number).and_then(|session| session.lane_of(filter));
         let Some(lane) = lane else { return Ok(()) };
@@ -687,7 +687,11 @@ impl Books {
             });
         let Some(terms) = terms else { return Ok(()) };
         let key = LaneKey { session: number, lane };
-        for message in messages {
+        for (ordinal, message) in rows {
+            if !self.is_retained(&message, ordinal)? {
+                // The lane has what came after it, and must not end with what was before.
+                continue;
+            }
             let sequence = self.sequence()?;
             let id = self.take_id();
             let mut body = Vec::new();

@@ -23,7 +23,7 @@ async fn q4_retained_messages_never_fail_a_full_store() {
         }
         // What takes no more room than before is replaced all the same.
         rig.append(retain(0, &[2; 100])).await;
-        let found = rig.inlet.retained(&Filter::new("local/0").unwrap(), 1).await.unwrap();
+        let found = rig.inlet.retained(&Filter::new("local/0").unwrap(), 1).await.unwrap().messages;
         assert_eq!(found[0].body, Body::Bytes(Bytes::from_static(&[2; 100])));
         let stats = rig.inlet.stats().await.unwrap();
         assert!(stats.bytes <= stats.bytes_max, "{when_full:?}: {stats:?}");

@@ -264,7 +264,7 @@ async fn numbers_of_devices_counters_and_retained_messages_do_not_begin_anew() {
     assert_eq!(rig.append(reading("chiller", 2.0)).await.reading_seq, 8);
     salvaged(&rig, dir.path()).await;
     assert_eq!(losses(&rig), before);
-    let found = rig.inlet.retained(&Filter::new("state/#").unwrap(), 9).await.unwrap();
+    let found = rig.inlet.retained(&Filter::new("state/#").unwrap(), 9).await.unwrap().messages;
     assert_eq!(found.len(), 1);
     assert_eq!(rig.inlet.stats().await.unwrap().dead_letters, 1);
     rig.stop().await;

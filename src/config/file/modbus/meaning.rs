@@ -12,7 +12,7 @@ use super::super::super::{BitRange, Meaning, PointKind, Table};
 const OF_NUMBERS: [&str; 4] = ["scale", "offset", "clamp_min", "clamp_max"];
 
 /// Reads it; `None` where something of it is wrong. What a kind of point cannot have is noted where the kind is known.
-pub(super) fn read(
+pub(in crate::config) fn read(
     walk: &mut Walk,
     reader: &Reader<'_>,
     table: Option<Table>,
