@@ -126,19 +126,31 @@ impl Gate {
 
     /// Reads and drops what arrives.
     pub(super) async fn discard(&self) -> io::Result<Dropped> {
+        std::future::poll_fn(|context| self.poll_discard(context)).await
+    }
+
+    /// The same with what is there already; `None` = nothing.
+    pub(super) async fn glance(&self) -> Option<io::Result<Dropped>> {
         std::future::poll_fn(|context| {
-            let mut bytes = [0; 256];
-            let mut buffer = ReadBuf::new(&mut bytes);
-            let inner = &mut *self.lock();
-            ready!(Pin::new(&mut inner.wire).poll_read(context, &mut buffer))?;
-            inner.note_heard(buffer.filled());
-            Poll::Ready(Ok(match buffer.filled() {
-                [] => Dropped::End,
-                few if few.len() <= GLITCH_BYTES_MAX && few.iter().all(is_glitch) => Dropped::Glitch,
-                _ => Dropped::Speech,
-            }))
+            Poll::Ready(match self.poll_discard(context) {
+                Poll::Ready(dropped) => Some(dropped),
+                Poll::Pending => None,
+            })
         })
         .await
+    }
+
+    fn poll_discard(&self, context: &mut Context<'_>) -> Poll<io::Result<Dropped>> {
+        let mut bytes = [0; 256];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        let inner = &mut *self.lock();
+        ready!(Pin::new(&mut inner.wire).poll_read(context, &mut buffer))?;
+        inner.note_heard(buffer.filled());
+        Poll::Ready(Ok(match buffer.filled() {
+            [] => Dropped::End,
+            few if few.len() <= GLITCH_BYTES_MAX && few.iter().all(is_glitch) => Dropped::Glitch,
+            _ => Dropped::Speech,
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
