@@ -103,6 +103,8 @@ PATH="$PATH:/usr/sbin:/sbin"
 has mosquitto || missing+=(mosquitto)
 has mosquitto_sub && has mosquitto_pub || missing+=(mosquitto-clients)
 has socat || missing+=(socat)
+# A Modbus server and a client in C.
+[ -e /usr/include/modbus/modbus.h ] || missing+=(libmodbus-dev)
 has nft && has ip || missing+=(nftables iproute2)
 has strace || missing+=(strace)
 # How the binary was linked.
@@ -269,6 +271,12 @@ torture() {
     return "${PIPESTATUS[0]}"
 }
 
+mutations() {
+    # Answers that are changed on their way: 100,000 instead of the 5,000 of every run.
+    TIDEGATE_MUTATIONS=100000 cargo test --locked --lib field::modbus::link -- --nocapture 2>&1 | tee -a "$log"
+    return "${PIPESTATUS[0]}"
+}
+
 dependencies() {
     cargo deny --locked check licenses bans sources
 }
@@ -342,6 +350,7 @@ elif [ -n "$package_profile" ]; then
 elif [ -n "$torture_minutes" ]; then
     log="$target/torture.log"
     step "torture" torture
+    step "mutations" mutations
 elif $cross; then
     log="$target/cross.log"
     step "cross" tests/cross/run "$target" "$log"

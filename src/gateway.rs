@@ -8,6 +8,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use crate::queue::{self, Inlet, OpenError, Opened, QueueSettings, SetTopics, Str
 use crate::router::{Router, RouterError, RouterLimits};
 use crate::service::{self, Watch};
 use crate::supervise::{StageError, Stages};
-use crate::uplink::{Uplink, UplinkSettings};
+use crate::uplink::{CertificateWatch, Uplink, UplinkSettings};
 use crate::web::Web;
 
 use reload::Difference;
@@ -107,9 +108,11 @@ pub struct Reload {
     pub done: oneshot::Sender<Vec<String>>,
 }
 
-/// Runs the gateway until `stop` comes, then stops it in order. Each of `reloads` is applied as far as that is possible.
+/// Runs the gateway until `stop` comes, then stops it in order. What goes over its Modbus lines is taken down in the
+/// directory `record`. Each of `reloads` is applied as far as that is possible.
 pub async fn run(
     config: Config,
+    record: Option<PathBuf>,
     reloads: mpsc::Receiver<Reload>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), GatewayError> {
@@ -171,6 +174,10 @@ pub async fn run(
 
     let mut taking_in = Stages::new();
     let field = Field::new(&config, intake.clone(), clock.clone(), &health).map_err(GatewayError::Field)?;
+    let field = match &record {
+        Some(dir) => field.recording(dir).map_err(GatewayError::Field)?,
+        None => field,
+    };
     let field = match outlets.remove(queue::WRITES) {
         Some(outlet) => field.writing(outlet, intake.clone()),
         None => field,
@@ -214,6 +221,8 @@ pub async fn run(
     house.start("ledger", |stop| async move { tick(ticked, stop).await });
     let watch = clock.clone();
     house.start("clock", |stop| watch.watch(stop));
+    let certificates_watch = CertificateWatch::new(&config, clock.clone());
+    house.start("certificates", |stop| certificates_watch.run(stop));
     let watched = router.clone();
     house.start("router", |stop| async move { watched.watch(stop).await });
     let watch = Watch { inlet: inlet.clone(), health: health.clone(), clock: clock.clone() };

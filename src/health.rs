@@ -426,6 +426,8 @@ pub struct UplinkHealth {
     pub waiting: AtomicU64,
     /// Sent again with DUP or under a new id since start.
     pub resent: AtomicU64,
+    /// Thrown away by the cloud because they were too many, and sent again.
+    pub throttled: AtomicU64,
     /// Sent at a lower QoS than asked for, because the cloud has no higher.
     pub downgraded: AtomicU64,
     /// How often the cloud had forgotten the session.
@@ -495,6 +497,7 @@ impl UplinkHealth {
             delivered: self.delivered.load(Ordering::Relaxed),
             waiting: self.waiting.load(Ordering::Relaxed),
             resent: self.resent.load(Ordering::Relaxed),
+            throttled: self.throttled.load(Ordering::Relaxed),
             downgraded: self.downgraded.load(Ordering::Relaxed),
             sessions_lost: self.sessions_lost.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
@@ -525,6 +528,8 @@ pub struct UplinkSnapshot {
     pub waiting: u64,
     /// Repeats since start.
     pub resent: u64,
+    /// Thrown away by the cloud because they were too many, and sent again, since start.
+    pub throttled: u64,
     /// Sent at a lower QoS since start.
     pub downgraded: u64,
     /// Sessions that the cloud forgot since start.

@@ -13,7 +13,8 @@ use common::certificates::Certificates;
 use common::cloud::{Access, Mosquitto};
 use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
 use common::peers::{Publisher, Subscriber};
-use common::turn;
+use common::proxy::Proxy;
+use common::{PATIENCE, turn, wait_for};
 
 const COUNT: u64 = 50;
 
@@ -190,4 +191,109 @@ fn a_list_of_addresses_is_tried_in_turn() {
     let gateway = Gateway::started(folder.path(), &(tables + FORWARD_PLANT));
     publish(&gateway);
     expect_all(&mut application);
+}
+
+#[test]
+fn a_websocket_with_tls_is_a_way_to_mosquitto() {
+    let _turn = turn();
+    let folder = folder();
+    let certificates = Certificates::make(&folder.path().join("cloud"), "unused");
+    let ca = format!("ca = \"{}\"", certificates.ca.display());
+    let port = common::port::free();
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Open);
+    let (cert, key) = (certificates.server_cert.display(), certificates.server_key.display());
+    for line in
+        [&format!("listener {port}"), "protocol websockets", &format!("certfile {cert}"), &format!("keyfile {key}")]
+    {
+        cloud.configure(line);
+    }
+    cloud.start();
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
+    let tables = uplink(&format!("wss://localhost:{port}/mqtt"), &ca) + FORWARD_PLANT;
+    let mut gateway = Gateway::started(folder.path(), &tables);
+    publish(&gateway);
+    expect_all(&mut application);
+
+    // Mosquitto's plain port answers no HTTP: that is said, and nothing is lost.
+    gateway.stop();
+    gateway.set_tables(&(uplink(&format!("ws://127.0.0.1:{}/mqtt", cloud.port), "") + FORWARD_PLANT));
+    gateway.start();
+    let reason = reason_of(&gateway);
+    assert!(reason.contains("no websocket of mqtt"), "{reason}");
+}
+
+#[test]
+fn through_a_proxy_the_cloud_is_reached_by_a_name_that_only_the_proxy_knows() {
+    let _turn = turn();
+    let folder = folder();
+    let certificates = Certificates::make(&folder.path().join("cloud"), "unused");
+    let ca = format!("ca = \"{}\"", certificates.ca.display());
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Tls { certificates, asks_for_client: false });
+    cloud.start();
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
+    let proxy = Proxy::started(Some(("hall", "correct horse")), cloud.tls_port);
+    let password_file = folder.path().join("proxy-password");
+    secret(&password_file, "wrong\n");
+    let more = format!(
+        "{ca}\nproxy = {{ url = \"http://127.0.0.1:{}\", username = \"hall\", password_file = \"{}\" }}",
+        proxy.port,
+        password_file.display()
+    );
+    // The certificate is for cloud.example, which no resolver knows.
+    let tables = uplink("mqtts://cloud.example", &more) + FORWARD_PLANT;
+    let mut gateway = Gateway::started(folder.path(), &tables);
+    publish(&gateway);
+    let reason = reason_of(&gateway);
+    assert!(reason.contains("the proxy wants a user name and a password"), "{reason}");
+    assert_eq!(proxy.asked(), Vec::<String>::new());
+
+    secret(&password_file, "correct horse\n");
+    expect_all(&mut application);
+    assert_eq!(proxy.asked().first().map(String::as_str), Some("CONNECT cloud.example:8883 HTTP/1.1"));
+
+    gateway.stop();
+    let refusing = Proxy::started(None, None);
+    let more = format!("{ca}\nproxy = {{ url = \"http://127.0.0.1:{}\" }}", refusing.port);
+    gateway.set_tables(&(uplink("mqtts://cloud.example", &more) + FORWARD_PLANT));
+    gateway.start();
+    let reason = reason_of(&gateway);
+    assert!(reason.contains("the proxy refused the connection: 403 forbidden"), "{reason}");
+}
+
+#[test]
+fn a_certificate_that_ends_soon_is_told_and_a_renewed_one_needs_no_restart() {
+    let _turn = turn();
+    let folder = folder();
+    let soon = std::process::Command::new("date").args(["-u", "-d", "+5 days", "+%Y %m %d"]).output().unwrap().stdout;
+    let soon = String::from_utf8(soon).unwrap();
+    let soon: Vec<u16> = soon.split_whitespace().map(|part| part.parse().unwrap()).collect();
+    let [year, month, day] = soon[..] else { panic!("{soon:?}") };
+    let end = rcgen::date_time_ymd(year.into(), u8::try_from(month).unwrap(), u8::try_from(day).unwrap());
+    let certificates =
+        Certificates::make_with(&folder.path().join("cloud"), "hall-3", |_| {}, |client| client.not_after = end);
+    let Certificates { ca, client_cert, client_key, .. } = certificates.clone();
+    let more =
+        format!("ca = \"{}\"\ncert = \"{}\"\nkey = \"{}\"", ca.display(), client_cert.display(), client_key.display());
+    let mut cloud = Mosquitto::prepared(folder.path(), Access::Tls { certificates, asks_for_client: true });
+    cloud.start();
+    let url = format!("mqtts://localhost:{}", cloud.tls_port.unwrap());
+    let gateway = Gateway::started(folder.path(), &(uplink(&url, &more) + FORWARD_PLANT));
+    gateway.wait_until_connected();
+    wait_for(PATIENCE, "it is told", || gateway.log().iter().any(|line| line.contains("ends soon")));
+
+    // The cloud changes its authority, and whoever renews certificates puts all files in their places.
+    cloud.stop();
+    let renewed = Certificates::make(&folder.path().join("renewed"), "hall-3-renewed");
+    for (from, to) in [
+        (&renewed.ca, &ca),
+        (&renewed.client_cert, &client_cert),
+        (&renewed.client_key, &client_key),
+        (&renewed.server_cert, &folder.path().join("cloud/server.pem")),
+        (&renewed.server_key, &folder.path().join("cloud/server.key")),
+    ] {
+        fs::copy(from, to).unwrap();
+    }
+    cloud.start();
+    gateway.wait_until_connected();
+    assert!(cloud.log().contains("u'hall-3-renewed'"), "Mosquitto sees the renewed certificate: {}", cloud.log());
 }

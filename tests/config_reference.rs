@@ -32,6 +32,10 @@ fn place() -> TempDir {
         "tls/aws.pem",
         "tls/aws.key",
         "password",
+        "proxy-password",
+        "jwt.key",
+        "token",
+        "token.sig",
     ] {
         fs::write(root.join(file), "x\n").unwrap();
         fs::set_permissions(root.join(file), fs::Permissions::from_mode(0o600)).unwrap();
@@ -115,7 +119,7 @@ fn key_of(path: &str) -> String {
 fn the_reference_is_a_configuration_without_a_problem() {
     let root = place();
     let loaded = expect_clean(root.path(), &uncommented());
-    assert_eq!(loaded.config.uplinks.len(), 1);
+    assert_eq!(loaded.config.uplinks.len(), 3);
     assert_eq!(loaded.config.modbus.len(), 1);
     assert_eq!(loaded.config.serial.len(), 8);
     assert!(loaded.effective.contains("unit_id = 1"));

@@ -101,6 +101,16 @@ fn the_points_of_twelve_meters_read_back() {
 }
 
 #[test]
+fn twelve_meters_of_thirty_points_take_thirty_lines_and_a_table() {
+    let (_, example) = config::examples().iter().find(|(name, _)| *name == "twelve-meters").unwrap();
+    let lines = example.lines().filter(|line| !line.trim().is_empty()).count();
+    let folder = place(&meters());
+    let points: Vec<usize> = load(folder.path()).modbus.values().map(|device| device.points.len()).collect();
+    assert_eq!(points, [30; 12]);
+    assert!(lines <= 30, "{lines} lines");
+}
+
+#[test]
 fn a_device_that_is_not_there_is_wrong_usage() {
     let folder = place(&device(0, &format!("[modbus.plc.point]{POINTS}")));
     let output = check(folder.path(), &["--points", "plcs"]);

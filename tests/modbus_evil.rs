@@ -245,6 +245,86 @@ async fn an_answer_to_the_last_request_is_never_taken_for_one_to_this() {
     assert!(told.iter().all(|reading| reading.value == Value::Null), "{told:?}");
 }
 
+/// A proxy that reconnects: what a device said too late on one connection comes on the next one, before that one's own
+/// answer, with the transaction id that it was asked with.
+#[tokio::test]
+async fn a_late_answer_of_an_earlier_connection_is_never_taken_for_one_to_this() {
+    const LATE: u32 = 6;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    let mut servers = JoinSet::new();
+    servers.spawn(async move {
+        let mut owed: Option<Vec<u8>> = None;
+        for number in 0.. {
+            let Ok((mut stream, _)) = listener.accept().await else { return };
+            let mut request = [0; TCP_REQUEST_BYTES];
+            while stream.read_exact(&mut request).await.is_ok() {
+                let answer = |value: u16| [&request[..5], &[5, request[6], 3, 2], &value.to_be_bytes()].concat();
+                let reply = if number < LATE { owed.replace(answer(LIE)) } else { Some(answer(TRUTH)) };
+                if let Some(reply) = reply
+                    && stream.write_all(&reply).await.is_err()
+                {
+                    break;
+                }
+            }
+        }
+    });
+    let mut config = empty();
+    add_line(&mut config, "line", tcp(address));
+    add_unit(&mut config, "d", "line", 1, 20, register());
+    let running = Running::start(&config);
+    running.until_told("d", "p", Quality::Bad, 1).await;
+    let good = running.until_told("d", "p", Quality::Good, 5).await;
+    assert!(good.iter().all(|reading| reading.value == Value::Uint(u64::from(TRUTH))), "{good:?}");
+    let faults = running.device("d").faults;
+    assert!(faults.contains_key("transaction"), "it was the id by which the late ones were known: {faults:?}");
+    running.stop().await;
+}
+
+/// A converter gives what comes from the bus to whoever is connected. RTU has no transaction ids: what is late by less than
+/// the unit's rest comes into nobody's turn, or into that of another unit, which is known by its id.
+#[tokio::test]
+async fn a_late_answer_that_a_converter_gives_to_the_next_connection_is_never_taken() {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    let mut servers = JoinSet::new();
+    servers.spawn(async move {
+        let mut late: VecDeque<Instant> = VecDeque::new();
+        loop {
+            let Ok((mut stream, _)) = listener.accept().await else { return };
+            let mut request = [0; RTU_REQUEST_BYTES];
+            loop {
+                let due = late.front().copied();
+                tokio::select! {
+                    read = stream.read_exact(&mut request) => match read {
+                        // Unit 1 is always late by half a timeout.
+                        Ok(_) if request[0] == 1 => late.push_back(Instant::now() + TIMEOUT * 3 / 2),
+                        Ok(_) => stream.write_all(&rtu(request[0], TRUTH)).await.unwrap_or_default(),
+                        Err(_) => break,
+                    },
+                    () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                        late.pop_front();
+                        stream.write_all(&rtu(1, LIE)).await.unwrap_or_default();
+                    }
+                }
+            }
+        }
+    });
+    let mut config = empty();
+    add_line(&mut config, "line", LineKind::RtuOverTcp { host: "localhost".into(), port: address.port() });
+    for unit in [1, 2] {
+        add_unit(&mut config, &format!("u{unit}"), "line", unit, 30, register());
+    }
+    let running = Running::start(&config);
+    running.until_told("u2", "p", Quality::Good, 60).await;
+    running.until("several probes of unit 1", |_| (running.device("u1").exchanges >= 3).then_some(())).await;
+    for reading in running.stop().await {
+        let expected = if &*reading.device == "u2" { Value::Uint(u64::from(TRUTH)) } else { Value::Null };
+        assert!(reading.quality == Quality::Bad || reading.value == expected, "{reading:?}");
+    }
+}
+
 // ---- a serial line ------------------------------------------------------------------------------------------------
 
 fn crc(bytes: &[u8]) -> u16 {

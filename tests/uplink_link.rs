@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tidegate::config::{DrainOrder, Endpoint, Pace, Protocol, UplinkConfig};
 use tidegate::health::UplinkState;
 use tidegate::message::{Origin, Properties, Qos, Topic};
-use tidegate::mqtt::{Packet, PacketId, Publish, ReasonCode};
+use tidegate::mqtt::{Disconnect, Packet, PacketId, Publish, ReasonCode};
 use tokio::time::{Instant, timeout};
 use uplink_support::gateway::{Gateway, WITHIN, arrived, config, distinct, free_port, until};
 use uplink_support::{FakeCloud, Temper};
@@ -215,7 +215,7 @@ async fn a_wrong_password_is_named_and_mended_without_a_restart() {
 async fn another_endpoint_is_tried_when_the_first_is_dead() {
     let cloud = FakeCloud::start(0, Temper::default()).await;
     let mut settings = config(free_port().await, Protocol::V5, None);
-    settings.endpoints.push(Endpoint { host: "127.0.0.1".to_owned(), port: cloud.port, tls: false });
+    settings.endpoints.push(Endpoint { host: "127.0.0.1".to_owned(), port: cloud.port, tls: false, path: None });
     let gateway = Gateway::start(settings);
     until("connected", || gateway.state() == UplinkState::Connected).await;
     gateway.publish(0..10, Qos::AtLeastOnce).await;
@@ -301,4 +301,18 @@ async fn mosquitto_gets_each_message_once_in_order_on_both_versions() {
         let in_order: Vec<usize> = (0..1000).collect();
         assert_eq!(numbers, in_order, "{protocol:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_id_that_somebody_else_uses_too_is_told_and_not_fought_over() {
+    let cloud = FakeCloud::start(0, Temper::default()).await;
+    let gateway = Gateway::start(config(cloud.port, Protocol::V5, None));
+    until("connected", || gateway.state() == UplinkState::Connected).await;
+    cloud.say(Packet::Disconnect(Disconnect::new(ReasonCode::SESSION_TAKEN_OVER))).await;
+    until("thrown out", || gateway.state() == UplinkState::Waiting).await;
+    assert!(gateway.reason().contains("another connection uses the same client id"), "{}", gateway.reason());
+    // Its other pauses are a tenth of a second at most here.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(cloud.seen.lock().unwrap().connects, 1, "it came back at once");
+    gateway.stop().await;
 }

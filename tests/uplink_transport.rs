@@ -123,7 +123,7 @@ impl Files {
 }
 
 fn endpoint(host: &str, port: u16, tls: bool) -> Endpoint {
-    Endpoint { host: host.to_owned(), port, tls }
+    Endpoint { host: host.to_owned(), port, tls, path: None }
 }
 
 /// The true time, of a clock in this state.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::Exit;
+use crate::config::clouds::{AWS_IOT, aws_policy};
 use crate::config::{Config, Loaded, Problem, points_table};
 use crate::field::modbus::{forecast, listing};
 
@@ -21,6 +22,15 @@ pub(super) struct CheckArguments {
     /// Print the points of a Modbus device, or of all, as CSV; `points = "file.csv"` of that device reads it back
     #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = "", conflicts_with = "effective")]
     points: Option<String>,
+    /// Print the smallest AWS IoT policy that serves an uplink; it needs a name only where there are several
+    #[arg(
+        long,
+        value_name = "UPLINK",
+        num_args = 0..=1,
+        default_missing_value = "",
+        conflicts_with_all = ["effective", "wire", "points"]
+    )]
+    aws_policy: Option<String>,
 }
 
 pub(super) fn main(arguments: &CheckArguments) -> Exit {
@@ -30,6 +40,9 @@ pub(super) fn main(arguments: &CheckArguments) -> Exit {
     };
     if let Some(device) = &arguments.points {
         return points(&loaded.config, device);
+    }
+    if let Some(uplink) = &arguments.aws_policy {
+        return policy(&loaded.config, uplink);
     }
     if arguments.effective {
         print!("{}", loaded.effective);
@@ -57,6 +70,34 @@ fn points(config: &Config, wanted: &str) -> Exit {
         None => {
             let names: Vec<&str> = config.modbus.keys().map(AsRef::as_ref).collect();
             eprintln!("tidegate: there is no Modbus device {wanted:?}; there are: {}", names.join(", "));
+            Exit::Usage
+        }
+    }
+}
+
+/// Prints the policy of an uplink, with what AWS calls the account left to whoever has one.
+fn policy(config: &Config, wanted: &str) -> Exit {
+    let mut uplinks = config
+        .uplinks
+        .iter()
+        .filter(|(name, uplink)| uplink.profile == &AWS_IOT && (wanted.is_empty() || name.as_ref() == wanted));
+    match (uplinks.next(), uplinks.next()) {
+        (Some((_, uplink)), None) => {
+            println!("{:#}", aws_policy::policy(uplink));
+            eprintln!("tidegate: write your account's number for {}, twelve digits", aws_policy::ACCOUNT);
+            Exit::Done
+        }
+        (Some((first, _)), Some((second, _))) => {
+            eprintln!("tidegate: which uplink? write --aws-policy {first} or --aws-policy {second}");
+            Exit::Usage
+        }
+        (None, _) => {
+            let which = if wanted.is_empty() {
+                "no uplink has".to_owned()
+            } else {
+                format!("there is no uplink {wanted:?} with")
+            };
+            eprintln!("tidegate: {which} profile = \"aws-iot\"");
             Exit::Usage
         }
     }

@@ -11,10 +11,12 @@ use crate::config::{self, LoadRequest, Loaded, Problem};
 
 mod check;
 mod demo;
+mod doctor;
 mod drill;
 mod example;
 mod import;
 mod ledger;
+mod modbus;
 mod passwd;
 mod run;
 mod serial;
@@ -64,7 +66,7 @@ struct Arguments {
 enum Command {
     /// Run the gateway in the foreground
     #[command(after_help = "Example: tidegate run --config ./tidegate.toml")]
-    Run(ConfigArgument),
+    Run(RunArguments),
     /// See the promise kept on this machine: three drills with nothing installed
     #[command(after_help = "Example: tidegate demo --beside mosquitto")]
     Demo(demo::DemoArguments),
@@ -80,6 +82,12 @@ enum Command {
     /// The acceptance test at your site: pull the cable, pull the plug, and see that nothing is lost
     #[command(after_help = drill::EXAMPLES, after_long_help = format!("{}\n\n{}", drill::LONG_HELP, drill::EXAMPLES))]
     Drill(drill::DrillArguments),
+    /// Go the way to the cloud step by step, and say what is wrong and what to change
+    #[command(
+        after_help = "Example: tidegate doctor --uplink cloud\nExit status: 0 nothing is wrong, 75 not reached now, 78 \
+                            something must be changed"
+    )]
+    Doctor(doctor::DoctorArguments),
     /// Make the hash of a password, and print the lines of the configuration that it goes into
     #[command(after_help = passwd::EXAMPLES)]
     Passwd(passwd::PasswdArguments),
@@ -90,16 +98,22 @@ enum Command {
     Example(example::ExampleArguments),
     /// Look at serial ports and at what devices say on them, before any configuration exists
     Serial(serial::SerialArguments),
+    /// Commission Modbus devices before there is a configuration: read, write, scan, guess
+    #[command(after_help = modbus::EXAMPLES)]
+    Modbus(modbus::ModbusArguments),
     /// Simulate a field device to test against
     Simulate(simulate::SimulateArguments),
 }
 
-/// Where the configuration is.
+/// `tidegate run`
 #[derive(Debug, clap::Args)]
-struct ConfigArgument {
+struct RunArguments {
     /// Configuration file, instead of /etc/tidegate/tidegate.toml
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Take down what goes over each Modbus line, in this directory, for `tidegate simulate modbus --replay`
+    #[arg(long, value_name = "DIRECTORY")]
+    record: Option<PathBuf>,
 }
 
 /// The command line as it is, for whoever writes manual pages and completions of it.
@@ -119,16 +133,18 @@ pub fn main() -> ExitCode {
         }
     };
     let exit = match arguments.command {
-        Command::Run(arguments) => run::main(arguments.config),
+        Command::Run(arguments) => run::main(arguments.config, arguments.record),
         Command::Demo(arguments) => demo::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
         Command::Status(arguments) => status::main(&arguments),
         Command::Ledger(arguments) => ledger::main(&arguments),
         Command::Drill(arguments) => drill::main(&arguments),
+        Command::Doctor(arguments) => doctor::main(&arguments),
         Command::Import(arguments) => import::main(arguments),
         Command::Passwd(arguments) => passwd::main(&arguments),
         Command::Example(arguments) => example::main(&arguments),
         Command::Serial(arguments) => serial::main(arguments),
+        Command::Modbus(arguments) => modbus::main(&arguments),
         Command::Simulate(arguments) => simulate::main(arguments),
     };
     exit.into()

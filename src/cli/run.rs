@@ -16,7 +16,7 @@ use crate::health::chain;
 use crate::queue::OpenError;
 use crate::service;
 
-pub(super) fn main(config: Option<PathBuf>) -> Exit {
+pub(super) fn main(config: Option<PathBuf>, record: Option<PathBuf>) -> Exit {
     if let Err(error) = service::install_log(log::LevelFilter::Info) {
         eprintln!("tidegate: {}", chain(&error));
         return Exit::Failed;
@@ -38,7 +38,7 @@ pub(super) fn main(config: Option<PathBuf>) -> Exit {
         let stop = CancellationToken::new();
         let (reloads, coming) = mpsc::channel(1);
         tokio::select! {
-            ended = gateway::run(loaded.config, coming, stop.clone().cancelled_owned()) => match ended {
+            ended = gateway::run(loaded.config, record, coming, stop.clone().cancelled_owned()) => match ended {
                 Ok(()) => Exit::Done,
                 Err(error) => {
                     let help = help(&error);

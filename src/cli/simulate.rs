@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,8 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Exit, block_on};
 use crate::config::{self, PortConfig, SerialMode};
-use crate::field::simulate::{Place, SimulateError, modbus, serial};
+use crate::field::simulate::{Place, SimulateError, serial};
 use crate::health::chain;
+
+mod modbus;
 
 /// `tidegate simulate`
 #[derive(Debug, clap::Args)]
@@ -26,40 +27,12 @@ pub(super) struct SimulateArguments {
 
 #[derive(Debug, Subcommand)]
 enum Device {
-    /// A Modbus server with several units, over TCP or RTU
-    #[command(after_help = "Example: tidegate simulate modbus --listen 127.0.0.1:1502 --units 1-3 --dead 4")]
-    Modbus(ModbusArguments),
+    /// Modbus units, the devices of a configuration, or what was recorded; over TCP or RTU
+    #[command(after_help = modbus::EXAMPLES)]
+    Modbus(Box<modbus::ModbusArguments>),
     /// A scale on a serial line
     #[command(after_help = "Example: tidegate simulate serial --pty --link /tmp/scale --every 1s --decimal ,")]
     Serial(SerialArguments),
-}
-
-/// `tidegate simulate modbus`
-#[derive(Debug, clap::Args)]
-struct ModbusArguments {
-    /// Serve Modbus TCP at this address [default: 127.0.0.1:1502]
-    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = ["pty", "port"])]
-    listen: Option<SocketAddr>,
-    /// Serve RTU on a pty and print its path
-    #[arg(long, conflicts_with = "port")]
-    pty: bool,
-    /// Name the pty by a link, so that a configuration can name it; removed at the end
-    #[arg(long, value_name = "PATH", requires = "pty")]
-    link: Option<PathBuf>,
-    /// Serve RTU on this serial port
-    #[arg(long, value_name = "DEVICE")]
-    port: Option<PathBuf>,
-    #[command(flatten)]
-    settings: PortArguments,
-    /// Units that answer, such as 1,3,7-9
-    #[arg(long, value_name = "UNITS", default_value = "1", value_parser = parse_units)]
-    units: Units,
-    /// Units that never answer
-    #[arg(long, value_name = "UNITS", value_parser = parse_units)]
-    dead: Option<Units>,
-    /// Registers in each table
-    #[arg(long, value_name = "COUNT", default_value_t = 1000)]
-    registers: u16,
 }
 
 /// `tidegate simulate serial`
@@ -90,6 +63,12 @@ enum ServeError {
     /// The device itself.
     #[error(transparent)]
     Device(SimulateError),
+    /// The configuration cannot be used.
+    #[error("the configuration cannot be used")]
+    Config(Exit),
+    /// What was said on the command line, or stands in a file that it names.
+    #[error("{0}")]
+    Usage(String),
     /// The link to its pty.
     #[error("cannot make the link {}", path.display())]
     Link {
@@ -147,9 +126,9 @@ impl PortArguments {
 }
 
 #[derive(Debug, Clone)]
-struct Units(BTreeSet<u8>);
+pub(super) struct Units(pub(super) BTreeSet<u8>);
 
-fn parse_units(text: &str) -> Result<Units, String> {
+pub(super) fn parse_units(text: &str) -> Result<Units, String> {
     let mut units = BTreeSet::new();
     for part in text.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -174,7 +153,7 @@ pub(super) fn main(arguments: SimulateArguments) -> Exit {
         let stop = CancellationToken::new();
         let serve = async {
             match arguments.device {
-                Device::Modbus(arguments) => serve_modbus(arguments, stop.clone()).await,
+                Device::Modbus(arguments) => modbus::serve(&arguments, stop.clone()).await,
                 Device::Serial(arguments) => serve_serial(arguments, stop.clone()).await,
             }
         };
@@ -188,9 +167,11 @@ pub(super) fn main(arguments: SimulateArguments) -> Exit {
         };
         match ended {
             Ok(()) => Exit::Done,
+            // It was told already, each problem at its place.
+            Err(ServeError::Config(exit)) => exit,
             Err(error) => {
                 eprintln!("tidegate: {}", chain(&error));
-                Exit::Failed
+                if matches!(error, ServeError::Usage(_)) { Exit::Usage } else { Exit::Failed }
             }
         }
     })
@@ -206,25 +187,6 @@ async fn told_to_stop() {
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
-}
-
-async fn serve_modbus(arguments: ModbusArguments, stop: CancellationToken) -> Result<(), ServeError> {
-    let place = match (arguments.port, arguments.pty) {
-        (Some(port), _) => arguments.settings.at(port),
-        (None, true) => Place::Pty,
-        (None, false) => Place::Tcp(arguments.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 1502)))),
-    };
-    let mut settings = modbus::Settings::at(place);
-    settings.units = arguments.units.0;
-    settings.dead = arguments.dead.map(|dead| dead.0).unwrap_or_default();
-    settings.registers = arguments.registers;
-    let server = modbus::Server::bind(settings).await.map_err(ServeError::Device)?;
-    let link = match (arguments.link, server.path()) {
-        (Some(link), Some(pty)) => Some(Link::lay(link, pty)?),
-        _ => None,
-    };
-    println!("Modbus units are served at {}{}; Ctrl-C ends it", server.bound(), also(link.as_ref()));
-    server.run(stop).await.map_err(ServeError::Device)
 }
 
 /// How the printed place goes on where there is a link to it.

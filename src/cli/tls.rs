@@ -4,11 +4,14 @@
 //! code that connects, which is asked here before anything starts. A certificate that has merely expired is no
 //! problem of the configuration: the gateway starts and keeps what it is given.
 
+use std::path::Path;
+
 use rustls::pki_types::pem;
 
 use crate::clock::{Clock, ClockSource};
 use crate::config::{Loaded, Place, Problem, TlsPlaces};
 use crate::health::chain;
+use crate::transport::jwt::Signer;
 use crate::transport::{TlsError, check_server_tls, check_tls, ended_lists};
 
 /// What keeps uplinks and listeners from ever speaking TLS; at most one for each.
@@ -23,9 +26,10 @@ pub(super) fn problems(loaded: &Loaded) -> Vec<Problem> {
     }
     for (name, uplink) in &loaded.config.uplinks {
         if let Err(error) = check_tls(uplink) {
-            let places = loaded.uplink_places.get(name).unwrap_or(&nowhere);
+            let places = places(loaded, name).unwrap_or(&nowhere);
             problems.push(problem(&format!("the uplink `{name}`"), "ca", &error, places));
         }
+        problems.extend(uplink.jwt.as_ref().and_then(|jwt| token_problem(name, &jwt.key, places(loaded, name))));
     }
     problems
 }
@@ -48,6 +52,21 @@ pub(super) fn warnings(loaded: &Loaded) -> Vec<Problem> {
         }
     }
     warnings
+}
+
+fn places<'l>(loaded: &'l Loaded, uplink: &str) -> Option<&'l TlsPlaces> {
+    loaded.uplink_places.get(uplink)
+}
+
+/// A key that signs no token.
+fn token_problem(uplink: &str, key: &Path, places: Option<&TlsPlaces>) -> Option<Problem> {
+    // Whether it can be read is known to the configuration.
+    let text = std::fs::read(key).ok()?;
+    let error = Signer::from_pem(&text).err()?;
+    let what = format!("the uplink `{uplink}` cannot sign a token with {}: {error}", key.display());
+    let help =
+        "`jwt` wants a private key in PEM: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256".to_owned();
+    Some(Problem { place: places.and_then(|places| places.table.clone()), what, help: Some(help) })
 }
 
 /// `ca` is what the key of the authorities is called for `whose`.
@@ -108,7 +127,6 @@ fn problem(whose: &str, ca: &str, error: &TlsError, places: &TlsPlaces) -> Probl
 mod tests {
     use super::*;
     use std::fs;
-    use std::path::Path;
 
     use crate::config::{LoadRequest, load, render};
 
@@ -134,6 +152,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         identity(folder.path(), "a");
         identity(folder.path(), "b");
+        let ed25519 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
+        fs::write(folder.path().join("ed25519.key"), ed25519).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(folder.path().join("ed25519.key"), mode).unwrap();
         let file = folder.path().join("c.toml");
         fs::write(&file, format!("[gateway]\nid = \"g\"\n{tables}")).unwrap();
         let request =
@@ -153,6 +175,10 @@ mod tests {
             (
                 "ca = \"a.pem\"\ncert = \"a.pem\"\nkey = \"b.key\"",
                 "/c.toml:7:1: the key does not belong to the certificate\n",
+            ),
+            (
+                "ca = \"a.pem\"\njwt = { key = \"ed25519.key\" }",
+                "/c.toml:3:9: the uplink `x` cannot sign a token with /ed25519.key: the key is neither RSA",
             ),
             ("ca = \"gone.pem\"", "`ca`: cannot read /gone.pem: it does not exist\n"),
         ] {

@@ -15,6 +15,7 @@ use super::walk::{At, Walk, name_fault, nearest};
 use super::{Endpoint, ListenerAddress, ModbusConfig, ModbusPoint, Protocol, WRITES_STREAM};
 use crate::message::{Topic, is_reserved};
 
+mod cloud;
 mod users;
 
 /// Whose something is, and where that is written.
@@ -27,6 +28,7 @@ pub(super) fn check(walk: &mut Walk, draft: &Draft) {
     for uplink in &draft.uplinks {
         credentials(walk, uplink);
         rules(walk, uplink);
+        cloud::check(walk, uplink, draft);
     }
     client_ids(walk, draft);
     lines(walk, draft);
@@ -141,13 +143,17 @@ fn credentials(walk: &mut Walk, uplink: &UplinkDraft) {
         }
     }
     let is_old = uplink.config.as_ref().is_some_and(|config| config.protocol == Protocol::V311);
-    if let (Some(password), None, true) = (uplink.password_file, uplink.username, is_old) {
+    if let (Some(password), None, true) = (uplink.password_file.or(uplink.written("jwt")), uplink.username, is_old) {
         let what = "MQTT 3.1.1 has no password without a user name";
         problem(walk, password, what, "write `username`, or `protocol = \"5\"`");
     }
+    if let (Some(_), Some(jwt)) = (uplink.password_file, uplink.written("jwt")) {
+        let what = "a token takes the place of the password: here are both";
+        problem(walk, jwt, what, "leave `password_file` or `jwt` out");
+    }
     let is_near =
         |host: &str| host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
-    if uplink.password_file.is_some() {
+    if uplink.password_file.is_some() || uplink.written("jwt").is_some() {
         for endpoint in uplink.endpoints.iter().filter(|at| !at.value.tls && !is_near(&at.value.host)) {
             let help = "write \"mqtts://…\"";
             walk.findings.warning(

@@ -119,6 +119,8 @@ pub(super) struct AnonymousDraft {
 pub(super) struct UplinkDraft {
     pub(super) name: Arc<str>,
     pub(super) spot: Spot,
+    /// Where each key stands that is written.
+    pub(super) places: Vec<(&'static str, Spot)>,
     pub(super) endpoints: Vec<At<Endpoint>>,
     pub(super) client_id: Option<At<String>>,
     /// Where these keys stand, when they are written.
@@ -131,6 +133,18 @@ pub(super) struct UplinkDraft {
     pub(super) forward: Vec<(Option<ForwardRule>, Spot)>,
     pub(super) receive: Vec<(Option<ReceiveRule>, Spot)>,
     pub(super) config: Option<UplinkConfig>,
+}
+
+impl UplinkDraft {
+    /// Where a key stands, or else the table.
+    pub(super) fn place(&self, key: &str) -> Spot {
+        self.written(key).unwrap_or(self.spot)
+    }
+
+    /// Where a key stands, when it is written.
+    pub(super) fn written(&self, key: &str) -> Option<Spot> {
+        self.places.iter().find(|(name, _)| *name == key).map(|(_, spot)| *spot)
+    }
 }
 
 /// `[line.<name>]`, or a url in the place of its name.
@@ -442,7 +456,7 @@ impl Pacing {
 }
 
 /// `tcp://host:502` or `rtu-tcp://host:port`.
-fn line_url(text: &str) -> Result<LineKind, Wrong> {
+pub(super) fn line_url(text: &str) -> Result<LineKind, Wrong> {
     const HELP: &str = "write \"tcp://host:502\" for Modbus TCP, \"rtu-tcp://host:port\" for RTU frames over TCP";
     let url = units::url(text).map_err(|wrong| if wrong.help.is_none() { wrong.help(HELP) } else { wrong })?;
     // Names of hosts know no case (RFC 4343): two spellings are one connection.

@@ -65,6 +65,9 @@ pub static TABLES: &[&KeyTable] = &[
     &UPLINK,
     &RECONNECT,
     &PACE,
+    &JWT,
+    &AUTHORIZER,
+    &PROXY,
     &FORWARD,
     &BATCH,
     &RECEIVE,
@@ -359,6 +362,9 @@ pub static UPLINK: KeyTable = KeyTable {
         default("alpn", "[]"),
         optional("username"),
         optional("password_file"),
+        optional("jwt"),
+        optional("authorizer"),
+        optional("proxy"),
         default("keep_alive", "\"30s\""),
         default("session_expiry", "\"7 days\""),
         default("window", "100"),
@@ -391,12 +397,17 @@ pub static UPLINK: KeyTable = KeyTable {
         ("version", "it is called `protocol`"),
         ("max_inflight", "it is called `window`"),
         ("inflight", "it is called `window`"),
+        (
+            "token",
+            "one that somebody else signs stands in the file `password_file`; to sign here write `jwt = { key = \"…\" }`",
+        ),
+        ("http_proxy", "write `proxy = { url = \"http://host:3128\" }`"),
         ("clean_session", "a session is always kept; how long says `session_expiry`"),
         ("topics", "write `[[uplink.<name>.forward]]` or `[[uplink.<name>.receive]]`"),
         ("subscribe", "write `[[uplink.<name>.receive]]`"),
         ("publish", "write `[[uplink.<name>.forward]]`"),
     ],
-    later: &["proxy", "provision", "envelope", "batch", "format", "interface"],
+    later: &["provision", "envelope", "batch", "format", "interface"],
 };
 
 /// `reconnect = { … }`
@@ -404,6 +415,60 @@ pub static RECONNECT: KeyTable = KeyTable {
     title: "uplink.<name>.reconnect",
     keys: &[default("first", "\"1s\""), default("max", "\"30s\"")],
     gone: &[("min", "it is called `first`")],
+    later: &[],
+};
+
+/// `jwt = { … }`
+pub static JWT: KeyTable = KeyTable {
+    title: "uplink.<name>.jwt",
+    keys: &[
+        required("key"),
+        optional("key_id"),
+        optional("audience"),
+        optional("issuer"),
+        optional("subject"),
+        default("lifetime", "\"1h\""),
+    ],
+    gone: &[
+        ("algorithm", "the kind of the key decides: RSA signs RS256, P-256 signs ES256"),
+        ("key_file", "it is called `key`"),
+        ("private_key", "it is called `key`"),
+        ("aud", "it is called `audience`"),
+        ("iss", "it is called `issuer`"),
+        ("sub", "it is called `subject`"),
+        ("kid", "it is called `key_id`"),
+        ("exp", "how long a token lives is called `lifetime`"),
+        ("expires", "how long a token lives is called `lifetime`"),
+        ("token", "a token that somebody else signs stands in the file `password_file`"),
+        ("file", "a token that somebody else signs stands in the file `password_file`"),
+    ],
+    later: &[],
+};
+
+/// `authorizer = { … }`
+pub static AUTHORIZER: KeyTable = KeyTable {
+    title: "uplink.<name>.authorizer",
+    keys: &[optional("name"), optional("token_key"), optional("token_file"), optional("signature_file")],
+    gone: &[
+        ("token", "write it in a file of its own and name that: `token_file`"),
+        ("signature", "write it in a file of its own and name that: `signature_file`"),
+        ("token_name", "it is called `token_key`"),
+        ("token_key_name", "it is called `token_key`"),
+    ],
+    later: &[],
+};
+
+/// `proxy = { … }`
+pub static PROXY: KeyTable = KeyTable {
+    title: "uplink.<name>.proxy",
+    keys: &[required("url"), optional("username"), optional("password_file")],
+    gone: &[
+        ("host", "write `url = \"http://host:3128\"`"),
+        ("address", "write `url = \"http://host:3128\"`"),
+        ("port", "it is part of `url`: `\"http://host:3128\"`"),
+        ("user", "it is called `username`"),
+        ("password", "write it in a file of its own and name that: `password_file`"),
+    ],
     later: &[],
 };
 

@@ -36,6 +36,8 @@ mod load;
 
 pub mod keys;
 
+pub mod clouds;
+
 mod tree;
 
 mod walk;
@@ -75,6 +77,16 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// Reads a serial mode as the configuration writes it: `"8E1"`. The error is for a person.
 pub fn parse_serial_mode(text: &str) -> Result<SerialMode, String> {
     units::serial_mode(text).map_err(in_one_line)
+}
+
+/// Reads an address as the configuration writes it: `holding:100`, `40101`. The error is for a person.
+pub fn parse_address(text: &str, base: u16) -> Result<(Table, u16), String> {
+    units::address(text, base).map_err(in_one_line)
+}
+
+/// Reads the url of a line as the configuration writes it. The error is for a person.
+pub fn parse_line_url(text: &str) -> Result<LineKind, String> {
+    file::line_url(text).map_err(in_one_line)
 }
 
 /// Reads a hash as the configuration writes it. The error is for a person.
@@ -332,6 +344,8 @@ pub struct ClientCertificates {
 /// `[uplink.<name>]`
 #[derive(Debug, Clone)]
 pub struct UplinkConfig {
+    /// What the cloud takes, and how it refuses.
+    pub profile: &'static clouds::Profile,
     /// Tried in turn; never empty.
     pub endpoints: Vec<Endpoint>,
     /// MQTT 3.1.1 or 5.
@@ -344,12 +358,18 @@ pub struct UplinkConfig {
     pub cert: Option<PathBuf>,
     /// PEM file of the client's private key.
     pub key: Option<PathBuf>,
-    /// Protocol names to offer in the TLS handshake (RFC 7301), in order.
+    /// Protocol names to offer in the TLS handshake (RFC 7301), in order; none = as the profile has it for the port.
     pub alpn: Vec<String>,
     /// User name of CONNECT.
     pub username: Option<String>,
     /// File whose first line is the password of CONNECT.
     pub password_file: Option<PathBuf>,
+    /// A token instead of the password.
+    pub jwt: Option<JwtConfig>,
+    /// Who judges that, at AWS.
+    pub authorizer: Option<AuthorizerConfig>,
+    /// What stands between this board and the cloud.
+    pub proxy: Option<ProxyConfig>,
     /// Seconds of CONNECT's keep-alive; 0 = off.
     pub keep_alive: Duration,
     /// How long the cloud keeps the session, for exactly once over restarts.
@@ -388,8 +408,53 @@ pub struct Endpoint {
     pub host: String,
     /// TCP port.
     pub port: u16,
-    /// `mqtts://` rather than `mqtt://`.
+    /// `mqtts://` or `wss://` rather than `mqtt://` or `ws://`.
     pub tls: bool,
+    /// `wss://` and `ws://`: the path of the WebSocket. `None` = MQTT as it is.
+    pub path: Option<String>,
+}
+
+/// `proxy` of an uplink: an HTTP proxy in between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// For basic authentication.
+    pub username: Option<String>,
+    /// File whose first line is the password that goes with it.
+    pub password_file: Option<PathBuf>,
+}
+
+/// `authorizer` of an uplink: a custom authoriser of AWS IoT Core, which is asked for in the user name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthorizerConfig {
+    /// Its name; `None` = the account's default one.
+    pub name: Option<String>,
+    /// Under which name it is given the token.
+    pub token_key: Option<String>,
+    /// File whose first line is the token.
+    pub token_file: Option<PathBuf>,
+    /// File whose first line is the token's signature, in base64.
+    pub signature_file: Option<PathBuf>,
+}
+
+/// `jwt` of an uplink: a token in the place of the password, signed here for each connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwtConfig {
+    /// PEM file of the private key: RSA signs RS256, P-256 signs ES256.
+    pub key: PathBuf,
+    /// `kid` of the header.
+    pub key_id: Option<String>,
+    /// `aud`
+    pub audience: Option<String>,
+    /// `iss`
+    pub issuer: Option<String>,
+    /// `sub`
+    pub subject: Option<String>,
+    /// From `iat` to `exp`; some time before its end the gateway comes back with the next one.
+    pub lifetime: Duration,
 }
 
 /// Protocol version of an uplink.

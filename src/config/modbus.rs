@@ -198,6 +198,24 @@ pub enum WriteFunction {
     Multiple,
 }
 
+impl ModbusPoint {
+    /// A point without anything that need not be said.
+    pub fn plain(name: &str, table: Table, address: u16, kind: PointKind, order: WordOrder) -> ModbusPoint {
+        ModbusPoint {
+            name: Arc::from(name),
+            table,
+            address,
+            kind,
+            order,
+            meaning: Meaning::default(),
+            unit: None,
+            poll: None,
+            report: Report::default(),
+            write: None,
+        }
+    }
+}
+
 /// The four tables (Modbus Application Protocol 1.1b3, 4.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Table {

@@ -1,6 +1,7 @@
 //! A serial port and a device on it as configured: valid by type. Pure.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,6 +47,17 @@ pub struct SerialMode {
     pub parity: Parity,
     /// 1 or 2.
     pub stop_bits: u8,
+}
+
+impl fmt::Display for SerialMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parity = match self.parity {
+            Parity::None => 'N',
+            Parity::Even => 'E',
+            Parity::Odd => 'O',
+        };
+        write!(f, "{}{parity}{}", self.data_bits, self.stop_bits)
+    }
 }
 
 /// Parity of a serial character.

@@ -250,12 +250,14 @@ pub(super) fn serial_mode(text: &str) -> Result<SerialMode, Wrong> {
     Ok(SerialMode { data_bits: data - b'0', parity, stop_bits: stop - b'0' })
 }
 
-/// Scheme, host and port of `scheme://host[:port]`; nothing else may follow.
+/// Scheme, host and port of `scheme://host[:port]`; a path may follow for WebSockets only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Url<'t> {
     pub(super) scheme: &'t str,
     pub(super) host: &'t str,
     pub(super) port: Option<u16>,
+    /// With its slash, and what follows; empty where there is none.
+    pub(super) path: &'t str,
 }
 
 /// Takes a url apart.
@@ -267,6 +269,10 @@ pub(super) fn url(text: &str) -> Result<Url<'_>, Wrong> {
     let Some((scheme, rest)) = text.split_once("://") else {
         return Err(Wrong::new(format!("{text:?} is not a url")).help("write scheme://host:port"));
     };
+    let path = rest.find(['/', '?']).and_then(|start| rest.get(start..)).unwrap_or_default();
+    if !path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+        return Err(Wrong::new(format!("{path:?} is not a path")));
+    }
     // A slash at the end says nothing; a path would be ignored in silence.
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     if rest.contains(['/', '?']) && !matches!(scheme, "ws" | "wss") {
@@ -306,7 +312,7 @@ pub(super) fn url(text: &str) -> Result<Url<'_>, Wrong> {
             _ => return Err(Wrong::new(format!("{text:?} is not a port")).help("ports go from 1 to 65535")),
         },
     };
-    Ok(Url { scheme, host, port })
+    Ok(Url { scheme, host, port, path })
 }
 
 #[cfg(test)]
@@ -400,8 +406,8 @@ mod tests {
 
     #[test]
     fn urls_and_modes_are_taken_apart_strictly() {
-        assert_eq!(url("tcp://h:502"), Ok(Url { scheme: "tcp", host: "h", port: Some(502) }));
-        assert_eq!(url("mqtts://[::1]:8883/"), Ok(Url { scheme: "mqtts", host: "::1", port: Some(8883) }));
+        assert_eq!(url("tcp://h:502"), Ok(Url { scheme: "tcp", host: "h", port: Some(502), path: "" }));
+        assert_eq!(url("mqtts://[::1]:8883/"), Ok(Url { scheme: "mqtts", host: "::1", port: Some(8883), path: "/" }));
         for bad in [
             "",
             "h:1",

@@ -17,6 +17,8 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +38,7 @@ use crate::queue::{AppendError, Outlet};
 
 use device::{Desk, DeviceSpec, PointSpec, point_topic, state_topic};
 use pause::Pauses;
+use record::Recorder;
 use writes::Clerk;
 
 mod device;
@@ -43,6 +46,7 @@ pub mod lane;
 mod pause;
 pub mod poll;
 mod port;
+pub mod record;
 mod report;
 mod writes;
 
@@ -89,6 +93,15 @@ pub enum FieldError {
         /// What is wrong with it.
         #[source]
         source: TopicError,
+    },
+    /// A recording cannot be begun.
+    #[error("cannot record to {}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
     },
     /// A device names a line that is not configured.
     #[error("device {device} is on the line {line}, which is not configured")]
@@ -188,6 +201,18 @@ impl<R: Readings> Field<R> {
         self
     }
 
+    /// Takes down what goes over each Modbus line, in a file of its own in this directory.
+    pub fn recording(mut self, dir: &Path) -> Result<Field<R>, FieldError> {
+        for line in &mut self.lines {
+            let Line::Modbus(spec) = line else { continue };
+            let path = dir.join(record::file_name(&spec.name));
+            let recorder = Recorder::create(&path, modbus::probe::Probe::wire(&spec.config))
+                .map_err(|source| FieldError::Record { path, source })?;
+            spec.recorder = Some(recorder);
+        }
+        Ok(self)
+    }
+
     /// Reads the devices until `stop`; then hands on what was read and ends.
     pub async fn run(self, stop: CancellationToken) -> Result<(), FieldError> {
         let Field { lines, readings, clock, clerk } = self;
@@ -233,7 +258,13 @@ fn modbus_lines(config: &Config, health: &Health) -> Result<Vec<Line>, FieldErro
     }
     let with_units = config.lines.iter().filter_map(|(name, line)| {
         let units = units.remove(name)?;
-        Some(Line::Modbus(Box::new(modbus::LineSpec { name: name.clone(), config: line.clone(), units, writes: None })))
+        Some(Line::Modbus(Box::new(modbus::LineSpec {
+            name: name.clone(),
+            config: line.clone(),
+            units,
+            writes: None,
+            recorder: None,
+        })))
     });
     Ok(with_units.collect())
 }

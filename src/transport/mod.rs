@@ -1,4 +1,4 @@
-//! Byte streams to and from the network: TCP, Unix sockets, TLS and WebSocket over them.
+//! Byte streams to and from the network: TCP, Unix sockets, TLS and WebSocket over them, through a proxy; and as whom.
 //!
 //! Promises: every failure names its step (address, connection, certificate, clock), because "connection failed" sends
 //! a person to the wrong cabinet; nothing here waits longer than it was told to; key and certificate files are read
@@ -19,11 +19,14 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 
-use crate::config::Endpoint;
+use crate::config::{Endpoint, ProxyConfig, UplinkConfig};
 use crate::message::{ClockState, Stamp};
 
+pub use dates::Validity;
+pub use login::{Login, LoginError};
 pub use names::CertificateNames;
 pub use pacing::Pacing;
+pub use proxy::ProxyError;
 pub use revocations::ended_lists;
 pub use server::{HandshakeFault, TlsServer, check_server_tls};
 pub use unix::UnixDoor;
@@ -44,6 +47,14 @@ mod websocket;
 mod unix;
 
 mod pacing;
+
+mod dates;
+
+mod proxy;
+
+mod login;
+
+pub mod jwt;
 
 /// The next address is tried this long after the one before it, answered or not (RFC 8305, 5): a dead IPv6 route
 /// must not cost the whole attempt.
@@ -107,6 +118,32 @@ pub enum ConnectError {
         /// What was waited for.
         step: &'static str,
     },
+    /// The proxy that stands in between.
+    #[error("cannot connect to {host}:{port} by the proxy {proxy}")]
+    Proxy {
+        /// Host name or address behind it.
+        host: String,
+        /// TCP port there.
+        port: u16,
+        /// The proxy, as host and port.
+        proxy: String,
+        /// What it said.
+        #[source]
+        source: ProxyError,
+    },
+    /// The password for the proxy.
+    #[error("cannot log in at the proxy")]
+    ProxyLogin(#[source] LoginError),
+    /// The server speaks HTTP, but no WebSocket, or not of MQTT.
+    #[error("{host}:{port} is no WebSocket of MQTT: {what}")]
+    WebSocket {
+        /// Host name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// What it said instead.
+        what: String,
+    },
     /// Certificate, key or roots on this side cannot be used.
     #[error("cannot prepare TLS")]
     Setup(#[source] TlsError),
@@ -133,6 +170,28 @@ impl ConnectError {
     }
 }
 
+/// How a server is reached.
+#[derive(Debug, Clone, Default)]
+pub struct Way {
+    /// Certificates, and what TLS offers.
+    pub tls: TlsFiles,
+    /// The proxy in between.
+    pub proxy: Option<ProxyConfig>,
+}
+
+impl Way {
+    /// As an uplink goes to one of its endpoints.
+    pub fn new(config: &UplinkConfig, endpoint: &Endpoint) -> Way {
+        let mut tls = TlsFiles::from(config);
+        // In a WebSocket the protocol below is HTTP, which needs no name.
+        if tls.alpn.is_empty() && endpoint.path.is_none() {
+            let name = (config.profile.alpn)(endpoint.port, config.cert.is_some());
+            tls.alpn = name.into_iter().map(str::to_owned).collect();
+        }
+        Way { tls, proxy: config.proxy.clone() }
+    }
+}
+
 /// Connects to `endpoint` within `limit`, with TLS when the endpoint says so. Certificates are judged at `now`: one that
 /// is "expired" on a board whose clock was never set is the clock's fault.
 pub async fn connect(
@@ -141,25 +200,73 @@ pub async fn connect(
     now: Stamp,
     limit: Duration,
 ) -> Result<Stream, ConnectError> {
+    connect_by(endpoint, &Way { tls: files.clone(), proxy: None }, now, limit).await
+}
+
+/// The same by a way that may lead through a proxy. Each step may take `limit`.
+pub async fn connect_by(endpoint: &Endpoint, way: &Way, now: Stamp, limit: Duration) -> Result<Stream, ConnectError> {
     let (host, port) = (endpoint.host.as_str(), endpoint.port);
     let too_slow = |step| ConnectError::Timeout { host: host.to_owned(), port, step };
     // Before the network: files that cannot be read need no connection to be found out.
     let connector =
-        if endpoint.tls { Some(files.connector(now.wall_ms).await.map_err(ConnectError::Setup)?) } else { None };
-    let tcp = timeout(limit, connect_tcp(host, port)).await.map_err(|_| too_slow("TCP handshake"))??;
-    prepare(&tcp).map_err(|source| ConnectError::Tcp { host: host.to_owned(), port, source })?;
-    let Some(connector) = connector else {
-        return Ok(Stream::Tcp(tcp));
+        if endpoint.tls { Some(way.tls.connector(now.wall_ms).await.map_err(ConnectError::Setup)?) } else { None };
+    let login = match &way.proxy {
+        Some(proxy) => proxy_login(proxy).await.map_err(ConnectError::ProxyLogin)?,
+        None => None,
     };
-    let name = tls::server_name(host).map_err(ConnectError::Setup)?;
-    let handshake = timeout(limit, connector.connect(name, tcp)).await.map_err(|_| too_slow("TLS handshake"))?;
-    match handshake {
-        Ok(stream) => Ok(Stream::Tls(Box::new(TlsStream::Client(stream)))),
-        Err(source) => {
-            let refusal = tls::refusal(&source, now.clock).unwrap_or(Refusal::Handshake);
-            Err(ConnectError::Tls { host: host.to_owned(), refusal, source })
-        }
+    let (first_host, first_port) = match &way.proxy {
+        Some(proxy) => (proxy.host.as_str(), proxy.port),
+        None => (host, port),
+    };
+    let tcp = timeout(limit, connect_tcp(first_host, first_port)).await;
+    let mut tcp = tcp.map_err(|_| ConnectError::Timeout {
+        host: first_host.to_owned(),
+        port: first_port,
+        step: "TCP handshake",
+    })??;
+    prepare(&tcp).map_err(|source| ConnectError::Tcp { host: host.to_owned(), port, source })?;
+    if let Some(proxy) = &way.proxy {
+        let login = login.as_ref().map(|(user, password)| (user.as_str(), password.as_str()));
+        let tunnel = timeout(limit, proxy::tunnel(&mut tcp, host, port, login)).await;
+        let proxy = format!("{}:{}", proxy.host, proxy.port);
+        tunnel.map_err(|_| too_slow("handshake with the proxy"))?.map_err(|source| ConnectError::Proxy {
+            host: host.to_owned(),
+            port,
+            proxy,
+            source,
+        })?;
     }
+    let stream = match connector {
+        None => Stream::Tcp(tcp),
+        Some(connector) => {
+            let name = tls::server_name(host).map_err(ConnectError::Setup)?;
+            let handshake =
+                timeout(limit, connector.connect(name, tcp)).await.map_err(|_| too_slow("TLS handshake"))?;
+            match handshake {
+                Ok(stream) => Stream::Tls(Box::new(TlsStream::Client(stream))),
+                Err(source) => {
+                    let refusal = tls::refusal(&source, now.clock).unwrap_or(Refusal::Handshake);
+                    return Err(ConnectError::Tls { host: host.to_owned(), refusal, source });
+                }
+            }
+        }
+    };
+    let Some(path) = &endpoint.path else { return Ok(stream) };
+    let handshake = timeout(limit, websocket::open(stream, host, port, path)).await;
+    handshake.map_err(|_| too_slow("WebSocket handshake"))?.map_err(|what| ConnectError::WebSocket {
+        host: host.to_owned(),
+        port,
+        what,
+    })
+}
+
+async fn proxy_login(proxy: &ProxyConfig) -> Result<Option<(String, String)>, LoginError> {
+    let Some(user) = &proxy.username else { return Ok(None) };
+    let password = match &proxy.password_file {
+        Some(path) => login::first_line("the password for the proxy", path).await?,
+        None => bytes::Bytes::new(),
+    };
+    Ok(Some((user.clone(), String::from_utf8_lossy(&password).into_owned())))
 }
 
 /// The TLS meaning of an error that a stream gave *after* its handshake, `None` when it was not TLS. In TLS 1.3 the
@@ -208,6 +315,37 @@ async fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, ConnectError> {
             }
             None => {}
         }
+    }
+}
+
+/// What both ends of TLS have agreed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFacts {
+    /// "TLS 1.3", "TLS 1.2".
+    pub version: &'static str,
+    /// The protocol name that the server chose.
+    pub alpn: Option<String>,
+    /// The other end's certificates in DER, its own first.
+    pub chain: Vec<Vec<u8>>,
+}
+
+impl Stream {
+    /// What TLS has agreed on; `None` where there is none.
+    pub fn tls_facts(&self) -> Option<TlsFacts> {
+        let stream = match self {
+            Stream::Tcp(_) | Stream::Unix(_) => return None,
+            Stream::WebSocket(socket) => return socket.carrier().tls_facts(),
+            Stream::Tls(stream) => stream,
+        };
+        let (_, state) = stream.get_ref();
+        let version = match state.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => "TLS 1.3",
+            Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2",
+            _ => "TLS",
+        };
+        let alpn = state.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
+        let chain = state.peer_certificates().unwrap_or_default().iter().map(|der| der.to_vec()).collect();
+        Some(TlsFacts { version, alpn, chain })
     }
 }
 

@@ -1,7 +1,8 @@
 //! How fast messages may go, or come: one bucket of messages, one of bytes. Pure: the caller brings the clock.
 //!
-//! Promises: over any second no more than the configured rate plus a tenth of a second's worth leaves; a message larger
-//! than a bucket is not stuck for ever: it goes when the bucket has anything, and the debt is waited for after it.
+//! Promises: over any second no more than the configured rate leaves, but for a message that is larger than a bucket: that
+//! is not stuck for ever, it goes when the bucket has anything, and the debt is waited for after it. Who is told that it
+//! was too much all the same halves the rate, and comes back to it within minutes.
 
 use std::time::Duration;
 
@@ -10,11 +11,19 @@ use crate::config::Pace;
 /// How much may be saved up, as a share of a second.
 const BURST_SECONDS: f64 = 0.1;
 
+/// The least share of the rate that is left, however often it was too much.
+const SHARE_MIN: f64 = 1.0 / 16.0;
+
+/// What comes back of the rate in a second.
+const SHARE_PER_S: f64 = 1.0 / 160.0;
+
 /// Both limits of one connection.
 #[derive(Debug, Clone)]
 pub struct Pacing {
     messages: Option<Bucket>,
     bytes: Option<Bucket>,
+    share: f64,
+    shared_at: Duration,
 }
 
 impl Pacing {
@@ -24,11 +33,34 @@ impl Pacing {
             messages: pace.messages_per_s.map(|rate| Bucket::new(f64::from(rate.get()))),
             #[expect(clippy::cast_precision_loss, reason = "a rate above 2^53 bytes a second is no limit")]
             bytes: pace.bytes_per_s.map(|rate| Bucket::new(rate.get() as f64)),
+            share: 1.0,
+            shared_at: Duration::ZERO,
+        }
+    }
+
+    /// It was too much: from now on half of it, for a while.
+    pub fn slow(&mut self, now: Duration) {
+        self.settle(now);
+        self.share = (self.share / 2.0).max(SHARE_MIN);
+        self.settle(now);
+    }
+
+    /// The share of the rate that is allowed at `now`; 1 = all of it.
+    pub fn share(&self, now: Duration) -> f64 {
+        (self.share + now.saturating_sub(self.shared_at).as_secs_f64() * SHARE_PER_S).min(1.0)
+    }
+
+    fn settle(&mut self, now: Duration) {
+        self.share = self.share(now);
+        self.shared_at = self.shared_at.max(now);
+        for bucket in self.messages.iter_mut().chain(&mut self.bytes) {
+            bucket.share = self.share;
         }
     }
 
     /// When the next message may leave: `now` or later.
     pub fn ready_at(&mut self, now: Duration) -> Duration {
+        self.settle(now);
         let at = |bucket: &mut Option<Bucket>| bucket.as_mut().map_or(now, |bucket| bucket.ready_at(now));
         at(&mut self.messages).max(at(&mut self.bytes))
     }
@@ -48,6 +80,7 @@ impl Pacing {
 #[derive(Debug, Clone)]
 struct Bucket {
     rate_per_s: f64,
+    share: f64,
     full: f64,
     level: f64,
     filled_at: Duration,
@@ -56,12 +89,15 @@ struct Bucket {
 impl Bucket {
     fn new(rate_per_s: f64) -> Bucket {
         let full = (rate_per_s * BURST_SECONDS).max(1.0);
-        Bucket { rate_per_s, full, level: full, filled_at: Duration::ZERO }
+        // What was saved up may leave within the same second as what comes in: both together are the rate. One message is
+        // not saved up, it is the one whose turn it is.
+        let rate_per_s = if full > 1.0 { rate_per_s - full } else { rate_per_s };
+        Bucket { rate_per_s, share: 1.0, full, level: full, filled_at: Duration::ZERO }
     }
 
     fn fill(&mut self, now: Duration) {
         let passed = now.saturating_sub(self.filled_at);
-        self.level = (self.level + passed.as_secs_f64() * self.rate_per_s).min(self.full);
+        self.level = (self.level + passed.as_secs_f64() * self.rate_per_s * self.share).min(self.full);
         self.filled_at = self.filled_at.max(now);
     }
 
@@ -72,7 +108,7 @@ impl Bucket {
             return now;
         }
         // A nanosecond more than computed, so that rounding never makes a timer fire just too early.
-        now + Duration::from_secs_f64((1.0 - self.level) / self.rate_per_s) + Duration::from_nanos(1)
+        now + Duration::from_secs_f64((1.0 - self.level) / (self.rate_per_s * self.share)) + Duration::from_nanos(1)
     }
 
     fn spend(&mut self, now: Duration, amount: f64) {
@@ -105,14 +141,64 @@ mod tests {
     fn messages_keep_their_rate() {
         let pace = Pace { messages_per_s: NonZeroU32::new(100), bytes_per_s: None };
         let count = sent_within(pace, 10, 10);
-        assert!((1000..=1010).contains(&count), "{count}");
+        assert!((900..=910).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn no_second_sees_more_than_the_rate_wherever_it_begins() {
+        for rate in [1, 3, 9, 10, 11, 100, 5000] {
+            let mut pacing = Pacing::new(Pace { messages_per_s: NonZeroU32::new(rate), bytes_per_s: None });
+            let mut now = Duration::ZERO;
+            let mut sent: Vec<Duration> = Vec::new();
+            for round in 0..20_000_u32 {
+                // Idle for a while now and then, so that the bucket fills.
+                if round % 1000 == 0 {
+                    now += Duration::from_secs(3);
+                }
+                now = pacing.ready_at(now);
+                pacing.spend(now, 1);
+                sent.push(now);
+            }
+            let rate = usize::try_from(rate).unwrap();
+            for pair in sent.windows(rate + 1) {
+                let took = pair[rate] - pair[0];
+                assert!(took >= Duration::from_millis(999), "{rate} a second: {} within {took:?}", rate + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn who_was_told_that_it_was_too_much_goes_slower_and_comes_back() {
+        let mut pacing = Pacing::new(Pace { messages_per_s: NonZeroU32::new(100), bytes_per_s: None });
+        let second = |pacing: &mut Pacing, from: u64| {
+            let (mut now, end) = (Duration::from_secs(from), Duration::from_secs(from + 1));
+            let mut count = 0;
+            loop {
+                now = pacing.ready_at(now);
+                if now >= end {
+                    return count;
+                }
+                pacing.spend(now, 1);
+                count += 1;
+            }
+        };
+        second(&mut pacing, 0);
+        pacing.slow(Duration::from_secs(1));
+        let slow = second(&mut pacing, 1);
+        assert!((40..=56).contains(&slow), "{slow}");
+        for _ in 0..20 {
+            pacing.slow(Duration::from_secs(2));
+        }
+        let slowest = second(&mut pacing, 2);
+        assert!((4..=8).contains(&slowest), "{slowest}");
+        assert!(second(&mut pacing, 400) >= 90);
     }
 
     #[test]
     fn bytes_keep_their_rate() {
         let pace = Pace { messages_per_s: None, bytes_per_s: NonZeroU64::new(10_000) };
         let count = sent_within(pace, 100, 10);
-        assert!((1000..=1011).contains(&count), "{count}");
+        assert!((900..=911).contains(&count), "{count}");
     }
 
     #[test]
@@ -128,7 +214,7 @@ mod tests {
         assert_eq!(pacing.ready_at(Duration::ZERO), Duration::ZERO);
         pacing.spend(Duration::ZERO, 10_000);
         let next = pacing.ready_at(Duration::ZERO);
-        assert!((9.8..10.0).contains(&next.as_secs_f64()), "{next:?}");
+        assert!((10.9..11.1).contains(&next.as_secs_f64()), "{next:?}");
         assert_eq!(pacing.ready_at(next), next);
     }
 

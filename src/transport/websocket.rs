@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures_util::{Sink as _, Stream as _};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::handshake::machine::TryParse as _;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response, create_response, write_response};
 use tokio_tungstenite::tungstenite::http::HeaderValue;
@@ -20,7 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::{HandshakeFault, Stream};
+use super::{HandshakeFault, Stream, tls};
 
 /// Longest HTTP request, in bytes: browsers send a kilobyte, and cookies of other pages on the same host.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
@@ -45,6 +46,13 @@ pub struct WebSocket {
     input: Bytes,
     /// A frame may not have been sent whole.
     is_unflushed: bool,
+}
+
+impl WebSocket {
+    /// What it goes over.
+    pub(super) fn carrier(&self) -> &Stream {
+        self.socket.get_ref()
+    }
 }
 
 /// The handshake. Waits for as long as the client takes: whoever calls it bounds that.
@@ -87,6 +95,29 @@ pub async fn accept(mut stream: Stream, message_bytes_max: usize) -> Result<Stre
     let rest = request.split_off(length.min(request.len()));
     let socket = WebSocketStream::from_partially_read(stream, rest, Role::Server, Some(config)).await;
     Ok(Stream::WebSocket(Box::new(WebSocket { socket, input: Bytes::new(), is_unflushed: false })))
+}
+
+/// Longest message from a server: brokers put several packets into one.
+const SERVER_MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// The handshake as client, over `stream`. The error is what the server said instead, for a person. Waits for as long as the
+/// server takes: whoever calls it bounds that.
+pub(super) async fn open(stream: Stream, host: &str, port: u16, path: &str) -> Result<Stream, String> {
+    let host = if host.contains(':') { format!("[{}]", tls::bare(host)) } else { host.to_owned() };
+    let mut request = format!("ws://{host}:{port}{path}").into_client_request().map_err(|error| error.to_string())?;
+    request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("mqtt"));
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BYTES)
+        .write_buffer_size(0)
+        .max_message_size(Some(SERVER_MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(SERVER_MESSAGE_BYTES_MAX));
+    match tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await {
+        Ok((socket, _response)) => {
+            Ok(Stream::WebSocket(Box::new(WebSocket { socket, input: Bytes::new(), is_unflushed: false })))
+        }
+        Err(Error::Http(response)) => Err(format!("it answered {} to {path}", response.status())),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Why there is no WebSocket.

@@ -10,6 +10,13 @@ use crate::config::Reconnect;
 /// A connection that lasted this long was a good one: the next pause is short again.
 pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 
+/// The first pause after another client has thrown this one out, and the longest.
+const TAKEN_OVER_FIRST: Duration = Duration::from_secs(30);
+const TAKEN_OVER_MAX: Duration = Duration::from_secs(600);
+
+/// Without another one for this long, it is over.
+const TAKEN_OVER_FORGOTTEN: Duration = Duration::from_secs(3600);
+
 /// No pause is shorter: chance may say zero, and a busy loop is no attempt.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 
@@ -25,12 +32,14 @@ pub struct Backoff {
     reconnect: Reconnect,
     failures: u32,
     connected_at: Option<Duration>,
+    takeovers: u32,
+    taken_over_at: Duration,
 }
 
 impl Backoff {
     /// Pauses as `reconnect` says.
     pub fn new(reconnect: Reconnect) -> Backoff {
-        Backoff { reconnect, failures: 0, connected_at: None }
+        Backoff { reconnect, failures: 0, connected_at: None, takeovers: 0, taken_over_at: Duration::ZERO }
     }
 
     /// The cloud has accepted the connection at `now`.
@@ -49,6 +58,18 @@ impl Backoff {
         self.failures = self.failures.saturating_add(1);
         let pause = ceiling.mul_f64(f64::from(chance) / f64::from(u32::MAX));
         pause.clamp(PAUSE_MIN.min(ceiling), ceiling)
+    }
+
+    /// Another client has logged in with our id at `now`. The least pause before the next attempt: who comes back at once
+    /// throws that one out, and is thrown out again, for ever.
+    pub fn taken_over(&mut self, now: Duration) -> Duration {
+        if now.saturating_sub(self.taken_over_at) >= TAKEN_OVER_FORGOTTEN {
+            self.takeovers = 0;
+        }
+        self.taken_over_at = now;
+        let pause = TAKEN_OVER_FIRST.saturating_mul(1 << self.takeovers.min(DOUBLINGS_MAX)).min(TAKEN_OVER_MAX);
+        self.takeovers = self.takeovers.saturating_add(1);
+        pause
     }
 
     /// The longest that the next pause can be.
@@ -96,6 +117,20 @@ mod tests {
         assert_eq!(backoff.pause(Duration::from_secs(159), u32::MAX).as_secs(), 30);
         backoff.connected(Duration::from_secs(200));
         assert_eq!(backoff.pause(Duration::from_secs(260), u32::MAX).as_secs(), 1);
+    }
+
+    #[test]
+    fn who_is_thrown_out_by_its_own_name_comes_back_later_each_time() {
+        let mut backoff = backoff();
+        let mut now = Duration::from_secs(5);
+        let mut pauses = Vec::new();
+        for _ in 0..7 {
+            let pause = backoff.taken_over(now);
+            pauses.push(pause.as_secs());
+            now += pause + Duration::from_secs(90);
+        }
+        assert_eq!(pauses, [30, 60, 120, 240, 480, 600, 600]);
+        assert_eq!(backoff.taken_over(now + TAKEN_OVER_FORGOTTEN).as_secs(), 30, "a day later it is a new story");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::clock::Timing;
+use crate::config::clouds::Profile;
 use crate::message::{Body, Message, MessageId, Properties, Qos, Stamp, Topic};
 use crate::mqtt::{Connack, Publish, Version};
 use crate::payload::json;
@@ -27,6 +28,8 @@ const PACKET_BYTES_MAX: usize = 268_435_455 + 5;
 pub struct Terms {
     /// Protocol version.
     pub version: Version,
+    /// What is known of the cloud without its saying so: at 3.1.1 it says nothing.
+    pub profile: &'static Profile,
     /// Highest QoS.
     pub qos_max: Qos,
     /// Whether it keeps retained messages.
@@ -40,18 +43,43 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// What `connack` grants to a client that would like `window` and `keep_alive`.
-    pub fn new(version: Version, connack: &Connack, window: NonZeroU16, keep_alive: Duration) -> Terms {
+    /// What `connack` grants to a client that would like `window` and `keep_alive` of a cloud of this kind.
+    pub fn new(
+        version: Version,
+        profile: &'static Profile,
+        connack: &Connack,
+        window: NonZeroU16,
+        keep_alive: Duration,
+    ) -> Terms {
         let packet_bytes_max = connack.packet_bytes_max.and_then(|bytes| usize::try_from(bytes).ok());
         let server_keep_alive = connack.server_keep_alive_s.map(|seconds| Duration::from_secs(u64::from(seconds)));
+        let window = profile.window(window);
         Terms {
             version,
-            qos_max: connack.qos_max.unwrap_or(Qos::ExactlyOnce),
+            profile,
+            qos_max: connack.qos_max.unwrap_or(Qos::ExactlyOnce).min(profile.qos_max),
             retain_available: connack.retain_available,
-            packet_bytes_max: packet_bytes_max.unwrap_or(PACKET_BYTES_MAX).min(PACKET_BYTES_MAX),
+            // What the cloud itself says holds over what is written about it.
+            packet_bytes_max: packet_bytes_max
+                .or(profile.packet_bytes)
+                .unwrap_or(PACKET_BYTES_MAX)
+                .min(PACKET_BYTES_MAX),
             window: usize::from(connack.receive_max.map_or(window, |server| server.min(window)).get()),
-            keep_alive: server_keep_alive.unwrap_or(keep_alive),
+            keep_alive: server_keep_alive.unwrap_or_else(|| profile.kept_alive(keep_alive)),
         }
+    }
+
+    /// Why the cloud would not take a message, whenever it is sent; for a person.
+    pub fn fault(&self, publish: &Publish, bytes: usize) -> Option<String> {
+        if bytes > self.packet_bytes_max {
+            let max = self.packet_bytes_max;
+            return Some(format!("the message takes {bytes} bytes, and the cloud's Maximum Packet Size is {max}"));
+        }
+        let payload = publish.payload.len();
+        if let Some(max) = self.profile.payload_bytes.filter(|max| payload > *max) {
+            return Some(format!("the payload has {payload} bytes, and {} takes {max}", self.profile.title));
+        }
+        publish.topic.as_ref().and_then(|topic| self.profile.topic_fault(topic.as_str()))
     }
 }
 
@@ -148,7 +176,7 @@ fn assemble(
     };
     Publish {
         dup: false,
-        retain: message.retain && terms.retain_available,
+        retain: message.retain && terms.retain_available && terms.profile.may_retain(topic.as_str()),
         qos,
         packet_id: None,
         topic: Some(topic.clone()),
@@ -205,6 +233,8 @@ fn varint_bytes(value: usize) -> usize {
 mod tests {
     use std::sync::Arc;
 
+    use crate::config::clouds::{AWS_IOT, GENERIC};
+
     use bytes::BytesMut;
 
     use super::*;
@@ -214,7 +244,7 @@ mod tests {
 
     fn terms(version: Version) -> Terms {
         let window = NonZeroU16::new(10).unwrap();
-        Terms::new(version, &Connack::new(ReasonCode::SUCCESS), window, Duration::ZERO)
+        Terms::new(version, &GENERIC, &Connack::new(ReasonCode::SUCCESS), window, Duration::ZERO)
     }
 
     fn row(body: Body, properties: Option<Properties>) -> Queued {
@@ -334,9 +364,34 @@ mod tests {
         connack.retain_available = false;
         connack.receive_max = NonZeroU16::new(5);
         connack.server_keep_alive_s = Some(7);
-        let terms = Terms::new(Version::V5, &connack, NonZeroU16::new(10).unwrap(), Duration::from_secs(60));
+        let terms = Terms::new(Version::V5, &GENERIC, &connack, NonZeroU16::new(10).unwrap(), Duration::from_secs(60));
         assert_eq!((terms.window, terms.keep_alive), (5, Duration::from_secs(7)));
         let sent = publish(&row(Body::Bytes(Bytes::new()), None), &[], &terms, after(0)).unwrap();
         assert_eq!((sent.qos, sent.retain), (Qos::AtLeastOnce, false));
+    }
+    #[test]
+    fn what_a_cloud_does_not_announce_its_profile_says() {
+        let connack = Connack::new(ReasonCode::SUCCESS);
+        let window = NonZeroU16::new(1000).unwrap();
+        let mut terms = Terms::new(Version::V311, &AWS_IOT, &connack, window, Duration::from_secs(5));
+        assert_eq!((terms.window, terms.qos_max, terms.packet_bytes_max), (100, Qos::AtLeastOnce, 149_504));
+        assert_eq!(terms.keep_alive, Duration::from_secs(30), "the cloud's shortest");
+        let sent = |topic: &str, length: usize, terms: &Terms| {
+            let mut row = row(Body::Bytes(Bytes::from(vec![b'x'; length])), None);
+            row.encoding.topic = Topic::new(topic).unwrap();
+            publish(&row, &[], terms, after(0)).unwrap()
+        };
+        let retained = sent("$aws/rules/store/a", 1, &terms);
+        assert!(!retained.retain && sent("a", 1, &terms).retain, "Basic Ingest retains nothing");
+        let fault = |topic: &str, length: usize, terms: &Terms| {
+            let publish = sent(topic, length, terms);
+            terms.fault(&publish, publish_bytes(&publish, Version::V311))
+        };
+        assert_eq!(fault("a/b/c/d/e/f/g/h", 128 * 1024, &terms), None);
+        assert!(fault("a/b/c/d/e/f/g/h/i", 1, &terms).unwrap().contains("slashes"));
+        assert!(fault("a", 128 * 1024 + 1, &terms).unwrap().contains("payload has 131073 bytes"));
+        assert!(fault("a", 200 * 1024, &terms).unwrap().contains("Maximum Packet Size is 149504"));
+        terms.packet_bytes_max = 100;
+        assert!(fault("a", 200, &terms).unwrap().contains("is 100"));
     }
 }

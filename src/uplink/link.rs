@@ -6,13 +6,12 @@
 
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use log::{debug, error, info, warn};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -31,7 +30,7 @@ use crate::intake::{Intake, LiveForward};
 use crate::message::Stamp;
 use crate::mqtt::{Decoder, Encoder, Packet, ReasonCode};
 use crate::queue::{Inlet, Outlet};
-use crate::transport::{self, ConnectError, Refusal, Stream, TlsFiles};
+use crate::transport::{self, ConnectError, Login, LoginError, Refusal, Stream, Way};
 
 /// TCP and TLS each must be done within this.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -55,11 +54,8 @@ const PACKETS_AT_ONCE: usize = 128;
 /// Reports and live messages of one turn.
 const TURN_MAX: usize = 64;
 
-/// Longest password file that is read.
-const PASSWORD_BYTES_MAX: u64 = 65_535;
-
-/// Another client with our id: coming back at once would throw it out, and it us.
-const TAKEN_OVER_PAUSE: Duration = Duration::from_secs(10);
+/// A token is replaced this long before its end, and before a tenth of what is left of it.
+const RENEW_BEFORE_MAX: Duration = Duration::from_secs(300);
 
 /// Dead letters are named in the journal at most this often; the count goes on.
 const REJECTED_EVERY: Duration = Duration::from_secs(10);
@@ -144,6 +140,8 @@ impl Uplink {
             no_room_at: None,
             endpoint: 0,
             tried: 0,
+            introduced_at: None,
+            renew_at: None,
             was_up: false,
             is_outage: false,
             is_stopping: false,
@@ -165,7 +163,7 @@ impl Uplink {
     }
 }
 
-type Connecting = Pin<Box<dyn Future<Output = Result<(Stream, Option<Bytes>), AttemptError>> + Send>>;
+type Connecting = Pin<Box<dyn Future<Output = Result<(Stream, Login), AttemptError>> + Send>>;
 
 enum Line {
     Idle { until: Instant },
@@ -187,12 +185,8 @@ struct Wire {
 
 #[derive(Debug, Error)]
 enum AttemptError {
-    #[error("cannot read the password from {}", path.display())]
-    Password {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Login(LoginError),
     #[error(transparent)]
     Connect(ConnectError),
 }
@@ -216,7 +210,7 @@ enum LostError {
 
 enum LineEvent {
     Due,
-    Connected(Result<(Stream, Option<Bytes>), AttemptError>),
+    Connected(Result<(Stream, Login), AttemptError>),
     Read,
     Written,
     Lost(io::Error),
@@ -285,6 +279,10 @@ struct Link {
     endpoint: usize,
     /// Endpoints tried since the last pause.
     tried: usize,
+    /// When this connection's token is to be replaced.
+    renew_at: Option<Instant>,
+    /// When CONNECT was sent last.
+    introduced_at: Option<Instant>,
     /// The session was set up on this connection.
     was_up: bool,
     /// The outage has been logged.
@@ -307,6 +305,11 @@ impl Link {
         self.set_state(UplinkState::Connecting, None);
         let mut settle_by = None;
         loop {
+            if self.renew_at.is_some_and(|renew_at| renew_at <= Instant::now()) {
+                self.renew_at = None;
+                let at = self.at();
+                self.machine.handle(at, Event::Renew);
+            }
             self.turn().await;
             if self.is_stopping && !matches!(self.line, Line::Open(_)) {
                 self.is_stopped = true;
@@ -321,6 +324,7 @@ impl Link {
             // Before the deadline, which depends on whether the pace held something back.
             let may_live = self.machine.wants_live(at) && self.output_bytes() < WRITE_BYTES_MAX;
             let deadline = self.machine.deadline(at.now).map_or_else(far, |at| self.started + at);
+            let deadline = self.renew_at.map_or(deadline, |renew_at| renew_at.min(deadline));
             let deadline = settle_by.unwrap_or(deadline);
             let may_open = self.machine.can_open() && !self.is_stopping;
             let may_read = self.machine.wants_packets();
@@ -521,7 +525,7 @@ impl Link {
         let at = self.at();
         match event {
             LineEvent::Due => self.connect(),
-            LineEvent::Connected(Ok((stream, password))) => self.connected(stream, password),
+            LineEvent::Connected(Ok((stream, login))) => self.connected(stream, login),
             LineEvent::Connected(Err(error)) => self.lost(chain(&error), None),
             LineEvent::Read => self.machine.heard(at),
             LineEvent::Written => {}
@@ -562,28 +566,36 @@ impl Link {
 
     fn connect(&mut self) {
         let Some(endpoint) = self.endpoint().cloned() else { return };
+        // Some clouds count the connections of a client id, whatever the reason for another one.
+        let may_at = self.introduced_at.map(|at| at + self.config.profile.connect_every);
+        if let Some(until) = may_at.filter(|until| *until > Instant::now()) {
+            self.line = Line::Idle { until };
+            return;
+        }
         if !self.is_outage {
             self.set_state(UplinkState::Connecting, None);
         }
         self.tried += 1;
-        let files = TlsFiles::from(&self.config);
+        let config = self.config.clone();
         let now = self.clock.now();
-        let password_file = self.config.password_file.clone();
         self.line = Line::Connecting(Box::pin(async move {
-            let password = match password_file {
-                Some(path) => Some(password(path).await?),
-                None => None,
-            };
-            let stream = transport::connect(&endpoint, &files, now, CONNECT_WITHIN).await;
-            Ok((stream.map_err(AttemptError::Connect)?, password))
+            let way = Way::new(&config, &endpoint);
+            // First, because it may be slow and a broker does not wait for CONNECT.
+            let login = Login::read(&config, now).await.map_err(AttemptError::Login)?;
+            let stream = transport::connect_by(&endpoint, &way, now, CONNECT_WITHIN).await;
+            Ok((stream.map_err(AttemptError::Connect)?, login))
         }));
     }
 
-    fn connected(&mut self, stream: Stream, password: Option<Bytes>) {
+    fn connected(&mut self, stream: Stream, login: Login) {
         let at = self.at();
         let Some(endpoint) = self.endpoint() else { return };
         let key = session_key(endpoint, &self.client_id, self.config.username.as_deref());
-        let connect = self.machine.open(at, key, password);
+        self.renew_at = login.expires_ms.and_then(|expires_ms| renewal(self.clock.now().wall_ms, expires_ms));
+        let mut connect = self.machine.open(at, key, login.password);
+        if let Packet::Connect(connect) = &mut connect {
+            connect.username = login.username;
+        }
         let (reader, writer) = tokio::io::split(stream);
         let version = match &connect {
             Packet::Connect(connect) => connect.version,
@@ -600,7 +612,10 @@ impl Link {
             has_more: false,
         });
         match wire.encoder.encode(&connect, &mut wire.output) {
-            Ok(()) => self.line = Line::Open(wire),
+            Ok(()) => {
+                self.introduced_at = Some(Instant::now());
+                self.line = Line::Open(wire);
+            }
             Err(error) => {
                 self.machine.handle(at, Event::Lost { by_peer: false });
                 self.lost(chain(&error), None);
@@ -628,7 +643,7 @@ impl Link {
                 self.line = Line::Idle { until: far() };
                 self.is_stopped = true;
             }
-            CloseReason::Afresh => {
+            CloseReason::Afresh | CloseReason::Renewed => {
                 self.line = Line::Idle { until: Instant::now() };
             }
             other => self.lost(chain(&other), Some(other)),
@@ -654,7 +669,9 @@ impl Link {
             self.backoff.pause(at.now, chance())
         };
         if code == Some(ReasonCode::SESSION_TAKEN_OVER) {
-            pause = pause.max(TAKEN_OVER_PAUSE);
+            pause = pause.max(self.backoff.taken_over(at.now));
+            let (uplink, client_id, pause_s) = (self.name.as_ref(), self.client_id.as_str(), pause.as_secs());
+            error!(uplink, client_id, pause_s; "Another client logs in with this client id; each throws the other out");
         }
         self.line = Line::Idle { until: Instant::now() + pause };
         if !self.is_outage {
@@ -714,6 +731,9 @@ impl Link {
             Note::Uncertain { sequence, topic } => {
                 warn!(uplink, sequence:%, topic:%; "The cloud did not know a message it had taken; it counts as delivered");
             }
+            Note::Throttled { messages } => {
+                warn!(uplink, messages; "The cloud takes less than it is sent; what it threw away goes again, slower");
+            }
             Note::OwnTopicOff => {
                 error!(uplink; "The cloud does not allow the own topic; status messages are off until the next start");
             }
@@ -735,6 +755,7 @@ impl Link {
         health.in_flight.store(u64::try_from(self.machine.in_flight()).unwrap_or(0), Ordering::Relaxed);
         health.delivered.store(counts.delivered, Ordering::Relaxed);
         health.resent.store(counts.resent, Ordering::Relaxed);
+        health.throttled.store(counts.throttled, Ordering::Relaxed);
         health.downgraded.store(counts.downgraded, Ordering::Relaxed);
         health.sessions_lost.store(counts.sessions_lost, Ordering::Relaxed);
         health.received.store(counts.received, Ordering::Relaxed);
@@ -754,17 +775,11 @@ async fn receive(lane: &mut Option<mpsc::Receiver<LiveForward>>) -> Option<LiveF
     }
 }
 
-/// The first line of the password file: most editors put a line end behind it.
-async fn password(path: PathBuf) -> Result<Bytes, AttemptError> {
-    let read = async {
-        let file = tokio::fs::File::open(&path).await?;
-        let mut bytes = Vec::new();
-        file.take(PASSWORD_BYTES_MAX).read_to_end(&mut bytes).await?;
-        Ok(bytes)
-    };
-    let bytes = read.await.map_err(|source| AttemptError::Password { path: path.clone(), source })?;
-    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    Ok(Bytes::copy_from_slice(line.strip_suffix(b"\r").unwrap_or(line)))
+/// When to come back with a new token; `None` = it has ended already, which the cloud may say.
+fn renewal(wall_ms: i64, expires_ms: i64) -> Option<Instant> {
+    let left = u64::try_from(expires_ms.saturating_sub(wall_ms)).ok().filter(|left| *left > 0)?;
+    let left = Duration::from_millis(left);
+    Instant::now().checked_add(left - RENEW_BEFORE_MAX.min(left / 10))
 }
 
 /// Names a session of a cloud: FNV-1a (64 bits), because it is kept on disk and must not change with a library.

@@ -32,6 +32,7 @@ use super::overtaken::Overtaken;
 use super::own::{self, OwnTopic};
 use super::reason::{meaning, quoted, remedy};
 use super::waiting::{Attempt, Waiting};
+use crate::config::clouds::{MissingPuback, Profile};
 use crate::config::{DrainOrder, Pace, Protocol, ReceiveRule, UplinkConfig};
 use crate::health::LossReason;
 use crate::intake::LiveForward;
@@ -103,9 +104,6 @@ const WINDOW_GROWS_AFTER_V5: Duration = Duration::from_secs(30);
 /// In 3.1.1 a command that the store has no room for is handed in again after this: it cannot be refused there.
 const SUBMIT_AGAIN: Duration = Duration::from_millis(250);
 
-/// Filters of one SUBSCRIBE; some clouds take no more.
-const FILTERS_MAX: usize = 8;
-
 /// A refused subscription is tried again after this.
 const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(5 * 60);
 
@@ -117,6 +115,8 @@ const SUBSCRIBE_DEATHS_MAX: u32 = 3;
 pub struct Settings {
     /// The uplink's name.
     pub name: Arc<str>,
+    /// What is known of the cloud.
+    pub profile: &'static Profile,
     /// Protocol version.
     pub version: Version,
     /// Client id, placeholders filled.
@@ -144,13 +144,14 @@ impl Settings {
     pub fn new(name: Arc<str>, client_id: String, config: &UplinkConfig) -> Settings {
         Settings {
             name,
+            profile: config.profile,
             version: match config.protocol {
                 Protocol::V311 => Version::V311,
                 Protocol::V5 => Version::V5,
             },
             client_id,
             username: config.username.clone(),
-            window: config.window,
+            window: config.profile.window(config.window),
             keep_alive: config.keep_alive,
             session_expiry: config.session_expiry,
             drain: config.drain,
@@ -222,6 +223,8 @@ pub enum Event {
         /// The other side closed it, as a broker does that takes offence.
         by_peer: bool,
     },
+    /// What the gateway logged in with ends soon.
+    Renew,
     /// The gateway stops.
     Stop,
 }
@@ -322,6 +325,9 @@ pub enum CloseReason {
     /// A clean session has been had; now the one that is kept.
     #[error("the session starts afresh")]
     Afresh,
+    /// The token ends soon, and another one waits.
+    #[error("the token is replaced")]
+    Renewed,
     /// The gateway stops.
     #[error("the gateway stops")]
     Stopped,
@@ -370,6 +376,11 @@ pub enum Note {
         /// Its topic at the cloud.
         topic: Topic,
     },
+    /// The cloud has thrown messages away because they were too many; they go again, slower.
+    Throttled {
+        /// How many.
+        messages: usize,
+    },
     /// The cloud does not allow the own topic; it is off until the next start.
     OwnTopicOff,
     /// The cloud does not allow a subscription.
@@ -386,6 +397,8 @@ pub struct Counts {
     pub delivered: u64,
     /// Sent again.
     pub resent: u64,
+    /// Thrown away by the cloud because they were too many, and sent again.
+    pub throttled: u64,
     /// Sent at a lower QoS than asked for.
     pub downgraded: u64,
     /// Sessions that the cloud forgot.
@@ -451,6 +464,8 @@ enum Holder {
     Row(Box<Slot>),
     OwnStatus,
     Subscribe(Vec<String>),
+    /// The cloud has thrown away what bore it, and counts it as long as this connection lasts.
+    Thrown,
 }
 
 /// Changes of one transaction and the packets that must follow it.
@@ -561,6 +576,8 @@ pub struct Machine {
     heard_at: Duration,
     progress_at: Duration,
     overtaken: Overtaken,
+    /// Packet ids whose messages the cloud has thrown away on this connection.
+    thrown: usize,
     published_at: Duration,
     pacing: Pacing,
     pace_until: Option<Duration>,
@@ -571,6 +588,8 @@ pub struct Machine {
     subscribe_deaths: u32,
     inbound: Inbound,
     submit_at: Option<Duration>,
+    /// Until then what is in flight may be answered, before a connection with another token takes the place of this one.
+    renew_by: Option<Duration>,
     stop_by: Option<Duration>,
     counts: Counts,
     actions: Vec<Action>,
@@ -579,8 +598,9 @@ pub struct Machine {
 impl Machine {
     /// A machine before its first connection; it asks for the durable state in its first turn.
     pub fn new(settings: Settings) -> Machine {
-        let terms =
-            Terms::new(settings.version, &Connack::new(ReasonCode::SUCCESS), settings.window, settings.keep_alive);
+        let connack = Connack::new(ReasonCode::SUCCESS);
+        let Settings { version, profile, window, keep_alive, .. } = settings;
+        let terms = Terms::new(version, profile, &connack, window, keep_alive);
         Machine {
             phase: Phase::Down,
             terms,
@@ -624,6 +644,7 @@ impl Machine {
             heard_at: Duration::ZERO,
             progress_at: Duration::ZERO,
             overtaken: Overtaken::default(),
+            thrown: 0,
             published_at: Duration::ZERO,
             pacing: Pacing::new(settings.pace),
             pace_until: None,
@@ -634,6 +655,7 @@ impl Machine {
             subscribe_deaths: 0,
             inbound: Inbound::default(),
             submit_at: None,
+            renew_by: None,
             stop_by: None,
             counts: Counts::default(),
             actions: Vec::new(),
@@ -713,6 +735,11 @@ impl Machine {
             Event::Live(live) => self.live(at, &live),
             Event::Unsendable { packet_id, reason } => self.unsendable(at, packet_id, reason),
             Event::Lost { by_peer } => self.lost(at, by_peer),
+            Event::Renew => {
+                if matches!(self.phase, Phase::Opening { .. } | Phase::Settling { .. } | Phase::Renewing | Phase::Up) {
+                    self.renew_by = Some(at.now + STOP_WITHIN);
+                }
+            }
             Event::Stop => {
                 if self.stop_by.is_none() {
                     self.stop_by = Some(at.now + STOP_WITHIN);
@@ -754,6 +781,7 @@ impl Machine {
         }
         self.commit(at);
         self.prove(at);
+        self.renew(at);
         self.stop(at);
         self.fetch(at);
     }
@@ -771,7 +799,7 @@ impl Machine {
 
     /// Whether a live QoS 0 message may be handed in.
     pub fn wants_live(&mut self, at: Moment) -> bool {
-        if self.phase != Phase::Up || self.stop_by.is_some() {
+        if self.phase != Phase::Up || self.is_ending() {
             return false;
         }
         let ready_at = self.pacing.ready_at(at.now);
@@ -811,7 +839,7 @@ impl Machine {
             }
             _ => {}
         }
-        self.stop_by.into_iter().chain(self.submit_at).for_each(&mut at);
+        self.stop_by.into_iter().chain(self.renew_by).chain(self.submit_at).for_each(&mut at);
         earliest
     }
 
@@ -882,8 +910,8 @@ impl Machine {
         if self.own.connect_accepted() {
             self.actions.push(Action::Note(Note::OwnTopicOff));
         }
-        let settings = &self.settings;
-        self.terms = Terms::new(settings.version, connack, settings.window, settings.keep_alive);
+        let Settings { version, profile, window, keep_alive, .. } = self.settings;
+        self.terms = Terms::new(version, profile, connack, window, keep_alive);
         self.phase = Phase::Settling { session_present: connack.session_present };
     }
 
@@ -919,7 +947,7 @@ impl Machine {
         }
         // DISCONNECT with a reason is version 5; before CONNACK the server expects none (MQTT 5.0, 4.13).
         let code = match &reason {
-            CloseReason::Stopped | CloseReason::Afresh => Some(ReasonCode::SUCCESS),
+            CloseReason::Stopped | CloseReason::Afresh | CloseReason::Renewed => Some(ReasonCode::SUCCESS),
             CloseReason::Protocol { .. } => Some(ReasonCode::PROTOCOL_ERROR),
             CloseReason::NotAccepted { .. } => Some(ReasonCode::UNSPECIFIED_ERROR),
             _ => None,
@@ -952,8 +980,9 @@ impl Machine {
                 slot.is_out = false;
                 true
             }
-            Holder::OwnStatus | Holder::Subscribe(_) => false,
+            Holder::OwnStatus | Holder::Subscribe(_) | Holder::Thrown => false,
         });
+        self.thrown = 0;
         let unproven = std::mem::take(&mut self.unproven);
         let proving = self.ping.take().map(|ping| ping.proves).unwrap_or_default();
         for attempt in unproven.into_iter().chain(proving) {
@@ -970,6 +999,7 @@ impl Machine {
         self.has_acked = false;
         self.own_next = None;
         self.pace_until = None;
+        self.renew_by = None;
     }
 
     /// The cloud closed the connection, as a broker does that has no other way to refuse what it was sent. Whatever
@@ -1288,7 +1318,11 @@ impl Machine {
         });
         let progress_within = PROGRESS_WITHIN.max(keep_alive * 2);
         let progress_at = is_waiting.then(|| self.progress_at + progress_within);
-        let overtaken_at = self.overtaken.since().map(|since| since + progress_within);
+        let overtaken_within = match self.settings.profile.missing_puback {
+            MissingPuback::Fault => progress_within,
+            MissingPuback::Throttle(within) => within,
+        };
+        let overtaken_at = self.overtaken.since().map(|since| since + overtaken_within);
         [silent_at, ping_at, progress_at, overtaken_at]
     }
 
@@ -1313,12 +1347,50 @@ impl Machine {
                 } else if is_due(progress_at) {
                     self.close(CloseReason::NoProgress);
                 } else if is_due(overtaken_at) {
-                    self.close(CloseReason::Overtaken);
+                    match self.settings.profile.missing_puback {
+                        MissingPuback::Fault => self.close(CloseReason::Overtaken),
+                        MissingPuback::Throttle(_) => self.throttled(at),
+                    }
                 } else if is_due(ping_at) {
                     self.ping(at);
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Messages were passed over: the cloud has thrown them away because they were too many. They go again, slower, each
+    /// as a new packet: a PUBLISH must not be repeated on one connection (MQTT 5.0, 4.4).
+    fn throttled(&mut self, at: Moment) {
+        let passed: Vec<PacketId> = self
+            .ids
+            .iter()
+            .filter_map(|(id, holder)| match holder {
+                Holder::Row(slot) if slot.is_out && self.overtaken.is_behind(slot.number) => {
+                    (slot.stage == Stage::Sent).then_some(*id)
+                }
+                _ => None,
+            })
+            .collect();
+        // At QoS 2, or where the account is full, there is no other way than a new connection.
+        if passed.is_empty() {
+            return self.close(CloseReason::Overtaken);
+        }
+        self.pacing.slow(at.now);
+        let messages = passed.len();
+        for id in passed {
+            if let Some(attempt) = self.remove_row(at, id) {
+                self.counts.resent += 1;
+                self.waiting.refuse_quota(at.now, attempt);
+            }
+            self.ids.insert(id, Holder::Thrown);
+            self.thrown += 1;
+        }
+        self.counts.throttled += u64::try_from(messages).unwrap_or(u64::MAX);
+        self.actions.push(Action::Note(Note::Throttled { messages }));
+        // The cloud counts them as unacknowledged; in a new connection it begins anew.
+        if self.thrown * 2 >= self.terms.window.max(2) {
+            self.close(CloseReason::Overtaken);
         }
     }
 
@@ -1331,6 +1403,20 @@ impl Machine {
     fn prove(&mut self, at: Moment) {
         if self.phase == Phase::Up && !self.unproven.is_empty() && self.ping.is_none() {
             self.ping(at);
+        }
+    }
+
+    /// Nothing new is sent on this connection.
+    fn is_ending(&self) -> bool {
+        self.stop_by.is_some() || self.renew_by.is_some()
+    }
+
+    /// The session goes on in the next connection, so that what stays unanswered is only sent again.
+    fn renew(&mut self, at: Moment) {
+        let Some(renew_by) = self.renew_by.filter(|_| self.stop_by.is_none()) else { return };
+        let is_settled = self.phase == Phase::Up && self.rows_out == 0 && self.is_at_rest();
+        if is_settled || at.now >= renew_by {
+            self.close(CloseReason::Renewed);
         }
     }
 
@@ -1530,13 +1616,13 @@ impl Machine {
     /// Whether a new packet id fits beside all that the cloud may still hold of this session, also what has not been
     /// resent yet: Mosquitto counts what it holds from earlier connections, and throws out whoever goes beyond.
     fn has_room_at_cloud(&self, window: usize) -> bool {
-        let kept = self.rows_out + self.resend.len();
+        let kept = self.rows_out + self.resend.len() + self.thrown;
         // One goes beside those that are suspected, however many: the others must not wait for their trial.
         kept == 0 || (kept < window && kept + self.dock.len() < self.terms.window)
     }
 
     fn may_send_fresh(&mut self, at: Moment, window: usize) -> bool {
-        let may = self.stop_by.is_none()
+        let may = !self.is_ending()
             && self.has_room_at_cloud(window)
             && self.exposed() < self.exposed_max()
             && (self.bytes_out < IN_FLIGHT_BYTES_MAX || self.rows_out == 0)
@@ -1589,9 +1675,8 @@ impl Machine {
             return self.give_up(&attempt, verdict);
         };
         let bytes = compose::publish_bytes(&publish, self.terms.version);
-        if bytes > self.terms.packet_bytes_max {
-            let text = too_large(bytes, self.terms.packet_bytes_max);
-            return self.reject(attempt, text);
+        if let Some(fault) = self.terms.fault(&publish, bytes) {
+            return self.reject(attempt, fault);
         }
         if publish.qos < attempt.row.qos {
             self.counts.downgraded += 1;
@@ -1666,9 +1751,8 @@ impl Machine {
         }
         publish.qos = qos;
         let bytes = compose::publish_bytes(&publish, self.terms.version);
-        if bytes > self.terms.packet_bytes_max {
-            let text = too_large(bytes, self.terms.packet_bytes_max);
-            return self.reject_slot(at, id, text);
+        if let Some(fault) = self.terms.fault(&publish, bytes) {
+            return self.reject_slot(at, id, fault);
         }
         publish.packet_id = Some(id);
         publish.dup = slot.is_sent;
@@ -1754,6 +1838,11 @@ impl Machine {
                 self.actions.push(Action::Note(Note::OwnTopicOff));
             }
             return;
+        }
+        if let Some(Holder::Thrown) = self.ids.get(&id) {
+            // It was only late; the message is on its way a second time, with the same MessageId.
+            self.ids.remove(&id);
+            self.thrown = self.thrown.saturating_sub(1);
         }
         if self.stage(id) != Some(Stage::Sent) {
             self.counts.strays += 1;
@@ -1844,6 +1933,7 @@ impl Machine {
                 self.counts.resent += 1;
                 match reason {
                     ReasonCode::QUOTA_EXCEEDED | ReasonCode::MESSAGE_RATE_TOO_HIGH => {
+                        self.pacing.slow(at.now);
                         self.waiting.refuse_quota(at.now, attempt);
                     }
                     ReasonCode::NOT_AUTHORIZED => {
@@ -1902,7 +1992,8 @@ impl Machine {
         }
         let publish = compose::live(&live.message, &live.topic, &self.terms, at.stamp);
         let publish = publish.map(|publish| (compose::publish_bytes(&publish, self.terms.version), publish));
-        let Some((bytes, publish)) = publish.filter(|(bytes, _)| *bytes <= self.terms.packet_bytes_max) else {
+        let Some((bytes, publish)) = publish.filter(|(bytes, publish)| self.terms.fault(publish, *bytes).is_none())
+        else {
             self.counts.live_dropped += 1;
             return;
         };
@@ -1966,7 +2057,8 @@ impl Machine {
             .iter()
             .map(|rule| Subscription {
                 filter: rule.filter.clone(),
-                qos: rule.qos,
+                // AWS does not answer a SUBSCRIBE above its highest.
+                qos: rule.qos.min(self.settings.profile.qos_max),
                 // Forbidden on a shared subscription (MQTT 5.0, 3.8.3.1).
                 no_local: is_v5 && rule.filter.share_group().is_none(),
                 retain_as_published: false,
@@ -1974,7 +2066,7 @@ impl Machine {
                 retain_handling: u8::from(is_v5),
             })
             .collect();
-        for some in wanted.chunks(FILTERS_MAX) {
+        for some in wanted.chunks(self.settings.profile.filters_per_subscribe.max(1)) {
             if self.ids.len() >= usize::from(u16::MAX) {
                 return;
             }
@@ -2097,8 +2189,4 @@ impl Machine {
 fn admit(id: PacketId, order: u64, attempt: &Attempt) -> Change {
     let encoding = attempt.row.encoding.clone();
     Change::Admit { packet_id: id.get(), rows: attempt.sequences().collect(), order, encoding }
-}
-
-fn too_large(bytes: usize, bytes_max: usize) -> String {
-    format!("the message takes {bytes} bytes, and the cloud's Maximum Packet Size is {bytes_max}")
 }

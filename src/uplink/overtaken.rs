@@ -53,6 +53,11 @@ impl Overtaken {
         self.since
     }
 
+    /// Whether a message that was sent after this one is answered.
+    pub fn is_behind(&self, number: u64) -> bool {
+        number + 1 < self.answered_to
+    }
+
     /// The connection is gone.
     pub fn clear(&mut self) {
         *self = Overtaken::default();

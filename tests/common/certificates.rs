@@ -27,6 +27,16 @@ pub struct Certificates {
 impl Certificates {
     /// Makes them under `folder`, whose name tells authorities apart.
     pub fn make(folder: &Path, client_name: &str) -> Certificates {
+        Certificates::make_with(folder, client_name, |_| {}, |_| {})
+    }
+
+    /// The same with something changed in the server's and the client's certificate.
+    pub fn make_with(
+        folder: &Path,
+        client_name: &str,
+        change_server: impl Fn(&mut CertificateParams),
+        change_client: impl Fn(&mut CertificateParams),
+    ) -> Certificates {
         fs::create_dir_all(folder).unwrap();
         let authority_key = KeyPair::generate().unwrap();
         let mut authority = CertificateParams::new(Vec::new()).unwrap();
@@ -42,12 +52,14 @@ impl Certificates {
         server.subject_alt_names.push(SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)));
         server.distinguished_name.push(DnType::CommonName, "localhost");
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        change_server(&mut server);
         let server_cert = server.signed_by(&server_key, &issuer).unwrap();
 
         let client_key = KeyPair::generate().unwrap();
         let mut client = CertificateParams::new(Vec::new()).unwrap();
         client.distinguished_name.push(DnType::CommonName, client_name);
         client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        change_client(&mut client);
         let client_cert = client.signed_by(&client_key, &issuer).unwrap();
 
         let write = |name: &str, text: String| {

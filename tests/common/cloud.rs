@@ -20,6 +20,7 @@ pub struct Mosquitto {
     pub tls_port: Option<u16>,
     access: Access,
     more: String,
+    tls_more: String,
     process: Option<Process>,
 }
 
@@ -46,13 +47,27 @@ impl Mosquitto {
         let folder = folder.join("mosquitto");
         fs::create_dir_all(&folder).unwrap();
         let tls_port = matches!(access, Access::Tls { .. }).then(port::free);
-        Mosquitto { folder, port: port::free(), tls_port, access, more: String::new(), process: None }
+        Mosquitto {
+            folder,
+            port: port::free(),
+            tls_port,
+            access,
+            more: String::new(),
+            tls_more: String::new(),
+            process: None,
+        }
     }
 
     /// Adds a line to its configuration from the next start on.
     pub fn configure(&mut self, line: &str) {
         self.more += line;
         self.more.push('\n');
+    }
+
+    /// The same for the port with TLS alone.
+    pub fn configure_tls(&mut self, line: &str) {
+        self.tls_more += line;
+        self.tls_more.push('\n');
     }
 
     /// Starts it with what it has kept, and waits until this very process listens.
@@ -124,6 +139,7 @@ impl Mosquitto {
                 server_cert.display(),
                 server_key.display()
             );
+            text += &self.tls_more;
             text += &format!("require_certificate {asks_for_client}\nuse_identity_as_username {asks_for_client}\n");
         }
         let path = self.folder.join("mosquitto.conf");

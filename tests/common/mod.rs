@@ -27,6 +27,7 @@ pub mod order;
 pub mod peers;
 pub mod port;
 pub mod process;
+pub mod proxy;
 pub mod raw;
 pub mod relay;
 

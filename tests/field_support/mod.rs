@@ -73,8 +73,17 @@ pub struct Running {
 
 impl Running {
     pub fn start(config: &Config) -> Running {
+        Running::start_recording(config, None)
+    }
+
+    /// The same with what goes over the lines taken down in a directory.
+    pub fn start_recording(config: &Config, record: Option<&Path>) -> Running {
         let (readings, health, stop) = (Collector::default(), Health::default(), CancellationToken::new());
         let field = Field::new(config, readings.clone(), Clock::new(ClockSource::Trusted), &health).unwrap();
+        let field = match record {
+            Some(dir) => field.recording(dir).unwrap(),
+            None => field,
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(field.run(stop.clone()));
         Running { readings, health, stop, tasks }

@@ -27,6 +27,7 @@ ask.add_argument("--size", type=int, default=16, help="bytes of each payload")
 ask.add_argument("--window", type=int, default=20)
 ask.add_argument("--pause", type=float, default=0.0, help="seconds between two messages")
 ask.add_argument("--persistent", action="store_true")
+ask.add_argument("--retain", action="store_true")
 asked = ask.parse_args()
 
 lock = threading.Lock()
@@ -86,7 +87,7 @@ while not client.is_connected():
     time.sleep(0.005)
 for number in range(asked.first, asked.first + asked.count):
     payload = str(number).ljust(asked.size)
-    published = client.publish(asked.topic, payload, qos=asked.qos)
+    published = client.publish(asked.topic, payload, qos=asked.qos, retain=asked.retain)
     number_of[published.mid] = number
     if asked.pause:
         time.sleep(asked.pause)

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate::clock::Timing;
+use tidegate::config::clouds::GENERIC;
 use tidegate::config::{BatchLimits, DrainOrder, Pace, ReceiveRule, TopicTemplate};
 use tidegate::message::{
     Body, Filter, Message, MessageId, Origin, Properties, Qos, Quality, Reading, Sequence, Stamp, Topic, Value,
@@ -139,6 +140,8 @@ pub struct Temper {
     pub disconnects: Option<(u8, u8)>,
     /// Takes a body that is this and does not answer, on the first connection.
     pub swallows: Option<&'static [u8]>,
+    /// Throws every message of this many away without a word, as a cloud whose quota is used up.
+    pub throws_each: Option<usize>,
     pub forgets_sessions: bool,
     pub closes_beyond: Option<usize>,
     /// Closes on a new packet id beside so many QoS 2 ids that it holds, also from earlier connections: Mosquitto.
@@ -161,6 +164,7 @@ pub struct Cloud {
     pub held_max: usize,
     pub published: usize,
     pub forbidden: usize,
+    pub thrown: usize,
     pub back: VecDeque<Packet>,
     pub withheld: Vec<Packet>,
     pub strays: Vec<Packet>,
@@ -309,6 +313,10 @@ impl Cloud {
         if let Some((_, code)) = is_refused {
             reason = ReasonCode(code);
         }
+        if self.temper.throws_each.is_some_and(|each| self.published.is_multiple_of(each)) {
+            self.thrown += 1;
+            return None;
+        }
         let is_swallowed = self.connects == 1 && self.temper.swallows == Some(&publish.payload[..]);
         if publish.qos == Qos::AtLeastOnce {
             if !reason.is_failure() {
@@ -399,6 +407,7 @@ pub fn settings(version: Version, window: u16) -> Settings {
     let filter = Filter::new("cmd/#").unwrap();
     Settings {
         name: Arc::from("cloud"),
+        profile: &GENERIC,
         version,
         client_id: "g".to_owned(),
         username: None,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tempfile::TempDir;
 use tidegate::clock::{Clock, ClockSource};
+use tidegate::config::clouds::GENERIC;
 use tidegate::config::{
     DrainOrder, Endpoint, ForwardRule, Pace, Protocol, ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, WhenFull,
 };
@@ -49,7 +50,8 @@ pub fn forward(filter: &str, template: &str, qos: Option<Qos>) -> ForwardRule {
 pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
     let filter = Filter::new("cmd/#").unwrap();
     UplinkConfig {
-        endpoints: vec![Endpoint { host: "127.0.0.1".to_owned(), port, tls: false }],
+        profile: &GENERIC,
+        endpoints: vec![Endpoint { host: "127.0.0.1".to_owned(), port, tls: false, path: None }],
         protocol,
         client_id: "g7".to_owned(),
         ca: None,
@@ -58,6 +60,9 @@ pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
         alpn: Vec::new(),
         username: None,
         password_file: None,
+        jwt: None,
+        authorizer: None,
+        proxy: None,
         keep_alive: Duration::from_secs(60),
         session_expiry: Duration::from_secs(86_400),
         window: NonZeroU16::new(100).unwrap(),

@@ -48,6 +48,8 @@ pub struct Seen {
     pub answers: Vec<Packet>,
     /// Connections that ended with DISCONNECT, reason 0.
     pub farewells: usize,
+    /// User names and passwords of CONNECT, in order.
+    pub logins: Vec<(String, String)>,
     /// Wills of CONNECT, by topic.
     pub wills: Vec<String>,
     has_session: bool,
@@ -147,6 +149,8 @@ impl Seen {
                 let mut connack = Connack::new(self.temper.refuses_with.unwrap_or(ReasonCode::SUCCESS));
                 if !connack.reason.is_failure() {
                     self.connects += 1;
+                    let password = connect.password.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+                    self.logins.push((connect.username.clone().unwrap_or_default(), password.into_owned()));
                     self.wills.extend(connect.will.iter().map(|will| will.topic.to_string()));
                     if connect.clean_start {
                         self.has_session = false;

@@ -202,7 +202,7 @@ pub(in crate::cli) fn endpoint(url: &str) -> Result<Endpoint, PlanError> {
     if host.is_empty() || host.contains(['/', '@', ' ']) {
         return Err(wrong());
     }
-    Ok(Endpoint { host: host.to_owned(), port, tls })
+    Ok(Endpoint { host: host.to_owned(), port, tls, path: None })
 }
 
 fn draw() -> Result<String, PlanError> {

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use serde::Deserialize;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,7 +23,7 @@ use crate::mqtt::{
     Ack, Connect, DecodeError, Decoder, Disconnect, EncodeError, Encoder, Packet, PacketId, ReasonCode, Subscribe,
     Subscription, Version,
 };
-use crate::transport::{self, ConnectError, Stream, TlsFiles};
+use crate::transport::{self, ConnectError, Login, LoginError, Stream, Way};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const RECONNECT: Duration = Duration::from_secs(1);
@@ -35,17 +35,15 @@ const KEEP_ALIVE_S: u16 = 15;
 const SESSION_S: u32 = 7 * 86_400;
 /// Longest packet that is taken: the drill's own messages are short.
 const PACKET_BYTES_MAX: usize = 1024 * 1024;
-const PASSWORD_BYTES_MAX: u64 = 65_535;
 
 /// Where and as whom.
 #[derive(Debug, Clone)]
 pub(super) struct Source {
     pub endpoints: Vec<Endpoint>,
-    pub files: TlsFiles,
+    /// How it is reached, and as whom.
+    pub uplink: UplinkConfig,
     pub version: Version,
     pub client_id: String,
-    pub username: Option<String>,
-    pub password_file: Option<std::path::PathBuf>,
     pub filter: Filter,
     /// Of this drill.
     pub drill: String,
@@ -60,11 +58,9 @@ impl Source {
         };
         Source {
             endpoints: uplink.endpoints.clone(),
-            files: TlsFiles::from(uplink),
+            uplink: uplink.clone(),
             version,
             client_id: format!("{}-drill", uplink.client_id),
-            username: uplink.username.clone(),
-            password_file: uplink.password_file.clone(),
             filter,
             drill: drill.to_owned(),
         }
@@ -86,8 +82,8 @@ struct State {
 enum ReadError {
     #[error("cannot reach the cloud")]
     Connect(#[source] ConnectError),
-    #[error("cannot read the password")]
-    Password(#[source] io::Error),
+    #[error(transparent)]
+    Login(LoginError),
     #[error("the line to the cloud broke")]
     Socket(#[source] io::Error),
     #[error("cannot understand the cloud")]
@@ -247,7 +243,9 @@ impl Line {
     /// Connects and, unless the session is to be ended, subscribes.
     async fn open(source: &Source, endpoint: &Endpoint, is_clean: bool) -> Result<Line, ReadError> {
         let now = Clock::new(ClockSource::Trusted).now();
-        let connecting = transport::connect(endpoint, &source.files, now, CONNECT_WITHIN);
+        let login = Login::read(&source.uplink, now).await.map_err(ReadError::Login)?;
+        let way = Way::new(&source.uplink, endpoint);
+        let connecting = transport::connect_by(endpoint, &way, now, CONNECT_WITHIN);
         let stream = connecting.await.map_err(ReadError::Connect)?;
         let mut line = Line {
             stream,
@@ -259,8 +257,8 @@ impl Line {
         let connect = Connect {
             clean_start: is_clean,
             keep_alive_s: KEEP_ALIVE_S,
-            username: source.username.clone(),
-            password: password(source).await?,
+            username: login.username,
+            password: login.password,
             session_expiry_s: (is_v5 && !is_clean).then_some(SESSION_S),
             ..Connect::new(source.version, source.client_id.clone())
         };
@@ -309,14 +307,4 @@ impl Line {
         .map_err(|_| ReadError::Silent)?
         .map_err(ReadError::Socket)
     }
-}
-
-/// The first line of the password file, as the uplink reads it.
-async fn password(source: &Source) -> Result<Option<Bytes>, ReadError> {
-    let Some(path) = &source.password_file else { return Ok(None) };
-    let file = tokio::fs::File::open(path).await.map_err(ReadError::Password)?;
-    let mut bytes = Vec::new();
-    file.take(PASSWORD_BYTES_MAX).read_to_end(&mut bytes).await.map_err(ReadError::Password)?;
-    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    Ok(Some(Bytes::copy_from_slice(line.strip_suffix(b"\r").unwrap_or(line))))
 }

@@ -186,7 +186,7 @@ async fn carry(
     here: Connect,
     filter: Filter,
 ) -> Result<Count, RetainedError> {
-    let gateway = Endpoint { host: to.ip().to_string(), port: to.port(), tls: false };
+    let gateway = Endpoint { host: to.ip().to_string(), port: to.port(), tls: false, path: None };
     let mut sink = End::open(HERE, &gateway, &TlsFiles::default(), here, Version::V5).await?;
     let mut source = match End::open(THERE, from, files, there.clone(), Version::V5).await {
         // Older brokers know 3.1.1 only, and some close the connection without a word.

@@ -4,12 +4,13 @@ use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::clouds::{self, Profile};
 use super::super::tree::{Spot, Tree};
 use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
 use super::super::{
-    BatchLimits, DrainOrder, Endpoint, ForwardRule, Pace, Protocol, ReceiveRule, Reconnect, TopicTemplate,
-    UplinkConfig, keys,
+    AuthorizerConfig, BatchLimits, DrainOrder, Endpoint, ForwardRule, JwtConfig, Pace, Protocol, ProxyConfig,
+    ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, keys,
 };
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
 use crate::message::{Filter, Topic, is_reserved};
@@ -17,6 +18,9 @@ use crate::message::{Filter, Topic, is_reserved};
 /// The default window at 3.1.1, where a broker has no word for its limit: Mosquitto in its own defaults closes the
 /// connection on the 21st message that waits for its PUBREL.
 const WINDOW_V311: i64 = 20;
+
+/// Where HTTP proxies listen, by Squid's default.
+const PROXY_PORT: u16 = 3128;
 
 /// More addresses than this are a mistake: each costs its timeout before the next is tried.
 const ENDPOINTS_MAX: usize = 16;
@@ -27,12 +31,10 @@ const RULES_MAX: usize = 256;
 pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: &Words) -> UplinkDraft {
     let reader = Reader::open(walk, tree, &keys::UPLINK, spot);
     let endpoints = endpoints(walk, &reader);
-    let profile = reader.choice(
-        walk,
-        "profile",
-        &[("generic", ())],
-        &["aws-iot", "azure-iot-hub", "azure-event-grid", "clearblade"],
-    );
+    let profiles: Vec<(&str, &Profile)> = clouds::PROFILES.iter().map(|profile| (profile.name, *profile)).collect();
+    let profile = reader.choice(walk, "profile", &profiles, &["azure-iot-hub", "azure-event-grid", "clearblade"]);
+    // A wrong name was noted; the other keys are looked at all the same.
+    let known = profile.as_ref().map_or(&clouds::GENERIC, |at| at.value);
     let protocol = protocol(walk, &reader);
     let client_id = client_id(walk, &reader, words);
     let ca = file(walk, &reader, "ca", false);
@@ -41,6 +43,9 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let alpn = alpn(walk, &reader);
     let username = reader.text(walk, "username");
     let password_file = file(walk, &reader, "password_file", true);
+    let jwt = jwt(walk, &reader, words);
+    let authorizer = authorizer(walk, &reader, words);
+    let proxy = proxy(walk, &reader);
     let keep_alive = seconds(walk, &reader, "keep_alive", 65_535);
     let session_expiry = seconds(walk, &reader, "session_expiry", 3650 * 86_400);
     let window = reader.integer(walk, "window", 1, 65_535);
@@ -49,14 +54,17 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         false if is_v311 => window.map(|at| At { value: WINDOW_V311, ..at }),
         _ => window,
     };
-    let reconnect = reconnect(walk, &reader);
+    let reconnect = match reader.has("reconnect") {
+        true => reconnect(walk, &reader),
+        false => Some(known.reconnect),
+    };
     let drain = reader.choice(
         walk,
         "drain",
         &[("oldest-first", DrainOrder::OldestFirst), ("live-first", DrainOrder::LiveFirst)],
         &[],
     );
-    let pace = pace(walk, &reader, "pace", &keys::PACE);
+    let pace = pace(walk, &reader, "pace", &keys::PACE).map(|pace| known.pace(pace));
     let link = reader.choice(walk, "link", &[("normal", ())], &["metered"]);
     let own_topic = own_topic(walk, &reader, words);
     let forward = forward(walk, &reader, words);
@@ -72,9 +80,9 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         if has_hole {
             return None;
         }
-        profile?;
         link?;
         Some(UplinkConfig {
+            profile: profile?.value,
             endpoints: endpoints.as_ref()?.iter().map(|at| at.value.clone()).collect(),
             protocol: protocol?.value,
             client_id: client_id.as_ref()?.value.clone(),
@@ -84,6 +92,9 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             alpn: alpn?,
             username: username.as_ref().map(|at| at.value.clone()),
             password_file: password_file.as_ref().map(|at| at.value.clone()),
+            jwt: jwt?,
+            authorizer: authorizer?,
+            proxy: proxy?,
             keep_alive: keep_alive?,
             session_expiry: session_expiry?,
             window: NonZeroU16::new(u16::try_from(window?.value).ok()?)?,
@@ -99,9 +110,11 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         })
     })();
     let written = |key: &str| reader.has(key).then(|| reader.spot_of(key));
+    let places = keys::UPLINK.keys.iter().filter_map(|key| Some((key.name, written(key.name)?))).collect();
     UplinkDraft {
         name: Arc::from(name),
         spot,
+        places,
         endpoints: endpoints.unwrap_or_default(),
         client_id,
         ca: written("ca"),
@@ -154,18 +167,116 @@ fn endpoints(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<At<Endpoint>>> 
 }
 
 fn endpoint(text: &str) -> Result<Endpoint, Wrong> {
-    const HELP: &str = "write \"mqtts://host:8883\" (TLS) or \"mqtt://host:1883\"";
+    const HELP: &str = "write \"mqtts://host:8883\" (TLS), \"mqtt://host:1883\", or \"wss://host/mqtt\" (WebSocket)";
+    /// Where most brokers have their WebSocket.
+    const PATH: &str = "/mqtt";
+
     let url = units::url(text).map_err(|wrong| if wrong.help.is_none() { wrong.help(HELP) } else { wrong })?;
-    let tls = match url.scheme {
-        "mqtts" => true,
-        "mqtt" => false,
-        "wss" | "ws" => {
-            return Err(Wrong::new(format!("{}:// is not served by this version", url.scheme)).help(HELP));
-        }
+    let (tls, is_websocket, usual) = match url.scheme {
+        "mqtts" => (true, false, 8883),
+        "mqtt" => (false, false, 1883),
+        "wss" => (true, true, 443),
+        "ws" => (false, true, 80),
         other => return Err(Wrong::new(format!("{other:?} is not a way to a broker")).help(HELP)),
     };
-    let port = url.port.unwrap_or(if tls { 8883 } else { 1883 });
-    Ok(Endpoint { host: url.host.to_owned(), port, tls })
+    let path = is_websocket.then(|| match url.path {
+        "" => PATH.to_owned(),
+        query if query.starts_with('?') => format!("/{query}"),
+        path => path.to_owned(),
+    });
+    Ok(Endpoint { host: url.host.to_owned(), port: url.port.unwrap_or(usual), tls, path })
+}
+
+/// The outer `None` is a fault, the inner one is off.
+fn jwt(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<Option<JwtConfig>> {
+    if !reader.has("jwt") {
+        return Some(None);
+    }
+    let (tree, spot) = reader.table(walk, "jwt")?;
+    let reader = Reader::open(walk, tree, &keys::JWT, spot);
+    let key = file(walk, &reader, "key", true);
+    // A claim that was wrong has its problem; then there is no configuration.
+    let mut claim = |key: &'static str| match reader.text(walk, key) {
+        Some(text) => fill(walk, key, &text, words).map(Some),
+        None => (!reader.has(key)).then_some(None),
+    };
+    let (key_id, audience, issuer, subject) = (claim("key_id"), claim("audience"), claim("issuer"), claim("subject"));
+    let lifetime = reader.duration(walk, "lifetime", Duration::from_secs(60), Duration::from_secs(86_400));
+    Some(Some(JwtConfig {
+        key: key?.value,
+        key_id: key_id?,
+        audience: audience?,
+        issuer: issuer?,
+        subject: subject?,
+        lifetime: lifetime?.value,
+    }))
+}
+
+/// The outer `None` is a fault, the inner one is none.
+fn authorizer(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<Option<AuthorizerConfig>> {
+    if !reader.has("authorizer") {
+        return Some(None);
+    }
+    let (tree, spot) = reader.table(walk, "authorizer")?;
+    let reader = Reader::open(walk, tree, &keys::AUTHORIZER, spot);
+    let mut word = |key: &'static str| match reader.text(walk, key) {
+        Some(text) => fill(walk, key, &text, words).map(Some),
+        None => (!reader.has(key)).then_some(None),
+    };
+    let (name, token_key) = (word("name"), word("token_key"));
+    let token_file = file(walk, &reader, "token_file", true);
+    let signature_file = file(walk, &reader, "signature_file", true);
+    for (key, needed, help) in [
+        ("token_file", "token_key", "write the name under which the authoriser wants the token"),
+        ("token_key", "token_file", "write the file of the token"),
+        ("signature_file", "token_file", "write the file of the token that is signed"),
+    ] {
+        if reader.has(key) && !reader.has(needed) {
+            walk.findings.problem(reader.spot_of(key), format!("`{key}` needs `{needed}`"), Some(help.to_owned()));
+        }
+    }
+    let is_missing = |key: &str, is_read: bool| reader.has(key) && !is_read;
+    if is_missing("token_file", token_file.is_some()) || is_missing("signature_file", signature_file.is_some()) {
+        return None;
+    }
+    Some(Some(AuthorizerConfig {
+        name: name?,
+        token_key: token_key?,
+        token_file: token_file.map(|at| at.value),
+        signature_file: signature_file.map(|at| at.value),
+    }))
+}
+
+/// The outer `None` is a fault, the inner one is none.
+fn proxy(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<ProxyConfig>> {
+    if !reader.has("proxy") {
+        return Some(None);
+    }
+    let (tree, spot) = reader.table(walk, "proxy")?;
+    let reader = Reader::open(walk, tree, &keys::PROXY, spot);
+    let url = reader.leaf(walk, "url", |node| {
+        const HELP: &str = "write \"http://host:3128\"; user name and password are keys of their own";
+        let url = units::url(super::super::walk::text(node)?).map_err(|wrong| wrong.help(HELP))?;
+        if url.scheme != "http" {
+            return Err(Wrong::new(format!("{:?} is not a way to an HTTP proxy", url.scheme)).help(HELP));
+        }
+        Ok((url.host.to_owned(), url.port.unwrap_or(PROXY_PORT)))
+    });
+    let username = reader.text(walk, "username");
+    let password_file = file(walk, &reader, "password_file", true);
+    if reader.has("password_file") && !reader.has("username") {
+        let help = "write the user name that belongs to it".to_owned();
+        walk.findings.problem(reader.spot_of("password_file"), "`password_file` needs `username`", Some(help));
+    }
+    if let Some(name) = username.as_ref().filter(|name| name.value.contains(':')) {
+        walk.wrong(name.spot, "username", Wrong::new("must not contain a colon: it stands before the password"));
+    }
+    if (reader.has("username") && username.is_none()) || (reader.has("password_file") && password_file.is_none()) {
+        return None;
+    }
+    let (host, port) = url?.value;
+    let (username, password_file) = (username.map(|at| at.value), password_file.map(|at| at.value));
+    Some(Some(ProxyConfig { host, port, username, password_file }))
 }
 
 fn protocol(walk: &mut Walk, reader: &Reader<'_>) -> Option<At<Protocol>> {
@@ -221,11 +332,7 @@ fn seconds(walk: &mut Walk, reader: &Reader<'_>, key: &'static str, max: u64) ->
 }
 
 fn reconnect(walk: &mut Walk, reader: &Reader<'_>) -> Option<Reconnect> {
-    let empty = Tree::default();
-    let (tree, spot) = match reader.has("reconnect") {
-        true => reader.table(walk, "reconnect")?,
-        false => (&empty, reader.spot),
-    };
+    let (tree, spot) = reader.table(walk, "reconnect")?;
     let reader = Reader::open(walk, tree, &keys::RECONNECT, spot);
     let range = (Duration::from_millis(10), Duration::from_secs(86_400));
     let first = reader.duration(walk, "first", range.0, range.1);

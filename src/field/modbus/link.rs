@@ -5,7 +5,9 @@
 //! timeout or a broken answer not before it was silent for the unit's timeout, so that a late answer is never taken
 //! for the next one. On TCP the caller closes the link after anything but an answer.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -21,6 +23,7 @@ use super::reply::{Echo, Framing};
 use super::timing;
 use crate::config::{LineConfig, LineKind, Table};
 use crate::field::port::{self, PortError};
+use crate::field::record::Recorder;
 
 /// How long a TCP connection may take to be made: longer than a request, because switches and ARP wake up first.
 const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(3);
@@ -108,14 +111,40 @@ pub(super) struct Link {
     ready_at: Instant,
     is_connection: bool,
     has_answered: bool,
+    doubts: Doubts,
+}
+
+/// Units that owe an answer, on a line without transaction ids. Clones are one: a converter may give what is late on one
+/// connection to the next one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Doubts(Arc<Mutex<BTreeSet<u8>>>);
+
+impl Doubts {
+    fn units(&self) -> MutexGuard<'_, BTreeSet<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has(&self, unit_id: u8) -> bool {
+        self.units().contains(&unit_id)
+    }
+
+    fn add(&self, unit_id: u8) {
+        self.units().insert(unit_id);
+    }
+
+    fn remove(&self, unit_id: u8) {
+        self.units().remove(&unit_id);
+    }
 }
 
 impl Link {
     /// Opens the port or connects. Its first exchange waits for the line's `connect_pause`: converters and adapters
     /// that have just been opened lose what is sent at once.
-    pub(super) async fn open(config: &LineConfig) -> Result<Link, LinkError> {
+    /// `doubts` is what former links of this line have left.
+    pub(super) async fn open(config: &LineConfig, doubts: &Doubts) -> Result<Link, LinkError> {
         let link = Link::opened(config).await?;
-        Ok(Link { ready_at: Instant::now() + config.connect_pause, ..link })
+        let doubts = doubts.clone();
+        Ok(Link { doubts, ready_at: Instant::now() + config.connect_pause, ..link })
     }
 
     async fn opened(config: &LineConfig) -> Result<Link, LinkError> {
@@ -158,7 +187,14 @@ impl Link {
             ready_at: Instant::now(),
             is_connection: true,
             has_answered: false,
+            doubts: Doubts::default(),
         }
+    }
+
+    /// From now on, takes down what goes over the line.
+    pub(super) fn record(&self, recorder: &Recorder) {
+        recorder.opened();
+        self.gate.record(recorder.clone());
     }
 
     /// Whether this link has carried an answer.
@@ -187,8 +223,40 @@ impl Link {
             return not_ready;
         }
         let wire = timing::wire(self.character, question.table, question.quantity);
+        let deadline = Instant::now() + question.timeout + wire;
         let answer = self.call(request(question), question.timeout, wire).await;
-        self.concluded(answer, question.timeout, |response| sized(question, response))
+        let exchange = self.concluded(answer, question.timeout, |response| sized(question, response));
+        if self.framing == Framing::Tcp { exchange } else { self.confirmed(question, deadline, exchange).await }
+    }
+
+    /// RTU has no transaction ids: an answer that comes late enough looks like that to the next request of the same kind.
+    /// So the first answer of a unit after a fault is taken only if it stays the only one: the unit's own would follow.
+    async fn confirmed(&mut self, question: &Question, deadline: Instant, exchange: Exchange) -> Exchange {
+        match &exchange {
+            Exchange::Silent { .. } | Exchange::Broken(_) => self.doubts.add(question.unit_id),
+            Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Refused(_) if self.doubts.has(question.unit_id) => {
+                let heard = timeout_at(deadline, async {
+                    loop {
+                        match self.gate.discard().await {
+                            Ok(Dropped::Glitch) => {}
+                            other => return other,
+                        }
+                    }
+                });
+                match heard.await {
+                    Err(_) => self.doubts.remove(question.unit_id),
+                    Ok(Ok(Dropped::End)) => return Exchange::Lost(io::ErrorKind::UnexpectedEof.into()),
+                    Ok(Ok(Dropped::Glitch | Dropped::Speech)) => {
+                        self.last_heard = Instant::now();
+                        self.quarantine = self.gap.max(question.timeout);
+                        return Exchange::Broken(Fault::Surplus);
+                    }
+                    Ok(Err(error)) => return Exchange::Lost(error),
+                }
+            }
+            _ => {}
+        }
+        exchange
     }
 
     /// Writes and waits for the answer. Says as well whether anything has left: if not, nothing was written for sure.

@@ -20,11 +20,12 @@ use super::device::{Desk, Device, DeviceSpec, Seen};
 use super::pause::Pauses;
 use super::poll::{DEAD_AFTER, Outcome, Plan, PlanUnit, Turn};
 use super::port;
+use super::record::Recorder;
 use super::writes::LineEnd;
 
 use decode::Decoded;
 use fault::{exception_kind, exception_name};
-use link::{Exchange, Link, Question};
+use link::{Doubts, Exchange, Link, Question};
 use plan::Block;
 use write::Writes;
 
@@ -45,8 +46,19 @@ mod fault;
 mod gate;
 mod link;
 mod reply;
+
+pub mod probe;
+
+pub mod advice;
+
+pub mod guess;
+
+pub mod scan;
+
 pub mod server;
 mod write;
+
+pub(super) use reply::crc;
 
 /// Pauses between attempts to open a line.
 const REOPEN: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(30));
@@ -62,6 +74,8 @@ pub(super) struct LineSpec {
     pub(super) units: Vec<UnitSpec>,
     /// Where writes come from, if any do.
     pub(super) writes: Option<LineEnd>,
+    /// Takes down what goes over the line.
+    pub(super) recorder: Option<Recorder>,
 }
 
 /// A unit as configured.
@@ -82,6 +96,8 @@ struct Line {
     units: Vec<Unit>,
     plan: Plan,
     link: Option<Link>,
+    doubts: Doubts,
+    recorder: Option<Recorder>,
     /// Failed attempts to open the line in a row.
     failures: u32,
     open_not_before: Duration,
@@ -112,6 +128,8 @@ impl Line {
             units: units.collect(),
             plan,
             link: None,
+            doubts: Doubts::default(),
+            recorder: spec.recorder,
             failures: 0,
             open_not_before: Duration::ZERO,
             is_away: false,
@@ -182,8 +200,11 @@ impl Line {
         if now < self.open_not_before {
             return false;
         }
-        let error = match Link::open(&self.config).await {
+        let error = match Link::open(&self.config, &self.doubts).await {
             Ok(link) => {
+                if let Some(recorder) = &self.recorder {
+                    link.record(recorder);
+                }
                 self.link = Some(link);
                 if self.failures > 0 {
                     info!(line = &*self.name; "The line is open again");

@@ -286,7 +286,7 @@ fn crc_fits(frame: &[u8]) -> bool {
 }
 
 /// Modbus over Serial Line 1.02, 6.2.2.
-pub(super) fn crc(bytes: &[u8]) -> u16 {
+pub(in crate::field) fn crc(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0xFFFF, |crc: u16, byte| {
         (0..8).fold(crc ^ u16::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xA001 } else { crc >> 1 })
     })

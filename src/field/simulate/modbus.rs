@@ -20,14 +20,21 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Table;
-use crate::field::modbus::server::{Bank, Reply, serve_rtu, serve_tcp};
+use crate::config::{Config, PortConfig, Table};
+use crate::field::modbus::server::{Bank, Reply};
+use crate::field::record::{Recording, Wire};
 
+use super::fault::Fault;
+use super::plant::{Plant, Waves};
+use super::replay::Replay;
+use super::units::{Banked, Units};
+use super::wire::{Counterpart, Request, serve, serve_listener};
 use super::{Bound, Place, Seat, SimulateError, sit};
 
 /// Coils and discrete inputs of each unit.
@@ -54,13 +61,41 @@ pub struct Settings {
     pub dead: BTreeSet<u8>,
     /// How many registers each table has; more is an illegal data address.
     pub registers: u16,
+    /// What is wrong with their answers.
+    pub faults: Vec<Fault>,
+    /// On a pty: answer only who has opened it with these settings, as on a real line.
+    pub heeds: Option<PortConfig>,
 }
 
 impl Settings {
     /// One living unit, 1, with 1000 registers.
     pub fn at(place: Place) -> Settings {
-        Settings { place, units: BTreeSet::from([1]), dead: BTreeSet::new(), registers: 1000 }
+        Settings {
+            place,
+            units: BTreeSet::from([1]),
+            dead: BTreeSet::new(),
+            registers: 1000,
+            faults: Vec::new(),
+            heeds: None,
+        }
     }
+}
+
+/// Who answers.
+pub enum Devices<'c> {
+    /// Those of one line of a configuration.
+    Line {
+        /// The configuration.
+        config: &'c Config,
+        /// The name of the line.
+        line: &'c str,
+        /// How their values move.
+        waves: &'c Waves,
+        /// What is wrong with their answers.
+        faults: Vec<Fault>,
+    },
+    /// What was recorded.
+    Recorded(&'c Recording),
 }
 
 /// A bound server.
@@ -68,13 +103,29 @@ impl Settings {
 pub struct Server {
     bound: Bound,
     line: Line,
-    bank: Arc<Simulated>,
+    wire: Wire,
+    counterpart: Arc<Boxed>,
+    heeds: Option<PortConfig>,
 }
 
 #[derive(Debug)]
 enum Line {
     Tcp(TcpListener),
     Rtu(Seat),
+}
+
+struct Boxed(Box<dyn Counterpart>);
+
+impl std::fmt::Debug for Boxed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Boxed")
+    }
+}
+
+impl Counterpart for Boxed {
+    fn replies(&self, request: &Request<'_>) -> Vec<(Duration, Vec<u8>)> {
+        self.0.replies(request)
+    }
 }
 
 #[derive(Debug)]
@@ -88,18 +139,45 @@ struct Simulated {
 impl Server {
     /// Listens, or sits down on the line.
     pub async fn bind(settings: Settings) -> Result<Server, SimulateError> {
-        let (bound, line) = match &settings.place {
+        let Settings { place, units, dead, registers, faults, heeds } = settings;
+        let wire = if matches!(place, Place::Tcp(_)) { Wire::Tcp } else { Wire::Rtu };
+        let bank = Banked(Simulated { units, dead, registers, start: Instant::now() });
+        Server::sit(&place, wire, Box::new(Units::new(Box::new(bank), faults)), heeds).await
+    }
+
+    /// The same for the devices of a configuration, or for recorded ones; `wire` = how frames look on TCP.
+    pub async fn bind_devices(
+        place: &Place,
+        wire: Wire,
+        devices: Devices<'_>,
+        heeds: Option<PortConfig>,
+    ) -> Result<Server, SimulateError> {
+        let (counterpart, wire): (Box<dyn Counterpart>, Wire) = match devices {
+            Devices::Line { config, line, waves, faults } => {
+                (Box::new(Units::new(Box::new(Plant::new(config, line, waves)), faults)), wire)
+            }
+            Devices::Recorded(recording) => (Box::new(Replay::new(recording)), recording.wire),
+        };
+        Server::sit(place, wire, counterpart, heeds).await
+    }
+
+    async fn sit(
+        place: &Place,
+        wire: Wire,
+        counterpart: Box<dyn Counterpart>,
+        heeds: Option<PortConfig>,
+    ) -> Result<Server, SimulateError> {
+        let (bound, line) = match place {
             Place::Tcp(address) => {
                 let (bound, listener) = listen(*address).await?;
                 (Bound::Tcp(bound), Line::Tcp(listener))
             }
             Place::Pty | Place::Port(_) => {
-                let seat = sit(&settings.place)?;
+                let seat = sit(place)?;
                 (Bound::Path(seat.path.clone()), Line::Rtu(seat))
             }
         };
-        let Settings { units, dead, registers, .. } = settings;
-        Ok(Server { bound, line, bank: Arc::new(Simulated { units, dead, registers, start: Instant::now() }) })
+        Ok(Server { bound, line, wire, counterpart: Arc::new(Boxed(counterpart)), heeds })
     }
 
     /// Where it is.
@@ -127,9 +205,16 @@ impl Server {
     pub async fn run(self, stop: CancellationToken) -> Result<(), SimulateError> {
         let place = self.bound.to_string();
         let ended = match self.line {
-            Line::Tcp(listener) => serve_tcp(listener, self.bank, stop).await,
-            Line::Rtu(Seat { stream, far_end, .. }) => {
-                let ended = serve_rtu(stream, self.bank, stop).await;
+            Line::Tcp(listener) => serve_listener(listener, self.wire, self.counterpart, stop).await,
+            Line::Rtu(Seat { stream, far_end, settings, .. }) => {
+                let hears = || match (&self.heeds, &settings) {
+                    (Some(own), Some(theirs)) => theirs.are(own),
+                    _ => true,
+                };
+                let ended = tokio::select! {
+                    () = stop.cancelled() => Ok(()),
+                    ended = serve(stream, self.wire, &*self.counterpart, hears) => ended,
+                };
                 drop(far_end);
                 ended
             }

@@ -192,7 +192,8 @@ async fn the_first_request_waits_for_the_connect_pause_and_the_next_does_not() {
     let kind = LineKind::Tcp { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() };
     let config = LineConfig { kind, timeout: TIMEOUT, pause: Duration::ZERO, connect_pause: pause };
     let began = Instant::now();
-    let (link, accepted) = tokio::join!(Link::open(&config), listener.accept());
+    let doubts = Doubts::default();
+    let (link, accepted) = tokio::join!(Link::open(&config, &doubts), listener.accept());
     let (mut link, (mut far, _)) = (link.unwrap(), accepted.unwrap());
     let question = Question {
         unit_id: 7,

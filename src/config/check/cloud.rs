@@ -1,0 +1,244 @@
+//! What a cloud's profile refuses, before the wire does. Pure.
+
+use std::time::Duration;
+
+use super::super::clouds::Profile;
+use super::super::file::{Draft, UplinkDraft};
+use super::super::tree::Spot;
+use super::super::units::{Wrong, duration_text, size_text};
+use super::super::walk::Walk;
+use super::super::{ForwardRule, UplinkConfig};
+use crate::message::{Filter, Qos, Topic};
+
+pub(super) fn check(walk: &mut Walk, uplink: &UplinkDraft, draft: &Draft) {
+    // Where an uplink has a fault of its own, that is told first.
+    let Some(config) = &uplink.config else { return };
+    let profile = config.profile;
+    way(walk, uplink, config);
+    identity(walk, uplink, config);
+    session(walk, uplink, config);
+    quotas(walk, uplink, config);
+    for (rule, spot) in &uplink.forward {
+        if let Some(rule) = rule {
+            forward(walk, profile, rule, *spot, draft, config);
+        }
+    }
+    if uplink.forward.is_empty()
+        && let [rule] = config.forward.as_slice()
+    {
+        forward(walk, profile, rule, uplink.spot, draft, config);
+    }
+    if let Some(own) = &config.own_topic
+        && let Some(fault) = profile.topic_fault(&format!("{own}/status"))
+    {
+        let help = "write a shorter `own_topic`, or \"\" for none".to_owned();
+        walk.findings.problem(uplink.place("own_topic"), format!("`own_topic`: {fault}"), Some(help));
+    }
+    receive(walk, uplink, profile);
+}
+
+/// The way to the cloud: TLS, and a name in it.
+fn way(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
+    let profile = config.profile;
+    if !profile.wants_server_name {
+        return;
+    }
+    for endpoint in &uplink.endpoints {
+        let host = endpoint.value.host.as_str();
+        if !endpoint.value.tls {
+            let wrong = Wrong::new(format!("{} takes connections with TLS only", profile.title))
+                .help(format!("write \"mqtts://{host}:8883\""));
+            walk.wrong(endpoint.spot, "url", wrong);
+        } else if host.parse::<std::net::IpAddr>().is_ok() {
+            let wrong =
+                Wrong::new(format!("{} finds the account by the host's name, and this is an address", profile.title))
+                    .help("write the name of your endpoint: aws iot describe-endpoint --endpoint-type iot:Data-ATS");
+            walk.wrong(endpoint.spot, "url", wrong);
+        }
+    }
+}
+
+/// How the cloud knows who comes.
+fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
+    let title = config.profile.title;
+    if !config.profile.has_authorizers {
+        if let Some(spot) = uplink.written("authorizer") {
+            let help = "write profile = \"aws-iot\"".to_owned();
+            walk.findings.problem(spot, "`authorizer` is one of AWS IoT Core", Some(help));
+        }
+        return;
+    }
+    let has_login = config.authorizer.is_some() || config.username.is_some() || config.password_file.is_some();
+    if config.cert.is_none() && !has_login && config.jwt.is_none() {
+        let what = format!("{title} knows gateways by their certificates, and this uplink has none");
+        let help = "write `cert` and `key`, or `authorizer` for a custom authoriser".to_owned();
+        walk.findings.problem(uplink.spot, what, Some(help));
+    }
+    for endpoint in &uplink.endpoints {
+        if endpoint.value.path.is_some() && config.cert.is_some() && config.authorizer.is_none() {
+            let what = format!("{title} asks for no certificate on a WebSocket");
+            let help = format!("write \"mqtts://{}:443\"", endpoint.value.host);
+            walk.findings.problem(endpoint.spot, what, Some(help));
+        } else if endpoint.value.path.is_none() && config.authorizer.is_some() && endpoint.value.port == 8883 {
+            let what = format!("{title} asks a custom authoriser on port 443, and a certificate on this one");
+            let help = "write the port 443, unless a domain configuration of yours says otherwise".to_owned();
+            walk.findings.warning(endpoint.spot, what, Some(help));
+        }
+    }
+}
+
+fn session(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
+    let profile = config.profile;
+    let title = profile.title;
+    if let (Some(max), Some(id)) = (profile.client_id_bytes, &uplink.client_id) {
+        let place = if id.is_default { uplink.spot } else { id.spot };
+        if id.value.len() > max {
+            let wrong = Wrong::new(format!("{} bytes are too long: {title} takes {max}", id.value.len()));
+            walk.wrong(place, "client_id", wrong);
+        } else if id.value.starts_with('$') {
+            walk.wrong(place, "client_id", Wrong::new(format!("{title} takes no client id that starts with `$`")));
+        }
+    }
+    if let Some((min, max)) = profile.keep_alive
+        && !(min..=max).contains(&config.keep_alive)
+    {
+        let wrong = Wrong::new(format!("{title} keeps to nothing but {} to {}", text(min), text(max)))
+            .help(format!("it would take this for {}", text(profile.kept_alive(config.keep_alive))));
+        walk.wrong(uplink.place("keep_alive"), "keep_alive", wrong);
+    }
+    if let Some(max) = profile.session_expiry.filter(|max| config.session_expiry > *max) {
+        let what = format!("{title} keeps a session for {} at most", text(max));
+        walk.findings.warning(uplink.place("session_expiry"), what, None);
+    }
+}
+
+fn quotas(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
+    let profile = config.profile;
+    let title = profile.title;
+    if let Some(max) = profile.in_flight.filter(|max| config.window > *max) {
+        let what = format!("{title} takes {max} unacknowledged messages: the window is {max}");
+        walk.findings.warning(uplink.place("window"), what, None);
+    }
+    let is_above = profile.publishes_per_s.zip(config.pace.messages_per_s).is_some_and(|(max, pace)| pace > max)
+        || profile.bytes_per_s.zip(config.pace.bytes_per_s).is_some_and(|(max, pace)| pace > max);
+    if is_above {
+        let messages = profile.publishes_per_s.map_or_else(String::new, |max| format!("{max} messages"));
+        let bytes = profile.bytes_per_s.map_or_else(String::new, |max| size_text(max.get()));
+        let what = format!("`pace` is above what {title} takes of one connection: {messages} and {bytes} a second");
+        let help = "it throws away what is more, and it is sent again; unless your quota was raised, leave `pace` out";
+        walk.findings.warning(uplink.place("pace"), what, Some(help.to_owned()));
+    }
+}
+
+fn forward(walk: &mut Walk, profile: &Profile, rule: &ForwardRule, spot: Spot, draft: &Draft, config: &UplinkConfig) {
+    let title = profile.title;
+    if rule.qos.is_some_and(|qos| qos > profile.qos_max) {
+        let what = format!("{title} has no QoS 2: these messages go at QoS {}", profile.qos_max.level());
+        walk.findings.warning(spot, what, Some("each bears an id, so that the receiver can tell repeats".to_owned()));
+    }
+    if let (Some(max), Some(batch)) = (profile.payload_bytes, &rule.batch)
+        && usize::try_from(batch.bytes.get()).is_ok_and(|bytes| bytes > max)
+    {
+        let most = size_text(u64::try_from(max).unwrap_or(u64::MAX));
+        let what = format!(
+            "`batch` may grow to {}, and {title} takes messages of {most}",
+            size_text(batch.bytes.get().into())
+        );
+        walk.findings.problem(spot, what, Some(format!("write bytes = \"{most}\" or less")));
+    }
+    basic_ingest(walk, profile, rule, spot);
+    let least = shortest(&rule.filter).and_then(|topic| rule.topic.apply(&rule.filter, &topic));
+    if let Some(Ok(least)) = least
+        && let Some(fault) = profile.topic_fault(least.as_str())
+    {
+        let what = format!("no message of this rule can fit: {fault}");
+        walk.findings.problem(spot, what, Some("write a shorter `topic`".to_owned()));
+        return;
+    }
+    if let Some((device, point, fault)) = too_long(profile, rule, draft, config) {
+        let what = format!("the point `{point}` of `{device}` cannot go there: {fault}");
+        walk.findings.problem(spot, what, Some("write a shorter `topic`, here or for the device".to_owned()));
+    }
+}
+
+/// `$aws/rules/<rule>/…`: a name that is no rule's is thrown away by the cloud without a word.
+fn basic_ingest(walk: &mut Walk, profile: &Profile, rule: &ForwardRule, spot: Spot) {
+    let Some(rest) = rule.topic.as_str().strip_prefix("$aws/rules/") else { return };
+    if !profile.wants_server_name {
+        return;
+    }
+    let is_name =
+        |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if !rest.split_once('/').is_some_and(|(name, below)| is_name(name) && !below.is_empty()) {
+        let what = "Basic Ingest wants \"$aws/rules/<rule>/<topic>\", and a rule's name has letters, digits and `_`";
+        let help =
+            "write topic = \"$aws/rules/my_rule/{topic}\"; a rule that is not there loses the messages in silence";
+        walk.findings.problem(spot, what, Some(help.to_owned()));
+    }
+}
+
+/// The first point of which this rule makes a topic that the cloud does not take.
+fn too_long(
+    profile: &Profile,
+    rule: &ForwardRule,
+    draft: &Draft,
+    config: &UplinkConfig,
+) -> Option<(String, String, String)> {
+    let modbus = draft.modbus.iter().map(|device| (&device.name, &device.topic, &device.point_names));
+    let serial = draft.serial.iter().map(|device| (&device.name, &device.topic, &device.point_names));
+    for (device, topic, points) in modbus.chain(serial) {
+        let Some(topic) = topic else { continue };
+        for (point, _) in points {
+            let local = topic.value.replace("{device}", device).replace("{point}", point);
+            let Ok(local) = Topic::new(&local) else { continue };
+            // The first rule that matches decides.
+            let decides = config.forward.iter().find(|other| other.filter.matches(&local));
+            if decides.is_none_or(|other| other.filter != rule.filter) {
+                continue;
+            }
+            if let Some(Ok(cloud)) = rule.topic.apply(&rule.filter, &local)
+                && let Some(fault) = profile.topic_fault(cloud.as_str())
+            {
+                return Some((device.to_string(), point.to_string(), fault));
+            }
+        }
+    }
+    None
+}
+
+/// The shortest topic with the fewest levels that `filter` matches.
+fn shortest(filter: &Filter) -> Option<Topic> {
+    let levels: Vec<&str> = filter
+        .pattern()
+        .split('/')
+        .filter(|level| *level != "#")
+        .map(|level| if level == "+" { "x" } else { level })
+        .collect();
+    let text = levels.join("/");
+    Topic::new(if text.is_empty() { "x" } else { &text }).ok()
+}
+
+fn receive(walk: &mut Walk, uplink: &UplinkDraft, profile: &Profile) {
+    if let Some(max) = profile.subscriptions.filter(|max| uplink.receive.len() > *max) {
+        let what = format!(
+            "{} takes {max} subscriptions of one connection, and these are {}",
+            profile.title,
+            uplink.receive.len()
+        );
+        walk.findings.problem(uplink.place("receive"), what, Some("join some with `+` or `#`".to_owned()));
+    }
+    for (rule, spot) in &uplink.receive {
+        let Some(rule) = rule else { continue };
+        if let Some(fault) = profile.topic_fault(rule.filter.as_str()) {
+            walk.findings.problem(*spot, format!("this subscription cannot fit: {fault}"), None);
+        }
+        if rule.qos > profile.qos_max && rule.qos == Qos::ExactlyOnce {
+            let what = format!("{} has no QoS 2: this is subscribed at QoS {}", profile.title, profile.qos_max.level());
+            walk.findings.warning(*spot, what, None);
+        }
+    }
+}
+
+fn text(duration: Duration) -> String {
+    duration_text(duration)
+}

@@ -1,0 +1,176 @@
+//! What each cloud takes and how it refuses, one profile a file: data and small functions. Pure.
+//!
+//! `check`, the pacing, the session and `doctor` read these same tables, so that what is refused on paper is what would
+//! be refused on the wire. At MQTT 3.1.1 a broker announces nothing: there the profile is all that is known. They stand
+//! here, below the uplink, because the defaults of keys and the rules of `check` come from them.
+
+use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
+use std::time::Duration;
+
+use super::{Pace, Reconnect};
+use crate::message::Qos;
+
+pub use aws_iot::{AWS_IOT, authorizer_username};
+pub use generic::GENERIC;
+
+mod aws_iot;
+pub mod aws_policy;
+mod generic;
+
+/// Every profile, as `profile` names it.
+pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT];
+
+/// One kind of cloud.
+#[derive(Debug)]
+pub struct Profile {
+    /// As `profile` says it.
+    pub name: &'static str,
+    /// As its maker says it.
+    pub title: &'static str,
+    /// PUBLISH packets a second of one connection.
+    pub publishes_per_s: Option<NonZeroU32>,
+    /// Their bytes.
+    pub bytes_per_s: Option<NonZeroU64>,
+    /// QoS 1 and 2 messages that it has not acknowledged.
+    pub in_flight: Option<NonZeroU16>,
+    /// Longest packet.
+    pub packet_bytes: Option<usize>,
+    /// Longest payload.
+    pub payload_bytes: Option<usize>,
+    /// Longest topic, of what counts of it.
+    pub topic_bytes: Option<usize>,
+    /// Most slashes of a topic, of what counts of it.
+    pub topic_slashes: Option<usize>,
+    /// What of a topic or filter these two count.
+    pub counted: fn(&str) -> &str,
+    /// Longest client id.
+    pub client_id_bytes: Option<usize>,
+    /// Filters of one SUBSCRIBE.
+    pub filters_per_subscribe: usize,
+    /// Filters of one connection.
+    pub subscriptions: Option<usize>,
+    /// Seconds of keep-alive that it keeps to; what lies outside is moved inside.
+    pub keep_alive: Option<(Duration, Duration)>,
+    /// How long it keeps a session at most.
+    pub session_expiry: Option<Duration>,
+    /// From one CONNECT of a client id to the next.
+    pub connect_every: Duration,
+    /// Highest QoS, either way. What is above is not answered at all by some.
+    pub qos_max: Qos,
+    /// Which messages it retains.
+    pub retain: Retain,
+    /// What a PUBACK that does not come means, when those of later messages do.
+    pub missing_puback: MissingPuback,
+    /// Pauses between attempts to connect.
+    pub reconnect: Reconnect,
+    /// Takes TLS only, and the server's name in it.
+    pub wants_server_name: bool,
+    /// Knows clients by their certificates or by a custom authoriser, and nobody else.
+    pub has_authorizers: bool,
+    /// Protocol name for the TLS handshake, where none is written.
+    pub alpn: fn(port: u16, has_certificate: bool) -> Option<&'static str>,
+}
+
+/// Which messages a cloud retains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retain {
+    /// As the standard says.
+    All,
+    /// Not those of topics that start with `$`; and a subscription with a wildcard gets none.
+    NotDollar,
+}
+
+/// What a PUBACK that does not come means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MissingPuback {
+    /// The connection is at fault: the session is taken up again in a new one.
+    Fault,
+    /// The cloud has thrown the message away, because it was too much: it is sent again, slower, after this time.
+    Throttle(Duration),
+}
+
+impl PartialEq for Profile {
+    fn eq(&self, other: &Profile) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Profile {}
+
+impl Profile {
+    /// Why the cloud will not take a message under this topic; for a person.
+    pub fn topic_fault(&self, topic: &str) -> Option<String> {
+        let counted = (self.counted)(topic);
+        let title = self.title;
+        if let Some(max) = self.topic_slashes {
+            let slashes = counted.bytes().filter(|byte| *byte == b'/').count();
+            if slashes > max {
+                return Some(format!("{topic:?} has {slashes} slashes, and {title} takes {max}"));
+            }
+        }
+        let bytes = counted.len();
+        self.topic_bytes
+            .filter(|max| bytes > *max)
+            .map(|max| format!("{topic:?} has {bytes} bytes, and {title} takes {max}"))
+    }
+
+    /// Whether a message under this topic may bear RETAIN.
+    pub fn may_retain(&self, topic: &str) -> bool {
+        match self.retain {
+            Retain::All => true,
+            Retain::NotDollar => !topic.starts_with('$'),
+        }
+    }
+
+    /// The keep-alive that the cloud goes by when it is told this one.
+    pub fn kept_alive(&self, keep_alive: Duration) -> Duration {
+        match self.keep_alive {
+            None => keep_alive,
+            // "Off" becomes the longest.
+            Some((_, max)) if keep_alive.is_zero() => max,
+            Some((min, max)) => keep_alive.clamp(min, max),
+        }
+    }
+
+    /// Messages in flight where the owner wants `window`.
+    pub fn window(&self, window: NonZeroU16) -> NonZeroU16 {
+        self.in_flight.map_or(window, |max| window.min(max))
+    }
+
+    /// The pace where the owner has written `pace`: what he does not say, the cloud does.
+    pub fn pace(&self, pace: Pace) -> Pace {
+        Pace {
+            messages_per_s: pace.messages_per_s.or(self.publishes_per_s),
+            bytes_per_s: pace.bytes_per_s.or(self.bytes_per_s),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_limit_of_a_profile_agrees_with_its_others() {
+        for profile in PROFILES {
+            let name = profile.name;
+            assert!(profile.filters_per_subscribe > 0, "{name}");
+            assert!(profile.reconnect.first <= profile.reconnect.max, "{name}");
+            if let (Some(payload), Some(packet)) = (profile.payload_bytes, profile.packet_bytes) {
+                assert!(payload < packet, "{name}: a packet holds its payload and its topic");
+            }
+            if let Some((min, max)) = profile.keep_alive {
+                assert!(min <= max, "{name}");
+                assert_eq!(profile.kept_alive(Duration::ZERO), max, "{name}");
+            }
+            assert_eq!(PROFILES.iter().filter(|other| **other == *profile).count(), 1, "{name} is one");
+        }
+    }
+
+    #[test]
+    fn what_the_owner_does_not_say_about_the_pace_the_cloud_does() {
+        let pace = AWS_IOT.pace(Pace { messages_per_s: NonZeroU32::new(5), bytes_per_s: None });
+        assert_eq!((pace.messages_per_s, pace.bytes_per_s), (NonZeroU32::new(5), NonZeroU64::new(512 * 1024)));
+        assert_eq!(GENERIC.pace(Pace::default()), Pace::default());
+    }
+}

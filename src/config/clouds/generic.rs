@@ -1,0 +1,35 @@
+//! Any MQTT broker: Mosquitto, EMQX, HiveMQ, RabbitMQ, NanoMQ. What it takes it says in CONNACK; at 3.1.1 nobody knows.
+
+use std::time::Duration;
+
+use super::{MissingPuback, Profile, Retain};
+use crate::config::Reconnect;
+use crate::message::Qos;
+
+/// `profile = "generic"`
+pub static GENERIC: Profile = Profile {
+    name: "generic",
+    title: "the broker",
+    publishes_per_s: None,
+    bytes_per_s: None,
+    in_flight: None,
+    packet_bytes: None,
+    payload_bytes: None,
+    topic_bytes: None,
+    topic_slashes: None,
+    counted: |topic| topic,
+    client_id_bytes: None,
+    // Some brokers take no more, and nobody needs more at once.
+    filters_per_subscribe: 8,
+    subscriptions: None,
+    keep_alive: None,
+    session_expiry: None,
+    connect_every: Duration::ZERO,
+    qos_max: Qos::ExactlyOnce,
+    retain: Retain::All,
+    missing_puback: MissingPuback::Fault,
+    reconnect: Reconnect { first: Duration::from_secs(1), max: Duration::from_secs(30) },
+    wants_server_name: false,
+    has_authorizers: false,
+    alpn: |_, _| None,
+};

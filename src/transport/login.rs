@@ -1,0 +1,121 @@
+//! As whom a gateway logs in: what its files say at this moment, read anew for each connection.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use thiserror::Error;
+use tokio::io::AsyncReadExt as _;
+
+use super::jwt::{self, Claims, JwtError, Signer};
+use crate::config::clouds::authorizer_username;
+use crate::config::{AuthorizerConfig, JwtConfig, UplinkConfig};
+use crate::message::Stamp;
+
+/// Longest file of a secret that is read.
+const SECRET_BYTES_MAX: u64 = 65_535;
+
+/// Why nobody can log in.
+#[derive(Debug, Error)]
+pub enum LoginError {
+    /// A file is not there any more, or not to be read.
+    #[error("cannot read {what} from {}", path.display())]
+    File {
+        /// "the password", "the key of the token".
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The key signs nothing.
+    #[error("cannot make a token with the key in {}", path.display())]
+    Token {
+        /// The file of the key.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: JwtError,
+    },
+}
+
+/// What CONNECT says of the client.
+#[derive(Debug, Clone, Default)]
+pub struct Login {
+    /// User name.
+    pub username: Option<String>,
+    /// Password, or a token in its place.
+    pub password: Option<Bytes>,
+    /// When the password ends, in milliseconds since 1970.
+    pub expires_ms: Option<i64>,
+}
+
+impl Login {
+    /// Reads the files of an uplink, and signs a token where it wants one.
+    pub async fn read(config: &UplinkConfig, now: Stamp) -> Result<Login, LoginError> {
+        let password = match (&config.jwt, &config.password_file) {
+            (Some(jwt), _) => Some(Bytes::from(token(jwt, now).await?)),
+            (None, Some(path)) => Some(first_line("the password", path).await?),
+            (None, None) => None,
+        };
+        let mut expires_s = password.as_deref().and_then(jwt::expiry_s);
+        let mut username = config.username.clone();
+        if let Some(authorizer) = &config.authorizer {
+            let (asking, token_expires_s) = asked(authorizer, username.as_deref()).await?;
+            username = Some(asking);
+            expires_s = expires_s.into_iter().chain(token_expires_s).min();
+        }
+        Ok(Login { username, password, expires_ms: expires_s.map(|s| s.saturating_mul(1000)) })
+    }
+}
+
+/// The user name that asks for an authoriser, and when its token ends.
+async fn asked(config: &AuthorizerConfig, username: Option<&str>) -> Result<(String, Option<i64>), LoginError> {
+    let mut texts = [None, None];
+    let files = [("the token", &config.token_file), ("the token's signature", &config.signature_file)];
+    for ((what, path), text) in files.into_iter().zip(&mut texts) {
+        if let Some(path) = path {
+            *text = Some(String::from_utf8_lossy(&first_line(what, path).await?).into_owned());
+        }
+    }
+    let [token, signature] = texts;
+    let expires_s = token.as_deref().and_then(|token| jwt::expiry_s(token.as_bytes()));
+    let token = config.token_key.as_deref().zip(token.as_deref());
+    Ok((authorizer_username(username, config.name.as_deref(), token, signature.as_deref()), expires_s))
+}
+
+async fn token(config: &JwtConfig, now: Stamp) -> Result<String, LoginError> {
+    let pem = whole("the key of the token", &config.key).await?;
+    let issued_at_s = now.wall_ms.div_euclid(1000);
+    let lifetime_s = i64::try_from(config.lifetime.as_secs()).unwrap_or(i64::MAX);
+    let claims = Claims {
+        audience: config.audience.clone(),
+        issuer: config.issuer.clone(),
+        subject: config.subject.clone(),
+        issued_at_s,
+        expires_at_s: issued_at_s.saturating_add(lifetime_s),
+    };
+    let key_id = config.key_id.clone();
+    // An RSA key of 4096 bits signs for a while on a small board.
+    let signed = tokio::task::spawn_blocking(move || Signer::from_pem(&pem)?.sign(&claims, key_id.as_deref())).await;
+    let fault = |source| LoginError::Token { path: config.key.clone(), source };
+    signed.map_err(|_gone| fault(JwtError::Sign))?.map_err(fault)
+}
+
+/// The first line of a file with a secret: most editors put a line end behind it.
+pub(super) async fn first_line(what: &'static str, path: &Path) -> Result<Bytes, LoginError> {
+    let bytes = whole(what, path).await?;
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Ok(Bytes::copy_from_slice(line.strip_suffix(b"\r").unwrap_or(line)))
+}
+
+async fn whole(what: &'static str, path: &Path) -> Result<Vec<u8>, LoginError> {
+    let read = async {
+        let file = tokio::fs::File::open(path).await?;
+        let mut bytes = Vec::new();
+        file.take(SECRET_BYTES_MAX).read_to_end(&mut bytes).await?;
+        Ok(bytes)
+    };
+    read.await.map_err(|source| LoginError::File { what, path: path.to_owned(), source })
+}
