@@ -83,7 +83,8 @@ pub(super) async fn serve(
             refuse(socket, connect.version, too_many(connect.version), &services);
         }
         Entry::New(attachment, mut waiting) => match services.router.attach().await {
-            Ok(link) => Session::new(client, services, waiting, identity, link).run(attachment, stop).await,
+            // Boxed, or the task would keep room for it twice.
+            Ok(link) => Box::new(Session::new(client, services, waiting, identity, link)).run(attachment, stop).await,
             Err(error) => {
                 debug!(client = client.as_ref(), error:% = error; "A session could not be started");
                 let mut refused = Some(attachment);
@@ -188,5 +189,22 @@ pub(super) fn refuse(mut socket: Socket, version: Version, reason: ReasonCode, s
 fn say(socket: &mut Socket, version: Version, packet: &Packet) {
     if let Err(error) = socket.send_as(version, packet) {
         debug!(error:% = error; "A refusal could not be written");
+    }
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes<A, B, C, D, E, F>(_: impl FnOnce(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn the_task_of_a_connection_stays_small() {
+        let (task, session) = (bytes(serve), size_of::<Session>());
+        assert!(
+            task + session < 7 * 1024,
+            "every idle client costs {task} bytes of its task and {session} of its session"
+        );
     }
 }

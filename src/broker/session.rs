@@ -9,6 +9,7 @@
 //! memory only: a will that waits, QoS 1 copies whose acknowledgement is due, what shared subscriptions have brought.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -85,6 +86,9 @@ struct Connection {
     /// Messages that waited for it when it came, and their bytes.
     collected: (usize, usize),
 }
+
+/// What a session seldom does.
+type Seldom<'s> = Pin<Box<dyn Future<Output = ()> + Send + 's>>;
 
 pub(super) struct Session {
     client: Arc<str>,
@@ -174,8 +178,8 @@ impl Session {
 
     /// Serves `first` and all later connections of this client, until the session has ended and all that it had begun
     /// is done.
-    pub(super) async fn run(mut self, first: Attachment, stop: CancellationToken) {
-        self.attach(first).await;
+    pub(super) async fn run(mut self: Box<Self>, first: Attachment, stop: CancellationToken) {
+        Box::pin(self.attach(first)).await;
         loop {
             // Before anything that comes in or goes out after the change.
             if self.changes.are_there() {
@@ -191,12 +195,12 @@ impl Session {
             self.count_subscriptions();
             if self.is_over() {
                 match self.services.register.leave(&self.client, &mut self.attachments) {
-                    Some(attachment) => self.attach(attachment).await,
+                    Some(attachment) => Box::pin(self.attach(attachment)).await,
                     None => break,
                 }
             }
             match self.wait(&stop).await {
-                Event::Attached(attachment) => self.attach(attachment).await,
+                Event::Attached(attachment) => Box::pin(self.attach(attachment)).await,
                 Event::Stop => self.stopping = Some(Instant::now() + self.services.limits.stop_patience),
                 Event::Settled(mark, settled) => {
                     self.answer(mark, settled).await;

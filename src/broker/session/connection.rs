@@ -8,7 +8,7 @@ use std::time::Duration;
 use log::{debug, info, warn};
 use tokio::time::Instant;
 
-use super::{Attachment, Connection, Options, Session};
+use super::{Attachment, Connection, Options, Seldom, Session};
 use crate::broker::access::{Deed, Identity};
 use crate::broker::durable::{self, Durable};
 use crate::broker::inbound::Work;
@@ -212,7 +212,12 @@ impl Session {
         self.part(reason, true).await;
     }
 
-    pub(super) async fn end_connection(&mut self, reason: Option<ReasonCode>, with_will: bool) {
+    /// Boxed, as what is seldom: whatever may come to it would have to keep room for it in each session's task.
+    pub(super) fn end_connection(&mut self, reason: Option<ReasonCode>, with_will: bool) -> Seldom<'_> {
+        Box::pin(self.end_connection_now(reason, with_will))
+    }
+
+    async fn end_connection_now(&mut self, reason: Option<ReasonCode>, with_will: bool) {
         let Some(mut connection) = self.connection.take() else { return };
         self.mark.connection += 1;
         // First, so that whoever sees in the counter that the client is gone finds its session keeping no QoS 0.
