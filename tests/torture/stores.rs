@@ -364,6 +364,11 @@ fn whole_in(dir: &Path, owner: &str) -> BTreeSet<u64> {
     whole
 }
 
+/// How often the store was moved aside.
+fn moved_aside(dir: &Path) -> usize {
+    fs::read_dir(dir.join("quarantine")).into_iter().flatten().count()
+}
+
 fn is_salvaging(dir: &Path) -> bool {
     let places = fs::read_dir(dir.join("quarantine")).into_iter().flatten();
     places.filter_map(Result::ok).any(|place| place.path().join("salvage.json").exists())
@@ -411,8 +416,9 @@ async fn one_case(seed: u64, random: &mut Random, original: &Path, other: &Path)
         };
         if stats.streams["cloud"].waiting == 0 && !was_salvaging && !is_salvaging(dir.path()) {
             // Last, and again where its damage shows only now.
+            let moved = moved_aside(dir.path());
             match taken_by_session(&inlet, 1000).await {
-                Ok(messages) if messages.is_empty() => break,
+                Ok(messages) if messages.is_empty() && moved == moved_aside(dir.path()) => break,
                 Ok(messages) => {
                     for message in messages.iter().filter(|message| number_of("fresh", &message.body).is_none()) {
                         let number = number_of("mine", &message.body);
