@@ -150,6 +150,11 @@ impl Collector for Moment {
             "Messages taken in from the cloud",
             uplinks().map(|(labels, uplink)| (labels, uplink.received)),
         )?;
+        family.counters(
+            "uplink_throttled",
+            "Messages that the cloud threw away because they were too many, and that went again",
+            uplinks().map(|(labels, uplink)| (labels, uplink.throttled)),
+        )?;
         let devices = || stages.devices.iter().map(|(name, device)| (vec![("device", name.as_str())], device));
         family.gauges(
             "device_up",
@@ -182,6 +187,22 @@ impl Collector for Moment {
                 })
             }),
         )?;
+        let writes = devices().flat_map(|(labels, device)| {
+            let writes = &device.writes;
+            let outcomes = [
+                ("written", writes.written),
+                ("refused", writes.refused.values().sum()),
+                ("expired", writes.expired),
+                ("failed", writes.failed.values().sum()),
+                ("unknown", writes.unknown),
+            ];
+            outcomes.map(|(outcome, count)| {
+                let mut labels = labels.clone();
+                labels.push(("outcome", outcome));
+                (labels, count)
+            })
+        });
+        family.counters("device_writes", "Writes to it, by what became of them", writes)?;
         let sessions = &stages.sessions;
         family.gauges("clients_connected", "Clients of the local broker", one(sessions.connected))?;
         family.gauges("sessions_kept", "Sessions that are kept over a restart", one(sessions.kept))?;
