@@ -72,8 +72,9 @@ pub(super) fn look(dir: &Path, was_there: bool, is_counted: bool) -> Result<Foun
         && !is_upgraded(dir, &pages)
         && !mark::is_of_closing(dir, &pages);
     let fault = if is_strange { Some(LogFault::Foreign) } else { log_fault(&pages, said.salt) };
-    // After an orderly stop the counts say whether all messages are there; of sessions they say nothing.
-    if fault.is_none() {
+    // After an orderly stop the counts say whether all messages are there; of sessions they say nothing. One whose making
+    // was interrupted is SQLite's to mend.
+    if fault.is_none() && (has_log(dir) || said.is_closed) {
         look_at_tables(&pages)?;
     }
     Ok(Found { is_new: false, fault })
