@@ -89,7 +89,7 @@ impl OldSessions {
         let (passing, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut old.by_number).into_iter().partition(|(_, session)| session.row.expiry_s == 0);
         old.by_number = kept;
-        old.unwanted = passing.values().map(OldSession::copies).sum();
+        old.unwanted = passing.values().map(OldSession::copies).fold(0, u64::saturating_add);
         is_whole &= counted.is_none_or(|counted| counted == old.copies);
         if !is_whole || old.by_number.values().any(|session| !session.is_sane()) {
             return None;
@@ -166,7 +166,8 @@ impl OldSession {
     }
 
     fn copies(&self) -> u64 {
-        self.spans.values().map(|row| row.span.count()).sum()
+        // Whatever a damaged row says.
+        self.spans.values().map(|row| row.span.count()).fold(0, u64::saturating_add)
     }
 
     fn terms(&self, lane: u32, sequence: u64) -> Option<Terms> {
@@ -184,7 +185,6 @@ impl OldSession {
         let mut overlaps =
             pairs.filter(|(((lane, _), row), ((other, first), _))| lane == other && row.span.last >= *first);
         overlaps.next().is_none()
-            && self.spans.values().all(|row| row.span.first > 0 && row.span.last >= row.span.first)
     }
 }
 
@@ -258,17 +258,21 @@ impl Books {
         numbers: &BTreeMap<u64, u64>,
         sequence: u64,
     ) -> (Vec<Match>, u64) {
-        let wanting = remains.local.as_ref().map(|old| old.wanting(sequence)).unwrap_or_default();
-        let count = wanting.len();
-        let lanes: Vec<Match> = wanting
-            .into_iter()
-            .filter_map(|(LaneKey { session, lane }, terms)| {
-                let number = numbers.get(&session).filter(|number| self.sessions.is_live(**number))?;
-                Some(Match { key: LaneKey { session: *number, lane }, terms })
-            })
-            .collect();
-        let gone = count - lanes.len();
-        (lanes, gone as u64)
+        let (mut lanes, mut gone) = (Vec::new(), 0);
+        for (LaneKey { session, lane }, terms) in
+            remains.local.as_ref().map(|old| old.wanting(sequence)).unwrap_or_default()
+        {
+            match numbers.get(&session) {
+                Some(number) if self.sessions.is_live(*number) => {
+                    lanes.push(Match { key: LaneKey { session: *number, lane }, terms });
+                }
+                // It has ended since.
+                Some(_) => gone += 1,
+                // It was not taken over, because another of this client was there: its copies are lost.
+                None => {}
+            }
+        }
+        (lanes, gone)
     }
 }
 
@@ -310,7 +314,9 @@ fn subscription(values: &[Value]) -> Option<SubscriptionRow> {
 
 fn span(values: &[Value]) -> Option<(LaneKey, SpanRow)> {
     let key = LaneKey { session: values.first()?.unsigned()?, lane: small(values, 1)? };
-    let span = Span::new(values.get(2)?.unsigned()?, values.get(3)?.unsigned()?);
+    let first = values.get(2)?.int().filter(|first| *first > 0)?;
+    let last = values.get(3)?.int().filter(|last| *last >= first)?;
+    let span = Span::new(first.cast_unsigned(), last.cast_unsigned());
     Some((key, SpanRow { span, bytes: values.get(4)?.unsigned()?, terms: terms(values, 5)? }))
 }
 
