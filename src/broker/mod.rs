@@ -194,7 +194,7 @@ impl Broker {
             store_share: limits.kept_share,
         });
         let services = Services {
-            access: Access::new(&config.access, health.clone()),
+            access: Access::new(&config.access, health.clone(), intake.clock().clone()),
             intake,
             inlet,
             router,

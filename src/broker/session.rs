@@ -98,6 +98,8 @@ pub(super) struct Session {
     identity: Identity,
     rights: Rights,
     changes: Changes,
+    /// When what he showed is to be looked at again, while there is a socket.
+    term: Option<Instant>,
     link: Link,
     subscriptions: HashMap<Filter, Options>,
     /// Its end at the queue, where it is kept there.
@@ -157,6 +159,7 @@ impl Session {
             attachments,
             identity,
             changes,
+            term: None,
             link,
             subscriptions: HashMap::new(),
             durable: None,
@@ -320,7 +323,7 @@ impl Session {
             [keep_alive, socket].into_iter().flatten().min()
         });
         let will = self.will.as_ref().map(|(at, _)| *at);
-        [connection, will, self.expires, self.stopping].into_iter().flatten().min()
+        [connection, self.term, will, self.expires, self.stopping].into_iter().flatten().min()
     }
 
     async fn look_at_clock(&mut self) {
@@ -334,6 +337,9 @@ impl Session {
             } else if socket.is_some_and(|at| at <= now) {
                 self.end_connection(None, true).await;
             }
+        }
+        if self.term.is_some_and(|at| at <= now) {
+            self.look_at_term().await;
         }
         if self.expires.is_some_and(|at| at <= now) {
             self.end_session().await;

@@ -9,7 +9,7 @@ use log::{debug, info, warn};
 use tokio::time::Instant;
 
 use super::{Attachment, Connection, Options, Seldom, Session};
-use crate::broker::access::{Deed, Identity};
+use crate::broker::access::{Deed, Identity, Term};
 use crate::broker::durable::{self, Durable};
 use crate::broker::inbound::Work;
 use crate::broker::listener;
@@ -54,6 +54,8 @@ impl Session {
         }
         self.rights = self.services.access.rights(&identity, &self.client);
         self.identity = identity;
+        // At once: it may have ended while the session was entered.
+        self.term = self.services.access.term(&self.identity).map(|_| Instant::now());
         // A will that still waited for its delay is not published when its session is resumed.
         self.will = None;
         self.expires = None;
@@ -125,6 +127,20 @@ impl Session {
                   "A client is disconnected: what it logged in with is no longer in the configuration");
             self.part(ReasonCode::NOT_AUTHORIZED, true).await;
         }
+    }
+
+    /// Whoever showed a token goes when it ends.
+    pub(super) async fn look_at_term(&mut self) {
+        let term = self.services.access.term(&self.identity).filter(|_| self.connection.is_some());
+        self.term = match term {
+            Some(Term::Stays(look)) => Some(Instant::now() + look),
+            Some(Term::Over(reason)) => {
+                debug!(client = self.client.as_ref(), user = self.identity.user.as_ref(); "The token of a client has ended");
+                self.part(reason, true).await;
+                None
+            }
+            None => None,
+        };
     }
 
     /// Tells the queue of a client that is let in, where it has to know. `None`: nothing is kept for it.
