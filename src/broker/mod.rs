@@ -48,6 +48,7 @@ use socket::Socket;
 use sys::SysTree;
 
 mod access;
+mod aliases;
 mod door;
 mod durable;
 mod files;

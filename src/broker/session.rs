@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Services;
 use super::access::{Changes, Identity, Rights};
+use super::aliases::Aliases;
 use super::durable::{Durable, Progress};
 use super::inbound::{Begun, Inbound, Mark, Running, Settled, Signs};
 use super::outbound::Outbound;
@@ -80,6 +81,8 @@ struct Connection {
     expiry_s: u32,
     will: Option<Will>,
     aliases: HashMap<u16, Topic>,
+    /// Those that we set, where the client allows any.
+    our_aliases: Option<Box<Aliases>>,
     /// QoS 1 and 2 messages of the client that are not answered yet.
     unanswered: u16,
     window: usize,

@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_set_gives_the_keys_that_sign_with_their_ids_and_passes_over_the_others() {
-        let rsa = format!(r#"{{"kty":"RSA","kid":"r","n":"{}","e":"AQAB"}}"#, "B".repeat(342));
+        let rsa = format!(r#"{{"kty":"RSA","kid":"r","n":"{}","e":"AQAB"}}"#, "B".repeat(341) + "A");
         let short = r#"{"kty":"RSA","n":"AQAB","e":"AQAB"}"#;
         let others = r#"{"kty":"EC","crv":"P-521","x":"AA","y":"AA"},{"kty":"OKP","crv":"Ed25519","x":"AA"}"#;
         let encrypts = p256_jwk(r#","use":"enc""#);

@@ -15,6 +15,7 @@ ask.add_argument("--user")
 ask.add_argument("--password")
 ask.add_argument("--will")
 ask.add_argument("--alias-maximum", type=int)
+ask.add_argument("--publish")
 ask.add_argument("--qos", type=int, default=1)
 ask.add_argument("filters", nargs="*")
 asked = ask.parse_args()
@@ -31,6 +32,12 @@ def on_connect(client, userdata, flags, reason, properties):
         client.disconnect()
     elif asked.filters and not flags.session_present:
         client.subscribe([(topic, asked.qos) for topic in asked.filters])
+    if asked.publish and not reason.is_failure:
+        # In full with its alias once, then by the alias alone.
+        for topic in (asked.publish, ""):
+            alias = Properties(PacketTypes.PUBLISH)
+            alias.TopicAlias = 1
+            client.publish(topic, f"by {topic!r}", qos=1, properties=alias)
 
 
 def on_subscribe(client, userdata, mid, reasons, properties):

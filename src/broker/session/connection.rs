@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{Attachment, Connection, Options, Seldom, Session};
 use crate::broker::access::{Deed, Identity, Term};
+use crate::broker::aliases::Aliases;
 use crate::broker::durable::{self, Durable};
 use crate::broker::inbound::Work;
 use crate::broker::listener;
@@ -76,6 +77,7 @@ impl Session {
         };
         let receive_max = connect.receive_max.map_or(u16::MAX, |max| max.get());
         let keep_alive = Duration::from_secs(u64::from(connect.keep_alive_s)) * 3 / 2;
+        let alias_max = connect.topic_alias_max.min(limits.topic_aliases);
         let mut connection = Connection {
             socket,
             version,
@@ -85,6 +87,7 @@ impl Session {
             expiry_s,
             will: connect.will,
             aliases: HashMap::new(),
+            our_aliases: (alias_max > 0).then(|| Box::new(Aliases::new(alias_max))),
             unanswered: 0,
             window: usize::from(receive_max.min(limits.outbound)),
             collected: self.outbound.load(),
