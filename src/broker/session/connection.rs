@@ -23,8 +23,8 @@ use crate::queue::sessions::{Entrance, Entry, Kept, Subscribed};
 use crate::router::RouterError;
 
 impl Session {
-    pub(super) async fn attach(&mut self, attachment: Attachment) {
-        let Attachment { mut socket, connect, identity, is_assigned } = attachment;
+    pub(super) async fn attach(&mut self, attachment: Box<Attachment>) {
+        let Attachment { mut socket, connect, identity, is_assigned } = *attachment;
         let is_too_late = !self.services.access.vouches_for(&identity);
         if is_too_late || self.is_alive && self.belongs_to_another(&self.identity.user, &identity.user) {
             return listener::refuse(socket, connect.version, ReasonCode::NOT_AUTHORIZED, &self.services);
