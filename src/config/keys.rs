@@ -394,6 +394,7 @@ pub static UPLINK: KeyTable = KeyTable {
         optional("username"),
         optional("password_file"),
         optional("jwt"),
+        optional("auth_method"),
         optional("authorizer"),
         optional("proxy"),
         default("keep_alive", "\"30s\""),

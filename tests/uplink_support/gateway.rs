@@ -61,6 +61,7 @@ pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
         username: None,
         password_file: None,
         jwt: None,
+        auth_method: None,
         authorizer: None,
         proxy: None,
         keep_alive: Duration::from_secs(60),
