@@ -713,7 +713,8 @@ async fn q4_drop_newest_keeps_the_oldest_and_refuse_keeps_all_it_took() {
 #[tokio::test]
 async fn q4_a_refusal_costs_the_disk_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let rig = Rig::start(small(dir.path(), WhenFull::Refuse));
+    let streams = vec![stream("cloud", vec![rule("plant/#", "{topic}")])];
+    let rig = Rig::start(QueueSettings { streams, ..small(dir.path(), WhenFull::Refuse) });
     while rig.inlet.append(submission(numbered(0, 200))).await.is_ok() {}
     let commits = || rig.health.queue().commits.load(std::sync::atomic::Ordering::Relaxed);
     // What is due once a second may be written; a refusal beside it is not.
