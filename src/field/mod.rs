@@ -177,6 +177,16 @@ enum Line {
     Serial(Box<serial::PortSpec>),
 }
 
+impl Line {
+    /// Where the way to the clerk of writes belongs, if anything on this line can be written.
+    fn write_end(&mut self) -> Option<&mut Option<writes::LineEnd>> {
+        match self {
+            Line::Modbus(line) => Some(&mut line.writes),
+            Line::Serial(_) => None,
+        }
+    }
+}
+
 impl<R: Readings> Field<R> {
     /// Takes the lines and devices out of the configuration. Opens nothing yet.
     pub fn new(config: &Config, readings: R, clock: Clock, health: &Health) -> Result<Field<R>, FieldError> {

@@ -21,13 +21,12 @@ use super::pause::Pauses;
 use super::poll::{DEAD_AFTER, Outcome, Plan, PlanUnit, Turn};
 use super::port;
 use super::record::Recorder;
-use super::writes::LineEnd;
+use super::writes::{LineEnd, LineWrites};
 
 use decode::Decoded;
 use fault::{exception_kind, exception_name};
 use link::{Doubts, Exchange, Link, Question};
 use plan::Block;
-use write::Writes;
 
 pub mod plan;
 
@@ -103,7 +102,7 @@ struct Line {
     open_not_before: Duration,
     /// The line's port was not there when it was last looked for.
     is_away: bool,
-    writes: Writes,
+    writes: LineWrites,
     desk: Desk,
     start: Instant,
 }
@@ -133,7 +132,7 @@ impl Line {
             failures: 0,
             open_not_before: Duration::ZERO,
             is_away: false,
-            writes: Writes::new(spec.writes),
+            writes: LineWrites::new(spec.writes),
             desk: desk.clone(),
             start: Instant::now(),
         }
@@ -142,9 +141,7 @@ impl Line {
     async fn run(mut self) {
         self.writes.start().await;
         loop {
-            while let Some(message) = self.writes.message_now() {
-                self.writes.take(message, self.start);
-            }
+            self.writes.take_all(self.start);
             let now = self.start.elapsed();
             self.tell_again(now).await;
             let turn = self.plan.next(now);

@@ -30,14 +30,13 @@ use tokio::sync::{Mutex, RwLock, mpsc};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::device::{DeviceSpec, point_topic};
+use super::device::point_topic;
 use super::lane::{LANE_MAX, Ticket};
-use super::modbus::UnitSpec;
-use super::modbus::encode::{self, Encoded, Unwritable};
+use super::modbus::encode::Unwritable;
 use super::pause::Pauses;
 use super::{Line, serial_points};
 use crate::clock::rfc3339;
-use crate::config::{Config, ModbusPoint};
+use crate::config::Config;
 use crate::health::{DeviceHealth, chain};
 use crate::intake::{AcceptError, Intake};
 use crate::message::{Body, Message, Origin, Properties, Qos, Topic, Value, is_reserved};
@@ -45,11 +44,16 @@ use crate::queue::{AppendError, Change, Outlet, Queued, SetTopics, Verdict};
 
 use rate::Rate;
 use request::{About, Request};
+use target::{Target, Targets};
 
+pub(super) use line::{LineEnd, LineWrites};
 pub(super) use request::End;
+pub(super) use target::Act;
 
+mod line;
 mod rate;
 mod request;
+mod target;
 #[cfg(test)]
 mod tests;
 
@@ -79,8 +83,7 @@ pub(super) enum ToLine {
 pub(super) struct Order {
     pub(super) ticket: Ticket,
     pub(super) unit: usize,
-    pub(super) point: usize,
-    pub(super) encoded: Encoded,
+    pub(super) act: Act,
     pub(super) expires: Instant,
 }
 
@@ -93,17 +96,6 @@ pub(super) enum FromLine {
     Ask { line: usize, ticket: Ticket },
     /// It has ended.
     Done { line: usize, ticket: Ticket, end: End },
-}
-
-/// A line's end of the way to the clerk.
-#[derive(Debug, Clone)]
-pub(super) struct LineEnd {
-    pub(super) number: usize,
-    /// A line that is started again goes on reading it.
-    pub(super) inbox: Arc<Mutex<mpsc::Receiver<ToLine>>>,
-    pub(super) events: mpsc::Sender<FromLine>,
-    /// Held for reading from before a write is sent until it has ended: a stop waits for that a little.
-    pub(super) busy: Arc<RwLock<()>>,
 }
 
 /// The topic on which a point is written.
@@ -125,19 +117,6 @@ pub fn set_topics(config: &Config) -> SetTopics {
         points.into_iter().filter_map(|point| set_topic(&point.topic))
     });
     SetTopics::new(modbus.chain(serial).collect::<HashSet<Topic>>())
-}
-
-/// Where the clerk finds a point.
-#[derive(Debug)]
-struct Target {
-    line: usize,
-    unit: usize,
-    point: usize,
-    device: Arc<str>,
-    name: Arc<str>,
-    /// `None`: it may not be written.
-    writable: Option<Box<ModbusPoint>>,
-    health: Arc<DeviceHealth>,
 }
 
 /// A write that was given to a line.
@@ -163,12 +142,13 @@ struct Ending {
 pub(super) struct Clerk {
     outlet: Outlet,
     intake: Intake,
-    targets: HashMap<Topic, Target>,
+    targets: Targets,
     inboxes: Vec<mpsc::Sender<ToLine>>,
     events: mpsc::Receiver<FromLine>,
     open: BTreeMap<Ticket, Open>,
     last_ticket: Ticket,
-    rates: HashMap<(usize, usize, usize), Rate>,
+    /// By the topic on which is asked.
+    rates: HashMap<Topic, Rate>,
     started: Instant,
 }
 
@@ -182,25 +162,17 @@ impl Clerk {
     /// A clerk for these lines, each of which gets its end of the way to it.
     pub fn new(outlet: Outlet, intake: Intake, lines: &mut [Line]) -> Clerk {
         let (sender, events) = mpsc::channel(lines.len() * (LANE_MAX * 2 + 2) + 1);
-        let mut targets = HashMap::new();
+        let mut targets = Targets::default();
         let mut inboxes = Vec::new();
         for line in lines {
             let number = inboxes.len();
-            let line = match line {
-                Line::Modbus(line) => line,
-                Line::Serial(port) => {
-                    add_unwritable(&mut targets, &port.device);
-                    continue;
-                }
-            };
-            for (unit, spec) in line.units.iter().enumerate() {
-                add_targets(&mut targets, number, unit, spec);
-            }
+            targets.add_line(number, line);
+            let Some(end) = line.write_end() else { continue };
             let (inbox, receiver) = mpsc::channel(INBOX);
             inboxes.push(inbox);
             let inbox = Arc::new(Mutex::new(receiver));
             let (events, busy) = (sender.clone(), Arc::new(RwLock::new(())));
-            line.writes = Some(LineEnd { number, inbox, events, busy });
+            *end = Some(LineEnd { number, inbox, events, busy });
         }
         Clerk {
             outlet,
@@ -260,8 +232,8 @@ impl Clerk {
     fn reread(&self, row: &Queued) -> (Json, Option<Value>) {
         let Body::Bytes(body) = &row.message.body else { return (Json::Null, None) };
         let Ok(Request { value, id, .. }) = request::parse(body) else { return (Json::Null, None) };
-        let point = self.targets.get(&row.message.topic).and_then(|target| target.writable.as_ref());
-        (id, point.and_then(|point| encode::encode(point, &value).ok()).map(|encoded| encoded.value))
+        let act = self.targets.get(&row.message.topic).and_then(|target| target.act(&value).ok());
+        (id, act.and_then(|act| act.value().cloned()))
     }
 
     async fn step(&mut self, stop: &CancellationToken) -> Result<(), Over> {
@@ -315,37 +287,34 @@ impl Clerk {
             return refused(Json::Null, "request", "a reading asks for nothing".to_owned());
         };
         let parsed = request::parse(body);
-        let Some((point, write)) = target.writable.as_ref().and_then(|point| Some((point, point.write?))) else {
+        let Some(bounds) = target.bounds() else {
             let id = parsed.map_or_else(|(id, _)| id, |request| request.id);
-            return refused(
-                id,
-                "not-writable",
-                format!("`{}` may not be written: it does not say `write`", target.name),
-            );
+            return Err((id, None, End::Refused(target.not_writable())));
         };
         let Request { value, id, expires } = match parsed {
             Ok(request) => request,
             Err((id, why)) => return Err((id, None, End::Refused(why))),
         };
-        let encoded = match encode::encode(point, &value) {
-            Ok(encoded) => encoded,
+        let act = match target.act(&value) {
+            Ok(act) => act,
             Err(why) => return Err((id, None, End::Refused(why))),
         };
-        let left =
-            left(row, expires.map_or(write.expiry, |expires| expires.min(write.expiry)), self.intake.now().mono_ms);
-        let Some(left) = left else { return Err((id, Some(encoded.value), End::Expired)) };
-        let line = target.line;
-        let key = (line, target.unit, target.point);
+        let expiry = expires.map_or(bounds.expiry, |expires| expires.min(bounds.expiry));
+        let Some(left) = left(row, expiry, self.intake.now().mono_ms) else {
+            return Err((id, act.value().cloned(), End::Expired));
+        };
+        let (line, unit) = (target.line, target.unit);
         if self.open.values().filter(|open| open.line == line).count() >= LANE_MAX {
             return refused(id, "too-many", format!("{LANE_MAX} writes wait for this line already"));
         }
-        if !self.rates.entry(key).or_default().take(write.per_minute.get(), self.started.elapsed()) {
-            let reason = format!("more than {} writes in a minute (`per_minute`)", write.per_minute);
+        let rate = self.rates.entry(row.message.topic.clone()).or_default();
+        if !rate.take(bounds.per_minute.get(), self.started.elapsed()) {
+            let reason = format!("more than {} writes in a minute (`per_minute`)", bounds.per_minute);
             return refused(id, "too-many", reason);
         }
         self.last_ticket += 1;
         let ticket = self.last_ticket;
-        let order = Order { ticket, unit: key.1, point: key.2, encoded, expires: Instant::now() + left };
+        let order = Order { ticket, unit, act, expires: Instant::now() + left };
         if !self.tell(line, ToLine::Write(Box::new(order.clone()))) {
             return refused(id, "too-many", "too many writes wait for this line already".to_owned());
         }
@@ -369,8 +338,7 @@ impl Clerk {
             }
             FromLine::Done { line, ticket, end } => match self.open.remove(&ticket) {
                 Some(open) => {
-                    let asked = Some(&open.order.encoded.value);
-                    let ending = self.ending(&open.row, &open.id, asked, open.packet_id, &end);
+                    let ending = self.ending(&open.row, &open.id, open.order.act.value(), open.packet_id, &end);
                     self.give_all(vec![ending], stop).await
                 }
                 None => {
@@ -385,9 +353,8 @@ impl Clerk {
     /// Writes down that a write begins; false when nobody waits for it any more.
     async fn begin(&mut self, ticket: Ticket, stop: &CancellationToken) -> Result<bool, Over> {
         let Some(open) = self.open.get(&ticket) else { return Ok(false) };
-        let target = self.targets.get(&open.row.message.topic);
-        let write = target.and_then(|target| target.writable.as_ref()?.write);
-        if open.packet_id.is_some() || write.is_some_and(|write| write.is_idempotent) {
+        let bounds = self.targets.get(&open.row.message.topic).and_then(Target::bounds);
+        if open.packet_id.is_some() || bounds.is_some_and(|bounds| bounds.is_idempotent) {
             return Ok(true);
         }
         let is_used = |id: &u16| self.open.values().any(|open| open.packet_id == Some(*id));
@@ -419,7 +386,7 @@ impl Clerk {
             let Some(open) = self.open.remove(&ticket) else { continue };
             let reason = "the line failed while it wrote: whether it was carried out is not known".to_owned();
             let end = End::Unknown { reason, read: None };
-            endings.push(self.ending(&open.row, &open.id, Some(&open.order.encoded.value), open.packet_id, &end));
+            endings.push(self.ending(&open.row, &open.id, open.order.act.value(), open.packet_id, &end));
         }
         self.give_all(endings, stop).await
     }
@@ -539,41 +506,4 @@ fn count(health: &DeviceHealth, end: &End) {
         End::Failed { kind, .. } => *counts.failed.entry(kind).or_default() += 1,
         End::Unknown { .. } => counts.unknown += 1,
     });
-}
-
-/// A device whose points are never written, but answered for.
-fn add_unwritable(targets: &mut HashMap<Topic, Target>, device: &DeviceSpec) {
-    for (point, told) in device.points.iter().enumerate() {
-        let Some(topic) = set_topic(&told.topic) else { continue };
-        targets.entry(topic).or_insert_with(|| Target {
-            line: usize::MAX,
-            unit: 0,
-            point,
-            device: device.name.clone(),
-            name: told.name.clone(),
-            writable: None,
-            health: device.health.clone(),
-        });
-    }
-}
-
-fn add_targets(targets: &mut HashMap<Topic, Target>, line: usize, unit: usize, spec: &UnitSpec) {
-    let points = spec.device.points.iter().zip(&spec.config.points).enumerate();
-    for (number, (told, point)) in points {
-        let Some(topic) = set_topic(&told.topic) else { continue };
-        let target = Target {
-            line,
-            unit,
-            point: number,
-            device: spec.device.name.clone(),
-            name: point.name.clone(),
-            writable: point.write.is_some().then(|| Box::new(point.clone())),
-            health: spec.device.health.clone(),
-        };
-        // Two that share a topic: `check` lets one of them be writable at most.
-        let is_better = targets.get(&topic).is_none_or(|other| other.writable.is_none());
-        if is_better {
-            targets.insert(topic, target);
-        }
-    }
 }
