@@ -103,6 +103,7 @@ fn key_of(path: &str) -> String {
         ["modbus" | "serial" | "model", .., table @ ("report" | "write"), key] => vec![*table, key],
         ["line" | "serial", _, "rs485", key] => vec!["rs485", key],
         ["model", _, "point", _, key] => vec!["modbus", "<name>", "point", "<name>", key],
+        ["serial", _, "command", _, key] => vec!["serial", "<name>", "command", "<name>", key],
         [kind @ ("modbus" | "serial"), _, "point", _, key] => vec![kind, "<name>", "point", "<name>", key],
         ["broker", kind @ ("listener" | "user" | "group"), _, rest @ ..] => {
             [vec!["broker", kind, "<name>"], rest.to_vec()].concat()
@@ -155,7 +156,8 @@ fn every_key_of_the_code_stands_in_the_reference_and_the_reverse() {
         path.ends_with("<name>") || path.contains(".good.") || path.split('.').next_back() == Some("<name>")
     };
     for path in &in_file {
-        let is_name = path.contains(".point.") && path.split('.').count() == 4;
+        let is_named = path.contains(".point.") || path.contains(".command.");
+        let is_name = is_named && path.split('.').count() == 4;
         let is_listener = path.starts_with("broker.listener.");
         assert!(in_code.contains(path) || is_chosen(path) || is_name || is_listener, "the code has no {path}");
     }

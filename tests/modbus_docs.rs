@@ -1,4 +1,4 @@
-//! Is what `docs/modbus.md` says a configuration, and are its commands commands?
+//! Is what `docs/modbus.md` and `docs/serial.md` say a configuration, and are its commands commands?
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail by a panic")]
 
@@ -6,13 +6,14 @@ use std::fs;
 
 use tidegate::config::{self, LoadRequest};
 
-const COOKBOOK: &str = include_str!("../docs/modbus.md");
+const MODBUS: &str = include_str!("../docs/modbus.md");
+const SERIAL: &str = include_str!("../docs/serial.md");
 
-/// The blocks of one language, with the line where each begins.
-fn blocks(language: &str) -> Vec<(usize, String)> {
+/// The blocks of one language in a cookbook, with the line where each begins.
+fn blocks(cookbook: &str, language: &str) -> Vec<(usize, String)> {
     let mut found: Vec<(usize, String)> = Vec::new();
     let mut is_inside = false;
-    for (number, line) in COOKBOOK.lines().enumerate() {
+    for (number, line) in cookbook.lines().enumerate() {
         match line.strip_prefix("```") {
             Some(word) if !is_inside && word == language => {
                 is_inside = true;
@@ -28,9 +29,9 @@ fn blocks(language: &str) -> Vec<(usize, String)> {
 
 #[test]
 fn every_block_of_configuration_is_one() {
-    let found = blocks("toml");
-    assert!(found.len() >= 6, "{}", found.len());
-    for (number, text) in found {
+    let (modbus, serial) = (blocks(MODBUS, "toml"), blocks(SERIAL, "toml"));
+    assert!(modbus.len() >= 6 && serial.len() >= 2, "{} and {}", modbus.len(), serial.len());
+    for (number, text) in [modbus, serial].concat() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir_all(folder.path().join("etc")).unwrap();
         fs::write(folder.path().join("etc/machine-id"), "3f9ac0ffee3f9ac0ffee3f9ac0ffee12\n").unwrap();
@@ -41,7 +42,10 @@ fn every_block_of_configuration_is_one() {
         let request =
             LoadRequest { root: folder.path().to_owned(), config: Some(file), credentials_dir: None, kept_id: None };
         match config::load(&request) {
-            Ok(loaded) => assert!(!loaded.config.modbus.is_empty(), "line {number} has no device"),
+            Ok(loaded) => {
+                let config = loaded.config;
+                assert!(!config.modbus.is_empty() || !config.serial.is_empty(), "line {number} has no device");
+            }
             Err(problems) => panic!("the block at line {number}:\n{}", config::render(&problems, &[])),
         }
     }
@@ -49,8 +53,10 @@ fn every_block_of_configuration_is_one() {
 
 #[test]
 fn every_command_is_understood() {
-    let commands: Vec<String> =
-        blocks("sh").into_iter().flat_map(|(_, text)| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+    let commands: Vec<String> = blocks(MODBUS, "sh")
+        .into_iter()
+        .flat_map(|(_, text)| text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
     assert!(commands.len() >= 12, "{commands:?}");
     for line in commands {
         let command = line.split(" #").next().unwrap();

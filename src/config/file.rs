@@ -182,6 +182,7 @@ pub(super) struct SerialDraft {
     pub(super) port: Option<At<PathBuf>>,
     pub(super) topic: Option<At<String>>,
     pub(super) point_names: Vec<(Arc<str>, Spot)>,
+    pub(super) command_names: Vec<(Arc<str>, Spot)>,
     pub(super) config: Option<SerialConfig>,
 }
 

@@ -85,6 +85,7 @@ pub static TABLES: &[&KeyTable] = &[
     &CHECKSUM,
     &PARSE,
     &SERIAL_POINT,
+    &SERIAL_COMMAND,
     &WEB,
 ];
 
@@ -740,11 +741,12 @@ pub static SERIAL: KeyTable = KeyTable {
         optional("rs485"),
         optional("ask"),
         optional("frame"),
-        required("parse"),
+        optional("parse"),
         optional("good"),
         default("topic", "\"field/{device}/{point}\""),
         default("qos", "1"),
         optional("point"),
+        optional("command"),
     ],
     gone: &[
         ("device", "it is called `port`"),
@@ -760,7 +762,7 @@ pub static SERIAL: KeyTable = KeyTable {
         ("regex", "write `parse = { regex = '…' }`"),
         ("poll", "write `ask = { send = \"…\", every = \"1s\" }`"),
     ],
-    later: &["command", "capture"],
+    later: &["capture"],
 };
 
 /// `ask = { … }`
@@ -882,6 +884,33 @@ pub static SERIAL_POINT: KeyTable = KeyTable {
         ("byte", "it is called `at`"),
         ("factor", "it is called `scale`"),
         ("length", "how many characters a text takes is called `chars`"),
+    ],
+    later: &[],
+};
+
+/// One line of `[serial.<name>.command]`
+pub static SERIAL_COMMAND: KeyTable = KeyTable {
+    title: "serial.<name>.command.<name>",
+    keys: &[
+        required("send"),
+        optional("min"),
+        optional("max"),
+        optional("decimals"),
+        optional("values"),
+        optional("good"),
+        optional("bad"),
+        default("timeout", "\"500ms\""),
+        default("per_minute", "60"),
+        default("expiry", "\"60s\""),
+        default("idempotent", "false"),
+    ],
+    gone: &[
+        ("answer", "the answer that says that it was done is called `good`"),
+        ("reply", "the answer that says that it was done is called `good`"),
+        ("expires", "it is called `expiry`"),
+        ("rate", "it is called `per_minute`"),
+        ("write", "what is sent is called `send`"),
+        ("names", "the words that a request may say are called `values`"),
     ],
     later: &[],
 };

@@ -26,8 +26,9 @@ pub use modbus::{
 };
 pub use report::{Mark, Place, Problem, render};
 pub use serial::{
-    Ask, ByteOrder, BytesField, Checksum, ChecksumForm, ChecksumKind, Counts, Ending, Escape, Flow, FrameConfig,
-    LengthField, Parity, Parse, PortConfig, Rs485, SerialConfig, SerialMode, SerialPoint, TextKind,
+    Ask, ByteOrder, BytesField, Checksum, ChecksumForm, ChecksumKind, CommandValue, Counts, Ending, Escape, Flow,
+    FrameConfig, LengthField, Parity, Parse, PortConfig, Rs485, SerialCommand, SerialConfig, SerialMode, SerialPoint,
+    TextKind,
 };
 pub use table::points_table;
 pub use template::{TemplateError, TopicTemplate};

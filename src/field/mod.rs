@@ -182,7 +182,7 @@ impl Line {
     fn write_end(&mut self) -> Option<&mut Option<writes::LineEnd>> {
         match self {
             Line::Modbus(line) => Some(&mut line.writes),
-            Line::Serial(_) => None,
+            Line::Serial(port) => (!port.config.commands.is_empty()).then_some(&mut port.writes),
         }
     }
 }
@@ -200,7 +200,7 @@ impl<R: Readings> Field<R> {
                 points: serial_points(name, serial)?,
                 health: health.device(name),
             };
-            lines.push(Line::Serial(Box::new(serial::PortSpec { device, config: serial.clone() })));
+            lines.push(Line::Serial(Box::new(serial::PortSpec { device, config: serial.clone(), writes: None })));
         }
         Ok(Field { lines, readings, clock, clerk: None })
     }
@@ -421,7 +421,7 @@ impl Tended for Line {
     fn busy(&self) -> Option<Arc<RwLock<()>>> {
         match self {
             Line::Modbus(line) => Some(line.writes.as_ref()?.busy.clone()),
-            Line::Serial(_) => None,
+            Line::Serial(port) => Some(port.writes.as_ref()?.busy.clone()),
         }
     }
 

@@ -237,6 +237,7 @@ pub fn add_serial(config: &mut Config, name: &str, path: &Path, parse: tidegate:
         topic: PointTopic("field/{device}/{point}".to_owned()),
         qos: Qos::AtLeastOnce,
         points: Vec::new(),
+        commands: Vec::new(),
     };
     config.serial.insert(Arc::from(name), serial);
 }

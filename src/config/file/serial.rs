@@ -14,6 +14,7 @@ use super::super::{Ask, Flow, Parse, PointTopic, PortConfig, Report, Rs485, Seri
 use super::{SerialDraft, Words, point_topic, port, qos};
 use point::point;
 
+mod command;
 mod frame;
 mod point;
 
@@ -45,6 +46,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let topic = point_topic(walk, &reader, words);
     let level = qos(walk, &reader);
     let (points, point_names) = points(walk, &reader, parse.as_ref(), columns.as_deref(), good.as_ref());
+    let (commands, command_names) = command::read(walk, &reader);
     if matches!(parse, Some(Parse::Bytes { .. })) && reader.has("good") {
         let what = "`good` is for frames of text; the quality of binary ones is that of their checksum";
         walk.findings.problem(reader.spot_of("good"), what, None);
@@ -73,9 +75,10 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             topic: PointTopic(topic.as_ref()?.value.clone()),
             qos: level?.value,
             points: points?,
+            commands: commands?,
         })
     })();
-    SerialDraft { name: Arc::from(name), spot, port: path, topic, point_names, config }
+    SerialDraft { name: Arc::from(name), spot, port: path, topic, point_names, command_names, config }
 }
 
 /// The outer `None` is a fault.
@@ -158,8 +161,16 @@ pub(super) fn unstable(path: &std::path::Path) -> Option<String> {
 /// How a frame is taken apart, and the decimal sign: each by itself, so that a fault of one does not hide the names.
 fn parse(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Option<Parse>, Option<u8>)> {
     if !reader.has("parse") {
-        reader.missing(walk, "parse");
-        return None;
+        if !reader.has("command") {
+            reader.missing(walk, "parse");
+            return None;
+        }
+        // Only spoken to: what it says are answers to commands.
+        for key in ["ask", "good", "point"].into_iter().filter(|key| reader.has(key)) {
+            let what = format!("`{key}` needs `parse`, which says how a frame is taken apart");
+            walk.findings.problem(reader.spot_of(key), what, None);
+        }
+        return Some((Some(Parse::Nothing), Some(b'.')));
     }
     let (tree, spot) = reader.table(walk, "parse")?;
     let reader = Reader::open(walk, tree, &keys::PARSE, spot);
@@ -243,19 +254,39 @@ fn one_byte(walk: &mut Walk, reader: &Reader<'_>, key: &'static str) -> Option<A
 }
 
 fn read_regex(walk: &mut Walk, reader: &Reader<'_>) -> Option<Regex> {
-    let pattern = reader.text(walk, "regex")?;
+    let At { value: regex, spot, .. } = compiled(walk, reader, "regex")?;
+    let mut count = 0;
+    for name in regex.capture_names().flatten() {
+        count += 1;
+        if let Err(wrong) = name_fault(name) {
+            walk.wrong(spot, "regex", wrong);
+            return None;
+        }
+    }
+    if count == 0 {
+        let wrong = Wrong::new("has no named group, so nothing would be read")
+            .help("name what is a value: '(?<weight>[0-9.]+)'");
+        walk.wrong(spot, "regex", wrong);
+        return None;
+    }
+    Some(regex)
+}
+
+/// A pattern, bounded.
+fn compiled(walk: &mut Walk, reader: &Reader<'_>, key: &'static str) -> Option<At<Regex>> {
+    let pattern = reader.text(walk, key)?;
     if pattern.value.len() > PATTERN_BYTES_MAX {
         let wrong = Wrong::new(format!("a pattern of more than {PATTERN_BYTES_MAX} bytes is not looked at"));
-        walk.wrong(pattern.spot, "regex", wrong);
+        walk.wrong(pattern.spot, key, wrong);
         return None;
     }
     let built = RegexBuilder::new(&pattern.value).size_limit(REGEX_BYTES_MAX).dfa_size_limit(REGEX_BYTES_MAX).build();
-    let regex = match built {
-        Ok(regex) => regex,
+    match built {
+        Ok(regex) => Some(At { value: regex, spot: pattern.spot, is_default: pattern.is_default }),
         Err(regex::Error::CompiledTooBig(_)) => {
             let wrong = Wrong::new("this pattern needs more than 1 MiB").help("a repetition such as {1000} multiplies");
-            walk.wrong(pattern.spot, "regex", wrong);
-            return None;
+            walk.wrong(pattern.spot, key, wrong);
+            None
         }
         Err(error) => {
             let (offset, message) = regex_fault(&error.to_string());
@@ -265,25 +296,10 @@ fn read_regex(walk: &mut Walk, reader: &Reader<'_>) -> Option<Regex> {
             if is_escape {
                 wrong = wrong.help("in a TOML text in 'single quotes' a backslash is a backslash");
             }
-            walk.wrong(spot, "regex", wrong);
-            return None;
-        }
-    };
-    let mut count = 0;
-    for name in regex.capture_names().flatten() {
-        count += 1;
-        if let Err(wrong) = name_fault(name) {
-            walk.wrong(pattern.spot, "regex", wrong);
-            return None;
+            walk.wrong(spot, key, wrong);
+            None
         }
     }
-    if count == 0 {
-        let wrong = Wrong::new("has no named group, so nothing would be read")
-            .help("name what is a value: '(?<weight>[0-9.]+)'");
-        walk.wrong(pattern.spot, "regex", wrong);
-        return None;
-    }
-    Some(regex)
 }
 
 /// The place and the sentence out of what the regex library prints: pattern, caret line, `error: …`.
@@ -390,7 +406,7 @@ fn columns(parse: &Parse) -> Option<Vec<String>> {
         Parse::Regex(regex) => Some(regex.capture_names().flatten().map(str::to_owned).collect()),
         Parse::Csv { columns, .. } => Some(columns.iter().filter(|name| !name.is_empty()).cloned().collect()),
         Parse::Fixed(fields) => Some(fields.iter().map(|(name, ..)| name.clone()).collect()),
-        Parse::Json | Parse::Bytes { .. } => None,
+        Parse::Json | Parse::Bytes { .. } | Parse::Nothing => None,
     }
 }
 
@@ -448,6 +464,9 @@ fn points(
     columns: Option<&[String]>,
     good: Option<&BTreeMap<String, Vec<String>>>,
 ) -> Points {
+    if matches!(parse, Some(Parse::Nothing)) {
+        return (Some(Vec::new()), Vec::new());
+    }
     if !reader.has("point") {
         let of_what = match parse {
             Some(Parse::Json) => Some("JSON frames need points"),

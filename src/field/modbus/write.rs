@@ -233,7 +233,7 @@ impl Line {
 
     fn wanted(&self, ticket: Ticket) -> Option<Wanted> {
         let order = &self.writes.under(ticket)?.order;
-        let Act::Point { number, encoded } = &order.act;
+        let Act::Point { number, encoded } = &order.act else { return None };
         let point = self.units.get(order.unit)?.config.points.get(*number)?.clone();
         Some(Wanted { unit: order.unit, point, number: *number, encoded: encoded.clone() })
     }

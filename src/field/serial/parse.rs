@@ -65,6 +65,7 @@ impl Reader {
             Parse::Json => self.object_read(&serde_json::from_slice(frame).ok()?),
             Parse::Bytes { is_hex: false } => self.bytes_read(frame),
             Parse::Bytes { is_hex: true } => self.bytes_read(&hex_read(frame)?),
+            Parse::Nothing => None,
         }
     }
 
@@ -165,7 +166,7 @@ impl Reader {
     }
 
     /// A number if it is one, else a text.
-    fn guessed(&self, text: &str) -> Value {
+    pub(super) fn guessed(&self, text: &str) -> Value {
         number(text, self.decimal).map_or_else(|| Value::Text(text.trim().to_owned()), Value::Float)
     }
 }
@@ -173,7 +174,7 @@ impl Reader {
 const MISSING: &str = "it is not in the frame";
 
 /// UTF-8, else ISO 8859-1.
-fn decoded(frame: &[u8]) -> Cow<'_, str> {
+pub(super) fn decoded(frame: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(frame) {
         Ok(text) => Cow::Borrowed(text),
         Err(_) => Cow::Owned(frame.iter().map(|byte| char::from(*byte)).collect()),

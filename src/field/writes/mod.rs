@@ -1,4 +1,4 @@
-//! Writes to points: from a message on `<topic>/set` to one answer on `<topic>/result`.
+//! Writes to points, and commands to serial devices: from a message on `<topic>/set` to one answer on `<topic>/result`.
 //!
 //! Promises:
 //! - Every write that was acknowledged to whoever asked ends in one answer, also over a crash: carried out, refused,
@@ -43,7 +43,7 @@ use crate::message::{Body, Message, Origin, Properties, Qos, Topic, Value, is_re
 use crate::queue::{AppendError, Change, Outlet, Queued, SetTopics, Verdict};
 
 use rate::Rate;
-use request::{About, Request};
+use request::{About, Kind, Request};
 use target::{Target, Targets};
 
 pub(super) use line::{LineEnd, LineWrites};
@@ -114,7 +114,10 @@ pub fn set_topics(config: &Config) -> SetTopics {
     });
     let serial = config.serial.iter().flat_map(|(name, device)| {
         let points = serial_points(name, device).unwrap_or_default();
-        points.into_iter().filter_map(|point| set_topic(&point.topic))
+        let commands =
+            device.commands.iter().filter_map(|command| point_topic(&device.topic, name, &command.name).ok());
+        let topics = points.into_iter().map(|point| point.topic).chain(commands);
+        topics.filter_map(|topic| set_topic(&topic)).collect::<Vec<_>>()
     });
     SetTopics::new(modbus.chain(serial).collect::<HashSet<Topic>>())
 }
@@ -232,7 +235,7 @@ impl Clerk {
     fn reread(&self, row: &Queued) -> (Json, Option<Value>) {
         let Body::Bytes(body) = &row.message.body else { return (Json::Null, None) };
         let Ok(Request { value, id, .. }) = request::parse(body) else { return (Json::Null, None) };
-        let act = self.targets.get(&row.message.topic).and_then(|target| target.act(&value).ok());
+        let act = self.targets.get(&row.message.topic).and_then(|target| target.act(value.as_ref()).ok());
         (id, act.and_then(|act| act.value().cloned()))
     }
 
@@ -295,7 +298,7 @@ impl Clerk {
             Ok(request) => request,
             Err((id, why)) => return Err((id, None, End::Refused(why))),
         };
-        let act = match target.act(&value) {
+        let act = match target.act(value.as_ref()) {
             Ok(act) => act,
             Err(why) => return Err((id, None, End::Refused(why))),
         };
@@ -402,7 +405,8 @@ impl Clerk {
         let now = self.intake.now();
         let about = About {
             device: target.map_or("", |target| &target.device),
-            point: target.map_or("", |target| &target.name),
+            name: target.map_or("", |target| &target.name),
+            kind: target.map_or(Kind::Point, Target::kind),
             request: &row.id.to_string(),
             id,
             asked,

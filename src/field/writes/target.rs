@@ -8,11 +8,13 @@ use std::time::Duration;
 use serde_json::Value as Json;
 
 use super::super::Line;
-use super::super::device::DeviceSpec;
+use super::super::device::{DeviceSpec, point_topic};
 use super::super::modbus::UnitSpec;
 use super::super::modbus::encode::{self, Encoded, Unwritable};
+use super::super::serial::{PortSpec, command};
+use super::request::Kind;
 use super::set_topic;
-use crate::config::ModbusPoint;
+use crate::config::{ModbusPoint, SerialCommand};
 use crate::health::DeviceHealth;
 use crate::message::{Topic, Value};
 
@@ -26,6 +28,15 @@ pub(in crate::field) enum Act {
         /// What is sent, and what is read back.
         encoded: Encoded,
     },
+    /// A serial device is to hear this.
+    Command {
+        /// Which of the device's.
+        number: usize,
+        /// What is sent.
+        bytes: Vec<u8>,
+        /// What was asked for, where the command has a value.
+        value: Option<Value>,
+    },
 }
 
 impl Act {
@@ -33,6 +44,7 @@ impl Act {
     pub(super) fn value(&self) -> Option<&Value> {
         match self {
             Act::Point { encoded, .. } => Some(&encoded.value),
+            Act::Command { value, .. } => value.as_ref(),
         }
     }
 }
@@ -62,6 +74,7 @@ pub(super) struct Target {
 #[derive(Debug)]
 enum Goal {
     Point { number: usize, point: Box<ModbusPoint> },
+    Command { number: usize, command: Box<SerialCommand>, decimal: u8 },
 }
 
 impl Target {
@@ -73,14 +86,32 @@ impl Target {
                 expiry: write.expiry,
                 is_idempotent: write.is_idempotent,
             }),
+            Goal::Command { command, .. } => Some(Bounds {
+                per_minute: command.per_minute,
+                expiry: command.expiry,
+                is_idempotent: command.is_idempotent,
+            }),
         }
     }
 
-    /// What a request with this value makes the line do.
-    pub fn act(&self, value: &Json) -> Result<Act, Unwritable> {
+    /// What it is called in an answer.
+    pub fn kind(&self) -> Kind {
+        match self.goal {
+            Some(Goal::Command { .. }) => Kind::Command,
+            Some(Goal::Point { .. }) | None => Kind::Point,
+        }
+    }
+
+    /// What a request makes the line do.
+    pub fn act(&self, value: Option<&Json>) -> Result<Act, Unwritable> {
         match &self.goal {
             Some(Goal::Point { number, point }) => {
-                Ok(Act::Point { number: *number, encoded: encode::encode(point, value)? })
+                let none = || Unwritable { kind: "request", reason: "the request has no value".to_owned() };
+                Ok(Act::Point { number: *number, encoded: encode::encode(point, value.ok_or_else(none)?)? })
+            }
+            Some(Goal::Command { number, command, decimal }) => {
+                let (bytes, value) = command::bytes(command, *decimal, value)?;
+                Ok(Act::Command { number: *number, bytes, value })
             }
             None => Err(self.not_writable()),
         }
@@ -109,7 +140,22 @@ impl Targets {
                     self.add_unit(number, unit, spec);
                 }
             }
-            Line::Serial(port) => self.add_read_only(&port.device),
+            Line::Serial(port) => {
+                self.add_read_only(&port.device);
+                self.add_commands(number, port);
+            }
+        }
+    }
+
+    fn add_commands(&mut self, line: usize, port: &PortSpec) {
+        for (number, command) in port.config.commands.iter().enumerate() {
+            let topic = point_topic(&port.config.topic, &port.device.name, &command.name).ok();
+            let Some(topic) = topic.and_then(|topic| set_topic(&topic)) else { continue };
+            let decimal = port.config.decimal;
+            let goal = Some(Goal::Command { number, command: Box::new(command.clone()), decimal });
+            let device = port.device.name.clone();
+            let health = port.device.health.clone();
+            self.0.insert(topic, Target { line, unit: 0, device, name: command.name.clone(), health, goal });
         }
     }
 
