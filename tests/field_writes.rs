@@ -547,3 +547,33 @@ fn a_table_of_points_that_may_be_written_reads_back_and_check_says_what_is_wrong
     );
     assert!(code == Some(78) && said.contains("cannot be called `field`"), "{said}");
 }
+
+#[test]
+fn a_device_of_which_nothing_is_read_is_well_while_its_line_is_open() {
+    let _turn = turn();
+    let folder = folder();
+    let counterpart = Device::prepared();
+    let tables = format!(
+        "[modbus.d]\nline = \"{}\"\nunit_id = 1\ntimeout = \"300ms\"\n[modbus.d.point]\n\
+         level = {{ address = \"holding:1\", type = \"u16\", write = {{ readable = false }} }}\n",
+        counterpart.url()
+    );
+    let gateway = Gateway::started(folder.path(), &tables);
+    let is = |state: &str| {
+        gateway.wait_for_status(&format!("the device is {state}"), |status| {
+            (status["devices"]["d"]["state"] == state).then_some(())
+        });
+    };
+    is("dead");
+    counterpart.listen();
+    is("good");
+    let mut asker = Asker::connected(gateway.port);
+    assert_eq!(asker.asked("d/level", "5")["ok"], true);
+    counterpart.set(|state| state.manner = Manner::Silent(false));
+    assert_eq!(asker.asked("d/level", "6")["reason"], "unknown");
+    assert_eq!(asker.asked("d/level", "7")["reason"], "unknown");
+    is("dead");
+    counterpart.set(|state| state.manner = Manner::Good);
+    assert_eq!(asker.asked("d/level", "8")["ok"], true);
+    is("good");
+}

@@ -155,6 +155,7 @@ impl Line {
                     continue;
                 }
                 Turn::Ask { .. } => self.open_not_before,
+                Turn::Wait(until) if self.opens_unasked(now).await => until.min(self.open_not_before),
                 Turn::Wait(until) => until,
             };
             let heartbeat = self.units.iter().filter_map(|unit| unit.device.next_heartbeat()).min();
@@ -182,6 +183,12 @@ impl Line {
         }
     }
 
+    /// Opens the line for units that are only written, so that it shows whether they can be; true while it has to be tried
+    /// again.
+    async fn opens_unasked(&mut self, now: Duration) -> bool {
+        self.units.iter().any(Unit::is_write_only) && !self.is_open(now).await
+    }
+
     async fn tell_again(&mut self, now: Duration) {
         for unit in &mut self.units {
             unit.device.tell_again(now);
@@ -203,10 +210,18 @@ impl Line {
                     link.record(recorder);
                 }
                 self.link = Some(link);
-                if self.failures > 0 {
+                let was_down = self.failures > 0;
+                if was_down {
                     info!(line = &*self.name; "The line is open again");
                     self.failures = 0;
                     self.plan.revive(self.start.elapsed());
+                }
+                // Of a unit that is only written nothing else will be heard before the first write.
+                for unit in self.units.iter_mut().filter(|unit| unit.is_write_only()) {
+                    if was_down || unit.device.state() == DeviceState::Starting {
+                        unit.device.set_state(DeviceState::Good, None);
+                        unit.device.send().await;
+                    }
                 }
                 return true;
             }
@@ -283,6 +298,11 @@ impl Line {
 }
 
 impl Unit {
+    /// Nothing of it is ever read.
+    fn is_write_only(&self) -> bool {
+        !self.config.points.iter().any(ModbusPoint::is_readable)
+    }
+
     /// Takes note of what an exchange says of this unit's points.
     fn note(&mut self, block: &Block, exchange: &Exchange, fruitless_in_a_row: u32, stamp: Stamp, now: Duration) {
         match exchange {
