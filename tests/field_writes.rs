@@ -577,3 +577,27 @@ fn a_device_of_which_nothing_is_read_is_well_while_its_line_is_open() {
     assert_eq!(asker.asked("d/level", "8")["ok"], true);
     is("good");
 }
+
+#[test]
+fn a_restart_lets_nobody_write_more_often_than_the_owner_allows() {
+    let _turn = turn();
+    let folder = folder();
+    let counterpart = Device::started(Manner::Good);
+    let more = "rare = { address = \"holding:3\", type = \"u16\", write = { per_minute = 2 } }\n\
+                calm = { address = \"holding:4\", type = \"u16\", write = { per_minute = 2, idempotent = true } }\n";
+    let mut gateway = Gateway::started(folder.path(), &device(&counterpart, more));
+    for end in [Gateway::kill, Gateway::stop] {
+        let mut asker = Asker::connected(gateway.port);
+        assert_eq!(asker.asked("d/rare", "1")["ok"], true);
+        assert_eq!(asker.asked("d/calm", "2")["ok"], true);
+        end(&mut gateway);
+        gateway.start();
+    }
+    let mut asker = Asker::connected(gateway.port);
+    for point in ["d/rare", "d/calm"] {
+        let third = asker.asked(point, "9");
+        assert!(third["error"].as_str().unwrap_or_default().contains("more than 2 writes in a minute"), "{third}");
+    }
+    assert_eq!(asker.asked("d/level", "1")["ok"], true, "that of another point is another");
+    assert_eq!(counterpart.writes().len(), 5);
+}

@@ -625,6 +625,8 @@ pub enum Change {
     SessionKey(u64),
     /// The cloud had no session: received ids of the old one are void. `Outlet::restore` gives the new number.
     NewSession,
+    /// Something is written to the field on this topic: to be known for a minute.
+    Pace(Topic),
 }
 
 /// How a delivery ended.
@@ -650,6 +652,8 @@ pub struct Restored {
     pub session: SessionNumber,
     /// QoS 2 messages in flight, by order of admission.
     pub in_flight: Vec<InFlight>,
+    /// Of `WRITES`: what was written within the last minute and how long ago at most, oldest first.
+    pub paced: Vec<(Topic, Duration)>,
 }
 
 /// One QoS 2 packet id in flight.

@@ -75,7 +75,7 @@ impl Store {
             })
             .collect();
         in_flight.sort_by_key(|one| one.order);
-        Restored { session_key: self.session_key, session: SessionNumber(self.session), in_flight }
+        Restored { session_key: self.session_key, session: SessionNumber(self.session), in_flight, paced: Vec::new() }
     }
 
     pub fn next(&mut self, count: usize) -> Vec<Queued> {

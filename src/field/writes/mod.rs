@@ -6,6 +6,8 @@
 //! - A write is carried out at most once: before a bit of it leaves, it is on disk that it begins. One that had begun when
 //!   the gateway ended is answered as unknown, and not done again, unless its point says that doing it twice is no
 //!   different (`idempotent`).
+//! - Nothing is written more often than its `per_minute`, also over restarts: what begins is on disk. After another boot it
+//!   counts as if it had been right before that.
 //! - Nothing is written that is older than it may be. How old a write is after the board was off, only a clock that was
 //!   right on both sides of that can tell; without one it is too old.
 //! - A point that does not say `write` is never written, and whoever tries is told so.
@@ -219,6 +221,9 @@ impl Clerk {
                 Err(error) => pause(stop, error, 1).await?,
             }
         };
+        for (topic, age) in restored.paced {
+            self.rates.entry(topic).or_default().note(age);
+        }
         let mut endings = Vec::new();
         for begun in restored.in_flight {
             let packet_id = Some(begun.packet_id);
@@ -364,8 +369,9 @@ impl Clerk {
         let Some(packet_id) = (1..=u16::MAX).find(|id| !is_used(id)) else { return Ok(false) };
         let (rows, encoding) = (vec![open.row.sequence], open.row.encoding.clone());
         let admit = Change::Admit { packet_id, rows, order: ticket, encoding };
+        let changes = vec![admit, Change::Pace(open.row.message.topic.clone())];
         let mut attempts = 0;
-        while let Err(error) = self.outlet.commit(vec![admit.clone()]).await {
+        while let Err(error) = self.outlet.commit(changes.clone()).await {
             attempts += 1;
             pause(stop, error, attempts).await?;
         }
@@ -398,6 +404,10 @@ impl Clerk {
     fn ending(&self, row: &Queued, id: &Json, asked: Option<&Value>, packet_id: Option<u16>, end: &End) -> Ending {
         let mut changes = vec![Change::Settle { sequence: row.sequence, verdict: Verdict::Delivered }];
         changes.extend(packet_id.map(|packet_id| Change::Forget { packet_id }));
+        let was_tried = matches!(end, End::Written { .. } | End::Failed { .. } | End::Unknown { .. });
+        if was_tried && packet_id.is_none() {
+            changes.push(Change::Pace(row.message.topic.clone()));
+        }
         let target = self.targets.get(&row.message.topic);
         if let Some(target) = target {
             count(&target.health, end);
