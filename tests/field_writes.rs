@@ -103,6 +103,36 @@ fn cases() -> Vec<Case> {
         ),
         case("byte = { address = \"holding:102\", type = \"u8\", write = true }", json!(17), "060066a511", json!(17)),
         case(
+            "masked = { address = \"holding:103\", bit = 3, write = { function = 22 } }",
+            json!(true),
+            "160067fff70008",
+            json!(true),
+        ),
+        case(
+            "masked_off = { address = \"holding:100\", type = \"u16\", bits = \"8-15\", write = { function = 22 } }",
+            json!(0x5A),
+            "16006400ff5a00",
+            json!(0x5A),
+        ),
+        case(
+            "both = { address = \"holding:104\", type = \"u32\", order = \"cdab\", write = { function = 23 } }",
+            json!(0x0102_0304),
+            "1700680002006800020403040102",
+            json!(0x0102_0304),
+        ),
+        case(
+            "bcd = { address = \"holding:106\", type = \"bcd16\", write = true }",
+            json!(1234),
+            "06006a1234",
+            json!(1234),
+        ),
+        case(
+            "half = { address = \"holding:107\", type = \"f16\", write = true }",
+            json!(21.3),
+            "06006b4d53",
+            json!(21.3),
+        ),
+        case(
             "row = { address = \"holding:110\", type = \"u16\", count = 3, write = true }",
             json!(7),
             "06006f0007",
@@ -166,6 +196,22 @@ fn writes_of_every_kind_reach_pymodbus_as_exactly_these_registers_over_a_serial_
     let server = ModbusServer::on_serial(&cable.far, &units());
     let tables = format!(
         "[line.bus]\nport = \"{}\"\nbaud = 19200\nmode = \"8N1\"\n\
+         [modbus.press]\nline = \"bus\"\nunit_id = 1\npoll = \"2s\"\n[modbus.press.point]\n{}",
+        cable.near.display(),
+        points(&cases)
+    );
+    let gateway = Gateway::started(folder.path(), &tables);
+    writes_arrive_right(&gateway, &server, &cases);
+}
+
+#[test]
+fn writes_of_every_kind_reach_pymodbus_as_exactly_these_registers_in_letters() {
+    let _turn = turn();
+    let (folder, cases) = (folder(), cases());
+    let cable = Cable::laid(folder.path());
+    let server = ModbusServer::on_serial_ascii(&cable.far, &units());
+    let tables = format!(
+        "[line.bus]\nport = \"{}\"\nbaud = 19200\nmode = \"7E1\"\nframing = \"ascii\"\n\
          [modbus.press]\nline = \"bus\"\nunit_id = 1\npoll = \"2s\"\n[modbus.press.point]\n{}",
         cable.near.display(),
         points(&cases)
@@ -514,6 +560,11 @@ fn a_table_of_points_that_may_be_written_reads_back_and_check_says_what_is_wrong
         ),
         ("p = { address = \"holding:1\", type = \"u32\", write = { function = 6 } }", "function 6 writes one register"),
         ("p = { address = \"coil:1\", write = { function = 16 } }", "a coil is written by function 5 or 15"),
+        ("p = { address = \"holding:1\", type = \"u16\", write = { function = 22 } }", "function 22 changes some bits"),
+        (
+            "p = { address = \"holding:1\", type = \"u16\", write = { function = 23, readable = false } }",
+            "function 23 reads what it has written",
+        ),
         ("p = { address = \"holding:1\", bit = 1, write = { readable = false } }", "a part of a register"),
         (
             "p = { address = \"holding:1\", type = \"string\", registers = 124, write = true }",

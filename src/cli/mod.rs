@@ -111,7 +111,7 @@ struct RunArguments {
     /// Configuration file, instead of /etc/tidegate/tidegate.toml
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Take down what goes over each Modbus line, in this directory, for `tidegate simulate modbus --replay`
+    /// Take down what goes over each line and serial port, in this directory, for `tidegate simulate … --replay`
     #[arg(long, value_name = "DIRECTORY")]
     record: Option<PathBuf>,
 }

@@ -17,7 +17,8 @@ use super::units::{self, Wrong};
 use super::walk::{At, Reader, Walk, name_fault};
 use super::{
     Endpoint, ForwardRule, GatewayConfig, LimitsConfig, LineConfig, LineKind, ListenerAddress, ListenerConfig,
-    ModbusConfig, PortConfig, QueueConfig, ReceiveRule, SerialConfig, SessionConfig, UplinkConfig, WhenFull,
+    ModbusConfig, PortConfig, QueueConfig, ReceiveRule, SerialConfig, SerialFraming, SessionConfig, UplinkConfig,
+    WhenFull,
 };
 use crate::clock::ClockSource;
 use crate::message::{Qos, is_reserved};
@@ -26,6 +27,7 @@ mod limits;
 mod listener;
 mod modbus;
 mod serial;
+mod share;
 mod uplink;
 mod user;
 mod web;
@@ -428,8 +430,18 @@ fn line(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> LineDraft {
             network.map(|at| at.value)
         }
     };
+    let framings = [("rtu", SerialFraming::Rtu), ("ascii", SerialFraming::Ascii)];
+    let framing = reader.choice(walk, "framing", &framings, &[]);
+    if reader.has("framing") && matches!(kind, Some(LineKind::Tcp { .. })) {
+        let what = "`framing` is for serial lines and rtu-tcp://; Modbus TCP has its own";
+        walk.findings.problem(reader.spot_of("framing"), what, None);
+    }
     let pacing = pacing(walk, &reader);
-    let config = kind.zip(pacing).map(|(kind, pacing)| pacing.line(kind));
+    let share = share::read(walk, &reader);
+    let config = (|| {
+        let line = pacing?.line(kind?);
+        Some(LineConfig { framing: framing?.value, share: share?, ..line })
+    })();
     let place = if reader.has("port") { reader.spot_of("port") } else { reader.spot_of("url") };
     LineDraft { name: Arc::from(name), spot: place, is_in_place: false, config }
 }
@@ -452,7 +464,7 @@ fn pacing(walk: &mut Walk, reader: &Reader<'_>) -> Option<Pacing> {
 impl Pacing {
     fn line(self, kind: LineKind) -> LineConfig {
         let Pacing { timeout, pause, connect_pause } = self;
-        LineConfig { kind, timeout, pause, connect_pause }
+        LineConfig { pause, connect_pause, ..LineConfig::new(kind, timeout) }
     }
 }
 

@@ -72,6 +72,7 @@ pub static TABLES: &[&KeyTable] = &[
     &BATCH,
     &RECEIVE,
     &LINE,
+    &SHARE,
     &MODEL,
     &MODBUS,
     &MODBUS_POINT,
@@ -533,9 +534,11 @@ pub static LINE: KeyTable = KeyTable {
         optional("dtr"),
         optional("rts"),
         optional("rs485"),
+        default("framing", "\"rtu\""),
         default("timeout", "\"1s\""),
         default("pause", "\"0s\""),
         default("connect_pause", "\"0s\""),
+        optional("share"),
     ],
     gone: &[
         ("device", "it is called `port`"),
@@ -551,6 +554,14 @@ pub static LINE: KeyTable = KeyTable {
         ("pause_after_connect", "it is called `connect_pause`"),
     ],
     later: &["echo"],
+};
+
+/// `share = { … }` of a line
+pub static SHARE: KeyTable = KeyTable {
+    title: "line.<name>.share",
+    keys: &[required("bind"), default("write", "false"), default("plaintext", "false")],
+    gone: &[("listen", "it is called `bind`"), ("address", "it is called `bind`"), ("port", "it is called `bind`")],
+    later: &[],
 };
 
 const RS485_GONE: &[(&str, &str)] = &[
@@ -846,6 +857,7 @@ pub static PARSE: KeyTable = KeyTable {
         optional("json"),
         optional("bytes"),
         optional("hex"),
+        optional("nmea"),
         default("decimal", "\".\""),
     ],
     gone: &[
@@ -853,7 +865,7 @@ pub static PARSE: KeyTable = KeyTable {
         ("columns", "write them as `csv = [\"weight\", \"unit\"]`"),
         ("binary", "it is called `bytes`"),
     ],
-    later: &["nmea"],
+    later: &[],
 };
 
 /// One line of `[serial.<name>.point]`

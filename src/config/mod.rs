@@ -543,6 +543,36 @@ pub struct LineConfig {
     pub pause: Duration,
     /// Pause between the opening and the first request.
     pub connect_pause: Duration,
+    /// How frames look where they are not those of Modbus TCP.
+    pub framing: SerialFraming,
+    /// Where another master reaches the line; `None` = nowhere.
+    pub share: Option<ShareConfig>,
+}
+
+/// `share = { bind = "127.0.0.1:1502" }`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShareConfig {
+    /// Where it listens, by Modbus TCP.
+    pub bind: SocketAddr,
+    /// What changes a device is passed on too.
+    pub is_writable: bool,
+}
+
+impl LineConfig {
+    /// A line without anything that need not be said.
+    pub fn new(kind: LineKind, timeout: Duration) -> LineConfig {
+        let (pause, connect_pause) = (Duration::ZERO, Duration::ZERO);
+        LineConfig { kind, timeout, pause, connect_pause, framing: SerialFraming::Rtu, share: None }
+    }
+}
+
+/// `framing`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SerialFraming {
+    /// Bytes with pauses between the frames.
+    Rtu,
+    /// Hexadecimal digits with a colon before each frame.
+    Ascii,
 }
 
 /// What a line is made of.

@@ -208,6 +208,19 @@ impl FrameConfig {
     }
 }
 
+impl FrameConfig {
+    /// Sentences of NMEA 0183: between a dollar sign and CR LF, with a star and two digits that prove them.
+    pub fn nmea() -> FrameConfig {
+        let (kind, form) = (ChecksumKind::Xor, ChecksumForm::Hex);
+        // 82 characters by the standard; makers' own are longer.
+        FrameConfig {
+            start: b"$".to_vec(),
+            checksum: Some(Checksum { kind, form, order: ByteOrder::Big, at: None, from: 1, skip: 1 }),
+            ..FrameConfig::delimited(b"\r\n", 1024)
+        }
+    }
+}
+
 /// What ends a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
@@ -405,6 +418,8 @@ pub enum Parse {
         /// The frame writes its bytes as hexadecimal digits.
         is_hex: bool,
     },
+    /// NMEA 0183: the fields behind the name of each sentence, by that name without its talker; an empty one skips one.
+    Nmea(BTreeMap<String, Vec<String>>),
     /// Not at all: what it says are answers to commands.
     Nothing,
 }

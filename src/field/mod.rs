@@ -38,7 +38,7 @@ use crate::queue::{AppendError, Outlet};
 
 use device::{Desk, DeviceSpec, PointSpec, point_topic, state_topic};
 use pause::Pauses;
-use record::Recorder;
+use record::{Recorder, Wire};
 use writes::Clerk;
 
 mod device;
@@ -200,7 +200,12 @@ impl<R: Readings> Field<R> {
                 points: serial_points(name, serial)?,
                 health: health.device(name),
             };
-            lines.push(Line::Serial(Box::new(serial::PortSpec { device, config: serial.clone(), writes: None })));
+            lines.push(Line::Serial(Box::new(serial::PortSpec {
+                device,
+                config: serial.clone(),
+                writes: None,
+                recorder: None,
+            })));
         }
         Ok(Field { lines, readings, clock, clerk: None })
     }
@@ -211,14 +216,22 @@ impl<R: Readings> Field<R> {
         self
     }
 
-    /// Takes down what goes over each Modbus line, in a file of its own in this directory.
+    /// Takes down what goes over each line and port, in a file of its own in this directory.
     pub fn recording(mut self, dir: &Path) -> Result<Field<R>, FieldError> {
+        let create = |file: &str, wire: Wire| {
+            let path = dir.join(record::file_name(file));
+            Recorder::create(&path, wire).map_err(|source| FieldError::Record { path, source })
+        };
         for line in &mut self.lines {
-            let Line::Modbus(spec) = line else { continue };
-            let path = dir.join(record::file_name(&spec.name));
-            let recorder = Recorder::create(&path, modbus::probe::Probe::wire(&spec.config))
-                .map_err(|source| FieldError::Record { path, source })?;
-            spec.recorder = Some(recorder);
+            match line {
+                Line::Modbus(spec) => {
+                    spec.recorder = Some(create(&spec.name, modbus::probe::Probe::wire(&spec.config))?)
+                }
+                // A line may bear the same name.
+                Line::Serial(port) => {
+                    port.recorder = Some(create(&format!("{}.serial", port.device.name), Wire::Serial)?);
+                }
+            }
         }
         Ok(self)
     }

@@ -230,6 +230,12 @@ impl ModbusServer {
         ModbusServer { process, port }
     }
 
+    /// On a serial port, in letters.
+    pub fn on_serial_ascii(path: &Path, units: &Value) -> ModbusServer {
+        let arguments = ["--serial", &path.display().to_string(), "--framer", "ascii"];
+        ModbusServer { process: serving(&arguments, units), port: 0 }
+    }
+
     /// On a serial port.
     pub fn on_serial(path: &Path, units: &Value) -> ModbusServer {
         ModbusServer { process: serving(&["--serial", &path.display().to_string()], units), port: 0 }

@@ -27,6 +27,7 @@ use decode::Decoded;
 use fault::{exception_kind, exception_name};
 use link::{Doubts, Exchange, Link, Question};
 use plan::Block;
+use share::Share;
 
 pub mod plan;
 
@@ -38,8 +39,11 @@ mod timing;
 
 pub mod decode;
 
+mod digits;
+
 pub mod encode;
 
+mod ascii;
 mod fault;
 
 mod gate;
@@ -55,6 +59,7 @@ pub mod guess;
 pub mod scan;
 
 pub mod server;
+mod share;
 mod write;
 
 pub(super) use reply::crc;
@@ -103,6 +108,7 @@ struct Line {
     /// The line's port was not there when it was last looked for.
     is_away: bool,
     writes: LineWrites,
+    share: Option<Share>,
     desk: Desk,
     start: Instant,
 }
@@ -121,6 +127,7 @@ impl Line {
             device.health().asked_ms.store(fastest.map_or(0, milliseconds), Ordering::Relaxed);
             Unit { config: unit.config, device }
         });
+        let share = spec.config.share.map(|config| Share::start(&spec.name, config));
         Line {
             name: spec.name,
             config: spec.config,
@@ -133,6 +140,7 @@ impl Line {
             open_not_before: Duration::ZERO,
             is_away: false,
             writes: LineWrites::new(spec.writes),
+            share,
             desk: desk.clone(),
             start: Instant::now(),
         }
@@ -145,7 +153,15 @@ impl Line {
             let now = self.start.elapsed();
             self.tell_again(now).await;
             let turn = self.plan.next(now);
-            if self.carry_out(now, matches!(turn, Turn::Ask { .. })).await {
+            let is_due = matches!(turn, Turn::Ask { .. });
+            if self.is_shared_turn(is_due) && self.pass_on(now, is_due).await {
+                continue;
+            }
+            if self.carry_out(now, is_due).await {
+                self.own_turn();
+                continue;
+            }
+            if self.pass_on(now, is_due).await {
                 continue;
             }
             let wake = match turn {
@@ -176,6 +192,7 @@ impl Line {
                     None
                 }
                 message = self.writes.message() => Some(message),
+                () = Line::shared(&mut self.share) => None,
             };
             if let Some(message) = message {
                 self.writes.take(message, self.start);

@@ -3,7 +3,7 @@
 //! Promises: a write is sent once. Where its answer is missing or damaged, what the device reads back decides; where that
 //! does not either, it is told as unknown. A point of which only some bits are the point's own is read, changed and written
 //! in one turn of the line: what the device or another client changes in the register between these two requests is lost,
-//! which no function but 22 could help, and few devices have that.
+//! which no function but 22 could help: few devices have that, and the owner says so (`function = 22`).
 
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::plan::Block;
 use super::reply::Echo;
 use super::{Line, fault_kind, outcome, seen};
 use crate::config::{ModbusPoint, WriteFunction};
+use crate::field::device::Seen;
 use crate::field::lane::{Move, Ticket};
 use crate::field::poll::Outcome;
 use crate::field::writes::{Act, End};
@@ -88,9 +89,11 @@ impl Line {
             return self.writes.end(ticket, failed("not-writable", "the point may not be written"));
         };
         let is_multiple = write.function == WriteFunction::Multiple;
-        let is_alike = !is_multiple && point.kind.width() == 1;
-        let is_part = matches!(encoded.wire, Wire::Part { .. });
-        // On a line that echoes, the answer to functions 5 and 6 looks like the echo: a read shows which of both it is.
+        let is_masked = write.function == WriteFunction::Masked;
+        let is_both = write.function == WriteFunction::AndRead;
+        let is_alike = !is_multiple && !is_both && point.kind.width() == 1;
+        let is_part = !is_masked && matches!(encoded.wire, Wire::Part { .. });
+        // On a line that echoes, the answer to functions 5, 6 and 22 looks like the echo: a read shows which of both it is.
         let is_echo_open = is_alike && self.link.as_ref().is_some_and(|link| link.echo() == Echo::Unknown);
         let mut held = Vec::new();
         if is_part || (is_echo_open && write.is_readable) {
@@ -109,7 +112,14 @@ impl Line {
         let places = match &encoded.wire {
             Wire::Coil(is_on) => Places::Coil(*is_on),
             Wire::Registers(words) => Places::Registers(words.clone()),
-            Wire::Part { words, masks } => Places::Registers(merged(&held, words, masks)),
+            Wire::Part { words, masks } => match (words.as_slice(), masks.as_slice()) {
+                ([word], [mask]) if is_masked => Places::Masked { word: *word, mask: *mask },
+                _ => Places::Registers(merged(&held, words, masks)),
+            },
+        };
+        let places = match places {
+            Places::Registers(words) if is_both => Places::AndRead(words),
+            other => other,
         };
         let Some((unit_id, timeout)) = self.units.get(*unit).map(|unit| (unit.config.unit_id, unit.config.timeout))
         else {
@@ -119,7 +129,13 @@ impl Line {
         let began = self.start.elapsed();
         let Some(link) = self.link.as_mut() else { return };
         let (exchange, has_sent) = link.write(&sent).await;
-        self.heard(*unit, &exchange, None, began).await;
+        let read = matches!(exchange, Exchange::Registers(_)).then_some((wanted.number, point));
+        self.heard(*unit, &exchange, read, began).await;
+        // What is given time to settle is read once more after that.
+        if matches!(exchange, Exchange::Registers(_)) && write.settle.is_zero() {
+            let end = judged(&wanted, seen(point, point.address, &exchange), None);
+            return self.writes.end(ticket, end);
+        }
         self.conclude(ticket, &exchange, has_sent);
     }
 
@@ -129,7 +145,7 @@ impl Line {
         let reason = self.reason_of(unit, exchange);
         let Some(under) = self.writes.under_mut(ticket) else { return };
         match exchange {
-            Exchange::Written => {}
+            Exchange::Written | Exchange::Registers(_) => {}
             // 5: it is being done; 10 and 11: a gateway speaks for a device that may have heard.
             Exchange::Refused(code) if !matches!(code, 5 | 10 | 11) => {
                 let why = format!("the device refuses: {} (exception {code})", exception_name(*code));
@@ -165,23 +181,13 @@ impl Line {
             return;
         };
         self.writes.lane.took_turn();
-        let Wanted { unit, point, encoded, .. } = &wanted;
+        let Wanted { unit, point, .. } = &wanted;
         let Some(exchange) = self.read_point(&wanted).await else { return };
         let doubt = self.doubt(ticket);
         let is_answer = matches!(exchange, Exchange::Registers(_) | Exchange::Bits(_));
         let found = is_answer.then(|| seen(point, point.address, &exchange));
         let end = match (found, doubt) {
-            (Some(found), _) if found.quality != Quality::Bad && found.value == encoded.value => {
-                End::Written { read: Some(found.value) }
-            }
-            (Some(found), None) => {
-                let reason = "the device took it and holds something else".to_owned();
-                End::Failed { kind: "differs", reason, read: Some(found.value) }
-            }
-            (Some(found), Some(why)) => {
-                let reason = format!("whether it is carried out is not known: {why}; the device holds something else");
-                End::Unknown { reason, read: Some(found.value) }
-            }
+            (Some(found), doubt) => judged(&wanted, found, doubt),
             (None, doubt) => {
                 let why = doubt.unwrap_or_else(|| "the device took it".to_owned());
                 let back = self.reason_of(*unit, &exchange);
@@ -245,6 +251,23 @@ impl Line {
 
     fn reason_of(&self, unit: usize, exchange: &Exchange) -> std::sync::Arc<str> {
         self.units.get(unit).map_or_else(|| "".into(), |unit| unit.reason(exchange))
+    }
+}
+
+/// How a write ended whose point was read back.
+fn judged(wanted: &Wanted, found: Seen, doubt: Option<String>) -> End {
+    match doubt {
+        _ if found.quality != Quality::Bad && found.value == wanted.encoded.value => {
+            End::Written { read: Some(found.value) }
+        }
+        None => {
+            let reason = "the device took it and holds something else".to_owned();
+            End::Failed { kind: "differs", reason, read: Some(found.value) }
+        }
+        Some(why) => {
+            let reason = format!("whether it is carried out is not known: {why}; the device holds something else");
+            End::Unknown { reason, read: Some(found.value) }
+        }
     }
 }
 

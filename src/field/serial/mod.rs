@@ -5,6 +5,7 @@
 //! is opened again within two seconds of its return. Never sends anything but the configured question, and the commands that
 //! the clerk of writes has given to the port (`write`).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::message::Quality;
 use super::device::{Desk, Device, DeviceSpec, Seen};
 use super::pause::Pauses;
 use super::port;
+use super::record::Recorder;
 use super::writes::{LineEnd, LineWrites};
 
 use frame::{Cut, Framer};
@@ -57,6 +59,8 @@ pub(super) struct PortSpec {
     pub(super) config: SerialConfig,
     /// Where commands come from, if it has any.
     pub(super) writes: Option<LineEnd>,
+    /// Takes down what goes over the port.
+    pub(super) recorder: Option<Recorder>,
 }
 
 /// The points of a device for which none are written: the named groups or columns; those of JSON are met later.
@@ -65,6 +69,10 @@ pub(super) fn named_points(parse: &Parse) -> Vec<&str> {
         Parse::Regex(regex) => regex.capture_names().flatten().collect(),
         Parse::Csv { columns, .. } => columns.iter().map(String::as_str).filter(|name| !name.is_empty()).collect(),
         Parse::Fixed(fields) => fields.iter().map(|(name, ..)| name.as_str()).collect(),
+        Parse::Nmea(sentences) => {
+            let names: BTreeSet<&str> = sentences.values().flatten().map(String::as_str).collect();
+            names.into_iter().filter(|name| !name.is_empty()).collect()
+        }
         Parse::Json | Parse::Bytes { .. } | Parse::Nothing => Vec::new(),
     }
 }
@@ -112,6 +120,7 @@ struct Ear {
     framer: Framer,
     /// When something was heard last.
     heard_at: Instant,
+    recorder: Option<Recorder>,
 }
 
 impl Ear {
@@ -130,15 +139,18 @@ impl Ear {
 
     fn take(&mut self, bytes: &[u8]) -> Vec<Cut> {
         self.heard_at = Instant::now();
+        if let Some(recorder) = &self.recorder {
+            recorder.heard(bytes);
+        }
         self.framer.push(bytes)
     }
 }
 
 impl Port {
     fn new(spec: PortSpec, desk: Desk) -> Port {
-        let PortSpec { device, config, writes } = spec;
+        let PortSpec { device, config, writes, recorder } = spec;
         Port {
-            ear: Ear { framer: Framer::new(config.frame.clone()), heard_at: Instant::now() },
+            ear: Ear { framer: Framer::new(config.frame.clone()), heard_at: Instant::now(), recorder },
             writes: LineWrites::new(writes),
             commands_rest: Duration::ZERO,
             reader: Reader::of(&config),
@@ -165,6 +177,9 @@ impl Port {
                     }
                     failures = 0;
                     self.ear.heard_at = Instant::now();
+                    if let Some(recorder) = &self.ear.recorder {
+                        recorder.opened();
+                    }
                     self.opened();
                     let Gone(reason) = match self.config.ask.clone() {
                         Some(ask) => self.ask_for_ever(&mut stream, &ask).await,
@@ -300,6 +315,7 @@ impl Port {
     async fn ask(&mut self, stream: &mut SerialStream, ask: &Ask) -> Result<(), Gone> {
         self.hush(stream).await?;
         let deadline = Instant::now() + ask.timeout;
+        self.note_sent(&ask.send);
         match timeout_at(deadline, stream.write_all(&ask.send)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(Gone(format!("the port is gone: {error}").into())),
@@ -351,8 +367,12 @@ impl Port {
         self.reader.read(frame).is_some()
     }
 
-    /// Takes down what was sent.
-    fn note_sent(&mut self, _bytes: &[u8]) {}
+    /// Takes down what is sent.
+    fn note_sent(&self, bytes: &[u8]) {
+        if let Some(recorder) = &self.ear.recorder {
+            recorder.sent(bytes);
+        }
+    }
 
     /// Takes note of what came out of the framer; whether it was a frame that fits.
     fn take(&mut self, cut: &Cut) -> bool {

@@ -81,8 +81,8 @@ impl Port {
             return Outcome::Gone(failed("lost", "it was not sent: the port is gone"), gone);
         }
         let until = Instant::now() + SEND_LIMIT;
-        let sent = timeout_at(until, stream.write_all(&bytes)).await;
         self.note_sent(&bytes);
+        let sent = timeout_at(until, stream.write_all(&bytes)).await;
         let unknown =
             |why: &str| End::Unknown { reason: format!("{why}: whether it was carried out is not known"), read: None };
         match sent {
