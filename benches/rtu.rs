@@ -11,8 +11,8 @@
 //!
 //! *share* = what a client would need that loses nothing (request, answer, and 3.5 characters of silence before each of both)
 //! ÷ what it took. The far end is late itself where the machine is busy, and tells by how much; *own share* is without that:
-//! it takes the time from the last byte of an answer to the first byte of the next request for the gateway's, and all else as
-//! it should be. More than 100 % would mean that the silence between frames is not kept; the shortest is printed.
+//! it takes the median time from the last byte of an answer to the first byte of the next request for the gateway's, and all
+//! else as it should be. More than 100 % would mean that the silence between frames is not kept; the shortest is printed.
 #![allow(clippy::disallowed_methods, reason = "a harness measures by the system's clock")]
 
 mod program;
@@ -104,14 +104,15 @@ fn measure(baud: u32, registers: u16, span: Duration) -> io::Result<()> {
     let least = bits + 2.0 * gap;
     let share = least * f64::from(count) / took.as_secs_f64();
     let mean = silences.iter().sum::<f64>() / f64::from(u32::try_from(silences.len().max(1)).unwrap_or(u32::MAX));
-    let own = least / (bits + gap + mean);
+    let typical = median(silences.clone());
+    let own = least / (bits + gap + typical);
     let shortest = silences.iter().copied().fold(f64::INFINITY, f64::min);
     println!(
         "{baud:<6} {registers:>9}  {count:>8}  {:>5.1} %  {:>7.1} %  {:.2}, {:.2}, {:.2} ms ({:.2} ms)",
         share * 100.0,
         own * 100.0,
         shortest * 1e3,
-        median(silences) * 1e3,
+        typical * 1e3,
         mean * 1e3,
         gap * 1e3
     );
@@ -155,9 +156,10 @@ impl Line {
                 for piece in answer(&request.bytes, registers).chunks(PIECE) {
                     due += self.character * u32::try_from(piece.len()).unwrap_or(0);
                     wait_until(due);
+                    // Before it is written: afterwards this thread may be the one that waits, and the gateway be on its way.
+                    answered = Some(Instant::now());
                     far.write_all(piece)?;
                 }
-                answered = Some(Instant::now());
                 match next(&mut far, answered)? {
                     Some(following) => request = following,
                     None => return Ok(silences),
