@@ -219,6 +219,7 @@ async fn when_lines_change_what_had_begun_is_unknown_and_the_rest_goes_to_the_li
         line.writes = Some(office.line.clone());
     }
     office.switchboard.connect(&mut lines).await;
+    drop(lines);
     office.tell(FromLine::Done { line: 0, ticket: first, end: written() }).await;
     assert_eq!(office.answer().await["ok"], true);
     office.begin(second).await;
