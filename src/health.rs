@@ -153,6 +153,7 @@ struct Parts {
     sessions: SessionHealth,
     alarms: Mutex<BTreeMap<Alarm, ProblemSnapshot>>,
     problems: Mutex<VecDeque<ProblemSnapshot>>,
+    kept_streams: Mutex<BTreeMap<Arc<str>, u64>>,
     salvage: Mutex<Option<SalvageSnapshot>>,
     last_stop: Mutex<Option<String>>,
 }
@@ -241,6 +242,23 @@ impl Health {
         lock(&self.0.problems).clear();
     }
 
+    /// What waits in streams that no uplink of the configuration delivers. Nearly always there are none.
+    pub fn set_kept_streams(&self, streams: impl Iterator<Item = (Arc<str>, u64)>) {
+        let mut kept = lock(&self.0.kept_streams);
+        kept.clear();
+        kept.extend(streams);
+    }
+
+    /// An uplink is not configured any more.
+    pub fn forget_uplink(&self, name: &str) {
+        lock(&self.0.uplinks).remove(name);
+    }
+
+    /// A device is not configured any more.
+    pub fn forget_device(&self, name: &str) {
+        lock(&self.0.devices).remove(name);
+    }
+
     /// How the program ended before this start.
     pub fn set_last_stop(&self, reason: &str) {
         *lock(&self.0.last_stop) = Some(reason.to_owned());
@@ -270,6 +288,7 @@ impl Health {
             unkept_qos0: lock(&self.0.unkept).iter().map(|(client, count)| (client.to_string(), *count)).collect(),
             alarms: lock(&self.0.alarms).iter().map(|(alarm, text)| (alarm.name().to_owned(), text.clone())).collect(),
             problems: lock(&self.0.problems).iter().cloned().collect(),
+            kept_streams: lock(&self.0.kept_streams).iter().map(|(name, count)| (name.to_string(), *count)).collect(),
             salvage: lock(&self.0.salvage).clone(),
             last_stop: lock(&self.0.last_stop).clone(),
         }
@@ -295,6 +314,8 @@ pub struct Snapshot {
     pub alarms: BTreeMap<String, ProblemSnapshot>,
     /// The last problems, oldest first, also those of earlier starts.
     pub problems: Vec<ProblemSnapshot>,
+    /// Messages that wait in streams without an uplink of their name, by name.
+    pub kept_streams: BTreeMap<String, u64>,
     /// The damaged store that is being salvaged.
     pub salvage: Option<SalvageSnapshot>,
     /// How the program ended before this start; null = this is the first.

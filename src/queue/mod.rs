@@ -399,6 +399,30 @@ impl Inlet {
         ask(&self.jobs, |reply| Job::SetRules(spec, reply)).await
     }
 
+    /// Opens a stream while the queue runs: a new one, one that is kept since it was configured no more, or one whose
+    /// outlet has ended, whose place and rules go on. An outlet that it still has gets nothing more (Q5).
+    pub async fn open_stream(&self, spec: StreamSpec) -> Result<Outlet, AppendError> {
+        let (name, (waker, woken)) = (spec.name.clone(), watch::channel(0));
+        ask(&self.jobs, |reply| Job::OpenStream(spec, waker, reply)).await?;
+        Ok(Outlet { name, jobs: self.jobs.clone(), woken, place: 0, head: 0, asked: None })
+    }
+
+    /// From this commit on a stream takes nothing more in. What waits in it is kept, ages, and is delivered when it is
+    /// opened again. Its outlet must have ended.
+    pub async fn close_stream(&self, name: &Arc<str>) -> Result<(), AppendError> {
+        ask(&self.jobs, |reply| Job::CloseStream(name.clone(), reply)).await
+    }
+
+    /// The topics on which points are written, from this commit on.
+    pub async fn set_writes(&self, topics: SetTopics) -> Result<(), AppendError> {
+        ask(&self.jobs, |reply| Job::SetWrites(topics, reply)).await
+    }
+
+    /// Keeps a problem in the store and shows it in `status`.
+    pub async fn note_problem(&self, text: String) -> Result<(), AppendError> {
+        ask(&self.jobs, |reply| Job::NoteProblem(text, reply)).await
+    }
+
     /// What is in the store at the moment. The answer also proves that the worker is alive.
     pub async fn stats(&self) -> Result<Stats, AppendError> {
         ask(&self.jobs, Job::Stats).await

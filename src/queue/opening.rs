@@ -728,6 +728,35 @@ impl Books {
         self.set_rules(&spec)
     }
 
+    /// A stream is configured from now on. What waits in one that was there keeps its place.
+    pub fn open_stream(&mut self, spec: StreamSpec) -> rusqlite::Result<()> {
+        match self.settings.streams.iter_mut().find(|known| known.name == spec.name) {
+            Some(known) => known.clone_from(&spec),
+            None => self.settings.streams.push(spec.clone()),
+        }
+        self.set_rules(&spec)?;
+        self.rest_stream(&spec.name)
+    }
+
+    /// A stream is not configured any more: it takes nothing more in, and what waits in it is kept and ages.
+    pub fn close_stream(&mut self, name: &Arc<str>) -> rusqlite::Result<()> {
+        self.settings.streams.retain(|known| known.name != *name);
+        self.rest_stream(name)?;
+        if let Some(stream) = self.streams.iter_mut().find(|stream| stream.name == *name) {
+            stream.is_active = false;
+            info!(stream = &**name, waiting = stream.waiting; "A stream is not configured any more and is kept");
+        }
+        Ok(())
+    }
+
+    /// Nobody delivers what a stream holds at the moment: nothing of it may be in memory only.
+    fn rest_stream(&mut self, name: &Arc<str>) -> rusqlite::Result<()> {
+        match self.streams.iter().position(|stream| stream.name == *name) {
+            Some(index) => self.set_live(index, false),
+            None => Ok(()),
+        }
+    }
+
     /// Lets a stream match by these rules from now on; makes it where it is new.
     pub fn set_rules(&mut self, spec: &StreamSpec) -> rusqlite::Result<()> {
         self.store.write()?;

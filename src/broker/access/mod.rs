@@ -183,6 +183,11 @@ impl Access {
         self.0.book.send_replace(Arc::new(book));
     }
 
+    /// Lets everybody who is connected look whether he may stay.
+    pub(super) fn call_all(&self) {
+        self.0.book.send_modify(|_| {});
+    }
+
     pub(super) fn changes(&self) -> Changes {
         Changes(self.0.book.subscribe())
     }
