@@ -1,4 +1,4 @@
-//! The unix socket that `tidegate status` and `tidegate ledger` talk to: one JSON request a line, one JSON answer a line.
+//! The unix socket that `tidegate status`, `doctor` and `ledger` talk to: one JSON request a line, one JSON answer a line.
 //!
 //! Only the gateway's own user and root can connect (the socket has mode 0600 in a directory of mode 0700). A caller
 //! that dawdles is cut off; nothing it does can hold up the data path, which is only ever read: through `health`, and
@@ -43,6 +43,8 @@ const CALLERS_MAX: usize = 16;
 pub enum Request {
     /// `health::status::Status`.
     Status,
+    /// The last value of each point of each device.
+    Points,
     /// `queue::ledger::Report` of these days.
     Ledger {
         /// Which days.
@@ -146,6 +148,7 @@ impl Answers {
         BufReader::new(reader.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
         let mut answer = match serde_json::from_str(&line) {
             Ok(Request::Status) => serde_json::to_vec(&self.told.status()),
+            Ok(Request::Points) => serde_json::to_vec(&self.told.points(0).0),
             Ok(Request::Ledger { days }) => match self.inlet.ledger(days).await {
                 Ok(report) => serde_json::to_vec(&report),
                 Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),

@@ -814,9 +814,24 @@ pub struct SessionHealth {
     pub slow: AtomicU64,
     /// Messages to local subscribers that were given up: too many waited, too long for the client, expired.
     pub dropped: AtomicU64,
+    refusals: Mutex<VecDeque<String>>,
 }
 
+/// Refusals that are shown: the last ones.
+const REFUSALS_MAX: usize = 20;
+
 impl SessionHealth {
+    /// Shows whom the broker has refused what, and why. What a client called itself must not act on a terminal.
+    pub fn note_refusal(&self, text: &str) {
+        let shown: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+        let mut refusals = lock(&self.refusals);
+        refusals.retain(|known| *known != shown);
+        if refusals.len() >= REFUSALS_MAX {
+            refusals.pop_front();
+        }
+        refusals.push_back(shown);
+    }
+
     fn snapshot(&self) -> SessionSnapshot {
         SessionSnapshot {
             connected: self.connected.load(Ordering::Relaxed),
@@ -832,6 +847,7 @@ impl SessionHealth {
             refused: self.refused.load(Ordering::Relaxed),
             slow: self.slow.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
+            refusals: lock(&self.refusals).iter().cloned().collect(),
         }
     }
 }
@@ -865,4 +881,6 @@ pub struct SessionSnapshot {
     pub slow: u64,
     /// Since start.
     pub dropped: u64,
+    /// Whom the broker has refused what, and why: the last ones, oldest first, each told once.
+    pub refusals: Vec<String>,
 }

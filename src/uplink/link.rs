@@ -191,6 +191,9 @@ enum AttemptError {
     Connect(ConnectError),
 }
 
+/// So many connections that the cloud ended soon after it had accepted them are no chance.
+const SHORT_LIVED_TOLD: u32 = 3;
+
 /// Why a connection ended that was not closed from here.
 #[derive(Debug, Error)]
 enum LostError {
@@ -651,7 +654,7 @@ impl Link {
     }
 
     /// Plans the next attempt after a failure or a loss, and says so once an outage.
-    fn lost(&mut self, reason: String, closed: Option<CloseReason>) {
+    fn lost(&mut self, mut reason: String, closed: Option<CloseReason>) {
         let at = self.at();
         let code = match closed {
             Some(CloseReason::Disconnected { reason, .. } | CloseReason::Refused { reason, .. }) => Some(reason),
@@ -672,6 +675,15 @@ impl Link {
             pause = pause.max(self.backoff.taken_over(at.now));
             let (uplink, client_id, pause_s) = (self.name.as_ref(), self.client_id.as_str(), pause.as_secs());
             error!(uplink, client_id, pause_s; "Another client logs in with this client id; each throws the other out");
+        }
+        // Mosquitto 2.0 throws the older of two out without a word.
+        let again = self.backoff.short_lived();
+        if self.was_up && code.is_none() && again >= SHORT_LIVED_TOLD {
+            reason += &format!(
+                ", {again} times now soon after it had let the gateway in: another client with the client id {:?} may be there, or a \
+                 message that the cloud does not take",
+                self.client_id
+            );
         }
         self.line = Line::Idle { until: Instant::now() + pause };
         if !self.is_outage {

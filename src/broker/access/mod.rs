@@ -236,6 +236,9 @@ impl Access {
                 warn!(client = clip(client_id).as_str(), peer:% = peer, listener = peer.listener.as_ref(),
                       user = clip(name.unwrap_or_default()).as_str(), reason = refused.words();
                       "A client is not let in; it is told once");
+                let (client, user) = (clip(client_id), clip(name.unwrap_or_default()));
+                let text = format!("client {client:?} from {address}, user {user:?}: {}", refused.words());
+                self.0.health.sessions().note_refusal(&text);
             }
             self.say_last(telling, &address);
         }
@@ -320,6 +323,9 @@ impl Access {
         if telling != Telling::Not {
             warn!(client = client, user = user, deed = deed.words(), topic = topic;
                   "A client did what it may not; it is told once");
+            let (whom, to) = (clip(client), clip(topic));
+            let text = format!("client {whom:?}, user {:?}: may not {} {to:?}", clip(user), deed.words());
+            self.0.health.sessions().note_refusal(&text);
         }
         self.say_last(telling, client);
     }
@@ -331,6 +337,9 @@ impl Access {
         if telling != Telling::Not {
             warn!(client = client, user = user, owner = owner;
                   "A client is not let in: this client id has a session of another user; it is told once");
+            let (whom, user) = (clip(client), clip(user));
+            let text = format!("client {whom:?}, user {user:?}: this client id has a session of the user {owner:?}");
+            self.0.health.sessions().note_refusal(&text);
         }
         self.say_last(telling, client);
     }
