@@ -43,6 +43,8 @@ fn place() -> TempDir {
     let hash = root.join("node-red.hash");
     fs::write(&hash, "$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHRzYWx0c2FsdA$AAAAAAAAAAAAAAAAAAAAAA\n").unwrap();
     fs::set_permissions(hash, fs::Permissions::from_mode(0o600)).unwrap();
+    let keys = format!(r#"{{"kty":"EC","crv":"P-256","x":"{0}","y":"{0}"}}"#, "A".repeat(43));
+    fs::write(root.join("tokens.json"), keys).unwrap();
     let points = config::examples().iter().find(|(name, _)| *name == "em24.csv").unwrap().1;
     fs::write(root.join("em24.csv"), points).unwrap();
     fs::write(root.join("chiller.csv"), "name,address,type\nflow,holding:400,u16\n").unwrap();

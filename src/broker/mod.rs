@@ -50,6 +50,7 @@ use socket::Socket;
 use sys::SysTree;
 
 mod access;
+mod aliases;
 mod door;
 mod durable;
 mod files;
@@ -201,7 +202,7 @@ impl Broker {
             store_share: limits.kept_share,
         });
         let services = Services {
-            access: Access::new(&config.access, health.clone()),
+            access: Access::new(&config.access, health.clone(), intake.clock().clone()),
             intake,
             inlet,
             router,

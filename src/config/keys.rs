@@ -60,6 +60,7 @@ pub static TABLES: &[&KeyTable] = &[
     &USER,
     &GROUP,
     &ANONYMOUS,
+    &BROKER_JWT,
     &LIMITS,
     &RATE,
     &UPLINK,
@@ -183,6 +184,7 @@ pub static BROKER: KeyTable = KeyTable {
         optional("user"),
         optional("group"),
         optional("anonymous"),
+        optional("jwt"),
         optional("limits"),
         default("sys_interval", "\"10s\""),
     ],
@@ -283,6 +285,7 @@ pub static USER: KeyTable = KeyTable {
         optional("password_hash"),
         optional("password_hash_file"),
         optional("certificate"),
+        default("jwt", "false"),
         optional("groups"),
         optional("publish"),
         optional("subscribe"),
@@ -305,6 +308,34 @@ pub static ANONYMOUS: KeyTable = KeyTable {
     title: "broker.anonymous",
     keys: &[optional("publish"), optional("subscribe"), optional("deny")],
     gone: RIGHTS_GONE,
+    later: &[],
+};
+
+/// `[broker.jwt]`
+pub static BROKER_JWT: KeyTable = KeyTable {
+    title: "broker.jwt",
+    keys: &[
+        required("keys"),
+        required("audience"),
+        optional("issuer"),
+        default("user_claim", "\"sub\""),
+        default("groups_claim", "\"groups\""),
+        default("leeway", "\"30s\""),
+        default("without_clock", "\"judge\""),
+        optional("publish"),
+        optional("subscribe"),
+        optional("deny"),
+    ],
+    gone: &[
+        ("key", "it is called `keys`: a file, or a list of them"),
+        ("jwks", "it is called `keys`: a file, or a list of them"),
+        ("jwks_url", "the keys stand in a file on this board: `keys`"),
+        ("secret", "a secret that is shared signs nothing here: `keys` are public keys (RS256, ES256)"),
+        ("aud", "it is called `audience`"),
+        ("iss", "it is called `issuer`"),
+        ("algorithm", "the kind of the key decides it: RS256 or ES256"),
+        ("algorithms", "the kind of the key decides it: RS256 or ES256"),
+    ],
     later: &[],
 };
 

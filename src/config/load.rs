@@ -330,10 +330,20 @@ fn build(draft: Draft) -> Option<Config> {
             rights.extend(group.rights.as_ref()?);
         }
         let certificate = user.certificate.map(|at| at.value);
-        users.insert(user.name, UserConfig { password: user.password, certificate, rights });
+        users.insert(user.name, UserConfig { password: user.password, certificate, by_token: user.by_token, rights });
     }
     let anonymous = match draft.anonymous {
         Some(anonymous) => Some(anonymous.rights?),
+        None => None,
+    };
+    let tokens = match draft.tokens {
+        Some((tokens, _)) => {
+            let mut tokens = tokens?;
+            for group in draft.groups {
+                tokens.groups.insert(group.name, group.rights?);
+            }
+            Some(tokens)
+        }
         None => None,
     };
     let mut lines = BTreeMap::new();
@@ -365,7 +375,7 @@ fn build(draft: Draft) -> Option<Config> {
         broker: BrokerConfig {
             listeners,
             sessions: draft.sessions?,
-            access: AccessConfig { users, anonymous },
+            access: AccessConfig { users, anonymous, tokens },
             limits: draft.limits?,
             sys_interval: draft.sys_interval?,
         },

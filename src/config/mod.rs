@@ -31,6 +31,7 @@ pub use serial::{
 };
 pub use table::points_table;
 pub use template::{TemplateError, TopicTemplate};
+pub use tokens::{PublicKey, TokenConfig, TokenKey};
 
 mod load;
 
@@ -45,6 +46,8 @@ mod walk;
 mod units;
 
 mod access;
+
+mod tokens;
 
 mod file;
 
@@ -200,6 +203,8 @@ pub struct AccessConfig {
     /// `[broker.anonymous]`: what whoever has no name may do on this machine. `None`: everything while there are no users,
     /// nothing otherwise.
     pub anonymous: Option<TopicRights>,
+    /// `[broker.jwt]`: whose tokens are as good as a password; `None` = nobody's.
+    pub tokens: Option<TokenConfig>,
 }
 
 /// `[broker.limits]`: what clients may take of the board. The defaults suit one with 512 MB of memory.

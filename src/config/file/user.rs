@@ -27,11 +27,13 @@ pub(super) fn user(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> User
         walk.findings.problem(reader.spot_of("password_hash_file"), what, Some(help));
     }
     let certificate = reader.leaf(walk, "certificate", |node| CertificateName::parse(text(node)?));
+    let by_token = reader.truth(walk, "jwt");
     let groups = if reader.has("groups") { reader.texts(walk, "groups") } else { Some(Vec::new()) };
     let rights = rights(walk, &reader);
     let has_hole = (reader.has("password_hash") && written.is_none())
         || (reader.has("password_hash_file") && from_file.is_none())
         || (reader.has("certificate") && certificate.is_none())
+        || by_token.is_none()
         || groups.is_none();
     UserDraft {
         name: Arc::from(name),
@@ -40,6 +42,8 @@ pub(super) fn user(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> User
         has_password: reader.has("password_hash") || reader.has("password_hash_file"),
         has_certificate: reader.has("certificate"),
         certificate,
+        // Where that is wrong it is told, and nothing else about it.
+        by_token: by_token.is_none_or(|at| at.value),
         groups: groups.unwrap_or_default(),
         rights: rights.filter(|_| !has_hole),
     }
@@ -67,7 +71,7 @@ fn hash_file(walk: &mut Walk, reader: &Reader<'_>) -> Option<PasswordHash> {
     parsed.map_err(|wrong| walk.wrong(spot, KEY, wrong)).ok()
 }
 
-fn rights(walk: &mut Walk, reader: &Reader<'_>) -> Option<TopicRights> {
+pub(super) fn rights(walk: &mut Walk, reader: &Reader<'_>) -> Option<TopicRights> {
     let publish = patterns(walk, reader, "publish");
     let subscribe = patterns(walk, reader, "subscribe");
     let deny = patterns(walk, reader, "deny");
