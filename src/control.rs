@@ -38,6 +38,9 @@ const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// How long one exchange may take.
 const EXCHANGE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long its caller has to say it.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
+
 /// Callers at one time; more wait in the socket's backlog.
 const CALLERS_MAX: usize = 16;
 
@@ -157,7 +160,8 @@ impl Answers {
     async fn serve(&self, mut socket: UnixStream) -> io::Result<()> {
         let (reader, mut writer) = socket.split();
         let mut line = Vec::new();
-        BufReader::new(reader.take(REQUEST_BYTES_MAX)).read_until(b'\n', &mut line).await?;
+        let mut reader = BufReader::new(reader.take(REQUEST_BYTES_MAX));
+        timeout(REQUEST_DEADLINE, reader.read_until(b'\n', &mut line)).await.unwrap_or(Ok(0))?;
         let mut answer = match serde_json::from_slice(&line) {
             Ok(request) => self.answer(request).await,
             Err(error) => refusal(&error),
