@@ -1,8 +1,9 @@
-//! The unix socket that `tidegate status`, `doctor` and `ledger` talk to: one JSON request a line, one JSON answer a line.
+//! The unix socket that `tidegate status`, `doctor`, `ledger` and `queue` talk to: one JSON request a line, one JSON answer a line.
 //!
 //! Only the gateway's own user and root can connect (the socket has mode 0600 in a directory of mode 0700). A caller
-//! that dawdles is cut off; nothing it does can hold up the data path, which is only ever read: through `health`, and
-//! page by page through the queue.
+//! that dawdles is cut off; nothing it does can hold up the data path: status is read from `health`, and whatever is asked
+//! of the queue is one job's share of it, in its turn. What is asked never changes anything; an order does, in one
+//! transaction.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -19,8 +20,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::status::Told;
-use crate::queue::Inlet;
+use crate::queue::inspect::Question;
 use crate::queue::ledger::Days;
+use crate::queue::upkeep::Order;
+use crate::queue::{AppendError, Inlet};
 
 /// Name of the socket in the state directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -29,16 +32,20 @@ pub const SOCKET_NAME: &str = "control.sock";
 const REQUEST_BYTES_MAX: u64 = 64 * 1024;
 
 /// Longest answer that a client of the socket takes, in bytes.
-const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// A packet of 16 MiB takes a third more as base64, or twice as much as a text of quotes.
+const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// How long one exchange may take.
 const EXCHANGE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long its caller has to say it.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Callers at one time; more wait in the socket's backlog.
 const CALLERS_MAX: usize = 16;
 
 /// What can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
 pub enum Request {
     /// `health::status::Status`.
@@ -49,6 +56,16 @@ pub enum Request {
     Ledger {
         /// Which days.
         days: Days,
+    },
+    /// `queue::inspect::Answer`.
+    Queue {
+        /// Of the store.
+        question: Question,
+    },
+    /// `queue::inspect::Answer`.
+    Order {
+        /// To the store.
+        order: Order,
     },
 }
 
@@ -144,22 +161,36 @@ impl Control {
 impl Answers {
     async fn serve(&self, mut socket: UnixStream) -> io::Result<()> {
         let (reader, mut writer) = socket.split();
-        let mut line = String::new();
-        BufReader::new(reader.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
-        let mut answer = match serde_json::from_str(&line) {
-            Ok(Request::Status) => serde_json::to_vec(&self.told.status()),
-            Ok(Request::Points) => serde_json::to_vec(&self.told.points(0).0),
-            Ok(Request::Ledger { days }) => match self.inlet.ledger(days).await {
-                Ok(report) => serde_json::to_vec(&report),
-                Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
-            },
-            Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
+        let mut line = Vec::new();
+        let mut reader = BufReader::new(reader.take(REQUEST_BYTES_MAX));
+        timeout(REQUEST_DEADLINE, reader.read_until(b'\n', &mut line)).await.unwrap_or(Ok(0))?;
+        let mut answer = match serde_json::from_slice(&line) {
+            Ok(request) => self.answer(request).await,
+            Err(error) => refusal(&error),
         }
         .map_err(io::Error::other)?;
         answer.push(b'\n');
         writer.write_all(&answer).await?;
         writer.shutdown().await
     }
+
+    async fn answer(&self, request: Request) -> serde_json::Result<Vec<u8>> {
+        match request {
+            Request::Status => serde_json::to_vec(&self.told.status()),
+            Request::Points => serde_json::to_vec(&self.told.points(0).0),
+            Request::Ledger { days } => told(self.inlet.ledger(days).await),
+            Request::Queue { question } => told(self.inlet.ask(question).await),
+            Request::Order { order } => told(self.inlet.order(order).await),
+        }
+    }
+}
+
+fn told<T: Serialize>(answer: Result<T, AppendError>) -> serde_json::Result<Vec<u8>> {
+    answer.map_or_else(|error| refusal(&error), |answer| serde_json::to_vec(&answer))
+}
+
+fn refusal(error: &dyn std::error::Error) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&serde_json::json!({ "error": error.to_string() }))
 }
 
 /// Asks the gateway that uses `state_dir`, and gives back its answer as it stands.

@@ -381,6 +381,11 @@ fn stream(name: &Arc<str>, uplink: &UplinkConfig) -> StreamSpec {
     StreamSpec { name: name.clone(), rules: uplink.forward.clone(), own_topic: uplink.own_topic.clone() }
 }
 
+/// The store of a gateway of this configuration, for whoever opens it while no gateway runs.
+pub fn store_settings(config: &Config, clock: &Clock, health: &Health) -> QueueSettings {
+    queue_settings(config, &field::set_topics(config), clock, health)
+}
+
 fn queue_settings(config: &Config, set_topics: &SetTopics, clock: &Clock, health: &Health) -> QueueSettings {
     let mut streams: Vec<StreamSpec> = config.uplinks.iter().map(|(name, uplink)| stream(name, uplink)).collect();
     if !config.modbus.is_empty() || !config.serial.is_empty() {

@@ -47,8 +47,10 @@ use crate::config::{BatchLimits, ForwardRule, TopicTemplate, WRITES_STREAM, When
 use crate::health::{self, Health, LossReason};
 use crate::message::{Filter, Message, MessageId, Ordinal, Origin, Qos, Sequence, Topic};
 
+use inspect::{Answer, Question};
 use opening::Past;
 use outward::Fetched;
+use upkeep::Order;
 use worker::{Away, JOBS_MAX, Job, Reply};
 
 pub use worker::Worker;
@@ -63,6 +65,7 @@ mod removal;
 
 mod opening;
 
+pub mod inspect;
 pub mod ledger;
 mod newer;
 
@@ -103,6 +106,8 @@ mod remains;
 mod salvage;
 
 mod scrub;
+
+pub mod upkeep;
 
 mod store;
 
@@ -426,6 +431,16 @@ impl Inlet {
     /// What is in the store at the moment. The answer also proves that the worker is alive.
     pub async fn stats(&self) -> Result<Stats, AppendError> {
         ask(&self.jobs, Job::Stats).await
+    }
+
+    /// What a person asks of the store; one job's share.
+    pub async fn ask(&self, question: Question) -> Result<Answer, AppendError> {
+        ask(&self.jobs, |reply| Job::Ask(question, reply)).await
+    }
+
+    /// Does what a person orders; one job's share. The answer comes after the commit.
+    pub async fn order(&self, order: Order) -> Result<Answer, AppendError> {
+        ask(&self.jobs, |reply| Job::Order(order, reply)).await
     }
 
     /// Comes back when the queue's thread has taken note, whatever is with its disk: it is alive then.
@@ -892,8 +907,16 @@ pub enum WorkerError {}
 /// the directory can be had and the disk fails (full, read-only, I/O error), the queue opens all the same: the worker
 /// goes on trying, and whoever asks meanwhile hears `AppendError::Failed`.
 pub fn open(settings: QueueSettings) -> Result<Opened, OpenError> {
+    open_after(settings, Past::default())
+}
+
+/// As `open`, of a store that is known to be damaged where a start does not look: it is moved aside and salvaged.
+pub fn open_as_damaged(settings: QueueSettings, reason: String) -> Result<Opened, OpenError> {
+    open_after(settings, Past { damage: Some(reason), ..Past::default() })
+}
+
+fn open_after(settings: QueueSettings, mut past: Past) -> Result<Opened, OpenError> {
     let lock = opening::take_dir(&settings.dir)?;
-    let mut past = Past::default();
     let hall = past.hall.clone();
     let books = opening::open_books(&settings, &mut past).map_err(|error| {
         let reason = health::chain(&error);

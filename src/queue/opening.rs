@@ -33,7 +33,7 @@ use crate::config::{ForwardRule, TopicTemplate};
 use crate::health::LossReason;
 use crate::message::{Filter, Qos};
 
-const QUARANTINE: &str = "quarantine";
+pub(super) const QUARANTINE: &str = "quarantine";
 /// The key in `meta` of the bytes that intake might use when the disk was not crowded.
 const HAD: &str = "had";
 /// Why the program stopped, where nothing else is known.
@@ -378,6 +378,31 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
             Err(error)
         }
     }
+}
+
+/// Opens the store as a start does and changes nothing: what a start would move aside is only said. `None`: there is none.
+pub(super) fn open_to_look(dir: &Path) -> Result<Option<Store>, StoreError> {
+    let file = StartFile::new(dir);
+    let kept = file.read().unwrap_or_default();
+    forget_cached(dir).map_err(|error| io_error(&error))?;
+    let is_no_surprise = newer::is_any(dir) || !salvage::places(&dir.join(QUARANTINE)).is_empty();
+    let found = files::look(dir, file.exists() && !is_no_surprise, kept.waiting.is_some())?;
+    if let Some(fault) = found.fault {
+        return Err(StoreError::Damaged(fault.to_string()));
+    }
+    if found.is_new {
+        return Ok(None);
+    }
+    let store = Store::open_to_look(&dir.join(DATABASE))?;
+    let has_log = files::has_log(dir);
+    if has_log && !store.is_in_order().map_err(opening)? {
+        return Err(StoreError::Damaged("its pages do not belong together".to_owned()));
+    }
+    let past = Past { kept: Some(kept), ..Past::default() };
+    if has_log && is_foreign(&store.starts().map_err(opening)?, &past) {
+        return Err(StoreError::Damaged("its write-ahead log is another store's".to_owned()));
+    }
+    Ok(Some(store))
 }
 
 /// Makes the kernel read both files from the disk, before anything is built on what they say.
