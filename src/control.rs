@@ -1,4 +1,4 @@
-//! The unix socket that `tidegate status` and `tidegate ledger` talk to: one JSON request a line, one JSON answer a line.
+//! The unix socket that `tidegate status`, `ledger` and `reload` talk to: one JSON request a line, one JSON answer a line.
 //!
 //! Only the gateway's own user and root can connect (the socket has mode 0600 in a directory of mode 0700). A caller
 //! that dawdles is cut off; nothing it does can hold up the data path, which is only ever read: through `health`, and
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,9 @@ const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// How long one exchange may take.
 const EXCHANGE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long a reload may take: uplinks end what is in flight, lines the exchange that they are in.
+const RELOAD_DEADLINE: Duration = Duration::from_secs(60);
+
 /// Callers at one time; more wait in the socket's backlog.
 const CALLERS_MAX: usize = 16;
 
@@ -48,7 +52,37 @@ pub enum Request {
         /// Which days.
         days: Days,
     },
+    /// Read the configuration again; answered by `Reloaded`.
+    Reload,
 }
+
+impl Request {
+    /// How long an answer may take.
+    fn patience(self) -> Duration {
+        match self {
+            Request::Reload => RELOAD_DEADLINE,
+            _ => EXCHANGE_DEADLINE,
+        }
+    }
+}
+
+/// What came of reading the configuration again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Why nothing was changed; none: it is in force.
+    pub refused: Option<String>,
+    /// Every problem and warning, at its place in the files, for a person.
+    pub problems: String,
+    /// What is different now, as it is written in the files.
+    pub changed: Vec<String>,
+    /// What waits for a restart.
+    pub restart: Vec<String>,
+    /// What could not be changed, though nothing is wrong with it: the store failed in that moment.
+    pub failed: Vec<String>,
+}
+
+/// Who asks for a reload, and is answered.
+pub type ReloadAsk = oneshot::Sender<Reloaded>;
 
 /// Why the socket cannot be served.
 #[derive(Debug, Error)]
@@ -80,7 +114,7 @@ pub enum AskError {
     #[error("the gateway's answer broke off")]
     Broken(#[source] io::Error),
     /// It took too long.
-    #[error("the gateway did not answer within 5 s")]
+    #[error("the gateway did not answer in time")]
     Late,
 }
 
@@ -96,12 +130,18 @@ pub struct Control {
 struct Answers {
     told: Told,
     inlet: Inlet,
+    reloads: mpsc::Sender<ReloadAsk>,
 }
 
 impl Control {
     /// Makes the socket in the state directory, in place of one that an earlier process left: the directory's lock is
     /// ours by now, so nobody else serves it.
-    pub fn bind(state_dir: &Path, told: Told, inlet: Inlet) -> Result<Control, ControlError> {
+    pub fn bind(
+        state_dir: &Path,
+        told: Told,
+        inlet: Inlet,
+        reloads: mpsc::Sender<ReloadAsk>,
+    ) -> Result<Control, ControlError> {
         let path = state_dir.join(SOCKET_NAME);
         let fault = |source| ControlError::Bind { path: path.clone(), source };
         match std::fs::remove_file(&path) {
@@ -110,7 +150,7 @@ impl Control {
         }
         let listener = UnixListener::bind(&path).map_err(fault)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(fault)?;
-        let answers = Answers { told, inlet };
+        let answers = Answers { told, inlet, reloads };
         Ok(Control { listener, path, answers: Arc::new(answers) })
     }
 
@@ -124,7 +164,7 @@ impl Control {
                 accepted = self.listener.accept(), if callers.len() < CALLERS_MAX => {
                     if let Ok((socket, _)) = accepted {
                         let answers = self.answers.clone();
-                        callers.spawn(async move { timeout(EXCHANGE_DEADLINE, answers.serve(socket)).await });
+                        callers.spawn(async move { answers.serve(socket).await });
                     } else {
                         // Out of file descriptors, most likely: it passes, and a tight loop would not help it.
                         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -143,20 +183,47 @@ impl Answers {
     async fn serve(&self, mut socket: UnixStream) -> io::Result<()> {
         let (reader, mut writer) = socket.split();
         let mut line = String::new();
-        BufReader::new(reader.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
-        let mut answer = match serde_json::from_str(&line) {
-            Ok(Request::Status) => serde_json::to_vec(&self.told.status()),
-            Ok(Request::Ledger { days }) => match self.inlet.ledger(days).await {
-                Ok(report) => serde_json::to_vec(&report),
-                Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
-            },
-            Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
-        }
-        .map_err(io::Error::other)?;
+        let mut reader = BufReader::new(reader.take(REQUEST_BYTES_MAX));
+        let read = timeout(EXCHANGE_DEADLINE, reader.read_line(&mut line));
+        read.await.map_err(|_late| io::ErrorKind::TimedOut)??;
+        let mut answer = match serde_json::from_str::<Request>(&line) {
+            Ok(request) => {
+                let answered = timeout(request.patience(), self.answer(request)).await;
+                answered.map_err(|_late| io::ErrorKind::TimedOut)??
+            }
+            Err(error) => wrong(&error.to_string())?,
+        };
         answer.push(b'\n');
-        writer.write_all(&answer).await?;
-        writer.shutdown().await
+        let write = async {
+            writer.write_all(&answer).await?;
+            writer.shutdown().await
+        };
+        timeout(EXCHANGE_DEADLINE, write).await.map_err(|_late| io::ErrorKind::TimedOut)?
     }
+
+    async fn answer(&self, request: Request) -> io::Result<Vec<u8>> {
+        match request {
+            Request::Status => serde_json::to_vec(&self.told.status()).map_err(io::Error::other),
+            Request::Ledger { days } => match self.inlet.ledger(days).await {
+                Ok(report) => serde_json::to_vec(&report).map_err(io::Error::other),
+                Err(error) => wrong(&error.to_string()),
+            },
+            Request::Reload => {
+                let (asker, reloaded) = oneshot::channel();
+                if self.reloads.send(asker).await.is_err() {
+                    return wrong("the gateway is stopping");
+                }
+                match reloaded.await {
+                    Ok(reloaded) => serde_json::to_vec(&reloaded).map_err(io::Error::other),
+                    Err(_stopping) => wrong("the gateway is stopping"),
+                }
+            }
+        }
+    }
+}
+
+fn wrong(what: &str) -> io::Result<Vec<u8>> {
+    serde_json::to_vec(&serde_json::json!({ "error": what })).map_err(io::Error::other)
 }
 
 /// Asks the gateway that uses `state_dir`, and gives back its answer as it stands.
@@ -172,7 +239,7 @@ pub async fn ask(state_dir: &Path, request: Request) -> Result<String, AskError>
         socket.take(ANSWER_BYTES_MAX).read_to_string(&mut answer).await.map_err(AskError::Broken)?;
         if answer.ends_with('\n') { Ok(answer) } else { Err(AskError::Broken(io::ErrorKind::UnexpectedEof.into())) }
     };
-    timeout(EXCHANGE_DEADLINE, exchange).await.unwrap_or(Err(AskError::Late))
+    timeout(request.patience(), exchange).await.unwrap_or(Err(AskError::Late))
 }
 
 #[cfg(test)]
@@ -199,7 +266,8 @@ mod tests {
         })
         .unwrap();
         let thread = std::thread::spawn(move || queue.worker.run());
-        let control = Control::bind(dir.path(), Told::new("g7", clock, health), queue.inlet.clone()).unwrap();
+        let control =
+            Control::bind(dir.path(), Told::new("g7", clock, health), queue.inlet.clone(), mpsc::channel(1).0).unwrap();
         let stop = CancellationToken::new();
         let mut stage = JoinSet::new();
         stage.spawn(control.run(stop.clone()));
