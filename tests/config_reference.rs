@@ -109,6 +109,7 @@ fn key_of(path: &str) -> String {
         ["broker", kind @ ("listener" | "user" | "group"), _, rest @ ..] => {
             [vec!["broker", kind, "<name>"], rest.to_vec()].concat()
         }
+        ["web", "user", _, rest @ ..] => [vec!["web", "user", "<name>"], rest.to_vec()].concat(),
         [kind @ ("uplink" | "line" | "model" | "modbus" | "serial"), _, rest @ ..] => {
             [vec![*kind, "<name>"], rest.to_vec()].concat()
         }

@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
-pub use access::{Access, hash_password};
+pub use access::{Access, NotLetIn, hash_password};
 pub use door::Certificates;
 pub use front::BrokerHand;
 pub use limits::BrokerLimits;

@@ -19,6 +19,7 @@ mod ledger;
 mod modbus;
 mod passwd;
 mod queue;
+mod reload;
 mod run;
 mod serial;
 mod simulate;
@@ -79,6 +80,9 @@ enum Command {
     /// Ask the running gateway how it is
     #[command(after_help = "Example: tidegate status --wait healthy --timeout 60s")]
     Status(status::StatusArguments),
+    /// Let the running gateway read its configuration again: only what is different changes
+    #[command(after_help = reload::EXAMPLES)]
+    Reload(reload::ReloadArguments),
     /// Account for each day, device and uplink; compare with the cloud's export
     #[command(after_help = ledger::EXAMPLES, after_long_help = format!("{}\n\n{}", ledger::LONG_HELP, ledger::EXAMPLES))]
     Ledger(ledger::LedgerArguments),
@@ -143,6 +147,7 @@ pub fn main() -> ExitCode {
         Command::Demo(arguments) => demo::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
         Command::Status(arguments) => status::main(&arguments),
+        Command::Reload(arguments) => reload::main(&arguments),
         Command::Ledger(arguments) => ledger::main(&arguments),
         Command::Queue(arguments) => queue::main(&arguments),
         Command::Drill(arguments) => drill::main(&arguments),

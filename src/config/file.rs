@@ -18,7 +18,7 @@ use super::units::{self, Wrong};
 use super::walk::{At, Reader, Walk, name_fault};
 use super::{
     Endpoint, ForwardRule, GatewayConfig, LimitsConfig, LineConfig, LineKind, ListenerAddress, ListenerConfig,
-    ModbusConfig, PortConfig, QueueConfig, ReceiveRule, SerialConfig, SessionConfig, UplinkConfig, WhenFull,
+    ModbusConfig, PortConfig, QueueConfig, ReceiveRule, SerialConfig, SessionConfig, UplinkConfig, WebConfig, WhenFull,
 };
 use crate::clock::ClockSource;
 use crate::message::{Qos, is_reserved};
@@ -68,7 +68,7 @@ pub(super) struct Draft {
     pub(super) modbus: Vec<ModbusDraft>,
     pub(super) serial: Vec<SerialDraft>,
     /// Where the status page is served; `None` = nowhere.
-    pub(super) web: Option<Option<At<SocketAddr>>>,
+    pub(super) web: Option<WebDraft>,
 }
 
 /// `[broker.listener.<name>]`
@@ -102,6 +102,16 @@ pub(super) struct UserDraft {
     pub(super) groups: Vec<At<String>>,
     /// His own, without those of his groups.
     pub(super) rights: Option<TopicRights>,
+}
+
+/// `[web]`
+#[derive(Debug)]
+pub(super) struct WebDraft {
+    pub(super) bind: Option<At<SocketAddr>>,
+    pub(super) tls: Option<Spot>,
+    pub(super) cert: Option<Spot>,
+    pub(super) key: Option<Spot>,
+    pub(super) config: Option<WebConfig>,
 }
 
 /// `[broker.group.<name>]`

@@ -87,6 +87,8 @@ pub static TABLES: &[&KeyTable] = &[
     &PARSE,
     &SERIAL_POINT,
     &WEB,
+    &WEB_TLS,
+    &WEB_USER,
 ];
 
 /// The top of the file.
@@ -126,13 +128,30 @@ pub static ROOT: KeyTable = KeyTable {
 /// `[web]`
 pub static WEB: KeyTable = KeyTable {
     title: "web",
-    keys: &[default("bind", "\"127.0.0.1:9080\"")],
+    keys: &[default("bind", "\"127.0.0.1:9080\""), optional("tls"), optional("user")],
     gone: &[
         ("listen", "it is called `bind`"),
         ("port", "write `bind = \"127.0.0.1:9080\"`"),
         ("address", "it is called `bind`"),
+        ("users", "write `[web.user.<name>]`, one table for each"),
     ],
-    later: &["tls", "user", "users"],
+    later: &[],
+};
+
+/// `tls` in `[web]`
+pub static WEB_TLS: KeyTable = KeyTable {
+    title: "web.tls",
+    keys: &[required("cert"), required("key")],
+    gone: &[("client_ca", "the page knows its users by their passwords: `[web.user.<name>]`")],
+    later: &[],
+};
+
+/// `[web.user.<name>]`
+pub static WEB_USER: KeyTable = KeyTable {
+    title: "web.user.<name>",
+    keys: &[optional("password_hash"), optional("password_hash_file")],
+    gone: &[("password", "write `password_hash`; `tidegate passwd --web NAME` prints it")],
+    later: &[],
 };
 
 /// `[gateway]`

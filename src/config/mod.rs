@@ -136,8 +136,19 @@ pub struct Config {
     pub modbus: BTreeMap<Arc<str>, ModbusConfig>,
     /// `[serial.<name>]`, by device name.
     pub serial: BTreeMap<Arc<str>, SerialConfig>,
-    /// `[web]`: where the status page is served, on loopback; `None` = nowhere.
-    pub web: Option<SocketAddr>,
+    /// `[web]`: where the status page is served, and to whom; `None` = nowhere.
+    pub web: Option<WebConfig>,
+}
+
+/// `[web]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebConfig {
+    /// Where it is served; elsewhere than on loopback only with TLS and users.
+    pub bind: SocketAddr,
+    /// `None` = in the clear.
+    pub tls: Option<ListenerTls>,
+    /// Who may see it, by name, and what his password is compared with; none = whoever is on this machine.
+    pub users: BTreeMap<Arc<str>, PasswordHash>,
 }
 
 /// `[gateway]`

@@ -140,6 +140,15 @@ pub struct QueueSettings {
     pub health: Health,
 }
 
+/// Those of `QueueSettings` that may change while the queue runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// As there.
+    pub age_max: Option<Duration>,
+    /// As there.
+    pub when_full: WhenFull,
+}
+
 /// The stream of writes to field devices. No uplink may have its name. It wants what comes to one of `SetTopics` and nothing
 /// that it holds gives way to anything or is dropped for its age: each is answered, and is gone then.
 pub const WRITES: &str = WRITES_STREAM;
@@ -421,6 +430,11 @@ impl Inlet {
     /// The topics on which points are written, from this commit on.
     pub async fn set_writes(&self, topics: SetTopics) -> Result<(), AppendError> {
         ask(&self.jobs, |reply| Job::SetWrites(topics, reply)).await
+    }
+
+    /// What gives way at the ceiling, and what is too old, from now on.
+    pub async fn set_bounds(&self, bounds: Bounds) -> Result<(), AppendError> {
+        ask(&self.jobs, |reply| Job::SetBounds(bounds, reply)).await
     }
 
     /// Keeps a problem in the store and shows it in `status`.

@@ -24,8 +24,8 @@ use super::sessions::{Later, SessionJob};
 use super::store::{is_damage, is_unreadable};
 use super::upkeep::Order;
 use super::{
-    AppendError, Appended, Change, Once, OpenError, QueueSettings, Restored, RetainedPage, SessionNumber, SetTopics,
-    Stats, StreamSpec, Submission, WorkerError,
+    AppendError, Appended, Bounds, Change, Once, OpenError, QueueSettings, Restored, RetainedPage, SessionNumber,
+    SetTopics, Stats, StreamSpec, Submission, WorkerError,
 };
 use crate::health::{Alarm, chain};
 use crate::message::{Body, Filter};
@@ -69,6 +69,7 @@ pub(super) enum Job {
     OpenStream(StreamSpec, watch::Sender<u64>, Reply<()>),
     CloseStream(Arc<str>, Reply<()>),
     SetWrites(SetTopics, Reply<()>),
+    SetBounds(Bounds, Reply<()>),
     NoteProblem(String, Reply<()>),
     DeclareStop(String, Reply<()>),
     Commit(Arc<str>, Vec<Change>, Reply<()>),
@@ -405,6 +406,13 @@ impl Thread {
                     self.wakers.insert(spec.name.clone(), waker.clone());
                     writes.push(Job::OpenStream(spec, waker, reply));
                 }
+                Job::SetBounds(bounds, reply) => {
+                    self.settings.age_max = bounds.age_max;
+                    self.settings.when_full = bounds.when_full;
+                    // What is too old by the new one is looked for at once.
+                    self.expired_ms = None;
+                    writes.push(Job::SetBounds(bounds, reply));
+                }
                 // Not written: an idle disk is left alone.
                 Job::Ping(reply) => send(reply, Ok(())),
                 Job::Next { .. }
@@ -703,6 +711,11 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
             books.settings.set_topics = topics;
             Ok(())
         }
+        Job::SetBounds(bounds, reply) => {
+            answers.push(Answer::Done(reply));
+            (books.settings.age_max, books.settings.when_full) = (bounds.age_max, bounds.when_full);
+            Ok(())
+        }
         Job::NoteProblem(text, reply) => {
             answers.push(Answer::Done(reply));
             books.add_problem(&text)
@@ -808,6 +821,7 @@ fn unapplied_one(job: Job) -> Option<Answer> {
         | Job::OpenStream(_, _, reply)
         | Job::CloseStream(_, reply)
         | Job::SetWrites(_, reply)
+        | Job::SetBounds(_, reply)
         | Job::NoteProblem(_, reply)
         | Job::DeclareStop(_, reply)
         | Job::Commit(_, _, reply)

@@ -24,7 +24,6 @@
 //! The session's durable state is rows of the queue (`Change`, `Restored`); at QoS 1 what is in flight is in memory,
 //! because the cloud keeps nothing about an unacknowledged QoS 1 id: after a restart the rows are simply sent again.
 
-pub use expiry::CertificateWatch;
 pub use link::{Uplink, UplinkError, UplinkSettings};
 
 pub mod machine;
@@ -46,5 +45,3 @@ pub mod backoff;
 mod link;
 
 mod tasks;
-
-mod expiry;
