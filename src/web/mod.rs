@@ -34,7 +34,7 @@ use crate::health::status::Told;
 use history::History;
 
 mod history;
-mod metrics;
+pub mod metrics;
 
 /// Callers at one time; more wait in the socket's backlog.
 const CALLERS_MAX: usize = 32;
