@@ -184,7 +184,7 @@ fi
 
 venv="$target/venv"
 wanted=tests/peers/requirements.txt
-if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import jwt, paho.mqtt.client, prometheus_client, pymodbus, serial' 2>/dev/null; then
+if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import jsonschema, jwt, paho.mqtt.client, prometheus_client, pymodbus, serial' 2>/dev/null; then
     echo "== Python environment in $venv"
     mkdir -p "$target"
     rm -rf "$venv"

@@ -22,10 +22,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::status::Told;
+use crate::queue::Inlet;
 use crate::queue::inspect::Question;
 use crate::queue::ledger::Days;
 use crate::queue::upkeep::Order;
-use crate::queue::{AppendError, Inlet};
 
 /// Name of the socket in the state directory.
 pub const SOCKET_NAME: &str = "control.sock";

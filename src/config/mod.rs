@@ -69,6 +69,10 @@ pub mod template;
 
 mod examples;
 
+pub mod describe;
+
+pub mod schema;
+
 /// The stream in the queue by which writes go to field devices; no uplink may have its name.
 pub const WRITES_STREAM: &str = "field";
 
