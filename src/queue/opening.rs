@@ -123,6 +123,7 @@ pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Bo
             Err(error) => error!(error:%; "The store of a newer program cannot be taken back"),
         }
     }
+    newer::show(settings);
     if past.damage.is_none() {
         match attach(settings, past) {
             Ok(books) => return Ok(books),
@@ -130,10 +131,18 @@ pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Bo
             Err(StoreError::Damaged(reason)) => past.damage = Some(reason),
             Err(StoreError::Newer(step)) => {
                 let failed = |source| OpenError::Directory { dir: settings.dir.clone(), source };
-                newer::set_aside(&settings.dir, DATABASE, step).map_err(failed)?;
+                let place = newer::set_aside(&settings.dir, DATABASE, step).map_err(failed)?;
+                newer::show(settings);
                 // What waits in it is not lost.
                 (past.waiting, past.is_put_aside) = (Some(Waiting::new()), true);
-                return attach(settings, past).map_err(|error| failure(settings, error));
+                let mut books = attach(settings, past).map_err(|error| failure(settings, error))?;
+                let text = format!(
+                    "a newer program wrote the store and this one may not open it: it was put aside in {}",
+                    place.display()
+                );
+                // With the next commit; it is among the alarms in any case.
+                books.add_problem(&text).unwrap_or_default();
+                return Ok(books);
             }
         }
     }

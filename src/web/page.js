@@ -201,6 +201,22 @@ function lists(status) {
   keep(byId("alarms"), alarms, () => document.createElement("li"), tell);
 }
 
+function certificates(status) {
+  const entries = status.certificates.map((one) => [`${one.of}.${one.key}`, one]);
+  byId("certificates-section").hidden = entries.length === 0;
+  keep(byId("certificates"), entries, () => document.createElement("tr"), (row, one, name) => {
+    const days = one.days_left;
+    row.className = days === null || days >= 30 ? "good" : days >= 7 ? "warn" : "bad";
+    const left = days === null ? "clock not set" : days < 0 ? "ended" : number(days);
+    cells(row, [[name, "", one.file], new Date(one.until).toLocaleDateString(), [left, "n state"]]);
+  });
+  const kept = Object.entries(status.kept_streams);
+  byId("kept-section").hidden = kept.length === 0;
+  keep(byId("kept"), kept, () => document.createElement("li"), (row, count, name) => {
+    row.textContent = `${name}: ${number(count)} messages`;
+  });
+}
+
 function verdict(status) {
   const alarms = Object.values(status.alarms);
   const away = Object.entries(status.uplinks).filter(([, uplink]) => uplink.state !== "connected");
@@ -234,6 +250,7 @@ function show({ status, points: seen, clients: list }) {
   devices(status);
   clients(status, list);
   lists(status);
+  certificates(status);
   const clock = status.clock.state === "synced" ? "clock synced" : `clock ${status.clock.state}: times may be wrong`;
   setText("foot", `Version ${status.version} · running for ${span(status.uptime_s)} · ${clock}`);
 }

@@ -174,6 +174,11 @@ impl Publisher {
         Publisher { process: script("publisher", &arguments) }
     }
 
+    /// All that it has said.
+    pub fn said(&self) -> Vec<String> {
+        self.process.stdout()
+    }
+
     /// The numbers that were acknowledged so far.
     pub fn acknowledged(&self) -> Vec<u64> {
         self.process.stdout().iter().filter_map(|line| line.strip_prefix("ack ")?.parse().ok()).collect()
