@@ -190,6 +190,7 @@ pub async fn run(
         let Some(outlet) = outlets.remove(name) else { continue };
         let settings = UplinkSettings {
             name: name.clone(),
+            gateway: config.gateway.id.clone(),
             client_id: uplink.client_id.clone(),
             config: uplink.clone(),
             outlet,

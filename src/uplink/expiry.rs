@@ -13,6 +13,7 @@ use rustls::pki_types::pem::PemObject as _;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+use super::provision::own_cert;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::message::ClockState;
@@ -45,9 +46,15 @@ struct Watched {
 impl CertificateWatch {
     /// Over those that the configuration names.
     pub fn new(config: &Config, clock: Clock) -> CertificateWatch {
-        let files = config.uplinks.iter().filter_map(|(name, uplink)| Some((name, uplink.cert.as_ref()?)));
-        let watched =
-            files.map(|(name, path)| Watched { uplink: name.clone(), path: path.clone(), told: None }).collect();
+        let watched = config.uplinks.iter().filter_map(|(name, uplink)| {
+            // One that the board has still to get is looked for each time.
+            let path = match &uplink.provision {
+                Some(provision) => own_cert(provision),
+                None => uplink.cert.clone()?,
+            };
+            Some(Watched { uplink: name.clone(), path, told: None })
+        });
+        let watched = watched.collect();
         CertificateWatch { watched, clock }
     }
 
