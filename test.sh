@@ -194,6 +194,20 @@ if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import j
     cp "$wanted" "$venv/installed.txt"
 fi
 
+# What the makers of clouds give to devices, as judges of what we say; each in an environment of its own.
+for cloud in aws azure; do
+    venv="$target/venv-$cloud"
+    wanted="tests/peers/requirements-$cloud.txt"
+    if ! cmp -s "$wanted" "$venv/installed.txt"; then
+        echo "== Python environment in $venv"
+        rm -rf "$venv"
+        python3 -m venv "$venv" || die "python3 -m venv $venv failed"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$wanted" ||
+            die "pip could not install $(tr '\n' ' ' <"$wanted")"
+        cp "$wanted" "$venv/installed.txt"
+    fi
+done
+
 # --- MQTT.js and Playwright ------------------------------------------------------------------------------------------
 
 node="$target/node"

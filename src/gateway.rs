@@ -204,7 +204,13 @@ pub async fn run(
     taking_in.start("field", |stop| field.run(stop));
     taking_in.start("broker", |stop| broker.run(stop));
 
-    let parts = Parts { inlet: inlet.clone(), intake: intake.clone(), clock: clock.clone(), health: health.clone() };
+    let parts = Parts {
+        gateway: config.gateway.id.clone(),
+        inlet: inlet.clone(),
+        intake: intake.clone(),
+        clock: clock.clone(),
+        health: health.clone(),
+    };
     let mut sending = Sending { stages: Stages::new(), by_name: BTreeMap::new(), parts };
     for (name, uplink) in &config.uplinks {
         if let Some(outlet) = outlets.remove(name) {
@@ -291,6 +297,7 @@ async fn open_queue(settings: QueueSettings) -> Result<Opened, GatewayError> {
 
 /// What every uplink needs.
 struct Parts {
+    gateway: Arc<str>,
     inlet: Inlet,
     intake: Intake,
     clock: Clock,
@@ -306,9 +313,10 @@ struct Sending {
 
 impl Sending {
     fn start(&mut self, name: &Arc<str>, uplink: &UplinkConfig, outlet: Outlet) {
-        let Parts { inlet, intake, clock, health } = &self.parts;
+        let Parts { gateway, inlet, intake, clock, health } = &self.parts;
         let settings = UplinkSettings {
             name: name.clone(),
+            gateway: gateway.clone(),
             client_id: uplink.client_id.clone(),
             config: uplink.clone(),
             outlet,

@@ -527,6 +527,8 @@ pub struct UplinkHealth {
     pub received: AtomicU64,
     /// From the cloud, but no receive rule made a local topic of it.
     pub unmatched: AtomicU64,
+    /// From the cloud, but it had come from here to another one.
+    pub loops: AtomicU64,
     /// Acknowledgements of nothing that the cloud sent.
     pub strays: AtomicU64,
     /// Times that a message from the cloud found no room in the store.
@@ -593,6 +595,7 @@ impl UplinkHealth {
             sessions_lost: self.sessions_lost.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
             unmatched: self.unmatched.load(Ordering::Relaxed),
+            loops: self.loops.load(Ordering::Relaxed),
             strays: self.strays.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
             live_dropped: self.live_dropped.load(Ordering::Relaxed),
@@ -629,6 +632,8 @@ pub struct UplinkSnapshot {
     pub received: u64,
     /// From the cloud, without a receive rule, since start.
     pub unmatched: u64,
+    /// From the cloud, but it had come from here to another one.
+    pub loops: u64,
     /// Acknowledgements of nothing since start.
     pub strays: u64,
     /// Times that a message from the cloud found no room in the store, since start.

@@ -68,6 +68,7 @@ pub static TABLES: &[&KeyTable] = &[
     &PACE,
     &JWT,
     &AUTHORIZER,
+    &PROVISION,
     &PROXY,
     &FORWARD,
     &BATCH,
@@ -414,6 +415,7 @@ pub static UPLINK: KeyTable = KeyTable {
         optional("password_file"),
         optional("jwt"),
         optional("authorizer"),
+        optional("provision"),
         optional("proxy"),
         default("keep_alive", "\"30s\""),
         default("session_expiry", "\"7 days\""),
@@ -457,7 +459,7 @@ pub static UPLINK: KeyTable = KeyTable {
         ("subscribe", "write `[[uplink.<name>.receive]]`"),
         ("publish", "write `[[uplink.<name>.forward]]`"),
     ],
-    later: &["provision", "envelope", "batch", "format", "interface"],
+    later: &["envelope", "batch", "format", "interface"],
 };
 
 /// `reconnect = { … }`
@@ -504,6 +506,24 @@ pub static AUTHORIZER: KeyTable = KeyTable {
         ("signature", "write it in a file of its own and name that: `signature_file`"),
         ("token_name", "it is called `token_key`"),
         ("token_key_name", "it is called `token_key`"),
+    ],
+    later: &[],
+};
+
+/// `provision = { … }`
+pub static PROVISION: KeyTable = KeyTable {
+    title: "uplink.<name>.provision",
+    keys: &[
+        required("template"),
+        required("claim_cert"),
+        required("claim_key"),
+        optional("parameters"),
+        default("format", "\"json\""),
+    ],
+    gone: &[
+        ("template_name", "it is called `template`"),
+        ("cert", "the certificate that all boards share is called `claim_cert`"),
+        ("key", "its key is called `claim_key`"),
     ],
     later: &[],
 };
@@ -566,8 +586,20 @@ pub static BATCH: KeyTable = KeyTable {
 /// `[[uplink.<name>.receive]]`
 pub static RECEIVE: KeyTable = KeyTable {
     title: "uplink.<name>.receive",
-    keys: &[required("filter"), default("topic", "\"{topic}\""), default("qos", "1")],
-    gone: &[("from", "it is called `filter`"), ("to", "it is called `topic`"), ("remote", "it is called `filter`")],
+    keys: &[
+        required("filter"),
+        default("topic", "\"{topic}\""),
+        default("qos", "1"),
+        optional("answer"),
+        default("answers", "[]"),
+    ],
+    gone: &[
+        ("from", "it is called `filter`"),
+        ("to", "it is called `topic`"),
+        ("remote", "it is called `filter`"),
+        ("response", "it is called `answer`"),
+        ("response_topic", "it is called `answer`"),
+    ],
     later: &[],
 };
 

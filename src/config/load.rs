@@ -365,9 +365,14 @@ fn build(draft: Draft) -> Option<Config> {
         config.timeout = device.timeout.unwrap_or(of_line);
         modbus.insert(device.name, config);
     }
+    let gateway = draft.gateway?;
     let mut uplinks = BTreeMap::new();
     for uplink in draft.uplinks {
-        uplinks.insert(uplink.name, uplink.config?);
+        let mut config = uplink.config?;
+        if let Some(provision) = &mut config.provision {
+            provision.folder = gateway.state_dir.join("provisioned").join(&*uplink.name);
+        }
+        uplinks.insert(uplink.name, config);
     }
     let mut serial = BTreeMap::new();
     for device in draft.serial {
@@ -378,7 +383,7 @@ fn build(draft: Draft) -> Option<Config> {
         None => None,
     };
     Some(Config {
-        gateway: draft.gateway?,
+        gateway,
         queue: draft.queue?,
         broker: BrokerConfig {
             listeners,

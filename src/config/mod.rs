@@ -67,6 +67,8 @@ pub mod board;
 
 pub mod template;
 
+pub mod answers;
+
 mod examples;
 
 pub mod describe;
@@ -388,6 +390,8 @@ pub struct UplinkConfig {
     pub jwt: Option<JwtConfig>,
     /// Who judges that, at AWS.
     pub authorizer: Option<AuthorizerConfig>,
+    /// How a board without a certificate of its own gets one.
+    pub provision: Option<ProvisionConfig>,
     /// What stands between this board and the cloud.
     pub proxy: Option<ProxyConfig>,
     /// Seconds of CONNECT's keep-alive; 0 = off.
@@ -458,6 +462,32 @@ pub struct AuthorizerConfig {
     pub token_file: Option<PathBuf>,
     /// File whose first line is the token's signature, in base64.
     pub signature_file: Option<PathBuf>,
+}
+
+/// `provision` of an uplink: fleet provisioning by claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProvisionConfig {
+    /// The template at the cloud.
+    pub template: String,
+    /// PEM file of the certificate that all boards of a lot share.
+    pub claim_cert: PathBuf,
+    /// PEM file of its key.
+    pub claim_key: PathBuf,
+    /// What the template wants to know.
+    pub parameters: BTreeMap<String, String>,
+    /// How it is said.
+    pub format: ProvisionFormat,
+    /// Where the board's own key and certificate are kept, in the state directory.
+    pub folder: PathBuf,
+}
+
+/// `format` of `provision`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProvisionFormat {
+    /// JSON
+    Json,
+    /// CBOR
+    Cbor,
 }
 
 /// `jwt` of an uplink: a token in the place of the password, signed here for each connection.
@@ -549,6 +579,10 @@ pub struct ReceiveRule {
     pub topic: TopicTemplate,
     /// QoS to subscribe at.
     pub qos: Qos,
+    /// Where answers go at the cloud, when the command does not say.
+    pub answer: Option<TopicTemplate>,
+    /// Where they may go besides, when it does.
+    pub answers: Vec<Filter>,
 }
 
 /// One physical bus or connection: exactly one task owns it.

@@ -59,6 +59,8 @@ mod worker;
 
 mod books;
 
+mod commands;
+
 mod outward;
 
 mod removal;
@@ -248,17 +250,27 @@ pub enum AppendError {
 pub struct Submission {
     /// The message. A reading's `seq` is given by the queue.
     pub message: Message,
-    /// For QoS 2: which session's packet id it bears. Stored in the message's transaction; a repeat is a duplicate.
+    /// How a repeat of it is known. Stored in the message's transaction; a repeat is a duplicate.
     pub once: Option<Once>,
 }
 
-/// Names an inbound QoS 2 message until its PUBREL (DESIGN.md 6.9.2).
+/// By what a message is known again when its sender repeats it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Once {
-    /// The session it came in.
-    pub session: SessionNumber,
-    /// Its packet id there.
-    pub packet_id: u16,
+pub enum Once {
+    /// At QoS 2, until its PUBREL (DESIGN.md 6.9.2).
+    Packet {
+        /// The session it came in.
+        session: SessionNumber,
+        /// Its packet id there.
+        packet_id: u16,
+    },
+    /// A command of a cloud at QoS 1, where a packet id says nothing about a repeat.
+    Command {
+        /// What it is made of, as a number.
+        key: u64,
+        /// It may be one that was taken before; one that cannot be is taken whatever is known.
+        may_be_repeat: bool,
+    },
 }
 
 /// Names a session in the table of received ids; a number is never used again.

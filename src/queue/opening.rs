@@ -12,6 +12,7 @@ use rustix::fs::{Advice, FlockOperation};
 
 use super::books::{Books, Gap, Identity, Stream, gap_topic};
 use super::boots;
+use super::commands::Commands;
 use super::headroom::{self, Headroom};
 use super::identity::{self, Kept, SEQUENCE_BLOCK, SESSIONS, StartFile, Waiting};
 use super::ledger::Ledger;
@@ -349,6 +350,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         dead_letters: (0, 0),
         losses: BTreeMap::new(),
         devices: HashMap::new(),
+        commands: Commands::default(),
         held: past.held.take().unwrap_or_default().beyond(last),
         ledger,
         sessions: Sessions::new(&past.hall),
@@ -557,6 +559,7 @@ impl Books {
         }
         self.load_ledger(last, past.was_open, was_stopped)?;
         self.load_sessions(last, past.was_open)?;
+        self.commands = Commands::read(&self.store)?;
         let copies = past.waiting.as_ref().and_then(|waiting| waiting.get(SESSIONS));
         if self.was_stopped == Some(true)
             && !past.was_open

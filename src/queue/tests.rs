@@ -843,7 +843,8 @@ async fn a_qos_2_message_is_stored_once_over_a_restart_for_the_sessions_of_uplin
     let cloud = rig.outlet("cloud").restore().await.unwrap().session;
     let local = rig.inlet.open_session().await.unwrap();
     assert_ne!(cloud, local);
-    let (from_cloud, from_client) = (Once { session: cloud, packet_id: 9 }, Once { session: local, packet_id: 9 });
+    let (from_cloud, from_client) =
+        (Once::Packet { session: cloud, packet_id: 9 }, Once::Packet { session: local, packet_id: 9 });
     for once in [from_cloud, from_client] {
         let submission = Submission { message: numbered(1, 20), once: Some(once) };
         // In one commit: the repeat is answered after the first one's.
