@@ -212,7 +212,7 @@ fn a_reload_brings_forward_rules_into_force_names_what_waits_and_a_wrong_file_ch
     Publisher::started(gateway.port, "client", "plant/press", 10, &["--qos", "1"]).wait_until_done();
     application.wait_for_count("factory8/plant/press", 20);
     let log = gateway.log().join("\n");
-    assert!(log.contains("The new configuration is wrong: nothing was changed"), "{log}");
+    assert!(log.contains("The new configuration is refused: nothing was changed"), "{log}");
 
     let more = "\n[queue]\nmax_bytes = \"48 MiB\"\n";
     place = reload(&mut manager, first.replace("factory7/", "factory8/") + more, place);

@@ -396,7 +396,7 @@ impl Books {
         self.remove_due()
     }
 
-    fn forget(&mut self, index: usize, packet_id: u16) -> rusqlite::Result<()> {
+    pub fn forget(&mut self, index: usize, packet_id: u16) -> rusqlite::Result<()> {
         let Some(stream) = self.streams.get_mut(index) else { return Ok(()) };
         for sequence in self.store.delete_in_flight(stream.id, packet_id)? {
             stream.in_flight.remove(&sequence);

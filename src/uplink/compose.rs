@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::commands;
 use crate::clock::Timing;
 use crate::config::clouds::Profile;
 use crate::message::{Body, Message, MessageId, Properties, Qos, Stamp, Topic};
@@ -103,7 +104,15 @@ pub fn publish(row: &Queued, others: &[Queued], terms: &Terms, now: Stamp) -> Op
             (json::array(objects), format!("{}+{}", row.id, 1 + others.len()))
         }
     };
-    Some(assemble(message, &row.encoding.topic, payload, qos, Some(name), expiry_s, terms))
+    Some(assemble(
+        message,
+        &row.encoding.topic,
+        payload,
+        qos,
+        Sender { gateway: &row.id.gateway, name: Some(name) },
+        expiry_s,
+        terms,
+    ))
 }
 
 /// The bytes that `row` adds to a batch.
@@ -115,7 +124,7 @@ pub fn bytes_in_batch(row: &Queued) -> usize {
 }
 
 /// A QoS 0 message, which has no place in the queue and therefore no id of its own; `None` when it has expired.
-pub fn live(message: &Message, topic: &Topic, terms: &Terms, now: Stamp) -> Option<Publish> {
+pub fn live(message: &Message, topic: &Topic, gateway: &str, terms: &Terms, now: Stamp) -> Option<Publish> {
     let expiry_s = message.properties.as_ref().and_then(|properties| properties.expiry_s);
     let expires_mono_ms = expiry_s.map(|expiry_s| message.received.mono_ms.saturating_add(u64::from(expiry_s) * 1000));
     let expiry_s = remaining_expiry_s(message, expires_mono_ms, now)?;
@@ -124,7 +133,7 @@ pub fn live(message: &Message, topic: &Topic, terms: &Terms, now: Stamp) -> Opti
         // A reading is always stored; one that comes this way all the same has no name to bear.
         Body::Reading(reading) => json::encode(reading, &unnamed(), Timing::Stamped),
     };
-    Some(assemble(message, topic, payload, Qos::AtMostOnce, None, expiry_s, terms))
+    Some(assemble(message, topic, payload, Qos::AtMostOnce, Sender { gateway, name: None }, expiry_s, terms))
 }
 
 /// How many bytes `publish` takes on the wire, exactly (MQTT 5.0, 3.3).
@@ -152,12 +161,18 @@ pub fn weight(row: &Queued) -> usize {
     256 + body + properties + row.message.topic.as_str().len() + row.encoding.topic.as_str().len()
 }
 
+/// Who says it, and under which name.
+struct Sender<'a> {
+    gateway: &'a str,
+    name: Option<String>,
+}
+
 fn assemble(
     message: &Message,
     topic: &Topic,
     payload: Bytes,
     qos: Qos,
-    name: Option<String>,
+    sender: Sender<'_>,
     expiry_s: Option<u32>,
     terms: &Terms,
 ) -> Publish {
@@ -166,7 +181,8 @@ fn assemble(
         Version::V5 => {
             let mut properties = message.properties.as_deref().cloned().unwrap_or_default();
             properties.expiry_s = expiry_s;
-            if let Some(name) = name {
+            commands::note_passage(sender.gateway, message, &mut properties.user);
+            if let Some(name) = sender.name {
                 // A client's own property of this name would make two messages look like one, or one like two.
                 properties.user.retain(|(name, _)| name != ID_PROPERTY);
                 properties.user.push((ID_PROPERTY.to_owned(), name));

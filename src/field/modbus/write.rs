@@ -31,6 +31,8 @@ pub(super) struct Writes {
     pub(super) lane: Lane,
     end: Option<LineEnd>,
     orders: HashMap<Ticket, Under>,
+    /// The line is about to end: nothing more begins.
+    pub(super) is_closing: bool,
 }
 
 /// A write under way.
@@ -46,7 +48,7 @@ struct Under {
 
 impl Writes {
     pub(super) fn new(end: Option<LineEnd>) -> Writes {
-        Writes { lane: Lane::default(), end, orders: HashMap::new() }
+        Writes { lane: Lane::default(), end, orders: HashMap::new(), is_closing: false }
     }
 
     /// Says that the line has started, and forgets what was told before that.
@@ -115,6 +117,7 @@ impl Line {
         let next = self.writes.lane.next(now, is_poll_due, |unit| self.write_at(unit));
         match next {
             None => false,
+            Some(Move::Ask(_)) if self.writes.is_closing => false,
             Some(Move::Expire(ticket)) => {
                 self.writes.end(ticket, End::Expired);
                 true
@@ -193,7 +196,7 @@ impl Line {
             Wire::Part { words, masks } => Places::Registers(merged(&held, words, masks)),
         };
         let Some((unit_id, timeout)) =
-            self.units.get(order.unit).map(|unit| (unit.config.unit_id, unit.config.timeout))
+            self.units.get(order.unit).map(|unit| (unit.spec.config.unit_id, unit.spec.config.timeout))
         else {
             return;
         };
@@ -282,11 +285,11 @@ impl Line {
     async fn read_point(&mut self, order: &Order, point: &ModbusPoint) -> Option<Exchange> {
         let unit = self.units.get(order.unit)?;
         let question = Question {
-            unit_id: unit.config.unit_id,
+            unit_id: unit.spec.config.unit_id,
             table: point.table,
             address: point.address,
             quantity: point.kind.width(),
-            timeout: unit.config.timeout,
+            timeout: unit.spec.config.timeout,
         };
         let began = self.start.elapsed();
         let exchange = self.exchanged(&question, began).await?;
@@ -319,7 +322,7 @@ impl Line {
 
     fn under(&self, ticket: Ticket) -> Option<(Order, ModbusPoint)> {
         let order = self.writes.orders.get(&ticket)?.order.clone();
-        let point = self.units.get(order.unit)?.config.points.get(order.point)?.clone();
+        let point = self.units.get(order.unit)?.spec.config.points.get(order.point)?.clone();
         Some((order, point))
     }
 

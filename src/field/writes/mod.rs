@@ -22,6 +22,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use log::{debug, warn};
@@ -37,7 +38,7 @@ use super::modbus::encode::{self, Encoded, Unwritable};
 use super::pause::Pauses;
 use super::{Line, serial_points};
 use crate::clock::rfc3339;
-use crate::config::{Config, ModbusPoint};
+use crate::config::{Config, ModbusPoint, answers};
 use crate::health::{DeviceHealth, chain};
 use crate::intake::{AcceptError, Intake};
 use crate::message::{Body, Message, Origin, Properties, Qos, Topic, Value, is_reserved};
@@ -58,6 +59,8 @@ const REQUESTS: usize = 64;
 const REQUEST_BYTES: usize = 256 * 1024;
 /// Messages to one line that it has not looked at; more than its open writes ever make.
 const INBOX: usize = LANE_MAX * 4;
+/// There is room for the words of so many lines at least: a reload may bring them.
+const LINES_MIN: usize = 256;
 /// Pauses before what the queue did not take is offered again.
 const REFUSED: Pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(5));
 /// Names the session of the stream: what was begun is taken over from a damaged store only with one.
@@ -93,12 +96,65 @@ pub(super) enum FromLine {
     Ask { line: usize, ticket: Ticket },
     /// It has ended.
     Done { line: usize, ticket: Ticket, end: End },
+    /// Other lines run from here on; what those that are gone have told comes before this.
+    Lines(Box<Layout>),
+}
+
+/// Where the points are, and how the lines are reached.
+#[derive(Debug, Default)]
+pub(super) struct Layout {
+    targets: HashMap<Topic, Target>,
+    /// By the number of the line.
+    inboxes: BTreeMap<usize, mpsc::Sender<ToLine>>,
+}
+
+/// Connects lines with the clerk.
+#[derive(Debug)]
+pub(super) struct Switchboard {
+    events: mpsc::Sender<FromLine>,
+    /// The number of the next line; none is used again.
+    next: AtomicUsize,
+}
+
+impl Switchboard {
+    /// Tells the clerk of these lines. Those that have an end of the way to him keep it, the others get one.
+    pub(super) async fn connect(&self, lines: &mut [Line]) {
+        let layout = Box::new(self.lay_out(lines));
+        if self.events.send(FromLine::Lines(layout)).await.is_err() {
+            debug!("Other lines found no clerk: the stage is ending");
+        }
+    }
+
+    fn lay_out(&self, lines: &mut [Line]) -> Layout {
+        let mut layout = Layout::default();
+        for line in lines {
+            let line = match line {
+                Line::Modbus(line) => line,
+                Line::Serial(port) => {
+                    add_unwritable(&mut layout.targets, &port.device);
+                    continue;
+                }
+            };
+            let end = line.writes.get_or_insert_with(|| {
+                let (sender, inbox) = mpsc::channel(INBOX);
+                let (number, inbox) = (self.next.fetch_add(1, Ordering::Relaxed), Arc::new(Mutex::new(inbox)));
+                LineEnd { number, sender, inbox, events: self.events.clone(), busy: Arc::default() }
+            });
+            layout.inboxes.insert(end.number, end.sender.clone());
+            for (unit, spec) in line.units.iter().enumerate() {
+                add_targets(&mut layout.targets, end.number, unit, spec);
+            }
+        }
+        layout
+    }
 }
 
 /// A line's end of the way to the clerk.
 #[derive(Debug, Clone)]
 pub(super) struct LineEnd {
     pub(super) number: usize,
+    /// The clerk's side of it.
+    sender: mpsc::Sender<ToLine>,
     /// A line that is started again goes on reading it.
     pub(super) inbox: Arc<Mutex<mpsc::Receiver<ToLine>>>,
     pub(super) events: mpsc::Sender<FromLine>,
@@ -163,8 +219,7 @@ struct Ending {
 pub(super) struct Clerk {
     outlet: Outlet,
     intake: Intake,
-    targets: HashMap<Topic, Target>,
-    inboxes: Vec<mpsc::Sender<ToLine>>,
+    layout: Layout,
     events: mpsc::Receiver<FromLine>,
     open: BTreeMap<Ticket, Open>,
     last_ticket: Ticket,
@@ -179,40 +234,21 @@ enum Over {
 }
 
 impl Clerk {
-    /// A clerk for these lines, each of which gets its end of the way to it.
-    pub fn new(outlet: Outlet, intake: Intake, lines: &mut [Line]) -> Clerk {
-        let (sender, events) = mpsc::channel(lines.len() * (LANE_MAX * 2 + 2) + 1);
-        let mut targets = HashMap::new();
-        let mut inboxes = Vec::new();
-        for line in lines {
-            let number = inboxes.len();
-            let line = match line {
-                Line::Modbus(line) => line,
-                Line::Serial(port) => {
-                    add_unwritable(&mut targets, &port.device);
-                    continue;
-                }
-            };
-            for (unit, spec) in line.units.iter().enumerate() {
-                add_targets(&mut targets, number, unit, spec);
-            }
-            let (inbox, receiver) = mpsc::channel(INBOX);
-            inboxes.push(inbox);
-            let inbox = Arc::new(Mutex::new(receiver));
-            let (events, busy) = (sender.clone(), Arc::new(RwLock::new(())));
-            line.writes = Some(LineEnd { number, inbox, events, busy });
-        }
-        Clerk {
+    /// A clerk for these lines, each of which gets its end of the way to it, and whoever connects others.
+    pub fn new(outlet: Outlet, intake: Intake, lines: &mut [Line]) -> (Clerk, Switchboard) {
+        let (sender, events) = mpsc::channel(lines.len().max(LINES_MIN) * (LANE_MAX * 2 + 2) + 1);
+        let switchboard = Switchboard { events: sender, next: AtomicUsize::new(0) };
+        let clerk = Clerk {
             outlet,
             intake,
-            targets,
-            inboxes,
+            layout: switchboard.lay_out(lines),
             events,
             open: BTreeMap::new(),
             last_ticket: 0,
             rates: HashMap::new(),
             started: Instant::now(),
-        }
+        };
+        (clerk, switchboard)
     }
 
     /// Works until `stop`.
@@ -260,7 +296,7 @@ impl Clerk {
     fn reread(&self, row: &Queued) -> (Json, Option<Value>) {
         let Body::Bytes(body) = &row.message.body else { return (Json::Null, None) };
         let Ok(Request { value, id, .. }) = request::parse(body) else { return (Json::Null, None) };
-        let point = self.targets.get(&row.message.topic).and_then(|target| target.writable.as_ref());
+        let point = self.layout.targets.get(&row.message.topic).and_then(|target| target.writable.as_ref());
         (id, point.and_then(|point| encode::encode(point, &value).ok()).map(|encoded| encoded.value))
     }
 
@@ -308,13 +344,14 @@ impl Clerk {
     fn take(&mut self, row: &Queued) -> Result<(), (Json, Option<Value>, End)> {
         let refused =
             |id: Json, kind: &'static str, reason: String| Err((id, None, End::Refused(Unwritable { kind, reason })));
-        let Some(target) = self.targets.get(&row.message.topic) else {
-            return refused(Json::Null, "no-point", "there is no such point any more".to_owned());
-        };
         let Body::Bytes(body) = &row.message.body else {
             return refused(Json::Null, "request", "a reading asks for nothing".to_owned());
         };
         let parsed = request::parse(body);
+        let Some(target) = self.layout.targets.get(&row.message.topic) else {
+            let id = parsed.map_or_else(|(id, _)| id, |request| request.id);
+            return refused(id, "no-point", "there is no such point any more".to_owned());
+        };
         let Some((point, write)) = target.writable.as_ref().and_then(|point| Some((point, point.write?))) else {
             let id = parsed.map_or_else(|(id, _)| id, |request| request.id);
             return refused(
@@ -355,7 +392,7 @@ impl Clerk {
 
     /// Tells a line something; false when it does not listen fast enough.
     fn tell(&self, line: usize, what: ToLine) -> bool {
-        self.inboxes.get(line).is_some_and(|inbox| inbox.try_send(what).is_ok())
+        self.layout.inboxes.get(&line).is_some_and(|inbox| inbox.try_send(what).is_ok())
     }
 
     async fn note(&mut self, event: FromLine, stop: &CancellationToken) -> Result<(), Over> {
@@ -379,13 +416,38 @@ impl Clerk {
                 }
             },
             FromLine::Started { line } => self.restart(line, stop).await,
+            FromLine::Lines(layout) => self.move_to(*layout, stop).await,
         }
+    }
+
+    /// Other lines run: what was given to one that is gone, and has not begun, is judged anew; the rest is in doubt.
+    async fn move_to(&mut self, layout: Layout, stop: &CancellationToken) -> Result<(), Over> {
+        self.layout = layout;
+        self.rates.retain(|(line, ..), _| self.layout.inboxes.contains_key(line));
+        let is_gone = |open: &Open| !self.layout.inboxes.contains_key(&open.line);
+        let gone: Vec<Ticket> = self.open.iter().filter(|(_, open)| is_gone(open)).map(|(ticket, _)| *ticket).collect();
+        let mut endings = Vec::new();
+        for ticket in gone {
+            let Some(Open { row, id, order, packet_id, .. }) = self.open.remove(&ticket) else { continue };
+            let ended = match packet_id {
+                Some(_) => {
+                    let reason =
+                        "its line was changed while it wrote: whether it was carried out is not known".to_owned();
+                    Err((id, Some(order.encoded.value), End::Unknown { reason, read: None }))
+                }
+                None => self.take(&row),
+            };
+            if let Err((id, asked, end)) = ended {
+                endings.push(self.ending(&row, &id, asked.as_ref(), packet_id, &end));
+            }
+        }
+        self.give_all(endings, stop).await
     }
 
     /// Writes down that a write begins; false when nobody waits for it any more.
     async fn begin(&mut self, ticket: Ticket, stop: &CancellationToken) -> Result<bool, Over> {
         let Some(open) = self.open.get(&ticket) else { return Ok(false) };
-        let target = self.targets.get(&open.row.message.topic);
+        let target = self.layout.targets.get(&open.row.message.topic);
         let write = target.and_then(|target| target.writable.as_ref()?.write);
         if open.packet_id.is_some() || write.is_some_and(|write| write.is_idempotent) {
             return Ok(true);
@@ -428,7 +490,7 @@ impl Clerk {
     fn ending(&self, row: &Queued, id: &Json, asked: Option<&Value>, packet_id: Option<u16>, end: &End) -> Ending {
         let mut changes = vec![Change::Settle { sequence: row.sequence, verdict: Verdict::Delivered }];
         changes.extend(packet_id.map(|packet_id| Change::Forget { packet_id }));
-        let target = self.targets.get(&row.message.topic);
+        let target = self.layout.targets.get(&row.message.topic);
         if let Some(target) = target {
             count(&target.health, end);
         }
@@ -456,10 +518,15 @@ impl Clerk {
             received: now,
         };
         let result = result_topic(&row.message.topic);
-        // A cloud's response topic is one of its own; its answer goes up like any other message.
-        let is_local = matches!(row.message.origin, Origin::Client(_));
-        let response = asked_for.filter(|_| is_local).and_then(|properties| properties.response_topic.clone());
-        let response = response.filter(|topic| !is_reserved(topic.as_str()) && Some(topic) != result.as_ref());
+        // A cloud's response topic is one of its own, unless a rule takes answers from a local one to there.
+        let is_here = |topic: &Topic| match &row.message.origin {
+            Origin::Client(_) => true,
+            Origin::Uplink(uplink) => answers::is_local(uplink, topic.as_str()),
+            Origin::Field | Origin::Gateway => false,
+        };
+        let response = asked_for.and_then(|properties| properties.response_topic.clone());
+        let response =
+            response.filter(is_here).filter(|topic| !is_reserved(topic.as_str()) && Some(topic) != result.as_ref());
         Ending { changes, messages: result.into_iter().chain(response).map(message).collect() }
     }
 
