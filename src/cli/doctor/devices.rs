@@ -60,7 +60,7 @@ impl Visit<'_> {
     async fn by_word(&self, known: &Known<'_>, report: &mut Report) {
         let Some(entry) = known.status.get("devices").and_then(|devices| devices.get(self.name)) else {
             let what = format!("{}: the running gateway does not know it", self.name);
-            report.note(Finding::unsure("device", what).help("a new device waits for a restart of the gateway"));
+            report.note(Finding::unsure("device", what).help("a new device waits for `tidegate reload`"));
             return;
         };
         let reason = entry.get("reason").and_then(Value::as_str).unwrap_or_default();
@@ -254,9 +254,11 @@ fn value(point: &ModbusPoint, said: &Said) -> Option<f64> {
 
 fn unreachable(line: &LineConfig) -> Vec<String> {
     let port = match &line.kind {
-        LineKind::Tcp { port, .. } if *port != 502 => "is the port right? Modbus TCP is 502",
-        LineKind::RtuOverTcp { .. } => "is the port right? Converters choose their own",
-        _ => "is the address right? Its display or its page shows it; `ping` tells whether it is there",
+        LineKind::Tcp { port, .. } if *port != 502 => "is it switched on, and is the port right? Modbus TCP is 502",
+        LineKind::RtuOverTcp { .. } => "is it switched on, and is the port right? Converters choose their own",
+        _ => {
+            "is it switched on, and is the address right? Its display or its page shows it; `ping` tells whether it is there"
+        }
     };
     vec![port.to_owned(), "a device that serves few connections: end other clients".to_owned()]
 }
@@ -280,7 +282,7 @@ fn serial(name: &str, device: &SerialConfig, known: Option<&Known<'_>>) -> Findi
     };
     let Some(entry) = known.status.get("devices").and_then(|devices| devices.get(name)) else {
         return Finding::unsure("device", format!("{name}: the running gateway does not know it"))
-            .help("a new device waits for a restart of the gateway");
+            .help("a new device waits for `tidegate reload`");
     };
     let reason = entry.get("reason").and_then(Value::as_str).unwrap_or_default();
     let state = entry.get("state").and_then(Value::as_str).unwrap_or_default();
