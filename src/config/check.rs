@@ -66,7 +66,7 @@ fn listeners(walk: &mut Walk, draft: &Draft) {
         }
         bound.push((&bind.value, bind.spot));
     }
-    if let Some(Some(web)) = &draft.web {
+    if let Some(web) = draft.web.as_ref().and_then(|web| web.bind.as_ref()) {
         let place = ListenerAddress::Network(web.value);
         if let Some((_, other)) = bound.iter().find(|(other, _)| is_one_place(other, &place)) {
             let what = format!("the listener at {} binds {} too", walk.findings.name(*other), web.value);

@@ -12,13 +12,14 @@ use super::access::{CertificateName, PasswordHash, TopicRights};
 use super::board::Found;
 use super::keys;
 use super::load::KeptId;
+use super::tokens::TokenConfig;
 use super::tree::{Entry, Node, Spot, Tree, Written};
 use super::units::{self, Wrong};
 use super::walk::{At, Reader, Walk, name_fault};
 use super::{
     Endpoint, ForwardRule, GatewayConfig, LimitsConfig, LineConfig, LineKind, ListenerAddress, ListenerConfig,
     ModbusConfig, PortConfig, QueueConfig, ReceiveRule, SerialConfig, SerialFraming, SessionConfig, UplinkConfig,
-    WhenFull,
+    WebConfig, WhenFull,
 };
 use crate::clock::ClockSource;
 use crate::message::{Qos, is_reserved};
@@ -28,6 +29,7 @@ mod listener;
 mod modbus;
 mod serial;
 mod share;
+mod token;
 mod uplink;
 mod user;
 mod web;
@@ -58,6 +60,8 @@ pub(super) struct Draft {
     pub(super) users: Vec<UserDraft>,
     pub(super) groups: Vec<GroupDraft>,
     pub(super) anonymous: Option<AnonymousDraft>,
+    /// `[broker.jwt]`, without the rights of groups.
+    pub(super) tokens: Option<(Option<TokenConfig>, Spot)>,
     pub(super) sys_interval: Option<Duration>,
     pub(super) limits: Option<LimitsConfig>,
     pub(super) uplinks: Vec<UplinkDraft>,
@@ -66,7 +70,7 @@ pub(super) struct Draft {
     pub(super) modbus: Vec<ModbusDraft>,
     pub(super) serial: Vec<SerialDraft>,
     /// Where the status page is served; `None` = nowhere.
-    pub(super) web: Option<Option<At<SocketAddr>>>,
+    pub(super) web: Option<WebDraft>,
 }
 
 /// `[broker.listener.<name>]`
@@ -96,9 +100,20 @@ pub(super) struct UserDraft {
     pub(super) has_password: bool,
     pub(super) has_certificate: bool,
     pub(super) certificate: Option<At<CertificateName>>,
+    pub(super) by_token: bool,
     pub(super) groups: Vec<At<String>>,
     /// His own, without those of his groups.
     pub(super) rights: Option<TopicRights>,
+}
+
+/// `[web]`
+#[derive(Debug)]
+pub(super) struct WebDraft {
+    pub(super) bind: Option<At<SocketAddr>>,
+    pub(super) tls: Option<Spot>,
+    pub(super) cert: Option<Spot>,
+    pub(super) key: Option<Spot>,
+    pub(super) config: Option<WebConfig>,
 }
 
 /// `[broker.group.<name>]`
@@ -256,6 +271,7 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
         users: Vec::new(),
         groups: Vec::new(),
         anonymous: None,
+        tokens: None,
         sys_interval: None,
         limits: None,
         uplinks: Vec::new(),
@@ -286,6 +302,9 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     }
     if let Some((tree, spot)) = reader.table(walk, "anonymous") {
         draft.anonymous = Some(user::anonymous(walk, tree, spot));
+    }
+    if let Some((tree, spot)) = reader.table(walk, "jwt") {
+        draft.tokens = Some((token::read(walk, tree, spot), spot));
     }
     let limits = reader.table(walk, "limits").unwrap_or((&empty, nowhere));
     session = reader.table(walk, "session").unwrap_or(session);

@@ -103,6 +103,11 @@ impl Lane {
         })
     }
 
+    /// Whether one may have begun: it is asked for, or sent.
+    pub fn is_any_begun(&self) -> bool {
+        self.items.iter().any(|item| item.stage != Stage::Waiting)
+    }
+
     /// When there is something to be done next, if nothing comes in between.
     pub fn wake(&self, now: Duration, ready_at: impl Fn(usize) -> Duration) -> Option<Duration> {
         let times = self.items.iter().flat_map(|item| match item.stage {

@@ -4,13 +4,15 @@
 //! reason; a unit that fails does not delay its neighbours by more than one timeout for each probe (`poll`); a lost
 //! connection is made again with growing pauses. Writes only what the clerk of writes has given to the line (`write`).
 
+use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use log::{info, warn};
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{LineConfig, LineKind, ModbusConfig, ModbusPoint};
 use crate::health::{DeviceState, chain};
@@ -56,6 +58,8 @@ pub mod advice;
 
 pub mod guess;
 
+pub mod wild;
+
 pub mod scan;
 
 pub mod server;
@@ -80,6 +84,44 @@ pub(super) struct LineSpec {
     pub(super) writes: Option<LineEnd>,
     /// Takes down what goes over the line.
     pub(super) recorder: Option<Recorder>,
+    /// What it leaves to the one that takes its place, and has from the one whose place it takes.
+    pub(super) estate: Estate,
+}
+
+/// What a line leaves behind when it gives way to one with other units: a device that stays as it was is read on
+/// without a gap, on the same connection.
+#[derive(Clone, Default)]
+pub(super) struct Estate(Arc<Mutex<Option<Box<Line>>>>);
+
+impl fmt::Debug for Estate {
+    fn fmt(&self, into: &mut fmt::Formatter<'_>) -> fmt::Result {
+        into.write_str("Estate")
+    }
+}
+
+impl Estate {
+    fn leave(&self, line: Line) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(line));
+    }
+
+    fn take(&self) -> Option<Line> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().map(|line| *line)
+    }
+}
+
+impl LineSpec {
+    /// Whether this is the line that `other` is, to the last key.
+    pub(super) fn is_same(&self, other: &LineSpec) -> bool {
+        self.config == other.config
+            && self.units.len() == other.units.len()
+            && self.units.iter().zip(&other.units).all(|(one, other)| one.is_same(other))
+    }
+}
+
+impl UnitSpec {
+    fn is_same(&self, other: &UnitSpec) -> bool {
+        self.device.name == other.device.name && format!("{:?}", self.config) == format!("{:?}", other.config)
+    }
 }
 
 /// A unit as configured.
@@ -89,9 +131,16 @@ pub(super) struct UnitSpec {
     pub(super) device: DeviceSpec,
 }
 
-/// Reads the line until it is dropped.
-pub(super) async fn run(spec: LineSpec, desk: Desk) {
-    Line::new(spec, &desk).run().await;
+/// Reads the line until it is dropped, or until `leave`: then it ends between two exchanges, as soon as no write is under
+/// way, and leaves what it has.
+pub(super) async fn run(spec: LineSpec, desk: Desk, leave: CancellationToken) {
+    let estate = spec.estate.clone();
+    let mut line = match estate.take() {
+        Some(former) => former.with(spec, &desk),
+        None => Line::new(spec, &desk),
+    };
+    line.run(&leave).await;
+    estate.leave(line);
 }
 
 struct Line {
@@ -114,19 +163,41 @@ struct Line {
 }
 
 struct Unit {
-    config: ModbusConfig,
+    spec: UnitSpec,
     device: Device,
 }
 
+impl Unit {
+    fn new(spec: UnitSpec, desk: &Desk) -> Unit {
+        let device = Device::new(spec.device.clone(), desk.clone());
+        let fastest = plan::points(&spec.config).iter().map(|point| point.interval).min();
+        device.health().asked_ms.store(fastest.map_or(0, milliseconds), Ordering::Relaxed);
+        Unit { spec, device }
+    }
+}
+
 impl Line {
+    /// The line with other units, or the same in another order.
+    fn with(self, spec: LineSpec, desk: &Desk) -> Line {
+        if self.config != spec.config {
+            return Line::new(spec, desk);
+        }
+        let now = self.start.elapsed();
+        let mut former: Vec<Option<Unit>> = self.units.into_iter().map(Some).collect();
+        let (mut planned_units, mut units) = (Vec::new(), Vec::new());
+        for unit in spec.units {
+            let place = former.iter().position(|old| old.as_ref().is_some_and(|old| old.spec.is_same(&unit)));
+            planned_units.push((planned(&unit.config), place));
+            let kept = place.and_then(|place| former.get_mut(place)?.take());
+            units.push(kept.unwrap_or_else(|| Unit::new(unit, desk)));
+        }
+        let plan = Plan::after(self.plan, planned_units, now);
+        Line { name: spec.name, units, plan, writes: LineWrites::new(spec.writes), ..self }
+    }
+
     fn new(spec: LineSpec, desk: &Desk) -> Line {
         let plan = Plan::new(spec.units.iter().map(|unit| planned(&unit.config)).collect());
-        let units = spec.units.into_iter().map(|unit| {
-            let device = Device::new(unit.device, desk.clone());
-            let fastest = plan::points(&unit.config).iter().map(|point| point.interval).min();
-            device.health().asked_ms.store(fastest.map_or(0, milliseconds), Ordering::Relaxed);
-            Unit { config: unit.config, device }
-        });
+        let units = spec.units.into_iter().map(|unit| Unit::new(unit, desk));
         let share = spec.config.share.map(|config| Share::start(&spec.name, config));
         Line {
             name: spec.name,
@@ -146,9 +217,13 @@ impl Line {
         }
     }
 
-    async fn run(mut self) {
+    async fn run(&mut self, leave: &CancellationToken) {
         self.writes.start().await;
         loop {
+            self.writes.is_closing = leave.is_cancelled();
+            if self.writes.is_closing && !self.writes.lane.is_any_begun() {
+                return;
+            }
             self.writes.take_all(self.start);
             let now = self.start.elapsed();
             self.tell_again(now).await;
@@ -193,6 +268,7 @@ impl Line {
                 }
                 message = self.writes.message() => Some(message),
                 () = Line::shared(&mut self.share) => None,
+                () = leave.cancelled(), if !self.writes.is_closing => None,
             };
             if let Some(message) = message {
                 self.writes.take(message, self.start);
@@ -264,11 +340,11 @@ impl Line {
             return;
         };
         let question = Question {
-            unit_id: unit.config.unit_id,
+            unit_id: unit.spec.config.unit_id,
             table: block.table,
             address: block.address,
             quantity: block.quantity,
-            timeout: unit.config.timeout,
+            timeout: unit.spec.config.timeout,
         };
         let began = self.start.elapsed();
         let Some(exchange) = self.exchanged(&question, began).await else { return };
@@ -317,7 +393,7 @@ impl Line {
 impl Unit {
     /// Nothing of it is ever read.
     fn is_write_only(&self) -> bool {
-        !self.config.points.iter().any(ModbusPoint::is_readable)
+        !self.spec.config.points.iter().any(ModbusPoint::is_readable)
     }
 
     /// Takes note of what an exchange says of this unit's points.
@@ -325,7 +401,7 @@ impl Unit {
         match exchange {
             Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Written => {
                 for number in &block.points {
-                    if let Some(point) = self.config.points.get(*number) {
+                    if let Some(point) = self.spec.config.points.get(*number) {
                         self.device.see(*number, seen(point, block.address, exchange), stamp, now);
                     }
                 }
@@ -353,7 +429,7 @@ impl Unit {
     }
 
     fn reason(&self, exchange: &Exchange) -> Arc<str> {
-        let ms = self.config.timeout.as_millis();
+        let ms = self.spec.config.timeout.as_millis();
         match exchange {
             Exchange::Refused(code) => {
                 format!("the device refuses: {} (exception {code})", exception_name(*code)).into()

@@ -25,6 +25,7 @@ use tokio::time::{sleep, timeout};
 use super::link::Passed;
 use super::{Line, REST_TIMEOUTS};
 use crate::config::{LineKind, ShareConfig};
+use crate::field::pause::Pauses;
 
 /// Masters at a time.
 const CONNECTIONS_MAX: usize = 8;
@@ -34,8 +35,11 @@ const WAITING_MAX: usize = 16;
 const IDLE: Duration = Duration::from_secs(600);
 /// A request waits no longer than this for its turn and its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Before an address that cannot be had is tried again.
-const REBIND: Duration = Duration::from_secs(10);
+/// Before an address that cannot be had is tried again. Who had it may be about to go: the line itself, as it was configured
+/// before.
+const REBIND: Pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(10));
+/// So often in vain, and it is told.
+const REBIND_TOLD: u32 = 5;
 /// A unit that does not answer rests at most so many timeouts.
 const REST_MAX: u32 = 32;
 
@@ -142,7 +146,7 @@ impl Line {
     async fn answered(&mut self, asked: &Asked, now: Duration) -> Vec<u8> {
         let function = asked.pdu.first().copied().unwrap_or_default();
         let refused = |code: u8| vec![function | 0x80, code];
-        let own = self.units.iter().position(|unit| unit.config.unit_id == asked.unit_id);
+        let own = self.units.iter().position(|unit| unit.spec.config.unit_id == asked.unit_id);
         let is_bus = !matches!(self.config.kind, LineKind::Tcp { .. });
         // A broadcast has no answer, and the numbers behind 247 are nobody's.
         if is_bus && !(1..=247).contains(&asked.unit_id) {
@@ -156,7 +160,8 @@ impl Line {
         if !self.is_open(now).await {
             return refused(NO_PATH);
         }
-        let limit = own.and_then(|unit| self.units.get(unit)).map_or(self.config.timeout, |unit| unit.config.timeout);
+        let limit =
+            own.and_then(|unit| self.units.get(unit)).map_or(self.config.timeout, |unit| unit.spec.config.timeout);
         let began = self.start.elapsed();
         let Some(link) = self.link.as_mut() else { return refused(NO_PATH) };
         let passed = link.pass(asked.unit_id, &asked.pdu, limit).await;
@@ -188,17 +193,18 @@ impl Line {
 /// Serves the address until it is dropped, however long it takes to get it.
 async fn listen(line: Arc<str>, config: ShareConfig, requests: mpsc::Sender<Asked>) {
     let address = config.bind.to_string();
-    let mut is_told = false;
+    let mut failures = 0u32;
     let listener = loop {
         match TcpListener::bind(config.bind).await {
             Ok(listener) => break listener,
-            Err(error) if !is_told => {
-                warn!(line = &*line, address = address.as_str(), error:%; "The line cannot be shared");
-                is_told = true;
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                if failures == REBIND_TOLD {
+                    warn!(line = &*line, address = address.as_str(), error:%; "The line cannot be shared");
+                }
             }
-            Err(_) => {}
         }
-        sleep(REBIND).await;
+        sleep(REBIND.after(failures)).await;
     };
     info!(line = &*line, address = address.as_str(); "The line is shared");
     let mut connections = JoinSet::new();

@@ -40,6 +40,7 @@ impl Line {
         let next = self.writes.lane.next(now, is_poll_due, |unit| self.write_at(unit));
         match next {
             None => false,
+            Some(Move::Ask(_)) if self.writes.is_closing => false,
             Some(Move::Expire(ticket)) => {
                 self.writes.end(ticket, End::Expired);
                 true
@@ -121,7 +122,8 @@ impl Line {
             Places::Registers(words) if is_both => Places::AndRead(words),
             other => other,
         };
-        let Some((unit_id, timeout)) = self.units.get(*unit).map(|unit| (unit.config.unit_id, unit.config.timeout))
+        let Some((unit_id, timeout)) =
+            self.units.get(*unit).map(|unit| (unit.spec.config.unit_id, unit.spec.config.timeout))
         else {
             return;
         };
@@ -202,11 +204,11 @@ impl Line {
         let Wanted { unit: number, point, .. } = wanted;
         let unit = self.units.get(*number)?;
         let question = Question {
-            unit_id: unit.config.unit_id,
+            unit_id: unit.spec.config.unit_id,
             table: point.table,
             address: point.address,
             quantity: point.kind.width(),
-            timeout: unit.config.timeout,
+            timeout: unit.spec.config.timeout,
         };
         let began = self.start.elapsed();
         let exchange = self.exchanged(&question, began).await?;
@@ -240,7 +242,7 @@ impl Line {
     fn wanted(&self, ticket: Ticket) -> Option<Wanted> {
         let order = &self.writes.under(ticket)?.order;
         let Act::Point { number, encoded } = &order.act else { return None };
-        let point = self.units.get(order.unit)?.config.points.get(*number)?.clone();
+        let point = self.units.get(order.unit)?.spec.config.points.get(*number)?.clone();
         Some(Wanted { unit: order.unit, point, number: *number, encoded: encoded.clone() })
     }
 

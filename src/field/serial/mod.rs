@@ -63,6 +63,13 @@ pub(super) struct PortSpec {
     pub(super) recorder: Option<Recorder>,
 }
 
+impl PortSpec {
+    /// Whether this is the port that `other` is, to the last key.
+    pub(super) fn is_same(&self, other: &PortSpec) -> bool {
+        self.device.name == other.device.name && format!("{:?}", self.config) == format!("{:?}", other.config)
+    }
+}
+
 /// The points of a device for which none are written: the named groups or columns; those of JSON are met later.
 pub(super) fn named_points(parse: &Parse) -> Vec<&str> {
     match parse {

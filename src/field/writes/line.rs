@@ -15,6 +15,8 @@ use crate::field::lane::{Lane, Ticket};
 #[derive(Debug, Clone)]
 pub(in crate::field) struct LineEnd {
     pub(in crate::field) number: usize,
+    /// The clerk's side of it.
+    pub(super) sender: mpsc::Sender<ToLine>,
     /// A line that is started again goes on reading it.
     pub(in crate::field) inbox: Arc<Mutex<mpsc::Receiver<ToLine>>>,
     pub(in crate::field) events: mpsc::Sender<FromLine>,
@@ -27,6 +29,8 @@ pub(in crate::field) struct LineWrites {
     pub(in crate::field) lane: Lane,
     end: Option<LineEnd>,
     orders: HashMap<Ticket, Under>,
+    /// The line is about to end: nothing more begins.
+    pub(in crate::field) is_closing: bool,
 }
 
 /// A write under way.
@@ -42,7 +46,7 @@ pub(in crate::field) struct Under {
 
 impl LineWrites {
     pub(in crate::field) fn new(end: Option<LineEnd>) -> LineWrites {
-        LineWrites { lane: Lane::default(), end, orders: HashMap::new() }
+        LineWrites { lane: Lane::default(), end, orders: HashMap::new(), is_closing: false }
     }
 
     /// Says that the line has started, and forgets what was told before that.

@@ -24,11 +24,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use log::{debug, warn};
 use serde_json::Value as Json;
-use tokio::sync::{Mutex, RwLock, mpsc};
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -38,7 +39,7 @@ use super::modbus::encode::Unwritable;
 use super::pause::Pauses;
 use super::{Line, serial_points};
 use crate::clock::rfc3339;
-use crate::config::Config;
+use crate::config::{Config, answers};
 use crate::health::{DeviceHealth, chain};
 use crate::intake::{AcceptError, Intake};
 use crate::message::{Body, Message, Origin, Properties, Qos, Topic, Value, is_reserved};
@@ -64,6 +65,8 @@ const REQUESTS: usize = 64;
 const REQUEST_BYTES: usize = 256 * 1024;
 /// Messages to one line that it has not looked at; more than its open writes ever make.
 const INBOX: usize = LANE_MAX * 4;
+/// There is room for the words of so many lines at least: a reload may bring them.
+const LINES_MIN: usize = 256;
 /// Pauses before what the queue did not take is offered again.
 const REFUSED: Pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(5));
 /// Names the session of the stream: what was begun is taken over from a damaged store only with one.
@@ -98,6 +101,53 @@ pub(super) enum FromLine {
     Ask { line: usize, ticket: Ticket },
     /// It has ended.
     Done { line: usize, ticket: Ticket, end: End },
+    /// Other lines run from here on; what those that are gone have told comes before this.
+    Lines(Box<Layout>),
+}
+
+/// Where the points are, and how the lines are reached.
+#[derive(Debug, Default)]
+pub(super) struct Layout {
+    targets: Targets,
+    /// By the number of the line.
+    inboxes: BTreeMap<usize, mpsc::Sender<ToLine>>,
+}
+
+/// Connects lines with the clerk.
+#[derive(Debug)]
+pub(super) struct Switchboard {
+    events: mpsc::Sender<FromLine>,
+    /// The number of the next line; none is used again.
+    next: AtomicUsize,
+}
+
+impl Switchboard {
+    /// Tells the clerk of these lines. Those that have an end of the way to him keep it, the others get one.
+    pub(super) async fn connect(&self, lines: &mut [Line]) {
+        let layout = Box::new(self.lay_out(lines));
+        if self.events.send(FromLine::Lines(layout)).await.is_err() {
+            debug!("Other lines found no clerk: the stage is ending");
+        }
+    }
+
+    fn lay_out(&self, lines: &mut [Line]) -> Layout {
+        let mut layout = Layout::default();
+        for line in lines {
+            // Nobody looks at the number of a line on which nothing is written.
+            let mut number = usize::MAX;
+            if let Some(slot) = line.write_end() {
+                let end = slot.get_or_insert_with(|| {
+                    let (sender, inbox) = mpsc::channel(INBOX);
+                    let (number, inbox) = (self.next.fetch_add(1, Ordering::Relaxed), Arc::new(Mutex::new(inbox)));
+                    LineEnd { number, sender, inbox, events: self.events.clone(), busy: Arc::default() }
+                });
+                layout.inboxes.insert(end.number, end.sender.clone());
+                number = end.number;
+            }
+            layout.targets.add_line(number, line);
+        }
+        layout
+    }
 }
 
 /// The topic on which a point is written.
@@ -147,8 +197,7 @@ struct Ending {
 pub(super) struct Clerk {
     outlet: Outlet,
     intake: Intake,
-    targets: Targets,
-    inboxes: Vec<mpsc::Sender<ToLine>>,
+    layout: Layout,
     events: mpsc::Receiver<FromLine>,
     open: BTreeMap<Ticket, Open>,
     last_ticket: Ticket,
@@ -164,32 +213,21 @@ enum Over {
 }
 
 impl Clerk {
-    /// A clerk for these lines, each of which gets its end of the way to it.
-    pub fn new(outlet: Outlet, intake: Intake, lines: &mut [Line]) -> Clerk {
-        let (sender, events) = mpsc::channel(lines.len() * (LANE_MAX * 2 + 2) + 1);
-        let mut targets = Targets::default();
-        let mut inboxes = Vec::new();
-        for line in lines {
-            let number = inboxes.len();
-            targets.add_line(number, line);
-            let Some(end) = line.write_end() else { continue };
-            let (inbox, receiver) = mpsc::channel(INBOX);
-            inboxes.push(inbox);
-            let inbox = Arc::new(Mutex::new(receiver));
-            let (events, busy) = (sender.clone(), Arc::new(RwLock::new(())));
-            *end = Some(LineEnd { number, inbox, events, busy });
-        }
-        Clerk {
+    /// A clerk for these lines, each of which gets its end of the way to it, and whoever connects others.
+    pub fn new(outlet: Outlet, intake: Intake, lines: &mut [Line]) -> (Clerk, Switchboard) {
+        let (sender, events) = mpsc::channel(lines.len().max(LINES_MIN) * (LANE_MAX * 2 + 2) + 1);
+        let switchboard = Switchboard { events: sender, next: AtomicUsize::new(0) };
+        let clerk = Clerk {
             outlet,
             intake,
-            targets,
-            inboxes,
+            layout: switchboard.lay_out(lines),
             events,
             open: BTreeMap::new(),
             last_ticket: 0,
             rates: HashMap::new(),
             started: Instant::now(),
-        }
+        };
+        (clerk, switchboard)
     }
 
     /// Works until `stop`.
@@ -240,7 +278,7 @@ impl Clerk {
     fn reread(&self, row: &Queued) -> (Json, Option<Value>) {
         let Body::Bytes(body) = &row.message.body else { return (Json::Null, None) };
         let Ok(Request { value, id, .. }) = request::parse(body) else { return (Json::Null, None) };
-        let act = self.targets.get(&row.message.topic).and_then(|target| target.act(value.as_ref()).ok());
+        let act = self.layout.targets.get(&row.message.topic).and_then(|target| target.act(value.as_ref()).ok());
         (id, act.and_then(|act| act.value().cloned()))
     }
 
@@ -288,13 +326,14 @@ impl Clerk {
     fn take(&mut self, row: &Queued) -> Result<(), (Json, Option<Value>, End)> {
         let refused =
             |id: Json, kind: &'static str, reason: String| Err((id, None, End::Refused(Unwritable { kind, reason })));
-        let Some(target) = self.targets.get(&row.message.topic) else {
-            return refused(Json::Null, "no-point", "there is no such point any more".to_owned());
-        };
         let Body::Bytes(body) = &row.message.body else {
             return refused(Json::Null, "request", "a reading asks for nothing".to_owned());
         };
         let parsed = request::parse(body);
+        let Some(target) = self.layout.targets.get(&row.message.topic) else {
+            let id = parsed.map_or_else(|(id, _)| id, |request| request.id);
+            return refused(id, "no-point", "there is no such point any more".to_owned());
+        };
         let Some(bounds) = target.bounds() else {
             let id = parsed.map_or_else(|(id, _)| id, |request| request.id);
             return Err((id, None, End::Refused(target.not_writable())));
@@ -332,7 +371,7 @@ impl Clerk {
 
     /// Tells a line something; false when it does not listen fast enough.
     fn tell(&self, line: usize, what: ToLine) -> bool {
-        self.inboxes.get(line).is_some_and(|inbox| inbox.try_send(what).is_ok())
+        self.layout.inboxes.get(&line).is_some_and(|inbox| inbox.try_send(what).is_ok())
     }
 
     async fn note(&mut self, event: FromLine, stop: &CancellationToken) -> Result<(), Over> {
@@ -355,13 +394,38 @@ impl Clerk {
                 }
             },
             FromLine::Started { line } => self.restart(line, stop).await,
+            FromLine::Lines(layout) => self.move_to(*layout, stop).await,
         }
+    }
+
+    /// Other lines run: what was given to one that is gone, and has not begun, is judged anew; the rest is in doubt.
+    async fn move_to(&mut self, layout: Layout, stop: &CancellationToken) -> Result<(), Over> {
+        self.layout = layout;
+        self.rates.retain(|topic, _| self.layout.targets.get(topic).is_some());
+        let is_gone = |open: &Open| !self.layout.inboxes.contains_key(&open.line);
+        let gone: Vec<Ticket> = self.open.iter().filter(|(_, open)| is_gone(open)).map(|(ticket, _)| *ticket).collect();
+        let mut endings = Vec::new();
+        for ticket in gone {
+            let Some(Open { row, id, order, packet_id, .. }) = self.open.remove(&ticket) else { continue };
+            let ended = match packet_id {
+                Some(_) => {
+                    let reason =
+                        "its line was changed while it wrote: whether it was carried out is not known".to_owned();
+                    Err((id, order.act.value().cloned(), End::Unknown { reason, read: None }))
+                }
+                None => self.take(&row),
+            };
+            if let Err((id, asked, end)) = ended {
+                endings.push(self.ending(&row, &id, asked.as_ref(), packet_id, &end));
+            }
+        }
+        self.give_all(endings, stop).await
     }
 
     /// Writes down that a write begins; false when nobody waits for it any more.
     async fn begin(&mut self, ticket: Ticket, stop: &CancellationToken) -> Result<bool, Over> {
         let Some(open) = self.open.get(&ticket) else { return Ok(false) };
-        let bounds = self.targets.get(&open.row.message.topic).and_then(Target::bounds);
+        let bounds = self.layout.targets.get(&open.row.message.topic).and_then(Target::bounds);
         if open.packet_id.is_some() || bounds.is_some_and(|bounds| bounds.is_idempotent) {
             return Ok(true);
         }
@@ -408,7 +472,7 @@ impl Clerk {
         if was_tried && packet_id.is_none() {
             changes.push(Change::Pace(row.message.topic.clone()));
         }
-        let target = self.targets.get(&row.message.topic);
+        let target = self.layout.targets.get(&row.message.topic);
         if let Some(target) = target {
             count(&target.health, end);
         }
@@ -437,10 +501,15 @@ impl Clerk {
             received: now,
         };
         let result = result_topic(&row.message.topic);
-        // A cloud's response topic is one of its own; its answer goes up like any other message.
-        let is_local = matches!(row.message.origin, Origin::Client(_));
-        let response = asked_for.filter(|_| is_local).and_then(|properties| properties.response_topic.clone());
-        let response = response.filter(|topic| !is_reserved(topic.as_str()) && Some(topic) != result.as_ref());
+        // A cloud's response topic is one of its own, unless a rule takes answers from a local one to there.
+        let is_here = |topic: &Topic| match &row.message.origin {
+            Origin::Client(_) => true,
+            Origin::Uplink(uplink) => answers::is_local(uplink, topic.as_str()),
+            Origin::Field | Origin::Gateway => false,
+        };
+        let response = asked_for.and_then(|properties| properties.response_topic.clone());
+        let response =
+            response.filter(is_here).filter(|topic| !is_reserved(topic.as_str()) && Some(topic) != result.as_ref());
         Ending { changes, messages: result.into_iter().chain(response).map(message).collect() }
     }
 
