@@ -15,9 +15,7 @@ use tidegate::message::{
     Body, Filter, Message, MessageId, Origin, Properties, Qos, Quality, Reading, Sequence, Stamp, Topic, Value,
 };
 use tidegate::mqtt::{Ack, Connack, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Version};
-use tidegate::queue::{
-    Batching, Change, Encoding, InFlight, Once, Queued, Restored, SessionNumber, Verdict, Wanted,
-};
+use tidegate::queue::{Batching, Change, Encoding, InFlight, Once, Queued, Restored, SessionNumber, Verdict, Wanted};
 use tidegate::uplink::machine::{Action, CloseReason, Event, Machine, Moment, Note, Settings};
 
 // --- the model store --------------------------------------------------------------------------------------------
