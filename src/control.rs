@@ -1,8 +1,10 @@
-//! The unix socket that `tidegate status`, `ledger` and `reload` talk to: one JSON request a line, one JSON answer a line.
+//! The unix socket that `tidegate status`, `doctor`, `ledger`, `queue` and `reload` talk to: one JSON request a line, one JSON
+//! answer a line.
 //!
 //! Only the gateway's own user and root can connect (the socket has mode 0600 in a directory of mode 0700). A caller
-//! that dawdles is cut off; nothing it does can hold up the data path, which is only ever read: through `health`, and
-//! page by page through the queue.
+//! that dawdles is cut off; nothing it does can hold up the data path: status is read from `health`, and whatever is asked
+//! of the queue is one job's share of it, in its turn. What is asked never changes anything; an order does, in one
+//! transaction.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -21,7 +23,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::health::status::Told;
 use crate::queue::Inlet;
+use crate::queue::inspect::Question;
 use crate::queue::ledger::Days;
+use crate::queue::upkeep::Order;
 
 /// Name of the socket in the state directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -30,11 +34,14 @@ pub const SOCKET_NAME: &str = "control.sock";
 const REQUEST_BYTES_MAX: u64 = 64 * 1024;
 
 /// Longest answer that a client of the socket takes, in bytes.
-const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// A packet of 16 MiB takes a third more as base64, or twice as much as a text of quotes.
+const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// How long one exchange may take.
 const EXCHANGE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long its caller has to say it.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a reload may take: uplinks end what is in flight, lines the exchange that they are in.
 const RELOAD_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -42,15 +49,27 @@ const RELOAD_DEADLINE: Duration = Duration::from_secs(60);
 const CALLERS_MAX: usize = 16;
 
 /// What can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
 pub enum Request {
     /// `health::status::Status`.
     Status,
+    /// The last value of each point of each device.
+    Points,
     /// `queue::ledger::Report` of these days.
     Ledger {
         /// Which days.
         days: Days,
+    },
+    /// `queue::inspect::Answer`.
+    Queue {
+        /// Of the store.
+        question: Question,
+    },
+    /// `queue::inspect::Answer`.
+    Order {
+        /// To the store.
+        order: Order,
     },
     /// Read the configuration again; answered by `Reloaded`.
     Reload,
@@ -58,7 +77,7 @@ pub enum Request {
 
 impl Request {
     /// How long an answer may take.
-    fn patience(self) -> Duration {
+    fn patience(&self) -> Duration {
         match self {
             Request::Reload => RELOAD_DEADLINE,
             _ => EXCHANGE_DEADLINE,
@@ -83,6 +102,11 @@ pub struct Reloaded {
 
 /// Who asks for a reload, and is answered.
 pub type ReloadAsk = oneshot::Sender<Reloaded>;
+
+/// Nobody reads the configuration any more.
+#[derive(Debug, Error)]
+#[error("the gateway is stopping")]
+struct Stopping;
 
 /// Why the socket cannot be served.
 #[derive(Debug, Error)]
@@ -182,17 +206,18 @@ impl Control {
 impl Answers {
     async fn serve(&self, mut socket: UnixStream) -> io::Result<()> {
         let (reader, mut writer) = socket.split();
-        let mut line = String::new();
+        let mut line = Vec::new();
         let mut reader = BufReader::new(reader.take(REQUEST_BYTES_MAX));
-        let read = timeout(EXCHANGE_DEADLINE, reader.read_line(&mut line));
-        read.await.map_err(|_late| io::ErrorKind::TimedOut)??;
-        let mut answer = match serde_json::from_str::<Request>(&line) {
+        timeout(REQUEST_DEADLINE, reader.read_until(b'\n', &mut line)).await.unwrap_or(Ok(0))?;
+        let answer = match serde_json::from_slice::<Request>(&line) {
             Ok(request) => {
-                let answered = timeout(request.patience(), self.answer(request)).await;
-                answered.map_err(|_late| io::ErrorKind::TimedOut)??
+                let patience = request.patience();
+                let answered = timeout(patience, self.answer(request)).await;
+                answered.map_err(|_late| io::ErrorKind::TimedOut)?
             }
-            Err(error) => wrong(&error.to_string())?,
+            Err(error) => refusal(&error),
         };
+        let mut answer = answer.map_err(io::Error::other)?;
         answer.push(b'\n');
         let write = async {
             writer.write_all(&answer).await?;
@@ -201,29 +226,29 @@ impl Answers {
         timeout(EXCHANGE_DEADLINE, write).await.map_err(|_late| io::ErrorKind::TimedOut)?
     }
 
-    async fn answer(&self, request: Request) -> io::Result<Vec<u8>> {
+    async fn answer(&self, request: Request) -> serde_json::Result<Vec<u8>> {
         match request {
-            Request::Status => serde_json::to_vec(&self.told.status()).map_err(io::Error::other),
-            Request::Ledger { days } => match self.inlet.ledger(days).await {
-                Ok(report) => serde_json::to_vec(&report).map_err(io::Error::other),
-                Err(error) => wrong(&error.to_string()),
-            },
+            Request::Status => serde_json::to_vec(&self.told.status()),
+            Request::Points => serde_json::to_vec(&self.told.points(0).0),
+            Request::Ledger { days } => told(self.inlet.ledger(days).await),
+            Request::Queue { question } => told(self.inlet.ask(question).await),
+            Request::Order { order } => told(self.inlet.order(order).await),
             Request::Reload => {
                 let (asker, reloaded) = oneshot::channel();
-                if self.reloads.send(asker).await.is_err() {
-                    return wrong("the gateway is stopping");
-                }
-                match reloaded.await {
-                    Ok(reloaded) => serde_json::to_vec(&reloaded).map_err(io::Error::other),
-                    Err(_stopping) => wrong("the gateway is stopping"),
-                }
+                // Where nobody takes the question nobody answers it either.
+                let _taken = self.reloads.send(asker).await;
+                told(reloaded.await.map_err(|_ended| Stopping))
             }
         }
     }
 }
 
-fn wrong(what: &str) -> io::Result<Vec<u8>> {
-    serde_json::to_vec(&serde_json::json!({ "error": what })).map_err(io::Error::other)
+fn told<T: Serialize, E: std::error::Error>(answer: Result<T, E>) -> serde_json::Result<Vec<u8>> {
+    answer.map_or_else(|error| refusal(&error), |answer| serde_json::to_vec(&answer))
+}
+
+fn refusal(error: &dyn std::error::Error) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&serde_json::json!({ "error": error.to_string() }))
 }
 
 /// Asks the gateway that uses `state_dir`, and gives back its answer as it stands.

@@ -205,7 +205,13 @@ pub async fn run(
     taking_in.start("field", |stop| field.run(stop));
     taking_in.start("broker", |stop| broker.run(stop));
 
-    let parts = Parts { inlet: inlet.clone(), intake: intake.clone(), clock: clock.clone(), health: health.clone() };
+    let parts = Parts {
+        gateway: config.gateway.id.clone(),
+        inlet: inlet.clone(),
+        intake: intake.clone(),
+        clock: clock.clone(),
+        health: health.clone(),
+    };
     let mut sending = Sending { stages: Stages::new(), by_name: BTreeMap::new(), parts };
     for (name, uplink) in &config.uplinks {
         if let Some(outlet) = outlets.remove(name) {
@@ -294,6 +300,7 @@ async fn open_queue(settings: QueueSettings) -> Result<Opened, GatewayError> {
 
 /// What every uplink needs.
 struct Parts {
+    gateway: Arc<str>,
     inlet: Inlet,
     intake: Intake,
     clock: Clock,
@@ -309,9 +316,10 @@ struct Sending {
 
 impl Sending {
     fn start(&mut self, name: &Arc<str>, uplink: &UplinkConfig, outlet: Outlet) {
-        let Parts { inlet, intake, clock, health } = &self.parts;
+        let Parts { gateway, inlet, intake, clock, health } = &self.parts;
         let settings = UplinkSettings {
             name: name.clone(),
+            gateway: gateway.clone(),
             client_id: uplink.client_id.clone(),
             config: uplink.clone(),
             outlet,
@@ -349,6 +357,11 @@ async fn tick(inlet: Inlet, stop: CancellationToken) -> Result<(), Infallible> {
 
 fn stream(name: &Arc<str>, uplink: &UplinkConfig) -> StreamSpec {
     StreamSpec { name: name.clone(), rules: uplink.forward.clone(), own_topic: uplink.own_topic.clone() }
+}
+
+/// The store of a gateway of this configuration, for whoever opens it while no gateway runs.
+pub fn store_settings(config: &Config, clock: &Clock, health: &Health) -> QueueSettings {
+    queue_settings(config, &field::set_topics(config), clock, health)
 }
 
 fn queue_settings(config: &Config, set_topics: &SetTopics, clock: &Clock, health: &Health) -> QueueSettings {

@@ -527,6 +527,8 @@ pub struct UplinkHealth {
     pub received: AtomicU64,
     /// From the cloud, but no receive rule made a local topic of it.
     pub unmatched: AtomicU64,
+    /// From the cloud, but it had come from here to another one.
+    pub loops: AtomicU64,
     /// Acknowledgements of nothing that the cloud sent.
     pub strays: AtomicU64,
     /// Times that a message from the cloud found no room in the store.
@@ -593,6 +595,7 @@ impl UplinkHealth {
             sessions_lost: self.sessions_lost.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
             unmatched: self.unmatched.load(Ordering::Relaxed),
+            loops: self.loops.load(Ordering::Relaxed),
             strays: self.strays.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
             live_dropped: self.live_dropped.load(Ordering::Relaxed),
@@ -629,6 +632,8 @@ pub struct UplinkSnapshot {
     pub received: u64,
     /// From the cloud, without a receive rule, since start.
     pub unmatched: u64,
+    /// From the cloud, but it had come from here to another one.
+    pub loops: u64,
     /// Acknowledgements of nothing since start.
     pub strays: u64,
     /// Times that a message from the cloud found no room in the store, since start.
@@ -884,9 +889,24 @@ pub struct SessionHealth {
     pub slow: AtomicU64,
     /// Messages to local subscribers that were given up: too many waited, too long for the client, expired.
     pub dropped: AtomicU64,
+    refusals: Mutex<VecDeque<String>>,
 }
 
+/// Refusals that are shown: the last ones.
+const REFUSALS_MAX: usize = 20;
+
 impl SessionHealth {
+    /// Shows whom the broker has refused what, and why. What a client called itself must not act on a terminal.
+    pub fn note_refusal(&self, text: &str) {
+        let shown: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+        let mut refusals = lock(&self.refusals);
+        refusals.retain(|known| *known != shown);
+        if refusals.len() >= REFUSALS_MAX {
+            refusals.pop_front();
+        }
+        refusals.push_back(shown);
+    }
+
     fn snapshot(&self) -> SessionSnapshot {
         SessionSnapshot {
             connected: self.connected.load(Ordering::Relaxed),
@@ -902,6 +922,7 @@ impl SessionHealth {
             refused: self.refused.load(Ordering::Relaxed),
             slow: self.slow.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
+            refusals: lock(&self.refusals).iter().cloned().collect(),
         }
     }
 }
@@ -935,4 +956,6 @@ pub struct SessionSnapshot {
     pub slow: u64,
     /// Since start.
     pub dropped: u64,
+    /// Whom the broker has refused what, and why: the last ones, oldest first, each told once.
+    pub refusals: Vec<String>,
 }

@@ -409,6 +409,7 @@ mod tests {
             qos,
             when_full: None,
             strict_order: false,
+            payload: crate::config::Payload::JSON,
             batch: None,
         }
     }
@@ -586,12 +587,12 @@ mod tests {
         let house = house(vec![rule("#", None)], WhenFull::DropOldest);
         let mut link = house.link("#").await;
         let session = house.inlet.open_session().await.unwrap();
-        let once = Some(Once { session, packet_id: 7 });
+        let once = Some(Once::Packet { session, packet_id: 7 });
         let from = |body| message("t", Qos::ExactlyOnce, Origin::Client(Arc::from("c")), text(body));
         for _ in 0..3 {
             assert!(house.accept(from("first"), once).await.wanted);
         }
-        house.accept(from("second"), Some(Once { session, packet_id: 8 })).await;
+        house.accept(from("second"), Some(Once::Packet { session, packet_id: 8 })).await;
         assert_eq!(next(&mut link).await.payload, "first");
         assert_eq!(next(&mut link).await.payload, "second");
         house.end().await;

@@ -50,6 +50,7 @@ use socket::Socket;
 use sys::SysTree;
 
 mod access;
+mod aliases;
 mod door;
 mod durable;
 mod files;
@@ -116,7 +117,8 @@ struct Services {
     health: Health,
     access: Access,
     limits: BrokerLimits,
-    register: Register<Attachment>,
+    /// Boxed: a channel keeps room for 32 of them, for each session.
+    register: Register<Box<Attachment>>,
     sys: SysTree,
     partings: mpsc::Sender<Socket>,
     failures: mpsc::Sender<RouterError>,
@@ -201,7 +203,7 @@ impl Broker {
             store_share: limits.kept_share,
         });
         let services = Services {
-            access: Access::new(&config.access, health.clone()),
+            access: Access::new(&config.access, health.clone(), intake.clock().clone()),
             intake,
             inlet,
             router,

@@ -18,11 +18,14 @@ mod import;
 mod ledger;
 mod modbus;
 mod passwd;
+mod queue;
 mod reload;
 mod run;
 mod serial;
 mod simulate;
 mod status;
+
+mod progress;
 
 mod publisher;
 
@@ -83,6 +86,9 @@ enum Command {
     /// Account for each day, device and uplink; compare with the cloud's export
     #[command(after_help = ledger::EXAMPLES, after_long_help = format!("{}\n\n{}", ledger::LONG_HELP, ledger::EXAMPLES))]
     Ledger(ledger::LedgerArguments),
+    /// Look into the store, write down what waits, mend it; while the gateway runs and while it does not
+    #[command(after_help = queue::EXAMPLES)]
+    Queue(queue::QueueArguments),
     /// The acceptance test at your site: pull the cable, pull the plug, and see that nothing is lost
     #[command(after_help = drill::EXAMPLES, after_long_help = format!("{}\n\n{}", drill::LONG_HELP, drill::EXAMPLES))]
     Drill(drill::DrillArguments),
@@ -146,6 +152,7 @@ pub fn main() -> ExitCode {
         Command::Status(arguments) => status::main(&arguments),
         Command::Reload(arguments) => reload::main(&arguments),
         Command::Ledger(arguments) => ledger::main(&arguments),
+        Command::Queue(arguments) => queue::main(&arguments),
         Command::Drill(arguments) => drill::main(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
         Command::Import(arguments) => import::main(arguments),

@@ -186,6 +186,10 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
         (0, _) => writeln!(out)?,
         (kept, waiting) => writeln!(out, ", {kept} sessions kept with {waiting} messages waiting")?,
     }
+    let refusals = sessions.get("refusals").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    for refusal in refusals.iter().rev().take(PROBLEMS_SHOWN).rev().filter_map(Value::as_str) {
+        writeln!(out, "refused {refusal}")?;
+    }
     for (client, count) in entries(status, "unkept_qos0") {
         writeln!(out, "        {client}: {count} QoS 0 messages not kept while the uplink was away")?;
         writeln!(out, "        to keep them, add qos = 1 to the forward rule that matches them")?;
@@ -240,6 +244,13 @@ fn write_problems(out: &mut String, status: &Value) -> std::fmt::Result {
     }
     if let Some(reason) = status.get("last_stop").and_then(Value::as_str) {
         writeln!(out, "before  this start the program ended {reason}")?;
+    }
+    let is_other = |table: &str, good: &str| {
+        entries(status, table)
+            .any(|(_, entry)| !matches!(text(entry, "state"), state if state == good || state == "starting"))
+    };
+    if is_other("uplinks", "connected") || is_other("devices", "good") {
+        writeln!(out, "help    `tidegate doctor` says what is wrong and what to change")?;
     }
     Ok(())
 }
@@ -376,7 +387,7 @@ pub(super) fn span(time: Duration) -> String {
     }
 }
 
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     match bytes {
         0..10_240 => format!("{bytes} B"),
         10_240..10_485_760 => format!("{} KiB", bytes / 1024),

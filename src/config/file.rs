@@ -12,6 +12,7 @@ use super::access::{CertificateName, PasswordHash, TopicRights};
 use super::board::Found;
 use super::keys;
 use super::load::KeptId;
+use super::tokens::TokenConfig;
 use super::tree::{Entry, Node, Spot, Tree, Written};
 use super::units::{self, Wrong};
 use super::walk::{At, Reader, Walk, name_fault};
@@ -26,6 +27,7 @@ mod limits;
 mod listener;
 mod modbus;
 mod serial;
+mod token;
 mod uplink;
 mod user;
 mod web;
@@ -56,6 +58,8 @@ pub(super) struct Draft {
     pub(super) users: Vec<UserDraft>,
     pub(super) groups: Vec<GroupDraft>,
     pub(super) anonymous: Option<AnonymousDraft>,
+    /// `[broker.jwt]`, without the rights of groups.
+    pub(super) tokens: Option<(Option<TokenConfig>, Spot)>,
     pub(super) sys_interval: Option<Duration>,
     pub(super) limits: Option<LimitsConfig>,
     pub(super) uplinks: Vec<UplinkDraft>,
@@ -94,6 +98,7 @@ pub(super) struct UserDraft {
     pub(super) has_password: bool,
     pub(super) has_certificate: bool,
     pub(super) certificate: Option<At<CertificateName>>,
+    pub(super) by_token: bool,
     pub(super) groups: Vec<At<String>>,
     /// His own, without those of his groups.
     pub(super) rights: Option<TopicRights>,
@@ -263,6 +268,7 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
         users: Vec::new(),
         groups: Vec::new(),
         anonymous: None,
+        tokens: None,
         sys_interval: None,
         limits: None,
         uplinks: Vec::new(),
@@ -293,6 +299,9 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     }
     if let Some((tree, spot)) = reader.table(walk, "anonymous") {
         draft.anonymous = Some(user::anonymous(walk, tree, spot));
+    }
+    if let Some((tree, spot)) = reader.table(walk, "jwt") {
+        draft.tokens = Some((token::read(walk, tree, spot), spot));
     }
     let limits = reader.table(walk, "limits").unwrap_or((&empty, nowhere));
     session = reader.table(walk, "session").unwrap_or(session);

@@ -60,6 +60,7 @@ pub static TABLES: &[&KeyTable] = &[
     &USER,
     &GROUP,
     &ANONYMOUS,
+    &BROKER_JWT,
     &LIMITS,
     &RATE,
     &UPLINK,
@@ -67,8 +68,10 @@ pub static TABLES: &[&KeyTable] = &[
     &PACE,
     &JWT,
     &AUTHORIZER,
+    &PROVISION,
     &PROXY,
     &FORWARD,
+    &TEMPLATE,
     &BATCH,
     &RECEIVE,
     &LINE,
@@ -202,6 +205,7 @@ pub static BROKER: KeyTable = KeyTable {
         optional("user"),
         optional("group"),
         optional("anonymous"),
+        optional("jwt"),
         optional("limits"),
         default("sys_interval", "\"10s\""),
     ],
@@ -302,6 +306,7 @@ pub static USER: KeyTable = KeyTable {
         optional("password_hash"),
         optional("password_hash_file"),
         optional("certificate"),
+        default("jwt", "false"),
         optional("groups"),
         optional("publish"),
         optional("subscribe"),
@@ -324,6 +329,34 @@ pub static ANONYMOUS: KeyTable = KeyTable {
     title: "broker.anonymous",
     keys: &[optional("publish"), optional("subscribe"), optional("deny")],
     gone: RIGHTS_GONE,
+    later: &[],
+};
+
+/// `[broker.jwt]`
+pub static BROKER_JWT: KeyTable = KeyTable {
+    title: "broker.jwt",
+    keys: &[
+        required("keys"),
+        required("audience"),
+        optional("issuer"),
+        default("user_claim", "\"sub\""),
+        default("groups_claim", "\"groups\""),
+        default("leeway", "\"30s\""),
+        default("without_clock", "\"judge\""),
+        optional("publish"),
+        optional("subscribe"),
+        optional("deny"),
+    ],
+    gone: &[
+        ("key", "it is called `keys`: a file, or a list of them"),
+        ("jwks", "it is called `keys`: a file, or a list of them"),
+        ("jwks_url", "the keys stand in a file on this board: `keys`"),
+        ("secret", "a secret that is shared signs nothing here: `keys` are public keys (RS256, ES256)"),
+        ("aud", "it is called `audience`"),
+        ("iss", "it is called `issuer`"),
+        ("algorithm", "the kind of the key decides it: RS256 or ES256"),
+        ("algorithms", "the kind of the key decides it: RS256 or ES256"),
+    ],
     later: &[],
 };
 
@@ -383,6 +416,7 @@ pub static UPLINK: KeyTable = KeyTable {
         optional("password_file"),
         optional("jwt"),
         optional("authorizer"),
+        optional("provision"),
         optional("proxy"),
         default("keep_alive", "\"30s\""),
         default("session_expiry", "\"7 days\""),
@@ -426,7 +460,7 @@ pub static UPLINK: KeyTable = KeyTable {
         ("subscribe", "write `[[uplink.<name>.receive]]`"),
         ("publish", "write `[[uplink.<name>.forward]]`"),
     ],
-    later: &["provision", "envelope", "batch", "format", "interface"],
+    later: &["envelope", "batch", "format", "interface"],
 };
 
 /// `reconnect = { … }`
@@ -477,6 +511,24 @@ pub static AUTHORIZER: KeyTable = KeyTable {
     later: &[],
 };
 
+/// `provision = { … }`
+pub static PROVISION: KeyTable = KeyTable {
+    title: "uplink.<name>.provision",
+    keys: &[
+        required("template"),
+        required("claim_cert"),
+        required("claim_key"),
+        optional("parameters"),
+        default("format", "\"json\""),
+    ],
+    gone: &[
+        ("template_name", "it is called `template`"),
+        ("cert", "the certificate that all boards share is called `claim_cert`"),
+        ("key", "its key is called `claim_key`"),
+    ],
+    later: &[],
+};
+
 /// `proxy = { … }`
 pub static PROXY: KeyTable = KeyTable {
     title: "uplink.<name>.proxy",
@@ -509,6 +561,8 @@ pub static FORWARD: KeyTable = KeyTable {
         optional("when_full"),
         default("order", "\"normal\""),
         default("payload", "\"json\""),
+        optional("template"),
+        default("compress", "\"none\""),
         optional("batch"),
     ],
     gone: &[
@@ -516,8 +570,17 @@ pub static FORWARD: KeyTable = KeyTable {
         ("to", "it is called `topic`"),
         ("local", "it is called `filter`"),
         ("format", "it is called `payload`"),
+        ("compression", "it is called `compress`"),
     ],
-    later: &["envelope", "compress"],
+    later: &["envelope"],
+};
+
+/// `template = { … }`
+pub static TEMPLATE: KeyTable = KeyTable {
+    title: "uplink.<name>.forward.template",
+    keys: &[required("reading"), default("begin", "\"[\""), default("between", "\",\""), default("end", "\"]\"")],
+    gone: &[],
+    later: &[],
 };
 
 /// `batch = { … }`
@@ -535,8 +598,20 @@ pub static BATCH: KeyTable = KeyTable {
 /// `[[uplink.<name>.receive]]`
 pub static RECEIVE: KeyTable = KeyTable {
     title: "uplink.<name>.receive",
-    keys: &[required("filter"), default("topic", "\"{topic}\""), default("qos", "1")],
-    gone: &[("from", "it is called `filter`"), ("to", "it is called `topic`"), ("remote", "it is called `filter`")],
+    keys: &[
+        required("filter"),
+        default("topic", "\"{topic}\""),
+        default("qos", "1"),
+        optional("answer"),
+        default("answers", "[]"),
+    ],
+    gone: &[
+        ("from", "it is called `filter`"),
+        ("to", "it is called `topic`"),
+        ("remote", "it is called `filter`"),
+        ("response", "it is called `answer`"),
+        ("response_topic", "it is called `answer`"),
+    ],
     later: &[],
 };
 

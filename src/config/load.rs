@@ -338,10 +338,20 @@ fn build(draft: Draft) -> Option<Config> {
             rights.extend(group.rights.as_ref()?);
         }
         let certificate = user.certificate.map(|at| at.value);
-        users.insert(user.name, UserConfig { password: user.password, certificate, rights });
+        users.insert(user.name, UserConfig { password: user.password, certificate, by_token: user.by_token, rights });
     }
     let anonymous = match draft.anonymous {
         Some(anonymous) => Some(anonymous.rights?),
+        None => None,
+    };
+    let tokens = match draft.tokens {
+        Some((tokens, _)) => {
+            let mut tokens = tokens?;
+            for group in draft.groups {
+                tokens.groups.insert(group.name, group.rights?);
+            }
+            Some(tokens)
+        }
         None => None,
     };
     let mut lines = BTreeMap::new();
@@ -355,9 +365,14 @@ fn build(draft: Draft) -> Option<Config> {
         config.timeout = device.timeout.unwrap_or(of_line);
         modbus.insert(device.name, config);
     }
+    let gateway = draft.gateway?;
     let mut uplinks = BTreeMap::new();
     for uplink in draft.uplinks {
-        uplinks.insert(uplink.name, uplink.config?);
+        let mut config = uplink.config?;
+        if let Some(provision) = &mut config.provision {
+            provision.folder = gateway.state_dir.join("provisioned").join(&*uplink.name);
+        }
+        uplinks.insert(uplink.name, config);
     }
     let mut serial = BTreeMap::new();
     for device in draft.serial {
@@ -368,12 +383,12 @@ fn build(draft: Draft) -> Option<Config> {
         None => None,
     };
     Some(Config {
-        gateway: draft.gateway?,
+        gateway,
         queue: draft.queue?,
         broker: BrokerConfig {
             listeners,
             sessions: draft.sessions?,
-            access: AccessConfig { users, anonymous },
+            access: AccessConfig { users, anonymous, tokens },
             limits: draft.limits?,
             sys_interval: draft.sys_interval?,
         },

@@ -24,6 +24,9 @@ pub use modbus::{
     AddressRange, BitRange, Deadband, Meaning, ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, RequestLimits,
     Table, WordOrder, Write, WriteFunction,
 };
+pub use payload::{
+    Compression, Field, Form, Frame, Part, Payload, PayloadTemplate, PayloadTemplateError, TEMPLATE_BYTES_MAX,
+};
 pub use report::{Mark, Place, Problem, render};
 pub use serial::{
     Ask, ByteOrder, BytesField, Checksum, ChecksumForm, ChecksumKind, Counts, Ending, Escape, Flow, FrameConfig,
@@ -31,6 +34,7 @@ pub use serial::{
 };
 pub use table::points_table;
 pub use template::{TemplateError, TopicTemplate};
+pub use tokens::{PublicKey, TokenConfig, TokenKey};
 
 mod load;
 
@@ -45,6 +49,8 @@ mod walk;
 mod units;
 
 mod access;
+
+mod tokens;
 
 mod file;
 
@@ -64,7 +70,14 @@ pub mod board;
 
 pub mod template;
 
+pub mod answers;
+pub mod payload;
+
 mod examples;
+
+pub mod describe;
+
+pub mod schema;
 
 /// The stream in the queue by which writes go to field devices; no uplink may have its name.
 pub const WRITES_STREAM: &str = "field";
@@ -211,6 +224,8 @@ pub struct AccessConfig {
     /// `[broker.anonymous]`: what whoever has no name may do on this machine. `None`: everything while there are no users,
     /// nothing otherwise.
     pub anonymous: Option<TopicRights>,
+    /// `[broker.jwt]`: whose tokens are as good as a password; `None` = nobody's.
+    pub tokens: Option<TokenConfig>,
 }
 
 /// `[broker.limits]`: what clients may take of the board. The defaults suit one with 512 MB of memory.
@@ -379,6 +394,8 @@ pub struct UplinkConfig {
     pub jwt: Option<JwtConfig>,
     /// Who judges that, at AWS.
     pub authorizer: Option<AuthorizerConfig>,
+    /// How a board without a certificate of its own gets one.
+    pub provision: Option<ProvisionConfig>,
     /// What stands between this board and the cloud.
     pub proxy: Option<ProxyConfig>,
     /// Seconds of CONNECT's keep-alive; 0 = off.
@@ -451,6 +468,32 @@ pub struct AuthorizerConfig {
     pub signature_file: Option<PathBuf>,
 }
 
+/// `provision` of an uplink: fleet provisioning by claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProvisionConfig {
+    /// The template at the cloud.
+    pub template: String,
+    /// PEM file of the certificate that all boards of a lot share.
+    pub claim_cert: PathBuf,
+    /// PEM file of its key.
+    pub claim_key: PathBuf,
+    /// What the template wants to know.
+    pub parameters: BTreeMap<String, String>,
+    /// How it is said.
+    pub format: ProvisionFormat,
+    /// Where the board's own key and certificate are kept, in the state directory.
+    pub folder: PathBuf,
+}
+
+/// `format` of `provision`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProvisionFormat {
+    /// JSON
+    Json,
+    /// CBOR
+    Cbor,
+}
+
 /// `jwt` of an uplink: a token in the place of the password, signed here for each connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwtConfig {
@@ -508,7 +551,9 @@ pub struct ForwardRule {
     pub when_full: Option<WhenFull>,
     /// `order = "strict"`: one message of a topic in flight.
     pub strict_order: bool,
-    /// `payload = "json-batch"`: readings travel together. `None` = one message each.
+    /// How readings are written.
+    pub payload: Payload,
+    /// How readings travel together. `None` = one message each.
     pub batch: Option<BatchLimits>,
 }
 
@@ -540,6 +585,10 @@ pub struct ReceiveRule {
     pub topic: TopicTemplate,
     /// QoS to subscribe at.
     pub qos: Qos,
+    /// Where answers go at the cloud, when the command does not say.
+    pub answer: Option<TopicTemplate>,
+    /// Where they may go besides, when it does.
+    pub answers: Vec<Filter>,
 }
 
 /// One physical bus or connection: exactly one task owns it.

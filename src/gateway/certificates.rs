@@ -20,6 +20,7 @@ use crate::config::{Config, ListenerTls};
 use crate::health::{CertificateEnd, Health};
 use crate::message::ClockState;
 use crate::transport::Validity;
+use crate::uplink::provision::own_cert;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
@@ -113,7 +114,9 @@ fn watched(config: &Config) -> Vec<Watched> {
         watched.extend(path.map(|path| Watched { of, key, path: path.clone(), told: None }));
     };
     for (name, uplink) in &config.uplinks {
-        add(format!("uplink.{name}"), "cert", uplink.cert.as_ref());
+        // One that the board has still to get is looked for each time.
+        let own = uplink.provision.as_ref().map(own_cert);
+        add(format!("uplink.{name}"), "cert", own.as_ref().or(uplink.cert.as_ref()));
         add(format!("uplink.{name}"), "ca", uplink.ca.as_ref());
     }
     let listeners = config.broker.listeners.iter();

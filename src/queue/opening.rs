@@ -12,6 +12,7 @@ use rustix::fs::{Advice, FlockOperation};
 
 use super::books::{Books, Gap, Identity, Stream, gap_topic};
 use super::boots;
+use super::commands::Commands;
 use super::headroom::{self, Headroom};
 use super::identity::{self, Kept, SEQUENCE_BLOCK, SESSIONS, StartFile, Waiting};
 use super::ledger::Ledger;
@@ -33,7 +34,7 @@ use crate::config::{ForwardRule, TopicTemplate};
 use crate::health::LossReason;
 use crate::message::{Filter, Qos};
 
-const QUARANTINE: &str = "quarantine";
+pub(super) const QUARANTINE: &str = "quarantine";
 /// The key in `meta` of the bytes that intake might use when the disk was not crowded.
 const HAD: &str = "had";
 /// Why the program stopped, where nothing else is known.
@@ -349,6 +350,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         dead_letters: (0, 0),
         losses: BTreeMap::new(),
         devices: HashMap::new(),
+        commands: Commands::default(),
         held: past.held.take().unwrap_or_default().beyond(last),
         ledger,
         sessions: Sessions::new(&past.hall),
@@ -387,6 +389,31 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
             Err(error)
         }
     }
+}
+
+/// Opens the store as a start does and changes nothing: what a start would move aside is only said. `None`: there is none.
+pub(super) fn open_to_look(dir: &Path) -> Result<Option<Store>, StoreError> {
+    let file = StartFile::new(dir);
+    let kept = file.read().unwrap_or_default();
+    forget_cached(dir).map_err(|error| io_error(&error))?;
+    let is_no_surprise = newer::is_any(dir) || !salvage::places(&dir.join(QUARANTINE)).is_empty();
+    let found = files::look(dir, file.exists() && !is_no_surprise, kept.waiting.is_some())?;
+    if let Some(fault) = found.fault {
+        return Err(StoreError::Damaged(fault.to_string()));
+    }
+    if found.is_new {
+        return Ok(None);
+    }
+    let store = Store::open_to_look(&dir.join(DATABASE))?;
+    let has_log = files::has_log(dir);
+    if has_log && !store.is_in_order().map_err(opening)? {
+        return Err(StoreError::Damaged("its pages do not belong together".to_owned()));
+    }
+    let past = Past { kept: Some(kept), ..Past::default() };
+    if has_log && is_foreign(&store.starts().map_err(opening)?, &past) {
+        return Err(StoreError::Damaged("its write-ahead log is another store's".to_owned()));
+    }
+    Ok(Some(store))
 }
 
 /// Makes the kernel read both files from the disk, before anything is built on what they say.
@@ -532,6 +559,7 @@ impl Books {
         }
         self.load_ledger(last, past.was_open, was_stopped)?;
         self.load_sessions(last, past.was_open)?;
+        self.commands = Commands::read(&self.store)?;
         let copies = past.waiting.as_ref().and_then(|waiting| waiting.get(SESSIONS));
         if self.was_stopped == Some(true)
             && !past.was_open
@@ -868,6 +896,7 @@ fn own_rules(spec: &StreamSpec, gateway: &str) -> Option<ForwardRule> {
             qos: Some(Qos::AtLeastOnce),
             when_full: None,
             strict_order: false,
+            payload: crate::config::Payload::JSON,
             batch: None,
         }),
         Err(error) => {

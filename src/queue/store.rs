@@ -142,6 +142,17 @@ pub(super) struct InFlightRow {
     pub timing: Timing,
 }
 
+/// A message that was refused for good.
+#[derive(Debug)]
+pub(super) struct DeadLetterRow {
+    pub number: i64,
+    pub stream: i64,
+    pub sequence: u64,
+    pub reason: String,
+    pub wall_ms: i64,
+    pub body: Vec<u8>,
+}
+
 /// A column of a table: what it holds, and whether each row has something in it.
 #[derive(Debug)]
 pub(super) struct Column {
@@ -162,6 +173,15 @@ pub(super) struct Store {
 impl Store {
     /// Opens the database at `path`, or makes one.
     pub fn open(path: &Path) -> Result<Store, StoreError> {
+        Store::open_as(path, true)
+    }
+
+    /// Opens the database at `path`, which is there, and leaves it as it is.
+    pub fn open_to_look(path: &Path) -> Result<Store, StoreError> {
+        Store::open_as(path, false)
+    }
+
+    fn open_as(path: &Path, may_write: bool) -> Result<Store, StoreError> {
         if rusqlite::version_number() < SQLITE_VERSION_MIN {
             let reason = format!("SQLite {} is older than 3.51.3", rusqlite::version());
             return Err(StoreError::Unusable(rusqlite::Error::InvalidParameterName(reason)));
@@ -185,14 +205,19 @@ impl Store {
         }
         match (application_id, tables) {
             // A new file, or one whose making was interrupted before its first commit.
-            (0, 0) => store.make().map_err(opening)?,
+            (0, 0) if may_write => store.make().map_err(opening)?,
             (APPLICATION_ID, _) => {}
             _ => return Err(StoreError::Damaged(format!("its application id is {application_id:#x}, not ours"))),
         }
         let oldest = store.meta("oldest_program").map_err(opening)?;
         match oldest {
             Some(step) if step.cast_signed() <= SCHEMA_STEP => {
-                store.add_steps().map_err(opening)?;
+                if may_write {
+                    store.add_steps().map_err(opening)?;
+                } else if store.pragma::<i64>("user_version").map_err(opening)? < SCHEMA_STEP {
+                    let reason = "an older program wrote it: start the gateway once".to_owned();
+                    return Err(StoreError::Unusable(rusqlite::Error::InvalidParameterName(reason)));
+                }
                 if !store.has_all_columns().map_err(opening)? {
                     return Err(StoreError::Damaged("its list of tables is not the one that was made".to_owned()));
                 }
@@ -204,8 +229,10 @@ impl Store {
                 Err(StoreError::Damaged("it says that only a program newer than its own may open it".to_owned()))
             }
             Some(step) => {
-                // All of it into the one file, so that it can be put aside whole.
-                store.close().map_err(opening)?;
+                if may_write {
+                    // All of it into the one file, so that it can be put aside whole.
+                    store.close().map_err(opening)?;
+                }
                 Err(StoreError::Newer(step))
             }
             None => Err(StoreError::Damaged("it does not say which program may open it".to_owned())),
@@ -373,11 +400,13 @@ impl Store {
     /// Whether each page has its one place, as SQLite sees it. Of a store with more than `CHECKED_PAGES_MAX` pages in
     /// use nothing is said: a start takes the same time whatever waits.
     pub fn is_in_order(&self) -> rusqlite::Result<bool> {
-        if self.pages_used()? > CHECKED_PAGES_MAX {
-            return Ok(true);
-        }
+        Ok(self.pages_used()? > CHECKED_PAGES_MAX || self.fault()?.is_none())
+    }
+
+    /// The first thing that SQLite finds wrong with the pages. Looks at all of them.
+    pub fn fault(&self) -> rusqlite::Result<Option<String>> {
         let said: String = self.connection.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
-        Ok(said.eq_ignore_ascii_case("ok"))
+        Ok((!said.eq_ignore_ascii_case("ok")).then_some(said))
     }
 
     /// Puts what is in the WAL into the database, as far as the disk has room.
@@ -939,6 +968,16 @@ impl Store {
     pub fn dead_letters(&self, after: i64, count_max: i64) -> rusqlite::Result<Vec<(i64, u64, Vec<u8>)>> {
         let sql = "SELECT id, sequence, body FROM dead_letter WHERE id > ? ORDER BY id LIMIT ?";
         self.all(sql, params![after, count_max], |row| Ok((row.get(0)?, unsigned(row, 1)?, row.get(2)?)))
+    }
+
+    /// At most `count_max` dead letters after a number, with all that is known of them.
+    pub fn dead_letter_rows(&self, after: i64, count_max: i64) -> rusqlite::Result<Vec<DeadLetterRow>> {
+        let sql =
+            "SELECT id, stream, sequence, reason, wall_ms, body FROM dead_letter WHERE id > ? ORDER BY id LIMIT ?";
+        self.all(sql, params![after, count_max], |row| {
+            let (number, stream, sequence) = (row.get(0)?, row.get(1)?, unsigned(row, 2)?);
+            Ok(DeadLetterRow { number, stream, sequence, reason: row.get(3)?, wall_ms: row.get(4)?, body: row.get(5)? })
+        })
     }
 
     pub fn remove_dead_letter(&self, id: i64) -> rusqlite::Result<()> {

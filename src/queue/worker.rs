@@ -16,11 +16,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::books::Books;
+use super::inspect::{self, Question};
 use super::ledger::{Page, PageAsk};
 use super::opening::{self, Past};
 use super::outward::Fetched;
 use super::sessions::{Later, SessionJob};
 use super::store::{is_damage, is_unreadable};
+use super::upkeep::Order;
 use super::{
     AppendError, Appended, Bounds, Change, Once, OpenError, QueueSettings, Restored, RetainedPage, SessionNumber,
     SetTopics, Stats, StreamSpec, Submission, WorkerError,
@@ -78,6 +80,8 @@ pub(super) enum Job {
     Retained { filter: Filter, after: Option<String>, reply: Reply<RetainedPage> },
     Stats(Reply<Stats>),
     Ledger(PageAsk, Reply<Page>),
+    Ask(Question, Reply<inspect::Answer>),
+    Order(Order, Reply<inspect::Answer>),
     Tick(Reply<()>),
     Session(SessionJob),
     Ping(Reply<()>),
@@ -411,9 +415,12 @@ impl Thread {
                 }
                 // Not written: an idle disk is left alone.
                 Job::Ping(reply) => send(reply, Ok(())),
-                Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Ledger(..) => {
-                    self.reads.push_back(job);
-                }
+                Job::Next { .. }
+                | Job::Restore(..)
+                | Job::Retained { .. }
+                | Job::Stats(_)
+                | Job::Ledger(..)
+                | Job::Ask(..) => self.reads.push_back(job),
                 _ => writes.push(job),
             }
             if writes.len() + self.reads.len() < GROUP_JOBS_MAX && bytes < GROUP_BYTES_MAX {
@@ -636,6 +643,7 @@ fn refuse(job: Job, failure: &AppendError) {
         Job::Retained { reply, .. } => send(reply, Err(failure.clone())),
         Job::Stats(reply) => send(reply, Err(failure.clone())),
         Job::Ledger(_, reply) => send(reply, Err(failure.clone())),
+        Job::Ask(_, reply) => send(reply, Err(failure.clone())),
         Job::Ping(reply) => send(reply, Ok(())),
         job => unapplied(job).into_iter().for_each(|answer| answer.give(Some(failure))),
     }
@@ -744,6 +752,15 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
             answers.push(Answer::Done(reply));
             books.tick_ledger()
         }
+        Job::Order(order, reply) => {
+            let done = books.carry_out(&order);
+            let (later, outcome) = match done {
+                Ok(answer) => (Later::new(reply, answer), Ok(())),
+                Err(error) => (Later::never(reply), Err(error)),
+            };
+            answers.push(Answer::Later(later));
+            outcome
+        }
         Job::Session(job) => {
             let (later, outcome) = books.apply_session(job);
             answers.push(Answer::Later(later));
@@ -754,6 +771,7 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
         | Job::Retained { .. }
         | Job::Stats(_)
         | Job::Ledger(..)
+        | Job::Ask(..)
         | Job::Ping(_)
         | Job::Stop(_) => Ok(()),
     }
@@ -808,12 +826,14 @@ fn unapplied_one(job: Job) -> Option<Answer> {
         | Job::DeclareStop(_, reply)
         | Job::Commit(_, _, reply)
         | Job::Tick(reply) => Some(Answer::Done(reply)),
+        Job::Order(_, reply) => Some(Answer::Later(Later::never(reply))),
         Job::Session(job) => job.unapplied().map(Answer::Later),
         Job::Next { .. }
         | Job::Restore(..)
         | Job::Retained { .. }
         | Job::Stats(_)
         | Job::Ledger(..)
+        | Job::Ask(..)
         | Job::AppendWith { .. }
         | Job::Live(..)
         | Job::Ping(_)
@@ -853,6 +873,10 @@ fn read(books: &mut Books, job: Job) -> rusqlite::Result<()> {
         }
         Job::Ledger(page, reply) => {
             let found = books.ledger_page(page);
+            answer(books, found, reply)
+        }
+        Job::Ask(question, reply) => {
+            let found = books.answer_to(&question);
             answer(books, found, reply)
         }
         _ => Ok(()),

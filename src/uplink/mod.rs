@@ -36,11 +36,17 @@ mod compose;
 
 mod inbound;
 
+mod commands;
+
 mod own;
 
 pub mod reason;
 
 pub mod backoff;
+
+mod dialogue;
+
+pub mod provision;
 
 mod link;
 

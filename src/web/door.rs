@@ -48,12 +48,19 @@ impl Keeper {
         let failed = |error| WebError::new(config.bind, io::Error::new(io::ErrorKind::InvalidData, error));
         let tls = config.tls.as_ref().map(|files| TlsServer::new(files, clock.clone())).transpose();
         let rights = TopicRights::default();
-        let user =
-            |hash: &_| UserConfig { password: Some(Clone::clone(hash)), certificate: None, rights: rights.clone() };
+        let user = |hash: &_| UserConfig {
+            password: Some(Clone::clone(hash)),
+            certificate: None,
+            by_token: false,
+            rights: rights.clone(),
+        };
         let users: BTreeMap<Arc<str>, UserConfig> =
             config.users.iter().map(|(name, hash)| (name.clone(), user(hash))).collect();
         // With counters of its own: those of the broker are about its clients.
-        let access = || Access::new(&AccessConfig { users: users.clone(), anonymous: None }, Health::default());
+        let access = || {
+            let access = AccessConfig { users: users.clone(), anonymous: None, tokens: None };
+            Access::new(&access, Health::default(), clock.clone())
+        };
         Ok(Keeper { tls: tls.map_err(failed)?.map(Arc::new), access: (!users.is_empty()).then(access) })
     }
 

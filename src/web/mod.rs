@@ -40,7 +40,7 @@ use history::History;
 mod door;
 
 mod history;
-mod metrics;
+pub mod metrics;
 
 /// Callers at one time; more wait in the socket's backlog.
 const CALLERS_MAX: usize = 32;

@@ -174,6 +174,11 @@ function clients(status, list) {
   keep(byId("clients"), entries, () => document.createElement("tr"), (row, client, name) => {
     cells(row, [name, client.user || "–", client.peer, client.protocol, client.is_kept ? "kept" : "ends with it"]);
   });
+  const refused = status.sessions.refusals.slice().reverse().map((text) => [text, text]);
+  byId("refused-part").hidden = refused.length === 0;
+  keep(byId("refused"), refused, () => document.createElement("li"), (row, text) => {
+    row.textContent = text;
+  });
   const unkept = Object.entries(status.unkept_qos0);
   byId("unkept-part").hidden = unkept.length === 0;
   keep(byId("unkept"), unkept, () => document.createElement("li"), (row, count, name) => {

@@ -45,6 +45,18 @@ pub fn script<S: AsRef<OsStr>>(script: &str, arguments: &[S]) -> Process {
     Process::start(script, installed("venv/bin/python"), &words)
 }
 
+/// Runs `tests/peers/<script>.py` to its end in an environment of its own (`venv-aws`, `venv-azure`); the lines it said.
+#[track_caller]
+pub fn script_in<S: AsRef<OsStr>>(environment: &str, script: &str, arguments: &[S]) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/peers/{script}.py"));
+    let mut words: Vec<&OsStr> = vec![OsStr::new("-B"), path.as_os_str()];
+    words.extend(arguments.iter().map(AsRef::as_ref));
+    let mut process = Process::start(script, installed(&format!("{environment}/bin/python")), &words);
+    let status = process.wait(PATIENCE);
+    assert!(status.success(), "{script}.py ended with {status}:\n{}", process.transcript());
+    process.stdout()
+}
+
 /// A message that a subscriber got.
 #[derive(Debug, Clone)]
 pub struct Received {

@@ -9,7 +9,8 @@ use log::{debug, info, warn};
 use tokio::time::Instant;
 
 use super::{Attachment, Connection, Options, Seldom, Session};
-use crate::broker::access::{Deed, Identity};
+use crate::broker::access::{Deed, Identity, Term};
+use crate::broker::aliases::Aliases;
 use crate::broker::durable::{self, Durable};
 use crate::broker::inbound::Work;
 use crate::broker::listener;
@@ -22,8 +23,8 @@ use crate::queue::sessions::{Entrance, Entry, Kept, Subscribed};
 use crate::router::RouterError;
 
 impl Session {
-    pub(super) async fn attach(&mut self, attachment: Attachment) {
-        let Attachment { mut socket, connect, identity, is_assigned } = attachment;
+    pub(super) async fn attach(&mut self, attachment: Box<Attachment>) {
+        let Attachment { mut socket, connect, identity, is_assigned } = *attachment;
         let is_too_late = !self.services.access.vouches_for(&identity);
         if socket.is_shut_out() {
             return listener::refuse(socket, connect.version, ReasonCode::SERVER_UNAVAILABLE, &self.services);
@@ -57,6 +58,8 @@ impl Session {
         }
         self.rights = self.services.access.rights(&identity, &self.client);
         self.identity = identity;
+        // At once: it may have ended while the session was entered.
+        self.term = self.services.access.term(&self.identity).map(|_| Instant::now());
         // A will that still waited for its delay is not published when its session is resumed.
         self.will = None;
         self.expires = None;
@@ -77,6 +80,7 @@ impl Session {
         };
         let receive_max = connect.receive_max.map_or(u16::MAX, |max| max.get());
         let keep_alive = Duration::from_secs(u64::from(connect.keep_alive_s)) * 3 / 2;
+        let alias_max = connect.topic_alias_max.min(limits.topic_aliases);
         let mut connection = Connection {
             socket,
             version,
@@ -86,6 +90,7 @@ impl Session {
             expiry_s,
             will: connect.will,
             aliases: HashMap::new(),
+            our_aliases: (alias_max > 0).then(|| Box::new(Aliases::new(alias_max))),
             unanswered: 0,
             window: usize::from(receive_max.min(limits.outbound)),
             collected: self.outbound.load(),
@@ -131,6 +136,20 @@ impl Session {
                   "A client is disconnected: what it logged in with is no longer in the configuration");
             self.part(ReasonCode::NOT_AUTHORIZED, true).await;
         }
+    }
+
+    /// Whoever showed a token goes when it ends.
+    pub(super) async fn look_at_term(&mut self) {
+        let term = self.services.access.term(&self.identity).filter(|_| self.connection.is_some());
+        self.term = match term {
+            Some(Term::Stays(look)) => Some(Instant::now() + look),
+            Some(Term::Over(reason)) => {
+                debug!(client = self.client.as_ref(), user = self.identity.user.as_ref(); "The token of a client has ended");
+                self.part(reason, true).await;
+                None
+            }
+            None => None,
+        };
     }
 
     /// Tells the queue of a client that is let in, where it has to know. `None`: nothing is kept for it.

@@ -21,11 +21,13 @@ pub(super) fn user(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> User
     let reader = Reader::open(walk, tree, &keys::USER, spot);
     let password = password(walk, &reader);
     let certificate = reader.leaf(walk, "certificate", |node| CertificateName::parse(text(node)?));
+    let by_token = reader.truth(walk, "jwt");
     let groups = if reader.has("groups") { reader.texts(walk, "groups") } else { Some(Vec::new()) };
     let rights = rights(walk, &reader);
     let has_password = reader.has("password_hash") || reader.has("password_hash_file");
     let has_hole = (has_password && password.is_none())
         || (reader.has("certificate") && certificate.is_none())
+        || by_token.is_none()
         || groups.is_none();
     UserDraft {
         name: Arc::from(name),
@@ -34,6 +36,8 @@ pub(super) fn user(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> User
         has_password,
         has_certificate: reader.has("certificate"),
         certificate,
+        // Where that is wrong it is told, and nothing else about it.
+        by_token: by_token.is_none_or(|at| at.value),
         groups: groups.unwrap_or_default(),
         rights: rights.filter(|_| !has_hole),
     }
@@ -74,7 +78,7 @@ fn hash_file(walk: &mut Walk, reader: &Reader<'_>) -> Option<PasswordHash> {
     parsed.map_err(|wrong| walk.wrong(spot, KEY, wrong)).ok()
 }
 
-fn rights(walk: &mut Walk, reader: &Reader<'_>) -> Option<TopicRights> {
+pub(super) fn rights(walk: &mut Walk, reader: &Reader<'_>) -> Option<TopicRights> {
     let publish = patterns(walk, reader, "publish");
     let subscribe = patterns(walk, reader, "subscribe");
     let deny = patterns(walk, reader, "deny");

@@ -55,6 +55,8 @@ pub mod advice;
 
 pub mod guess;
 
+pub mod wild;
+
 pub mod scan;
 
 pub mod server;

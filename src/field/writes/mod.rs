@@ -38,7 +38,7 @@ use super::modbus::encode::{self, Encoded, Unwritable};
 use super::pause::Pauses;
 use super::{Line, serial_points};
 use crate::clock::rfc3339;
-use crate::config::{Config, ModbusPoint};
+use crate::config::{Config, ModbusPoint, answers};
 use crate::health::{DeviceHealth, chain};
 use crate::intake::{AcceptError, Intake};
 use crate::message::{Body, Message, Origin, Properties, Qos, Topic, Value, is_reserved};
@@ -518,10 +518,15 @@ impl Clerk {
             received: now,
         };
         let result = result_topic(&row.message.topic);
-        // A cloud's response topic is one of its own; its answer goes up like any other message.
-        let is_local = matches!(row.message.origin, Origin::Client(_));
-        let response = asked_for.filter(|_| is_local).and_then(|properties| properties.response_topic.clone());
-        let response = response.filter(|topic| !is_reserved(topic.as_str()) && Some(topic) != result.as_ref());
+        // A cloud's response topic is one of its own, unless a rule takes answers from a local one to there.
+        let is_here = |topic: &Topic| match &row.message.origin {
+            Origin::Client(_) => true,
+            Origin::Uplink(uplink) => answers::is_local(uplink, topic.as_str()),
+            Origin::Field | Origin::Gateway => false,
+        };
+        let response = asked_for.and_then(|properties| properties.response_topic.clone());
+        let response =
+            response.filter(is_here).filter(|topic| !is_reserved(topic.as_str()) && Some(topic) != result.as_ref());
         Ending { changes, messages: result.into_iter().chain(response).map(message).collect() }
     }
 
