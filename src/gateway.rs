@@ -39,6 +39,7 @@ use certificates::CertificateWatch;
 mod apply;
 mod certificates;
 mod reload;
+mod tidings;
 
 /// How long a start may take at most before the service manager may lose patience: a store of a gigabyte that is looked
 /// through on a slow card.
@@ -225,6 +226,8 @@ pub async fn run(
         Err(error) => log::error!(error:% = chain(&error); "The gateway runs, but `tidegate status` cannot ask it"),
     }
     house.start("web", |stop| page.run(stop));
+    let telling = (gateway.to_string(), intake.clone(), health.clone(), clock.clone());
+    house.start("tidings", |stop| tidings::run(telling.0, telling.1, telling.2, telling.3, stop));
     let ticked = inlet.clone();
     house.start("ledger", |stop| async move { tick(ticked, stop).await });
     let watch = clock.clone();
