@@ -409,6 +409,7 @@ mod tests {
             qos,
             when_full: None,
             strict_order: false,
+            payload: crate::config::Payload::JSON,
             batch: None,
         }
     }

@@ -5,7 +5,7 @@
 mod common;
 
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use tokio::time::Instant;
 
 use common::certificates::Certificates;
 use common::gateway::{Gateway, PROGRAM, folder};

@@ -96,7 +96,7 @@ type Seldom<'s> = Pin<Box<dyn Future<Output = ()> + Send + 's>>;
 pub(super) struct Session {
     client: Arc<str>,
     services: Arc<Services>,
-    attachments: mpsc::Receiver<Attachment>,
+    attachments: mpsc::Receiver<Box<Attachment>>,
     /// Whose it is, what he may do, and when that may have changed.
     identity: Identity,
     rights: Rights,
@@ -132,7 +132,7 @@ pub(super) struct Session {
 }
 
 enum Event {
-    Attached(Attachment),
+    Attached(Box<Attachment>),
     Stop,
     Settled(Mark, Settled),
     Begun(Mark, Begun),
@@ -149,7 +149,7 @@ impl Session {
     pub(super) fn new(
         client: Arc<str>,
         services: Arc<Services>,
-        attachments: mpsc::Receiver<Attachment>,
+        attachments: mpsc::Receiver<Box<Attachment>>,
         identity: Identity,
         link: Link,
     ) -> Session {
@@ -184,7 +184,7 @@ impl Session {
 
     /// Serves `first` and all later connections of this client, until the session has ended and all that it had begun
     /// is done.
-    pub(super) async fn run(mut self: Box<Self>, first: Attachment, stop: CancellationToken) {
+    pub(super) async fn run(mut self: Box<Self>, first: Box<Attachment>, stop: CancellationToken) {
         Box::pin(self.attach(first)).await;
         loop {
             // Before anything that comes in or goes out after the change.

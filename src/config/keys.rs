@@ -71,6 +71,7 @@ pub static TABLES: &[&KeyTable] = &[
     &PROVISION,
     &PROXY,
     &FORWARD,
+    &TEMPLATE,
     &BATCH,
     &RECEIVE,
     &LINE,
@@ -560,6 +561,8 @@ pub static FORWARD: KeyTable = KeyTable {
         optional("when_full"),
         default("order", "\"normal\""),
         default("payload", "\"json\""),
+        optional("template"),
+        default("compress", "\"none\""),
         optional("batch"),
     ],
     gone: &[
@@ -567,8 +570,17 @@ pub static FORWARD: KeyTable = KeyTable {
         ("to", "it is called `topic`"),
         ("local", "it is called `filter`"),
         ("format", "it is called `payload`"),
+        ("compression", "it is called `compress`"),
     ],
-    later: &["envelope", "compress"],
+    later: &["envelope"],
+};
+
+/// `template = { … }`
+pub static TEMPLATE: KeyTable = KeyTable {
+    title: "uplink.<name>.forward.template",
+    keys: &[required("reading"), default("begin", "\"[\""), default("between", "\",\""), default("end", "\"]\"")],
+    gone: &[],
+    later: &[],
 };
 
 /// `batch = { … }`

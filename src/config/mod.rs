@@ -24,6 +24,9 @@ pub use modbus::{
     AddressRange, BitRange, Deadband, Meaning, ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, RequestLimits,
     Table, WordOrder, Write, WriteFunction,
 };
+pub use payload::{
+    Compression, Field, Form, Frame, Part, Payload, PayloadTemplate, PayloadTemplateError, TEMPLATE_BYTES_MAX,
+};
 pub use report::{Mark, Place, Problem, render};
 pub use serial::{
     Ask, ByteOrder, BytesField, Checksum, ChecksumForm, ChecksumKind, Counts, Ending, Escape, Flow, FrameConfig,
@@ -68,6 +71,7 @@ pub mod board;
 pub mod template;
 
 pub mod answers;
+pub mod payload;
 
 mod examples;
 
@@ -547,7 +551,9 @@ pub struct ForwardRule {
     pub when_full: Option<WhenFull>,
     /// `order = "strict"`: one message of a topic in flight.
     pub strict_order: bool,
-    /// `payload = "json-batch"`: readings travel together. `None` = one message each.
+    /// How readings are written.
+    pub payload: Payload,
+    /// How readings travel together. `None` = one message each.
     pub batch: Option<BatchLimits>,
 }
 

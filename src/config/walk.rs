@@ -154,6 +154,11 @@ impl<'t> Reader<'t> {
         self.tree.get(key).is_some()
     }
 
+    /// Whether it was written as a table.
+    pub(super) fn is_table(&self, key: &str) -> bool {
+        self.tree.get(key).is_some_and(|entry| matches!(entry.node.value, Written::Table(_)))
+    }
+
     /// A leaf, or its default.
     pub(super) fn leaf<T>(
         &self,

@@ -21,6 +21,7 @@ use crate::field::{FieldHand, Lines};
 use crate::health::{Alarm, Health, chain};
 use crate::intake::Intake;
 use crate::queue::{AppendError, Bounds, Inlet, Outlet, StreamSpec};
+use crate::service::Watch;
 use crate::web::WebHand;
 
 /// How often, and after which pause each time, a stream is opened once more when the store fails in that moment.
@@ -74,6 +75,9 @@ impl Reloader {
                 Err(refusal) => (done, self.refuse(refusal).await),
             },
         };
+        let note = self.pending.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Reloader { inlet, health, clock, .. } = self;
+        Watch { inlet: inlet.clone(), health: health.clone(), clock: clock.clone() }.tell_now(note);
         // Whoever asked may be gone.
         let _unheard = done.send(reloaded);
     }

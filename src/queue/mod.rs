@@ -43,7 +43,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Clock, Timing};
-use crate::config::{BatchLimits, ForwardRule, TopicTemplate, WRITES_STREAM, WhenFull};
+use crate::config::{BatchLimits, ForwardRule, Payload, TopicTemplate, WRITES_STREAM, WhenFull};
 use crate::health::{self, Health, LossReason};
 use crate::message::{Filter, Message, MessageId, Ordinal, Origin, Qos, Sequence, Topic};
 
@@ -181,6 +181,7 @@ impl StreamSpec {
             qos: Some(Qos::AtLeastOnce),
             when_full: Some(WhenFull::Refuse),
             strict_order: false,
+            payload: crate::config::Payload::JSON,
             batch: None,
         };
         let rules = Filter::new("#").map(rule).into_iter().collect();
@@ -592,34 +593,10 @@ pub struct Wanted {
 pub struct Encoding {
     /// The topic at the cloud.
     pub topic: Topic,
-    /// Payload format of readings.
-    pub format: Format,
+    /// How readings are written.
+    pub payload: Payload,
     /// How a reading's time is written (DESIGN.md 6.4).
     pub timing: Timing,
-}
-
-/// Payload format of readings on a way out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// DESIGN.md 5: one JSON object for each reading.
-    Json,
-    /// An array of such objects.
-    JsonBatch,
-}
-
-impl Format {
-    /// As it stands in the store.
-    fn code(self) -> i64 {
-        match self {
-            Format::Json => 0,
-            Format::JsonBatch => 1,
-        }
-    }
-
-    /// What a store says. Each reading can be told in JSON, also one that a newer program knew a better way for.
-    fn from_code(code: i64) -> Format {
-        if code == 1 { Format::JsonBatch } else { Format::Json }
-    }
 }
 
 /// With which others a reading may travel.

@@ -896,6 +896,7 @@ fn own_rules(spec: &StreamSpec, gateway: &str) -> Option<ForwardRule> {
             qos: Some(Qos::AtLeastOnce),
             when_full: None,
             strict_order: false,
+            payload: crate::config::Payload::JSON,
             batch: None,
         }),
         Err(error) => {

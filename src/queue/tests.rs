@@ -37,7 +37,15 @@ const DEADLINE: Duration = Duration::from_secs(30);
 fn rule(filter: &str, topic: &str) -> ForwardRule {
     let filter = Filter::new(filter).unwrap();
     let topic = TopicTemplate::parse(topic, &filter, "g7").unwrap();
-    ForwardRule { filter, topic, qos: None, when_full: None, strict_order: false, batch: None }
+    ForwardRule {
+        filter,
+        topic,
+        qos: None,
+        when_full: None,
+        strict_order: false,
+        payload: crate::config::Payload::JSON,
+        batch: None,
+    }
 }
 
 fn stream(name: &str, rules: Vec<ForwardRule>) -> StreamSpec {
@@ -886,10 +894,10 @@ async fn admitted_rows_come_back_with_id_order_and_encoding() {
         7 => Timing::Between { after_ms: 7, before_ms: Some(8) },
         _ => Timing::Stamped,
     };
-    let formats = |packet_id: u16| if packet_id == 3 { Format::JsonBatch } else { Format::Json };
+    let formats = |packet_id: u16| if packet_id == 3 { Payload::JSON_BATCH } else { Payload::JSON };
     let encoding = |row: &Queued, packet_id| Encoding {
         timing: timings(packet_id),
-        format: formats(packet_id),
+        payload: formats(packet_id),
         ..row.encoding.clone()
     };
     let admit = |packet_id, places: &[usize], order| Change::Admit {
@@ -921,7 +929,7 @@ async fn admitted_rows_come_back_with_id_order_and_encoding() {
         for row in &entry.rows {
             assert_eq!(row.encoding.topic.as_str(), "up/plant/press/3/sensor", "as recorded, not as configured now");
             assert_eq!(row.encoding.timing, timings(entry.packet_id));
-            assert_eq!(row.encoding.format, formats(entry.packet_id));
+            assert_eq!(row.encoding.payload, formats(entry.packet_id));
             assert_eq!(row.id, rows[usize::try_from(number_of(&row.message)).unwrap()].id);
         }
     }

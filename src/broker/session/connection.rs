@@ -23,8 +23,8 @@ use crate::queue::sessions::{Entrance, Entry, Kept, Subscribed};
 use crate::router::RouterError;
 
 impl Session {
-    pub(super) async fn attach(&mut self, attachment: Attachment) {
-        let Attachment { mut socket, connect, identity, is_assigned } = attachment;
+    pub(super) async fn attach(&mut self, attachment: Box<Attachment>) {
+        let Attachment { mut socket, connect, identity, is_assigned } = *attachment;
         let is_too_late = !self.services.access.vouches_for(&identity);
         if socket.is_shut_out() {
             return listener::refuse(socket, connect.version, ReasonCode::SERVER_UNAVAILABLE, &self.services);

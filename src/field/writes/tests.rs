@@ -137,6 +137,7 @@ fn queue_rule(filter: &str) -> Vec<crate::config::ForwardRule> {
         qos: None,
         when_full: None,
         strict_order: false,
+        payload: crate::config::Payload::JSON,
         batch: None,
     }]
 }
