@@ -233,11 +233,13 @@ fn every_link_and_every_file_that_is_named_is_there() {
 }
 
 #[test]
-fn every_page_is_linked_from_the_readme() {
-    let readme = &pages().into_iter().find(|(page, _)| page == Path::new("README.md")).unwrap().1;
-    for (page, _) in pages() {
+fn every_page_is_named_by_another() {
+    let pages = pages();
+    for (page, _) in pages.iter().filter(|(page, _)| page != Path::new("README.md")) {
         let name = page.display().to_string();
-        assert!(name == "README.md" || readme.contains(&name), "{name} is not linked from the README");
+        let beside = format!("]({}", page.file_name().unwrap().display());
+        let names = |text: &str| text.contains(&name) || text.contains(&beside);
+        assert!(pages.iter().any(|(other, text)| other != page && names(text)), "{name}: no page leads there");
     }
 }
 
@@ -288,4 +290,40 @@ fn every_metric_and_label_of_the_grafana_dashboard_is_there() {
         }
     }
     assert!(named >= 20, "{named}");
+}
+
+/// All our sources as one text: no marks of code, no line ends inside of a sentence, no large letters.
+fn sources() -> String {
+    fn gather(folder: &Path, text: &mut String) {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            match entry.path() {
+                path if path.is_dir() => gather(&path, text),
+                path if path.extension().is_some_and(|end| end == "rs") => *text += &fs::read_to_string(path).unwrap(),
+                _ => {}
+            }
+        }
+    }
+    let mut text = String::new();
+    gather(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut text);
+    let lines = text.split("\\\n").enumerate().map(|(number, part)| if number == 0 { part } else { part.trim_start() });
+    lines.collect::<String>().replace("\\\"", "\"").replace('`', "").to_lowercase()
+}
+
+#[test]
+fn the_words_to_look_for_in_troubleshooting_are_words_of_the_program() {
+    let sources = sources();
+    let (_, page) = pages().into_iter().find(|(page, _)| page.ends_with("troubleshooting.md")).unwrap();
+    let cells = page.lines().filter(|line| line.starts_with("| `")).filter_map(|line| line.split('|').nth(1));
+    let mut looked = 0;
+    for said in cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)) {
+        // What differs from case to case stands between the words.
+        for part in said.to_lowercase().split(|c: char| c == '…' || c.is_ascii_digit()) {
+            let part = part.trim_matches(|c: char| !c.is_alphabetic() && c != '\'');
+            if part.len() >= 8 {
+                looked += 1;
+                assert!(sources.contains(part), "{said:?}: the program does not say {part:?}");
+            }
+        }
+    }
+    assert!(looked >= 40, "{looked}");
 }
