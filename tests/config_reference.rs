@@ -38,6 +38,7 @@ fn place() -> TempDir {
         "jwt.key",
         "token",
         "token.sig",
+        "azure.jwt",
     ] {
         fs::write(root.join(file), "x\n").unwrap();
         fs::set_permissions(root.join(file), fs::Permissions::from_mode(0o600)).unwrap();

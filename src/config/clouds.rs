@@ -11,14 +11,16 @@ use super::{Pace, Reconnect};
 use crate::message::Qos;
 
 pub use aws_iot::{AWS_IOT, authorizer_username};
+pub use azure_event_grid::AZURE_EVENT_GRID;
 pub use generic::GENERIC;
 
 mod aws_iot;
 pub mod aws_policy;
+mod azure_event_grid;
 mod generic;
 
 /// Every profile, as `profile` names it.
-pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT];
+pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT, &AZURE_EVENT_GRID];
 
 /// One kind of cloud.
 #[derive(Debug)]
@@ -70,6 +72,8 @@ pub struct Profile {
     pub wants_server_name: bool,
     /// Knows clients by their certificates or by a custom authoriser, and nobody else.
     pub has_authorizers: bool,
+    /// Methods of enhanced authentication that it knows; none = nobody knows.
+    pub auth_methods: &'static [&'static str],
     /// Protocol name for the TLS handshake, where none is written.
     pub alpn: fn(port: u16, has_certificate: bool) -> Option<&'static str>,
 }

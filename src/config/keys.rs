@@ -417,6 +417,7 @@ pub static UPLINK: KeyTable = KeyTable {
         optional("username"),
         optional("password_file"),
         optional("jwt"),
+        optional("auth_method"),
         optional("authorizer"),
         optional("provision"),
         optional("proxy"),

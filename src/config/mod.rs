@@ -393,6 +393,8 @@ pub struct UplinkConfig {
     pub password_file: Option<PathBuf>,
     /// A token instead of the password.
     pub jwt: Option<JwtConfig>,
+    /// Enhanced authentication (MQTT 5.0, 4.12) by this method: the password, or the token, is its data.
+    pub auth_method: Option<String>,
     /// Who judges that, at AWS.
     pub authorizer: Option<AuthorizerConfig>,
     /// How a board without a certificate of its own gets one.

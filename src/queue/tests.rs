@@ -719,6 +719,25 @@ async fn q4_drop_newest_keeps_the_oldest_and_refuse_keeps_all_it_took() {
 }
 
 #[tokio::test]
+async fn q4_a_refusal_costs_the_disk_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let streams = vec![stream("cloud", vec![rule("plant/#", "{topic}")])];
+    let rig = Rig::start(QueueSettings { streams, ..small(dir.path(), WhenFull::Refuse) });
+    while rig.inlet.append(submission(numbered(0, 200))).await.is_ok() {}
+    let commits = || rig.health.queue().commits.load(std::sync::atomic::Ordering::Relaxed);
+    // What is due once a second may be written; a refusal beside it is not.
+    let before = commits();
+    for _ in 0..500 {
+        assert_eq!(rig.inlet.append(submission(numbered(0, 200))).await, Err(AppendError::Full));
+        // And what nobody keeps passes beside it.
+        let passing = rig.append(message("elsewhere/x", b"x")).await;
+        assert_eq!(passing.fate, Fate::Unwanted);
+    }
+    assert!(commits() - before < 100, "{} commits for 500 refusals", commits() - before);
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn q4_a_rule_of_its_own_protects_its_messages_from_those_that_drop_the_oldest() {
     let dir = tempfile::tempdir().unwrap();
     let mut settings = small(dir.path(), WhenFull::DropOldest);

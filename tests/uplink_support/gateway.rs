@@ -69,6 +69,7 @@ pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
         username: None,
         password_file: None,
         jwt: None,
+        auth_method: None,
         authorizer: None,
         provision: None,
         proxy: None,

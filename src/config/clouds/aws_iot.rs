@@ -33,6 +33,7 @@ pub static AWS_IOT: Profile = Profile {
     reconnect: Reconnect { first: Duration::from_secs(10), max: Duration::from_secs(300) },
     wants_server_name: true,
     has_authorizers: true,
+    auth_methods: &[],
     alpn,
 };
 

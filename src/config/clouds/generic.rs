@@ -32,5 +32,6 @@ pub static GENERIC: Profile = Profile {
     reconnect: Reconnect { first: Duration::from_secs(1), max: Duration::from_secs(30) },
     wants_server_name: false,
     has_authorizers: false,
+    auth_methods: &[],
     alpn: |_, _| None,
 };

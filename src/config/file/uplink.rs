@@ -44,7 +44,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let reader = Reader::open(walk, tree, &keys::UPLINK, spot);
     let endpoints = endpoints(walk, &reader);
     let profiles: Vec<(&str, &Profile)> = clouds::PROFILES.iter().map(|profile| (profile.name, *profile)).collect();
-    let profile = reader.choice(walk, "profile", &profiles, &["azure-iot-hub", "azure-event-grid", "clearblade"]);
+    let profile = reader.choice(walk, "profile", &profiles, &["azure-iot-hub", "clearblade"]);
     // A wrong name was noted; the other keys are looked at all the same.
     let known = profile.as_ref().map_or(&clouds::GENERIC, |at| at.value);
     let protocol = protocol(walk, &reader);
@@ -56,6 +56,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let username = reader.text(walk, "username");
     let password_file = file(walk, &reader, "password_file", true);
     let jwt = jwt(walk, &reader, words);
+    let auth_method = reader.text(walk, "auth_method");
     let authorizer = authorizer(walk, &reader, words);
     let provision = provision(walk, &reader, words);
     let proxy = proxy(walk, &reader);
@@ -93,6 +94,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         || is_missing("cert", cert.is_some())
         || is_missing("key", key.is_some())
         || is_missing("username", username.is_some())
+        || is_missing("auth_method", auth_method.is_some())
         || is_missing("password_file", password_file.is_some());
     let config = (|| {
         if has_hole {
@@ -111,6 +113,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             username: username.as_ref().map(|at| at.value.clone()),
             password_file: password_file.as_ref().map(|at| at.value.clone()),
             jwt: jwt?,
+            auth_method: auth_method.map(|at| at.value),
             authorizer: authorizer?,
             provision: provision?,
             proxy: proxy?,
