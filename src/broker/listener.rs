@@ -149,7 +149,7 @@ const SHARED_FRAME_BYTES: usize = 64 * 1024;
 
 /// What comes before a session, each part within its time.
 async fn arrive(caller: Caller, place: Place, services: &Services) -> Result<(Socket, Box<Connect>), Absence> {
-    let limits = &services.limits;
+    let (limits, door) = (&services.limits, caller.door.clone());
     let come_in = time::timeout(limits.handshake_timeout, caller.come_in(limits.packet_bytes + SHARED_FRAME_BYTES));
     let (stream, peer) = match come_in.await {
         Ok(Ok(come)) => come,
@@ -157,7 +157,7 @@ async fn arrive(caller: Caller, place: Place, services: &Services) -> Result<(So
         Ok(Err(fault)) => return Err(Absence::Noted(fault.words())),
         Err(_) => return Err(Absence::Noted(SLOW_HANDSHAKE)),
     };
-    let mut socket = Socket::new(stream, Arc::new(peer), limits, place);
+    let mut socket = Socket::new(stream, Arc::new(peer), limits, place, door);
     match time::timeout(limits.connect_timeout, connect(&mut socket)).await {
         Ok(Ok(Some(connect))) => Ok((socket, connect)),
         Ok(Ok(None)) => Err(Absence::Gone),

@@ -59,6 +59,9 @@ pub struct Profile {
     pub connect_every: Duration,
     /// Highest QoS, either way. What is above is not answered at all by some.
     pub qos_max: Qos,
+    /// Says DUP when it sends a message again. Where it does not, a command is a repeat when it bears an id and is the same
+    /// to the last byte.
+    pub marks_repeats: bool,
     /// Which messages it retains.
     pub retain: Retain,
     /// What a PUBACK that does not come means, when those of later messages do.

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::machine::{Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
+use super::provision::Claimant;
 use super::tasks::{Errand, Order, Report, Unaccepted, keep_store, run_errands};
 use crate::clock::Clock;
 use crate::config::{Endpoint, UplinkConfig};
@@ -71,6 +72,8 @@ const STAMP_AGE_MAX: Duration = Duration::from_millis(200);
 pub struct UplinkSettings {
     /// Its name in the configuration.
     pub name: Arc<str>,
+    /// The gateway's name.
+    pub gateway: Arc<str>,
     /// `[uplink.<name>]`
     pub config: UplinkConfig,
     /// The client id, placeholders filled.
@@ -122,7 +125,14 @@ impl Uplink {
     /// Delivers until `stop`: then what is in flight may take two seconds, the own status says offline, and the
     /// session stays at the cloud.
     pub async fn run(self, stop: CancellationToken) -> Result<(), UplinkError> {
-        let UplinkSettings { name, config, client_id, outlet, inlet, intake, clock, health } = self.settings;
+        let UplinkSettings { name, gateway, mut config, client_id, outlet, inlet, intake, clock, health } =
+            self.settings;
+        let mut introduced_at = None;
+        if config.provision.is_some() {
+            let claimant =
+                Claimant { name: &name, client_id: &client_id, clock: &clock, health: &health.uplink(&name) };
+            introduced_at = claimant.provision(&mut config, &stop).await;
+        }
         let (orders, order_inbox) = mpsc::channel(16);
         let (errands, errand_inbox) = mpsc::channel(1024);
         let (report_outbox, reports) = mpsc::channel(1024);
@@ -132,7 +142,7 @@ impl Uplink {
         tasks.spawn(run_errands(intake, inlet, errand_inbox, report_outbox));
         let started = Instant::now();
         let mut link = Link {
-            machine: Machine::new(Settings::new(name.clone(), client_id.clone(), &config)),
+            machine: Machine::new(Settings::new(name.clone(), gateway, client_id.clone(), &config)),
             line: Line::Idle { until: started },
             backoff: Backoff::new(config.reconnect),
             health: health.uplink(&name),
@@ -141,9 +151,10 @@ impl Uplink {
             rejected_at: None,
             rejected: 0,
             no_room_at: None,
+            complained_at: [None; 2],
             endpoint: 0,
             tried: 0,
-            introduced_at: None,
+            introduced_at,
             renew_at: None,
             token_ends_ms: [None; 2],
             reading: None,
@@ -195,6 +206,15 @@ enum AttemptError {
     Login(LoginError),
     #[error(transparent)]
     Connect(ConnectError),
+}
+
+/// So many connections that the cloud ended soon after it had accepted them are no chance.
+const SHORT_LIVED_TOLD: u32 = 3;
+/// What comes with each message, and is said now and then.
+#[derive(Debug, Clone, Copy)]
+enum Complaint {
+    Answer,
+    Loop,
 }
 
 /// Why a connection ended that was not closed from here.
@@ -302,6 +322,7 @@ struct Link {
     rejected_at: Option<Instant>,
     rejected: u64,
     no_room_at: Option<Instant>,
+    complained_at: [Option<Instant>; 2],
 }
 
 impl Link {
@@ -698,7 +719,7 @@ impl Link {
     }
 
     /// Plans the next attempt after a failure or a loss, and says so once an outage.
-    fn lost(&mut self, reason: String, closed: Option<CloseReason>) {
+    fn lost(&mut self, mut reason: String, closed: Option<CloseReason>) {
         let at = self.at();
         let code = match closed {
             Some(CloseReason::Disconnected { reason, .. } | CloseReason::Refused { reason, .. }) => Some(reason),
@@ -719,6 +740,15 @@ impl Link {
             pause = pause.max(self.backoff.taken_over(at.now));
             let (uplink, client_id, pause_s) = (self.name.as_ref(), self.client_id.as_str(), pause.as_secs());
             error!(uplink, client_id, pause_s; "Another client logs in with this client id; each throws the other out");
+        }
+        // Mosquitto 2.0 throws the older of two out without a word.
+        let again = self.backoff.short_lived();
+        if self.was_up && code.is_none() && again >= SHORT_LIVED_TOLD {
+            reason += &format!(
+                ", {again} times now soon after it had let the gateway in: another client with the client id {:?} may be there, or a \
+                 message that the cloud does not take",
+                self.client_id
+            );
         }
         self.line = Line::Idle { until: Instant::now() + pause };
         if !self.is_outage {
@@ -790,11 +820,38 @@ impl Link {
             Note::OwnTopicOff => {
                 error!(uplink; "The cloud does not allow the own topic; status messages are off until the next start");
             }
+            Note::AnswerNotAllowed { topic } => {
+                let help = "allow it with `answers` in [[uplink.<name>.receive]]";
+                if self.is_due(Complaint::Answer) {
+                    warn!(uplink, topic:%, help; "A command asks for an answer where none may go; it is carried out without");
+                }
+            }
+            Note::Loop { topic } => {
+                if self.is_due(Complaint::Loop) {
+                    let count = self.machine.counts().loops;
+                    error!(uplink, topic:%, count; "Messages go in a circle over another cloud; what comes back is not taken in");
+                }
+            }
             Note::SubscriptionRefused { filter } => {
                 let filter = filter.unwrap_or_else(|| "all".to_owned());
                 error!(uplink, filter = filter.as_str(); "The cloud does not allow a subscription; it is tried again later");
             }
         }
+    }
+
+    /// Whether this may be complained about again.
+    fn is_due(&mut self, complaint: Complaint) -> bool {
+        let now = Instant::now();
+        let [answer, around] = &mut self.complained_at;
+        let last = match complaint {
+            Complaint::Answer => answer,
+            Complaint::Loop => around,
+        };
+        let is_due = last.is_none_or(|last| now - last >= REJECTED_EVERY);
+        if is_due {
+            *last = Some(now);
+        }
+        is_due
     }
 
     fn set_state(&mut self, state: UplinkState, reason: Option<String>) {
@@ -813,6 +870,7 @@ impl Link {
         health.sessions_lost.store(counts.sessions_lost, Ordering::Relaxed);
         health.received.store(counts.received, Ordering::Relaxed);
         health.unmatched.store(counts.unmatched, Ordering::Relaxed);
+        health.loops.store(counts.loops, Ordering::Relaxed);
         health.strays.store(counts.strays, Ordering::Relaxed);
         health.refused.store(counts.refused, Ordering::Relaxed);
         health.live_dropped.store(counts.live_dropped, Ordering::Relaxed);
@@ -856,7 +914,7 @@ fn session_key(endpoint: &Endpoint, client_id: &str, username: Option<&str>) -> 
 }
 
 /// A number from the system's generator; without one, the longest pause.
-fn chance() -> u32 {
+pub(super) fn chance() -> u32 {
     let mut bytes = [0; 4];
     match getrandom::fill(&mut bytes) {
         Ok(()) => u32::from_le_bytes(bytes),

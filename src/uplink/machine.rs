@@ -26,12 +26,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use thiserror::Error;
 
+use super::commands;
 use super::compose::{self, Terms};
 use super::inbound::{Inbound, Receipt, UNANSWERED_MAX};
 use super::overtaken::Overtaken;
 use super::own::{self, OwnTopic};
 use super::reason::{meaning, quoted, remedy};
 use super::waiting::{Attempt, Waiting};
+use crate::config::answers::{self, Way};
 use crate::config::clouds::{MissingPuback, Profile};
 use crate::config::{DrainOrder, Pace, Protocol, ReceiveRule, UplinkConfig};
 use crate::health::LossReason;
@@ -116,6 +118,8 @@ const SUBSCRIBE_DEATHS_MAX: u32 = 3;
 pub struct Settings {
     /// The uplink's name.
     pub name: Arc<str>,
+    /// The gateway's, by which a message that comes back is known.
+    pub gateway: Arc<str>,
     /// What is known of the cloud.
     pub profile: &'static Profile,
     /// Protocol version.
@@ -142,9 +146,10 @@ pub struct Settings {
 
 impl Settings {
     /// From the configuration of the uplink `name`.
-    pub fn new(name: Arc<str>, client_id: String, config: &UplinkConfig) -> Settings {
+    pub fn new(name: Arc<str>, gateway: Arc<str>, client_id: String, config: &UplinkConfig) -> Settings {
         Settings {
             name,
+            gateway,
             profile: config.profile,
             version: match config.protocol {
                 Protocol::V311 => Version::V311,
@@ -398,6 +403,16 @@ pub enum Note {
     },
     /// The cloud does not allow the own topic; it is off until the next start.
     OwnTopicOff,
+    /// A command asks for an answer at a topic of the cloud that no rule allows.
+    AnswerNotAllowed {
+        /// The topic.
+        topic: Topic,
+    },
+    /// A message has come back that went from here to another cloud.
+    Loop {
+        /// Its topic at this cloud.
+        topic: Topic,
+    },
     /// The cloud does not allow a subscription.
     SubscriptionRefused {
         /// The filter; `None` = it closed the connection on all of them.
@@ -422,6 +437,8 @@ pub struct Counts {
     pub received: u64,
     /// From the cloud, but no receive rule made a local topic of it.
     pub unmatched: u64,
+    /// From the cloud, but it had come from here to another one.
+    pub loops: u64,
     /// Acknowledgements of nothing.
     pub strays: u64,
     /// Times that a message from the cloud found no room in the store.
@@ -2040,7 +2057,7 @@ impl Machine {
         if self.phase != Phase::Up {
             return;
         }
-        let publish = compose::live(&live.message, &live.topic, &self.terms, at.stamp);
+        let publish = compose::live(&live.message, &live.topic, &self.settings.gateway, &self.terms, at.stamp);
         let publish = publish.map(|publish| (compose::publish_bytes(&publish, self.terms.version), publish));
         let Some((bytes, publish)) = publish.filter(|(bytes, publish)| self.terms.fault(publish, *bytes).is_none())
         else {
@@ -2152,28 +2169,41 @@ impl Machine {
             (Qos::AtLeastOnce, Some(id)) => Some(Packet::Puback(Ack::new(id, ReasonCode::SUCCESS))),
             (Qos::ExactlyOnce, Some(id)) => Some(Packet::Pubrec(Ack::new(id, ReasonCode::SUCCESS))),
         };
-        let rules = self.settings.receive.iter();
-        let local = rules.filter_map(|rule| rule.topic.apply(&rule.filter, cloud_topic)).next();
-        let Some(Ok(topic)) = local else {
+        let rules = self.settings.receive.iter().enumerate();
+        let local =
+            rules.filter_map(|(place, rule)| Some((place, rule.topic.apply(&rule.filter, cloud_topic)?))).next();
+        let Some((place, Ok(topic))) = local else {
             self.counts.unmatched += 1;
-            if let (Qos::ExactlyOnce, Some(id)) = (publish.qos, publish.packet_id) {
-                self.inbound.ignore(id);
-            }
-            if let Some(answer) = answer {
-                self.inbound.answered(answer);
-            }
-            return;
+            return self.take_and_ignore(publish.qos, publish.packet_id, answer);
         };
+        let mut properties = publish.properties;
+        if commands::has_passed(&self.settings.gateway, &properties) {
+            // It came from here, and another cloud has brought it back.
+            self.counts.loops += 1;
+            self.actions.push(Action::Note(Note::Loop { topic: cloud_topic.clone() }));
+            return self.take_and_ignore(publish.qos, publish.packet_id, answer);
+        }
         self.counts.received += 1;
+        let key = commands::key(&self.settings.name, cloud_topic, &publish.payload, &properties);
+        let asked = properties.response_topic.take();
+        match answers::way(&self.settings.name, &self.settings.receive, place, cloud_topic, asked.as_ref()) {
+            Way::AsItIs => properties.response_topic = asked,
+            Way::Local(local) => properties.response_topic = Some(local),
+            Way::NotAllowed(topic) => self.actions.push(Action::Note(Note::AnswerNotAllowed { topic })),
+        }
         let once = match (publish.qos, publish.packet_id) {
-            (Qos::ExactlyOnce, Some(id)) => Some(Once { session: self.session, packet_id: id.get() }),
+            (Qos::ExactlyOnce, Some(id)) => Some(Once::Packet { session: self.session, packet_id: id.get() }),
+            (Qos::AtLeastOnce, _) => key.map(|key| {
+                let may_be_repeat = publish.dup || !self.settings.profile.marks_repeats;
+                Once::Command { key, may_be_repeat }
+            }),
             _ => None,
         };
         let message = Message {
             topic,
             qos: publish.qos,
             retain: publish.retain,
-            properties: Some(publish.properties).filter(|properties| !properties.is_empty()).map(Box::new),
+            properties: Some(properties).filter(|properties| !properties.is_empty()).map(Box::new),
             body: Body::Bytes(publish.payload),
             origin: Origin::Uplink(self.settings.name.clone()),
             received: at.stamp,
@@ -2189,6 +2219,16 @@ impl Machine {
             }
         }
         self.actions.push(Action::Submit { receipt, message, once });
+    }
+
+    /// What nobody here wants is answered all the same, or it would come again.
+    fn take_and_ignore(&mut self, qos: Qos, packet_id: Option<PacketId>, answer: Option<Packet>) {
+        if let (Qos::ExactlyOnce, Some(id)) = (qos, packet_id) {
+            self.inbound.ignore(id);
+        }
+        if let Some(answer) = answer {
+            self.inbound.answered(answer);
+        }
     }
 
     /// The store has no room for a command. Closing would only make the cloud send it again at once.
@@ -2219,7 +2259,7 @@ impl Machine {
         // Released also when its message was ignored: before a restart with other rules it may have been stored, and a
         // received id that stays makes the next message that bears it a repeat, which is answered and thrown away.
         let receipt = self.inbound.open(Some(Packet::Pubcomp(Ack::new(id, ReasonCode::SUCCESS))));
-        let once = Once { session: self.session, packet_id: id.get() };
+        let once = Once::Packet { session: self.session, packet_id: id.get() };
         self.actions.push(Action::Release { receipt, once });
     }
 

@@ -9,7 +9,7 @@
 //! (how often may one guess), `known` (whose password was right), `told` (which refusals are told).
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use tokio::time::{self, Instant};
 pub(super) use acl::{Reach, Rights};
 pub(super) use users::Identity;
 
-use super::peer::Peer;
+use super::peer::{Peer, PeerAddress};
 use crate::clock::Clock;
 use crate::config::{AccessConfig, PasswordHash};
 use crate::health::Health;
@@ -102,6 +102,15 @@ impl Refused {
             Refused::Will => "its will is for a topic that it may not publish to",
         }
     }
+}
+
+/// Why `Access::log_in` lets somebody not in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotLetIn {
+    /// Name or password is wrong.
+    Wrong,
+    /// Too many were wrong, or too many wait: later.
+    ForNow,
 }
 
 /// What a client did that it may not.
@@ -188,7 +197,7 @@ impl Changes {
 
 impl Access {
     /// As the configuration says.
-    pub(super) fn new(config: &AccessConfig, health: Health, clock: Clock) -> Access {
+    pub fn new(config: &AccessConfig, health: Health, clock: Clock) -> Access {
         Access(Arc::new(Shared {
             book: watch::Sender::new(Arc::new(Book::new(config.clone()))),
             known: Mutex::new(Known::new()),
@@ -209,6 +218,11 @@ impl Access {
         lock(&self.0.known).keep(|user| book.has_user(user));
         lock(&self.0.told).forget();
         self.0.book.send_replace(Arc::new(book));
+    }
+
+    /// Lets everybody who is connected look whether he may stay.
+    pub(super) fn call_all(&self) {
+        self.0.book.send_modify(|_| {});
     }
 
     pub(super) fn changes(&self) -> Changes {
@@ -287,10 +301,43 @@ impl Access {
                 warn!(client = clip(client_id).as_str(), peer:% = peer, listener = peer.listener.as_ref(),
                       user = clip(name.unwrap_or_default()).as_str(), reason = refused.words();
                       "A client is not let in; it is told once");
+                let (client, user) = (clip(client_id), clip(name.unwrap_or_default()));
+                let text = format!("client {client:?} from {address}, user {user:?}: {}", refused.words());
+                self.0.health.sessions().note_refusal(&text);
             }
             self.say_last(telling, &address);
         }
         admitted
+    }
+
+    /// Whether somebody at another door than the broker's, where only names and passwords count, is who he says: compared
+    /// and slowed in the same way, beside whoever logs in there.
+    ///
+    /// # Errors
+    /// When he is not let in; that was told.
+    pub async fn log_in(&self, door: &str, from: SocketAddr, name: &str, password: &[u8]) -> Result<(), NotLetIn> {
+        let peer = Peer {
+            address: PeerAddress::Network(from),
+            listener: Arc::from(door),
+            is_encrypted: false,
+            certificate: None,
+        };
+        let refused = match self.identify(&peer, Some(name), Some(password)).await {
+            Ok(_) => return Ok(()),
+            Err(refused) => refused,
+        };
+        let address = peer.address.to_string();
+        let whose = peer.ip().map_or_else(String::new, |address| address.to_string());
+        let telling = lock(&self.0.told).note(&whose, &format!("{} {refused:?}", clip(name)));
+        if telling != Telling::Not {
+            warn!(peer = address.as_str(), door = door, user = clip(name).as_str(), reason = refused.words();
+                  "Somebody is not let in; it is told once");
+        }
+        self.say_last(telling, &whose);
+        match refused {
+            Refused::TooOften | Refused::Busy | Refused::Token(TokenFault::NoClock) => Err(NotLetIn::ForNow),
+            Refused::Nameless | Refused::Unproven | Refused::Token(_) | Refused::Will => Err(NotLetIn::Wrong),
+        }
     }
 
     async fn identify(&self, peer: &Peer, name: Option<&str>, password: Option<&[u8]>) -> Result<Identity, Refused> {
@@ -410,6 +457,9 @@ impl Access {
         if telling != Telling::Not {
             warn!(client = client, user = user, deed = deed.words(), topic = topic;
                   "A client did what it may not; it is told once");
+            let (whom, to) = (clip(client), clip(topic));
+            let text = format!("client {whom:?}, user {:?}: may not {} {to:?}", clip(user), deed.words());
+            self.0.health.sessions().note_refusal(&text);
         }
         self.say_last(telling, client);
     }
@@ -421,6 +471,9 @@ impl Access {
         if telling != Telling::Not {
             warn!(client = client, user = user, owner = owner;
                   "A client is not let in: this client id has a session of another user; it is told once");
+            let (whom, user) = (clip(client), clip(user));
+            let text = format!("client {whom:?}, user {user:?}: this client id has a session of the user {owner:?}");
+            self.0.health.sessions().note_refusal(&text);
         }
         self.say_last(telling, client);
     }

@@ -26,6 +26,9 @@ impl Session {
     pub(super) async fn attach(&mut self, attachment: Box<Attachment>) {
         let Attachment { mut socket, connect, identity, is_assigned } = *attachment;
         let is_too_late = !self.services.access.vouches_for(&identity);
+        if socket.is_shut_out() {
+            return listener::refuse(socket, connect.version, ReasonCode::SERVER_UNAVAILABLE, &self.services);
+        }
         if is_too_late || self.is_alive && self.belongs_to_another(&self.identity.user, &identity.user) {
             return listener::refuse(socket, connect.version, ReasonCode::NOT_AUTHORIZED, &self.services);
         }
@@ -125,6 +128,9 @@ impl Session {
     /// The configuration has changed: whoever may not be here any more goes, the others go on with what they may do now.
     pub(super) async fn look_at_rights(&mut self) {
         self.rights = self.services.access.rights(&self.identity, &self.client);
+        if self.connection.as_ref().is_some_and(|connection| connection.socket.is_shut_out()) {
+            return self.part(ReasonCode::ADMINISTRATIVE_ACTION, true).await;
+        }
         if self.connection.is_some() && !self.services.access.vouches_for(&self.identity) {
             info!(client = self.client.as_ref(), user = self.identity.user.as_ref();
                   "A client is disconnected: what it logged in with is no longer in the configuration");

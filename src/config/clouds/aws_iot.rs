@@ -26,6 +26,7 @@ pub static AWS_IOT: Profile = Profile {
     session_expiry: Some(Duration::from_secs(7 * 86_400)),
     connect_every: Duration::from_secs(1),
     qos_max: Qos::AtLeastOnce,
+    marks_repeats: false,
     retain: Retain::NotDollar,
     // A publish beyond the quota is thrown away without a word: neither a failure nor an end of the connection.
     missing_puback: MissingPuback::Throttle(Duration::from_secs(10)),
