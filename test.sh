@@ -103,6 +103,8 @@ PATH="$PATH:/usr/sbin:/sbin"
 has mosquitto || missing+=(mosquitto)
 has mosquitto_sub && has mosquitto_pub || missing+=(mosquitto-clients)
 has socat || missing+=(socat)
+# Another broker, with its MQTT plugin, and the register of names of its language.
+[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && has epmd || missing+=(rabbitmq-server)
 # A Modbus server and a client in C.
 [ -e /usr/include/modbus/modbus.h ] || missing+=(libmodbus-dev)
 has nft && has ip || missing+=(nftables iproute2)
@@ -155,9 +157,9 @@ if [ ${#missing[@]} -gt 0 ]; then
     echo "== packages: ${missing[*]}"
     has apt-get || die "please install: ${missing[*]}"
     [ "$(id -u)" = 0 ] || has sudo || die "please run as root: apt-get install ${missing[*]}"
-    # Debian's mosquitto would start at once and take port 1883, which is the gateway's.
+    # Debian's mosquitto would start at once and take port 1883, which is the gateway's; RabbitMQ would run for nobody.
     case " ${missing[*]} " in
-    *" mosquitto "*)
+    *" mosquitto "* | *" rabbitmq-server "*)
         if [ ! -e "$policy" ]; then
             trap remove_policy EXIT
             made_policy=true
@@ -175,6 +177,13 @@ if [ ${#missing[@]} -gt 0 ]; then
         # Nor at the next boot. A mosquitto that was there before this script is left as it is.
         if has systemctl && as_root systemctl disable --quiet mosquitto 2>/dev/null; then
             echo "test.sh: mosquitto was installed for the tests; its service is disabled"
+        fi
+        ;;
+    esac
+    case " ${missing[*]} " in
+    *" rabbitmq-server "*)
+        if has systemctl && as_root systemctl disable --quiet rabbitmq-server 2>/dev/null; then
+            echo "test.sh: rabbitmq-server was installed for the tests; its service is disabled"
         fi
         ;;
     esac

@@ -62,6 +62,8 @@ pub struct Profile {
     /// Says DUP when it sends a message again. Where it does not, a command is a repeat when it bears an id and is the same
     /// to the last byte.
     pub marks_repeats: bool,
+    /// From which age on some of its services refuse readings: told, not kept back.
+    pub late: Option<Late>,
     /// Which messages it retains.
     pub retain: Retain,
     /// What a PUBACK that does not come means, when those of later messages do.
@@ -76,6 +78,15 @@ pub struct Profile {
     pub auth_methods: &'static [&'static str],
     /// Protocol name for the TLS handshake, where none is written.
     pub alpn: fn(port: u16, has_certificate: bool) -> Option<&'static str>,
+}
+
+/// What a cloud's services say to old readings.
+#[derive(Debug, Clone, Copy)]
+pub struct Late {
+    /// Older than this.
+    pub after: Duration,
+    /// Who refuses them; for a person.
+    pub what: &'static str,
 }
 
 /// Which messages a cloud retains.

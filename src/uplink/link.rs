@@ -25,7 +25,7 @@ use super::machine::{Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Mom
 use super::provision::Claimant;
 use super::tasks::{Errand, Order, Report, Unaccepted, keep_store, run_errands};
 use crate::clock::Clock;
-use crate::config::{Endpoint, UplinkConfig};
+use crate::config::{Endpoint, Protocol, UplinkConfig};
 use crate::health::{Health, UplinkHealth, UplinkState, chain};
 use crate::intake::{Intake, LiveForward};
 use crate::message::Stamp;
@@ -63,6 +63,9 @@ const RENEW_BEFORE_MAX: Duration = Duration::from_secs(300);
 
 /// Dead letters are named in the journal at most this often; the count goes on.
 const REJECTED_EVERY: Duration = Duration::from_secs(10);
+
+/// A backlog that is too old is told at most this often.
+const LATE_EVERY: Duration = Duration::from_secs(3600);
 
 /// A stamp may be this old: it serves expiry in seconds.
 const STAMP_AGE_MAX: Duration = Duration::from_millis(200);
@@ -151,7 +154,8 @@ impl Uplink {
             rejected_at: None,
             rejected: 0,
             no_room_at: None,
-            complained_at: [None; 2],
+            complained_at: [None; 3],
+            is_taken_over: false,
             endpoint: 0,
             tried: 0,
             introduced_at,
@@ -215,6 +219,7 @@ const SHORT_LIVED_TOLD: u32 = 3;
 enum Complaint {
     Answer,
     Loop,
+    Late,
 }
 
 /// Why a connection ended that was not closed from here.
@@ -322,7 +327,9 @@ struct Link {
     rejected_at: Option<Instant>,
     rejected: u64,
     no_room_at: Option<Instant>,
-    complained_at: [Option<Instant>; 2],
+    complained_at: [Option<Instant>; 3],
+    /// The connection that just ended was closed as if another client had come.
+    is_taken_over: bool,
 }
 
 impl Link {
@@ -596,6 +603,7 @@ impl Link {
             LineEvent::Written => {}
             LineEvent::Closed => {
                 let reason = self.closed();
+                self.looks_taken_over(at);
                 self.machine.handle(at, Event::Lost { by_peer: true });
                 self.lost(chain(&reason), None);
             }
@@ -605,6 +613,9 @@ impl Link {
                     io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof
                 );
                 let closed = self.closed();
+                if by_peer {
+                    self.looks_taken_over(at);
+                }
                 self.machine.handle(at, Event::Lost { by_peer });
                 let reason = match transport::late_refusal(&error, self.clock.state()) {
                     Some(refusal) => LostError::Refused(refusal),
@@ -718,6 +729,13 @@ impl Link {
         }
     }
 
+    /// The cloud has closed the connection. In version 5 it says when another client has come under our id; in 3.1.1 that can
+    /// only be guessed, where no message was under way that it could take offence at.
+    fn looks_taken_over(&mut self, at: Moment) {
+        let is_idle = self.machine.is_up() && self.machine.in_flight() == 0;
+        self.is_taken_over = self.config.protocol == Protocol::V311 && is_idle && self.backoff.closed_idle(at.now);
+    }
+
     /// Plans the next attempt after a failure or a loss, and says so once an outage.
     fn lost(&mut self, mut reason: String, closed: Option<CloseReason>) {
         let at = self.at();
@@ -736,10 +754,18 @@ impl Link {
             self.tried = 0;
             self.backoff.pause(at.now, chance())
         };
-        if code == Some(ReasonCode::SESSION_TAKEN_OVER) {
+        let is_guess = std::mem::take(&mut self.is_taken_over);
+        if is_guess || code == Some(ReasonCode::SESSION_TAKEN_OVER) {
             pause = pause.max(self.backoff.taken_over(at.now));
             let (uplink, client_id, pause_s) = (self.name.as_ref(), self.client_id.as_str(), pause.as_secs());
-            error!(uplink, client_id, pause_s; "Another client logs in with this client id; each throws the other out");
+            match is_guess {
+                true => {
+                    error!(uplink, client_id, pause_s; "The cloud closes one idle connection after the other; does another client log in with this client id?")
+                }
+                false => {
+                    error!(uplink, client_id, pause_s; "Another client logs in with this client id; each throws the other out")
+                }
+            }
         }
         // Mosquitto 2.0 throws the older of two out without a word.
         let again = self.backoff.short_lived();
@@ -826,6 +852,12 @@ impl Link {
                     warn!(uplink, topic:%, help; "A command asks for an answer where none may go; it is carried out without");
                 }
             }
+            Note::Late { age_ms } => {
+                if self.is_due(Complaint::Late) {
+                    let (age_days, what) = (age_ms / 86_400_000, self.config.profile.late.map_or("", |late| late.what));
+                    warn!(uplink, age_days, what; "What is delivered now is older than some of the cloud's services take");
+                }
+            }
             Note::Loop { topic } => {
                 if self.is_due(Complaint::Loop) {
                     let count = self.machine.counts().loops;
@@ -842,12 +874,14 @@ impl Link {
     /// Whether this may be complained about again.
     fn is_due(&mut self, complaint: Complaint) -> bool {
         let now = Instant::now();
-        let [answer, around] = &mut self.complained_at;
+        let [answer, around, late] = &mut self.complained_at;
         let last = match complaint {
             Complaint::Answer => answer,
             Complaint::Loop => around,
+            Complaint::Late => late,
         };
-        let is_due = last.is_none_or(|last| now - last >= REJECTED_EVERY);
+        let pause = if matches!(complaint, Complaint::Late) { LATE_EVERY } else { REJECTED_EVERY };
+        let is_due = last.is_none_or(|last| now - last >= pause);
         if is_due {
             *last = Some(now);
         }

@@ -408,6 +408,11 @@ pub enum Note {
         /// The topic.
         topic: Topic,
     },
+    /// What is sent is older than some services of the cloud take.
+    Late {
+        /// Milliseconds.
+        age_ms: u64,
+    },
     /// A message has come back that went from here to another cloud.
     Loop {
         /// Its topic at this cloud.
@@ -1744,6 +1749,12 @@ impl Machine {
         let bytes = compose::publish_bytes(&publish, self.terms.version);
         if let Some(fault) = self.terms.fault(&publish, bytes) {
             return self.reject(attempt, fault);
+        }
+        let age = attempt.row.age_ms;
+        if let (Some(late), Some(age_ms)) = (self.settings.profile.late, age)
+            && Duration::from_millis(age_ms) > late.after
+        {
+            self.actions.push(Action::Note(Note::Late { age_ms }));
         }
         if publish.qos < attempt.row.qos {
             self.counts.downgraded += 1;

@@ -3,7 +3,7 @@
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
-use super::{MissingPuback, Profile, Retain};
+use super::{Late, MissingPuback, Profile, Retain};
 use crate::config::Reconnect;
 use crate::message::Qos;
 
@@ -27,6 +27,7 @@ pub static AWS_IOT: Profile = Profile {
     connect_every: Duration::from_secs(1),
     qos_max: Qos::AtLeastOnce,
     marks_repeats: false,
+    late: Some(Late { after: Duration::from_secs(7 * 86_400), what: "IoT SiteWise takes no value older than 7 days" }),
     retain: Retain::NotDollar,
     // A publish beyond the quota is thrown away without a word: neither a failure nor an end of the connection.
     missing_puback: MissingPuback::Throttle(Duration::from_secs(10)),

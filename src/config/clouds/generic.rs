@@ -27,6 +27,7 @@ pub static GENERIC: Profile = Profile {
     connect_every: Duration::ZERO,
     qos_max: Qos::ExactlyOnce,
     marks_repeats: true,
+    late: None,
     retain: Retain::All,
     missing_puback: MissingPuback::Fault,
     reconnect: Reconnect { first: Duration::from_secs(1), max: Duration::from_secs(30) },
