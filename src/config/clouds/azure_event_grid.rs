@@ -30,6 +30,8 @@ pub static AZURE_EVENT_GRID: Profile = Profile {
     session_expiry: Some(Duration::from_secs(8 * 3600)),
     connect_every: Duration::ZERO,
     qos_max: Qos::AtLeastOnce,
+    marks_repeats: true,
+    late: None,
     retain: Retain::All,
     missing_puback: MissingPuback::Fault,
     reconnect: Reconnect { first: Duration::from_secs(10), max: Duration::from_secs(300) },
