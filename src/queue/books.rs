@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use log::{error, info, warn};
 
 use super::boots::{self, Boot, Boots};
+use super::copying::Copying;
 use super::headroom::Headroom;
 use super::identity::{Kept, SEQUENCE_BLOCK, SESSIONS, StartFile, Waiting};
 use super::ledger::Ledger;
@@ -194,6 +195,9 @@ pub(super) struct Books {
     pub fault: Option<rusqlite::Error>,
     /// The gauges could not be read, which was said.
     pub is_stale: bool,
+    /// A copy under way, and the number of the next one.
+    pub copying: Option<Copying>,
+    pub copy_next: u64,
 }
 
 impl Stream {
@@ -819,6 +823,7 @@ impl Books {
             self.write_numbers(self.settings.hold.map_or(0, |_| DEVICE_BLOCK))?;
             self.keep_headroom()?;
             self.store.commit()?;
+            self.note_copying()?;
             self.keep_headroom()?;
             self.settings.health.queue().commits.fetch_add(1, Ordering::Relaxed);
             self.ledger_committed();

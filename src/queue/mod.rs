@@ -59,6 +59,8 @@ mod worker;
 
 mod books;
 
+pub mod copying;
+
 mod outward;
 
 mod removal;
@@ -102,6 +104,8 @@ mod pages;
 mod quarantine;
 
 mod remains;
+
+pub mod restored;
 
 mod salvage;
 
