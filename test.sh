@@ -103,6 +103,8 @@ PATH="$PATH:/usr/sbin:/sbin"
 has mosquitto || missing+=(mosquitto)
 has mosquitto_sub && has mosquitto_pub || missing+=(mosquitto-clients)
 has socat || missing+=(socat)
+# Another broker, with its MQTT plugin, and the register of names of its language.
+[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && has epmd || missing+=(rabbitmq-server)
 # A Modbus server and a client in C.
 [ -e /usr/include/modbus/modbus.h ] || missing+=(libmodbus-dev)
 has nft && has ip || missing+=(nftables iproute2)
@@ -155,9 +157,9 @@ if [ ${#missing[@]} -gt 0 ]; then
     echo "== packages: ${missing[*]}"
     has apt-get || die "please install: ${missing[*]}"
     [ "$(id -u)" = 0 ] || has sudo || die "please run as root: apt-get install ${missing[*]}"
-    # Debian's mosquitto would start at once and take port 1883, which is the gateway's.
+    # Debian's mosquitto would start at once and take port 1883, which is the gateway's; RabbitMQ would run for nobody.
     case " ${missing[*]} " in
-    *" mosquitto "*)
+    *" mosquitto "* | *" rabbitmq-server "*)
         if [ ! -e "$policy" ]; then
             trap remove_policy EXIT
             made_policy=true
@@ -178,13 +180,20 @@ if [ ${#missing[@]} -gt 0 ]; then
         fi
         ;;
     esac
+    case " ${missing[*]} " in
+    *" rabbitmq-server "*)
+        if has systemctl && as_root systemctl disable --quiet rabbitmq-server 2>/dev/null; then
+            echo "test.sh: rabbitmq-server was installed for the tests; its service is disabled"
+        fi
+        ;;
+    esac
 fi
 
 # --- the Python environment -----------------------------------------------------------------------------------------
 
 venv="$target/venv"
 wanted=tests/peers/requirements.txt
-if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import paho.mqtt.client, prometheus_client, pymodbus, serial' 2>/dev/null; then
+if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import jsonschema, jwt, paho.mqtt.client, prometheus_client, pymodbus, serial' 2>/dev/null; then
     echo "== Python environment in $venv"
     mkdir -p "$target"
     rm -rf "$venv"
@@ -193,6 +202,20 @@ if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import p
         die "pip could not install $(tr '\n' ' ' <"$wanted")"
     cp "$wanted" "$venv/installed.txt"
 fi
+
+# What the makers of clouds give to devices, as judges of what we say; each in an environment of its own.
+for cloud in aws azure; do
+    venv="$target/venv-$cloud"
+    wanted="tests/peers/requirements-$cloud.txt"
+    if ! cmp -s "$wanted" "$venv/installed.txt"; then
+        echo "== Python environment in $venv"
+        rm -rf "$venv"
+        python3 -m venv "$venv" || die "python3 -m venv $venv failed"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$wanted" ||
+            die "pip could not install $(tr '\n' ' ' <"$wanted")"
+        cp "$wanted" "$venv/installed.txt"
+    fi
+done
 
 # --- MQTT.js and Playwright ------------------------------------------------------------------------------------------
 
@@ -322,7 +345,8 @@ pack_hooked() {
         --output "$target/packaging/hooked"
 }
 virtual_machine() {
-    TIDEGATE_VM="$(realpath "$target/vm")" TIDEGATE_VM_CUTS="$vm_cuts" \
+    TIDEGATE_VM="$(realpath "$target/vm")" TIDEGATE_VM_NEWER="$(realpath -m "$target/vm-newer")" \
+        TIDEGATE_VM_CUTS="$vm_cuts" \
         TIDEGATE_VM_PACKAGE="$(realpath target/debian/tidegate_*.deb)" \
         TIDEGATE_VM_HOOKED="$(realpath "$target"/packaging/hooked/tidegate_98.0.0-1+testhooks_*.deb)" \
         TIDEGATE_VM_NEXT="$(realpath "$target"/packaging/next/tidegate_99.0.0-1_*.deb)" \
@@ -336,7 +360,9 @@ if [ -n "$vm_cuts" ]; then
     # First, because the packers take the program that was built last.
     step "with hooks" pack_hooked
     step "package" pack
-    step "its root" as_root tests/vm/root "$target"
+    step "its root" as_root tests/vm/root "$target/vm" bookworm
+    # A newer systemd than Raspberry Pi OS 12 has; where there is no such release, the test says so.
+    as_root tests/vm/root "$target/vm-newer" trixie || true
     step "cabinet" virtual_machine
 elif [ -n "$package_profile" ]; then
     log="$target/package.log"

@@ -43,7 +43,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Clock, Timing};
-use crate::config::{BatchLimits, ForwardRule, TopicTemplate, WRITES_STREAM, WhenFull};
+use crate::config::{BatchLimits, ForwardRule, Payload, TopicTemplate, WRITES_STREAM, WhenFull};
 use crate::health::{self, Health, LossReason};
 use crate::message::{Filter, Message, MessageId, Ordinal, Origin, Qos, Sequence, Topic};
 
@@ -58,6 +58,8 @@ pub use worker::Worker;
 mod worker;
 
 mod books;
+
+mod commands;
 
 pub mod copying;
 
@@ -144,6 +146,15 @@ pub struct QueueSettings {
     pub health: Health,
 }
 
+/// Those of `QueueSettings` that may change while the queue runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// As there.
+    pub age_max: Option<Duration>,
+    /// As there.
+    pub when_full: WhenFull,
+}
+
 /// The stream of writes to field devices. No uplink may have its name. It wants what comes to one of `SetTopics` and nothing
 /// that it holds gives way to anything or is dropped for its age: each is answered, and is gone then.
 pub const WRITES: &str = WRITES_STREAM;
@@ -174,6 +185,7 @@ impl StreamSpec {
             qos: Some(Qos::AtLeastOnce),
             when_full: Some(WhenFull::Refuse),
             strict_order: false,
+            payload: crate::config::Payload::JSON,
             batch: None,
         };
         let rules = Filter::new("#").map(rule).into_iter().collect();
@@ -243,17 +255,27 @@ pub enum AppendError {
 pub struct Submission {
     /// The message. A reading's `seq` is given by the queue.
     pub message: Message,
-    /// For QoS 2: which session's packet id it bears. Stored in the message's transaction; a repeat is a duplicate.
+    /// How a repeat of it is known. Stored in the message's transaction; a repeat is a duplicate.
     pub once: Option<Once>,
 }
 
-/// Names an inbound QoS 2 message until its PUBREL (DESIGN.md 6.9.2).
+/// By what a message is known again when its sender repeats it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Once {
-    /// The session it came in.
-    pub session: SessionNumber,
-    /// Its packet id there.
-    pub packet_id: u16,
+pub enum Once {
+    /// At QoS 2, until its PUBREL (DESIGN.md 6.9.2).
+    Packet {
+        /// The session it came in.
+        session: SessionNumber,
+        /// Its packet id there.
+        packet_id: u16,
+    },
+    /// A command of a cloud at QoS 1, where a packet id says nothing about a repeat.
+    Command {
+        /// What it is made of, as a number.
+        key: u64,
+        /// It may be one that was taken before; one that cannot be is taken whatever is known.
+        may_be_repeat: bool,
+    },
 }
 
 /// Names a session in the table of received ids; a number is never used again.
@@ -408,6 +430,35 @@ impl Inlet {
         ask(&self.jobs, |reply| Job::SetRules(spec, reply)).await
     }
 
+    /// Opens a stream while the queue runs: a new one, one that is kept since it was configured no more, or one whose
+    /// outlet has ended, whose place and rules go on. An outlet that it still has gets nothing more (Q5).
+    pub async fn open_stream(&self, spec: StreamSpec) -> Result<Outlet, AppendError> {
+        let (name, (waker, woken)) = (spec.name.clone(), watch::channel(0));
+        ask(&self.jobs, |reply| Job::OpenStream(spec, waker, reply)).await?;
+        Ok(Outlet { name, jobs: self.jobs.clone(), woken, place: 0, head: 0, asked: None })
+    }
+
+    /// From this commit on a stream takes nothing more in. What waits in it is kept, ages, and is delivered when it is
+    /// opened again. Its outlet must have ended.
+    pub async fn close_stream(&self, name: &Arc<str>) -> Result<(), AppendError> {
+        ask(&self.jobs, |reply| Job::CloseStream(name.clone(), reply)).await
+    }
+
+    /// The topics on which points are written, from this commit on.
+    pub async fn set_writes(&self, topics: SetTopics) -> Result<(), AppendError> {
+        ask(&self.jobs, |reply| Job::SetWrites(topics, reply)).await
+    }
+
+    /// What gives way at the ceiling, and what is too old, from now on.
+    pub async fn set_bounds(&self, bounds: Bounds) -> Result<(), AppendError> {
+        ask(&self.jobs, |reply| Job::SetBounds(bounds, reply)).await
+    }
+
+    /// Keeps a problem in the store and shows it in `status`.
+    pub async fn note_problem(&self, text: String) -> Result<(), AppendError> {
+        ask(&self.jobs, |reply| Job::NoteProblem(text, reply)).await
+    }
+
     /// What is in the store at the moment. The answer also proves that the worker is alive.
     pub async fn stats(&self) -> Result<Stats, AppendError> {
         ask(&self.jobs, Job::Stats).await
@@ -546,34 +597,10 @@ pub struct Wanted {
 pub struct Encoding {
     /// The topic at the cloud.
     pub topic: Topic,
-    /// Payload format of readings.
-    pub format: Format,
+    /// How readings are written.
+    pub payload: Payload,
     /// How a reading's time is written (DESIGN.md 6.4).
     pub timing: Timing,
-}
-
-/// Payload format of readings on a way out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// DESIGN.md 5: one JSON object for each reading.
-    Json,
-    /// An array of such objects.
-    JsonBatch,
-}
-
-impl Format {
-    /// As it stands in the store.
-    fn code(self) -> i64 {
-        match self {
-            Format::Json => 0,
-            Format::JsonBatch => 1,
-        }
-    }
-
-    /// What a store says. Each reading can be told in JSON, also one that a newer program knew a better way for.
-    fn from_code(code: i64) -> Format {
-        if code == 1 { Format::JsonBatch } else { Format::Json }
-    }
 }
 
 /// With which others a reading may travel.
@@ -644,6 +671,8 @@ pub enum Change {
     SessionKey(u64),
     /// The cloud had no session: received ids of the old one are void. `Outlet::restore` gives the new number.
     NewSession,
+    /// Something is written to the field on this topic: to be known for a minute.
+    Pace(Topic),
 }
 
 /// How a delivery ended.
@@ -669,6 +698,8 @@ pub struct Restored {
     pub session: SessionNumber,
     /// QoS 2 messages in flight, by order of admission.
     pub in_flight: Vec<InFlight>,
+    /// Of `WRITES`: what was written within the last minute and how long ago at most, oldest first.
+    pub paced: Vec<(Topic, Duration)>,
 }
 
 /// One QoS 2 packet id in flight.

@@ -12,6 +12,7 @@ use rustix::fs::{Advice, FlockOperation};
 
 use super::books::{Books, Gap, Identity, Stream, gap_topic};
 use super::boots;
+use super::commands::Commands;
 use super::headroom::{self, Headroom};
 use super::identity::{self, Kept, SEQUENCE_BLOCK, SESSIONS, StartFile, Waiting};
 use super::ledger::Ledger;
@@ -123,6 +124,7 @@ pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Bo
             Err(error) => error!(error:%; "The store of a newer program cannot be taken back"),
         }
     }
+    newer::show(settings);
     if past.damage.is_none() {
         match attach(settings, past) {
             Ok(books) => return Ok(books),
@@ -130,10 +132,18 @@ pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Bo
             Err(StoreError::Damaged(reason)) => past.damage = Some(reason),
             Err(StoreError::Newer(step)) => {
                 let failed = |source| OpenError::Directory { dir: settings.dir.clone(), source };
-                newer::set_aside(&settings.dir, DATABASE, step).map_err(failed)?;
+                let place = newer::set_aside(&settings.dir, DATABASE, step).map_err(failed)?;
+                newer::show(settings);
                 // What waits in it is not lost.
                 (past.waiting, past.is_put_aside) = (Some(Waiting::new()), true);
-                return attach(settings, past).map_err(|error| failure(settings, error));
+                let mut books = attach(settings, past).map_err(|error| failure(settings, error))?;
+                let text = format!(
+                    "a newer program wrote the store and this one may not open it: it was put aside in {}",
+                    place.display()
+                );
+                // With the next commit; it is among the alarms in any case.
+                books.add_problem(&text).unwrap_or_default();
+                return Ok(books);
             }
         }
     }
@@ -340,6 +350,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         dead_letters: (0, 0),
         losses: BTreeMap::new(),
         devices: HashMap::new(),
+        commands: Commands::default(),
         held: past.held.take().unwrap_or_default().beyond(last),
         ledger,
         sessions: Sessions::new(&past.hall),
@@ -552,6 +563,7 @@ impl Books {
         }
         self.load_ledger(last, past.was_open, was_stopped)?;
         self.load_sessions(last, past.was_open)?;
+        self.commands = Commands::read(&self.store)?;
         let copies = past.waiting.as_ref().and_then(|waiting| waiting.get(SESSIONS));
         if self.was_stopped == Some(true)
             && !past.was_open
@@ -757,6 +769,35 @@ impl Books {
         self.set_rules(&spec)
     }
 
+    /// A stream is configured from now on. What waits in one that was there keeps its place.
+    pub fn open_stream(&mut self, spec: StreamSpec) -> rusqlite::Result<()> {
+        match self.settings.streams.iter_mut().find(|known| known.name == spec.name) {
+            Some(known) => known.clone_from(&spec),
+            None => self.settings.streams.push(spec.clone()),
+        }
+        self.set_rules(&spec)?;
+        self.rest_stream(&spec.name)
+    }
+
+    /// A stream is not configured any more: it takes nothing more in, and what waits in it is kept and ages.
+    pub fn close_stream(&mut self, name: &Arc<str>) -> rusqlite::Result<()> {
+        self.settings.streams.retain(|known| known.name != *name);
+        self.rest_stream(name)?;
+        if let Some(stream) = self.streams.iter_mut().find(|stream| stream.name == *name) {
+            stream.is_active = false;
+            info!(stream = &**name, waiting = stream.waiting; "A stream is not configured any more and is kept");
+        }
+        Ok(())
+    }
+
+    /// Nobody delivers what a stream holds at the moment: nothing of it may be in memory only.
+    fn rest_stream(&mut self, name: &Arc<str>) -> rusqlite::Result<()> {
+        match self.streams.iter().position(|stream| stream.name == *name) {
+            Some(index) => self.set_live(index, false),
+            None => Ok(()),
+        }
+    }
+
     /// Lets a stream match by these rules from now on; makes it where it is new.
     pub fn set_rules(&mut self, spec: &StreamSpec) -> rusqlite::Result<()> {
         self.store.write()?;
@@ -859,6 +900,7 @@ fn own_rules(spec: &StreamSpec, gateway: &str) -> Option<ForwardRule> {
             qos: Some(Qos::AtLeastOnce),
             when_full: None,
             strict_order: false,
+            payload: crate::config::Payload::JSON,
             batch: None,
         }),
         Err(error) => {

@@ -33,18 +33,21 @@ pub(super) const LOG_BYTES: u64 = CHECKPOINT_PAGES_MIN as u64 * (PAGE_BYTES + WA
 const APPLICATION_ID: i32 = 0x5449_4447;
 /// The steps of the schema. Each only adds, so that an older program can drain what a newer one stored; a step that it
 /// could not live with names the oldest program that can, in `meta`.
-const SCHEMA: [&str; 5] = [
+const SCHEMA: [&str; 6] = [
     include_str!("schema.sql"),
     include_str!("schema_2.sql"),
     include_str!("ledger/schema.sql"),
     include_str!("schema_4.sql"),
     include_str!("schema_5.sql"),
+    include_str!("schema_6.sql"),
 ];
 /// The step that this program writes.
 pub(super) const SCHEMA_STEP: i64 = SCHEMA.len() as i64;
 /// The oldest program that may open what this one writes, by its step. That of step 1, which was never released, named
 /// no columns when it inserted, so that it cannot live with new ones.
 const OLDEST_PROGRAM: u64 = 2;
+/// How long it matters what was written to a field device: bounds are by the minute.
+const PACE_MS: u64 = 60_000;
 /// Before 3.51.3 two connections on one WAL could spoil the database ("WAL-reset").
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 /// A store of so many pages is looked through at a start after a crash.
@@ -506,6 +509,29 @@ impl Store {
     pub fn set_meta(&self, key: &str, value: u64) -> rusqlite::Result<()> {
         let sql = "INSERT INTO meta(key, value) VALUES (?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2";
         self.run(sql, params![key, value.cast_signed()]).map(drop)
+    }
+
+    /// Notes that something was written to a field device on this topic, and forgets what was longer ago than `PACE_MS`.
+    pub fn note_pace(&self, topic: &str, boot_id: &str, mono_ms: u64) -> rusqlite::Result<()> {
+        // What another boot did was before this one began.
+        let sql = "DELETE FROM pace WHERE CASE boot_id WHEN ?1 THEN mono_ms ELSE 0 END <= ?2";
+        if let Some(past) = mono_ms.checked_sub(PACE_MS) {
+            self.run(sql, params![boot_id, past.cast_signed()])?;
+        }
+        let sql = "INSERT INTO pace(topic, boot_id, mono_ms) VALUES (?1, ?2, ?3)";
+        self.run(sql, params![topic, boot_id, mono_ms.cast_signed()]).map(drop)
+    }
+
+    /// What was written within the last `PACE_MS`, oldest first: topic and age. What another boot did is as old as this
+    /// one, or older.
+    pub fn paces(&self, boot_id: &str, mono_ms: u64) -> rusqlite::Result<Vec<(String, u64)>> {
+        let sql = "SELECT topic, boot_id, mono_ms FROM pace ORDER BY id";
+        let rows = self.all(sql, (), |row| {
+            let is_this = row.get_ref(1)?.as_str().is_ok_and(|boot| boot == boot_id);
+            let at = if is_this { unsigned(row, 2)? } else { 0 };
+            Ok((row.get::<_, String>(0)?, mono_ms.saturating_sub(at)))
+        })?;
+        Ok(rows.into_iter().filter(|(_, age_ms)| *age_ms < PACE_MS).collect())
     }
 
     pub fn starts(&self) -> rusqlite::Result<Starts> {

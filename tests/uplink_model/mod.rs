@@ -10,12 +10,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidegate::clock::Timing;
 use tidegate::config::clouds::GENERIC;
-use tidegate::config::{BatchLimits, DrainOrder, Pace, ReceiveRule, TopicTemplate};
+use tidegate::config::{BatchLimits, DrainOrder, Pace, Payload, ReceiveRule, TopicTemplate};
 use tidegate::message::{
     Body, Filter, Message, MessageId, Origin, Properties, Qos, Quality, Reading, Sequence, Stamp, Topic, Value,
 };
 use tidegate::mqtt::{Ack, Connack, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Version};
-use tidegate::queue::{Batching, Change, Encoding, Format, InFlight, Queued, Restored, SessionNumber, Verdict, Wanted};
+use tidegate::queue::{Batching, Change, Encoding, InFlight, Once, Queued, Restored, SessionNumber, Verdict, Wanted};
 use tidegate::uplink::machine::{Action, CloseReason, Event, Machine, Moment, Note, Settings};
 
 // --- the model store --------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ impl Store {
             })
             .collect();
         in_flight.sort_by_key(|one| one.order);
-        Restored { session_key: self.session_key, session: SessionNumber(self.session), in_flight }
+        Restored { session_key: self.session_key, session: SessionNumber(self.session), in_flight, paced: Vec::new() }
     }
 
     pub fn next(&mut self, count: usize) -> Vec<Queued> {
@@ -266,8 +266,7 @@ impl Cloud {
             self.closes = true;
             return None;
         }
-        let holds =
-            |number: u64| publish.payload.first() == Some(&b'[') && numbers_of(&publish.payload).contains(&number);
+        let holds = |number: u64| numbers_in(&publish.payload).is_some_and(|numbers| numbers.contains(&number));
         if self.temper.closes_on_reading.is_some_and(holds) {
             self.closes = true;
             return None;
@@ -407,6 +406,7 @@ pub fn settings(version: Version, window: u16) -> Settings {
     let filter = Filter::new("cmd/#").unwrap();
     Settings {
         name: Arc::from("cloud"),
+        gateway: Arc::from("g"),
         profile: &GENERIC,
         version,
         client_id: "g".to_owned(),
@@ -421,6 +421,8 @@ pub fn settings(version: Version, window: u16) -> Settings {
             topic: TopicTemplate::parse("plant/{rest}", &filter, "g").unwrap(),
             filter,
             qos: Qos::ExactlyOnce,
+            answer: None,
+            answers: Vec::new(),
         }],
     }
 }
@@ -442,7 +444,7 @@ pub fn row(number: u64, qos: Qos, topic: &str, body: &[u8]) -> Queued {
             received: Stamp::default(),
         },
         qos,
-        encoding: Encoding { topic: Topic::new(topic).unwrap(), format: Format::Json, timing: Timing::Stamped },
+        encoding: Encoding { topic: Topic::new(topic).unwrap(), payload: Payload::JSON, timing: Timing::Stamped },
         strict_order: false,
         batching: None,
         expires_mono_ms: None,
@@ -465,7 +467,7 @@ pub fn reading(number: u64, qos: Qos, topic: &str, limits: BatchLimits) -> Queue
         seq: number,
         stamp: Stamp::default(),
     });
-    row.encoding.format = Format::JsonBatch;
+    row.encoding.payload = Payload::JSON_BATCH;
     row.batching = Some(Batching { rule: 0, limits });
     row
 }
@@ -477,8 +479,13 @@ pub fn number_of(id: &str) -> u64 {
 
 /// The numbers of the readings in a batch, by the ids that they bear.
 pub fn numbers_of(payload: &[u8]) -> Vec<u64> {
-    let objects: Vec<serde_json::Value> = serde_json::from_slice(payload).expect("an array of objects");
-    objects.iter().map(|object| number_of(object["id"].as_str().expect("each has its id"))).collect()
+    numbers_in(payload).expect("an array of objects, each with its id")
+}
+
+/// The same; `None` for another form than the plain array.
+fn numbers_in(payload: &[u8]) -> Option<Vec<u64>> {
+    let objects: Vec<serde_json::Value> = serde_json::from_slice(payload).ok()?;
+    objects.iter().map(|object| Some(number_of(object["id"].as_str()?))).collect()
 }
 
 impl World {
@@ -586,7 +593,11 @@ impl World {
         let user = publish.properties.user.iter();
         let Some(id) = user.filter(|(name, _)| name == "tidegate-id").map(|(_, id)| id).next_back() else { return };
         let numbers = match id.contains('+') {
-            true => numbers_of(&publish.payload),
+            // In another form they are those that follow the first one.
+            true => numbers_in(&publish.payload).unwrap_or_else(|| {
+                let (first, count) = id.split_once('+').unwrap();
+                (0..count.parse().unwrap()).map(|next| number_of(first) + next).collect()
+            }),
             false => vec![number_of(id)],
         };
         for number in numbers.into_iter().map(Sequence) {
@@ -628,14 +639,16 @@ impl World {
             }
             Action::Submit { receipt, message, once } => {
                 // A repeat is accepted and thrown away, as the queue does it.
-                if once.is_none_or(|once| self.received.insert((once.session.0, once.packet_id))) {
-                    self.submitted.push((*message, once.map(|once| once.packet_id)));
+                let packet = once.and_then(in_session);
+                if packet.is_none_or(|packet| self.received.insert(packet)) {
+                    self.submitted.push((*message, packet.map(|(_, packet_id)| packet_id)));
                 }
                 self.answers.push_back(Event::Accepted(receipt));
             }
             Action::Release { receipt, once } => {
-                self.released.push(once.packet_id);
-                let was_known = self.received.remove(&(once.session.0, once.packet_id));
+                let packet = in_session(once).expect("only ids of QoS 2 are released");
+                self.released.push(packet.1);
+                let was_known = self.received.remove(&packet);
                 self.answers.push_back(Event::Released { receipt, was_known });
             }
             Action::Live(is_live) => self.is_live = is_live,
@@ -858,4 +871,12 @@ pub fn assert_all_delivered(world: &World) {
     }
     assert!(world.cloud.arrivals().values().all(|count| *count == 1));
     assert_eq!(world.cloud.arrivals().len(), world.store.rows.len());
+}
+
+/// What a QoS 2 message is known by.
+fn in_session(once: Once) -> Option<(u64, u16)> {
+    match once {
+        Once::Packet { session, packet_id } => Some((session.0, packet_id)),
+        Once::Command { .. } => None,
+    }
 }

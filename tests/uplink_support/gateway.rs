@@ -44,7 +44,15 @@ pub struct Gateway {
 pub fn forward(filter: &str, template: &str, qos: Option<Qos>) -> ForwardRule {
     let filter = Filter::new(filter).unwrap();
     let topic = TopicTemplate::parse(template, &filter, "g7").unwrap();
-    ForwardRule { filter, topic, qos, when_full: None, strict_order: false, batch: None }
+    ForwardRule {
+        filter,
+        topic,
+        qos,
+        when_full: None,
+        strict_order: false,
+        payload: tidegate::config::Payload::JSON,
+        batch: None,
+    }
 }
 
 pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
@@ -61,7 +69,9 @@ pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
         username: None,
         password_file: None,
         jwt: None,
+        auth_method: None,
         authorizer: None,
+        provision: None,
         proxy: None,
         keep_alive: Duration::from_secs(60),
         session_expiry: Duration::from_secs(86_400),
@@ -75,6 +85,8 @@ pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
             topic: TopicTemplate::parse("local/{rest}", &filter, "g7").unwrap(),
             filter,
             qos: Qos::ExactlyOnce,
+            answer: None,
+            answers: Vec::new(),
         }],
     }
 }
@@ -113,6 +125,7 @@ impl Gateway {
         let stop = CancellationToken::new();
         let uplink = Uplink::new(UplinkSettings {
             name: name.clone(),
+            gateway: Arc::from("g7"),
             client_id: config.client_id.clone(),
             config,
             outlet: opened.outlets.remove(&name).unwrap(),

@@ -26,10 +26,13 @@ pub static GENERIC: Profile = Profile {
     session_expiry: None,
     connect_every: Duration::ZERO,
     qos_max: Qos::ExactlyOnce,
+    marks_repeats: true,
+    late: None,
     retain: Retain::All,
     missing_puback: MissingPuback::Fault,
     reconnect: Reconnect { first: Duration::from_secs(1), max: Duration::from_secs(30) },
     wants_server_name: false,
     has_authorizers: false,
+    auth_methods: &[],
     alpn: |_, _| None,
 };

@@ -1,23 +1,35 @@
 //! `[uplink.<name>]`, with its rules.
 
+use std::collections::BTreeMap;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::answers;
 use super::super::clouds::{self, Profile};
 use super::super::tree::{Spot, Tree};
 use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
 use super::super::{
-    AuthorizerConfig, BatchLimits, DrainOrder, Endpoint, ForwardRule, JwtConfig, Pace, Protocol, ProxyConfig,
-    ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, keys,
+    AuthorizerConfig, DrainOrder, Endpoint, ForwardRule, JwtConfig, Pace, Payload, Protocol, ProvisionConfig,
+    ProvisionFormat, ProxyConfig, ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, keys,
 };
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
 use crate::message::{Filter, Topic, is_reserved};
 
+use payload::METERED_BATCH;
+
+mod payload;
+
 /// The default window at 3.1.1, where a broker has no word for its limit: Mosquitto in its own defaults closes the
 /// connection on the 21st message that waits for its PUBREL.
 const WINDOW_V311: i64 = 20;
+
+/// The keep-alive of a metered link: each question and its answer are paid for.
+const METERED_KEEP_ALIVE: Duration = Duration::from_secs(1200);
+
+/// Where every reading goes on a metered link without a rule.
+const METERED_TOPIC: &str = "field/{gateway}";
 
 /// Where HTTP proxies listen, by Squid's default.
 const PROXY_PORT: u16 = 3128;
@@ -32,7 +44,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let reader = Reader::open(walk, tree, &keys::UPLINK, spot);
     let endpoints = endpoints(walk, &reader);
     let profiles: Vec<(&str, &Profile)> = clouds::PROFILES.iter().map(|profile| (profile.name, *profile)).collect();
-    let profile = reader.choice(walk, "profile", &profiles, &["azure-iot-hub", "azure-event-grid", "clearblade"]);
+    let profile = reader.choice(walk, "profile", &profiles, &["azure-iot-hub", "clearblade"]);
     // A wrong name was noted; the other keys are looked at all the same.
     let known = profile.as_ref().map_or(&clouds::GENERIC, |at| at.value);
     let protocol = protocol(walk, &reader);
@@ -44,7 +56,9 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let username = reader.text(walk, "username");
     let password_file = file(walk, &reader, "password_file", true);
     let jwt = jwt(walk, &reader, words);
+    let auth_method = reader.text(walk, "auth_method");
     let authorizer = authorizer(walk, &reader, words);
+    let provision = provision(walk, &reader, words);
     let proxy = proxy(walk, &reader);
     let keep_alive = seconds(walk, &reader, "keep_alive", 65_535);
     let session_expiry = seconds(walk, &reader, "session_expiry", 3650 * 86_400);
@@ -65,9 +79,14 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         &[],
     );
     let pace = pace(walk, &reader, "pace", &keys::PACE).map(|pace| known.pace(pace));
-    let link = reader.choice(walk, "link", &[("normal", ())], &["metered"]);
+    let link = reader.choice(walk, "link", &[("normal", false), ("metered", true)], &[]);
+    let is_metered = link.as_ref().is_some_and(|link| link.value);
+    let keep_alive = match reader.has("keep_alive") {
+        false if is_metered => Some(known.kept_alive(METERED_KEEP_ALIVE)),
+        _ => keep_alive,
+    };
     let own_topic = own_topic(walk, &reader, words);
-    let forward = forward(walk, &reader, words);
+    let forward = forward(walk, &reader, words, is_metered);
     let receive = receive(walk, &reader, words);
 
     let is_missing = |key: &str, is_read: bool| reader.has(key) && !is_read;
@@ -75,6 +94,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         || is_missing("cert", cert.is_some())
         || is_missing("key", key.is_some())
         || is_missing("username", username.is_some())
+        || is_missing("auth_method", auth_method.is_some())
         || is_missing("password_file", password_file.is_some());
     let config = (|| {
         if has_hole {
@@ -93,7 +113,9 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             username: username.as_ref().map(|at| at.value.clone()),
             password_file: password_file.as_ref().map(|at| at.value.clone()),
             jwt: jwt?,
+            auth_method: auth_method.map(|at| at.value),
             authorizer: authorizer?,
+            provision: provision?,
             proxy: proxy?,
             keep_alive: keep_alive?,
             session_expiry: session_expiry?,
@@ -102,9 +124,14 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             drain: drain?.value,
             pace: pace?,
             own_topic: own_topic?,
-            forward: match forward.is_empty() {
-                true => vec![default_rule()?],
-                false => forward.iter().map(|(rule, _)| rule.clone()).collect::<Option<Vec<_>>>()?,
+            forward: {
+                let receive: Vec<ReceiveRule> = receive.iter().filter_map(|(rule, _)| rule.clone()).collect();
+                let mut rules = answers::forwards(name, &receive);
+                match forward.is_empty() {
+                    true => rules.push(default_rule(is_metered, words)?),
+                    false => rules.extend(forward.iter().map(|(rule, _)| rule.clone()).collect::<Option<Vec<_>>>()?),
+                }
+                rules
             },
             receive: receive.iter().map(|(rule, _)| rule.clone()).collect::<Option<Vec<_>>>()?,
         })
@@ -130,15 +157,15 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
 }
 
 /// What is forwarded where no rule is written: every reading.
-fn default_rule() -> Option<ForwardRule> {
-    Some(ForwardRule {
-        filter: Filter::new("field/#").ok()?,
-        topic: TopicTemplate::identity(),
-        qos: None,
-        when_full: None,
-        strict_order: false,
-        batch: None,
-    })
+fn default_rule(is_metered: bool, words: &Words) -> Option<ForwardRule> {
+    let filter = Filter::new("field/#").ok()?;
+    let topic = match is_metered {
+        false => TopicTemplate::identity(),
+        // Only what is of one topic travels together.
+        true => TopicTemplate::parse(METERED_TOPIC, &filter, &words.gateway).ok()?,
+    };
+    let (payload, batch) = if is_metered { (payload::METERED, Some(METERED_BATCH)) } else { (Payload::JSON, None) };
+    Some(ForwardRule { filter, topic, qos: None, when_full: None, strict_order: false, payload, batch })
 }
 
 fn endpoints(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<At<Endpoint>>> {
@@ -244,6 +271,63 @@ fn authorizer(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<Opt
         token_key: token_key?,
         token_file: token_file.map(|at| at.value),
         signature_file: signature_file.map(|at| at.value),
+    }))
+}
+
+/// The outer `None` is a fault, the inner one is none. Its folder is known once the state directory is.
+fn provision(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<Option<ProvisionConfig>> {
+    if !reader.has("provision") {
+        return Some(None);
+    }
+    let (tree, spot) = reader.table(walk, "provision")?;
+    let reader = Reader::open(walk, tree, &keys::PROVISION, spot);
+    let template = reader.text(walk, "template");
+    if !reader.has("template") {
+        reader.missing(walk, "template");
+    }
+    // By the cloud's own rule for these names; they are a level of a topic.
+    let is_name = |name: &str| {
+        (1..=36).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+    };
+    if let Some(name) = template.as_ref().filter(|name| !is_name(&name.value)) {
+        walk.wrong(name.spot, "template", Wrong::new("a template's name has 1 to 36 letters, digits, `_` and `-`"));
+        return None;
+    }
+    let claim_cert = file(walk, &reader, "claim_cert", false);
+    let claim_key = file(walk, &reader, "claim_key", true);
+    for (key, is_read) in [("claim_cert", claim_cert.is_some()), ("claim_key", claim_key.is_some())] {
+        if !is_read && !reader.has(key) {
+            reader.missing(walk, key);
+        }
+    }
+    let formats = [("json", ProvisionFormat::Json), ("cbor", ProvisionFormat::Cbor)];
+    let format = reader.choice(walk, "format", &formats, &[]);
+    let mut parameters = BTreeMap::new();
+    let mut is_whole = true;
+    if reader.has("parameters") {
+        let (tree, _) = reader.table(walk, "parameters")?;
+        for (name, entry) in tree.in_order() {
+            let text = super::super::walk::text(&entry.node).map(str::to_owned);
+            let text = text.map(|value| At { value, spot: entry.node.spot, is_default: false });
+            match text.map_err(|wrong| walk.wrong(entry.node.spot, name, wrong)) {
+                Ok(text) => match fill(walk, name, &text, words) {
+                    Some(text) => drop(parameters.insert(name.to_owned(), text)),
+                    None => is_whole = false,
+                },
+                Err(()) => is_whole = false,
+            }
+        }
+    }
+    if !is_whole {
+        return None;
+    }
+    Some(Some(ProvisionConfig {
+        template: template?.value,
+        claim_cert: claim_cert?.value,
+        claim_key: claim_key?.value,
+        parameters,
+        format: format?.value,
+        folder: std::path::PathBuf::new(),
     }))
 }
 
@@ -432,7 +516,7 @@ fn rules<'t>(walk: &mut Walk, reader: &Reader<'t>, key: &'static str) -> Vec<(&'
     tables
 }
 
-fn forward(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<ForwardRule>, Spot)> {
+fn forward(walk: &mut Walk, reader: &Reader<'_>, words: &Words, is_metered: bool) -> Vec<(Option<ForwardRule>, Spot)> {
     let mut result = Vec::new();
     for (tree, spot) in rules(walk, reader, "forward") {
         let reader = Reader::open(walk, tree, &keys::FORWARD, spot);
@@ -441,16 +525,18 @@ fn forward(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<F
         let level = qos(walk, &reader);
         let full = when_full(walk, &reader);
         let order = reader.choice(walk, "order", &[("normal", false), ("strict", true)], &[]);
-        let batch = batch(walk, &reader);
+        let payload = payload::read(walk, &reader, is_metered);
         let place = filter.as_ref().map_or(spot, |filter| filter.spot);
         let rule = (|| {
+            let (payload, batch) = payload?;
             Some(ForwardRule {
                 filter: filter?.value,
                 topic: topic?.value,
                 qos: if reader.has("qos") { Some(level?.value) } else { None },
                 when_full: if reader.has("when_full") { Some(full?.value) } else { None },
                 strict_order: order?.value,
-                batch: batch?,
+                payload,
+                batch,
             })
         })();
         result.push((rule, place));
@@ -458,28 +544,41 @@ fn forward(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<F
     result
 }
 
-/// The outer `None` is a fault, the inner one says that each reading is a message of its own.
-fn batch(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<BatchLimits>> {
-    let is_batch = reader.choice(walk, "payload", &[("json", false), ("json-batch", true)], &[])?.value;
-    let empty = Tree::default();
-    let (tree, spot) = match reader.has("batch") {
-        true => reader.table(walk, "batch")?,
-        false => (&empty, reader.spot),
-    };
-    if !is_batch && reader.has("batch") {
-        let what = "`batch` is for readings that travel together, and these do not".to_owned();
-        walk.findings.warning(spot, what, Some("write payload = \"json-batch\"".to_owned()));
+/// Where answers go. Not into the place where commands come from: each would be the next command.
+fn answer_topic(
+    walk: &mut Walk,
+    reader: &Reader<'_>,
+    filter: Option<&At<Filter>>,
+    words: &Words,
+) -> Option<TopicTemplate> {
+    let text = reader.text(walk, "answer")?;
+    let filter = filter?;
+    match TopicTemplate::parse(&text.value, &filter.value, &words.gateway) {
+        Ok(value) => Some(value),
+        Err(error) => {
+            let help = format!("the filter is {:?}", filter.value.as_str());
+            walk.wrong(text.spot, "answer", Wrong::new(error.to_string()).help(help));
+            None
+        }
     }
-    let reader = Reader::open(walk, tree, &keys::BATCH, spot);
-    let readings = reader.integer(walk, "readings", 1, 1000);
-    let bytes = reader.size(walk, "bytes", 256, 256 * 1024);
-    let within = reader.duration(walk, "within", Duration::ZERO, Duration::from_secs(60));
-    let limits = BatchLimits {
-        readings: NonZeroU16::new(u16::try_from(readings?.value).ok()?)?,
-        bytes: NonZeroU32::new(u32::try_from(bytes?.value).ok()?)?,
-        within: within?.value,
-    };
-    Some(is_batch.then_some(limits))
+}
+
+fn answer_filters(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<Filter>> {
+    let mut result = Vec::new();
+    let mut is_whole = true;
+    for text in reader.texts(walk, "answers")? {
+        let wrong = match Filter::new(&text.value) {
+            Ok(filter) if filter.share_group().is_none() && !text.value.contains(['{', '}']) => {
+                result.push(filter);
+                continue;
+            }
+            Ok(_) => Wrong::new("must be a filter of topics, without a share and without braces"),
+            Err(error) => Wrong::new(error.to_string()),
+        };
+        walk.wrong(text.spot, "answers", wrong);
+        is_whole = false;
+    }
+    is_whole.then_some(result)
 }
 
 fn receive(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<ReceiveRule>, Spot)> {
@@ -501,8 +600,16 @@ fn receive(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<R
                 .help("write the local topic: topic = \"cloud/{rest}\"");
             walk.wrong(filter.spot, "filter", wrong);
         }
+        let answer = match reader.has("answer") {
+            true => answer_topic(walk, &reader, filter.as_ref(), words).map(Some),
+            false => Some(None),
+        };
+        let answers = answer_filters(walk, &reader);
         let place = filter.as_ref().map_or(spot, |filter| filter.spot);
-        let rule = (|| Some(ReceiveRule { filter: filter?.value, topic: topic?.value, qos: level?.value }))();
+        let rule = (|| {
+            let (filter, topic) = (filter?.value, topic?.value);
+            Some(ReceiveRule { filter, topic, qos: level?.value, answer: answer?, answers: answers? })
+        })();
         result.push((rule, place));
     }
     result
