@@ -14,6 +14,7 @@ mod demo;
 mod doctor;
 mod drill;
 mod example;
+mod forecast;
 mod import;
 mod ledger;
 mod modbus;
