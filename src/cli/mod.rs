@@ -15,6 +15,7 @@ mod demo;
 mod doctor;
 mod drill;
 mod example;
+mod forecast;
 mod import;
 mod ledger;
 mod modbus;
