@@ -35,6 +35,7 @@ fn place() -> TempDir {
         "proxy-password",
         "jwt.key",
         "token",
+        "hmac.key",
         "token.sig",
     ] {
         fs::write(root.join(file), "x\n").unwrap();
@@ -119,7 +120,7 @@ fn key_of(path: &str) -> String {
 fn the_reference_is_a_configuration_without_a_problem() {
     let root = place();
     let loaded = expect_clean(root.path(), &uncommented());
-    assert_eq!(loaded.config.uplinks.len(), 3);
+    assert_eq!(loaded.config.uplinks.len(), 4);
     assert_eq!(loaded.config.modbus.len(), 1);
     assert_eq!(loaded.config.serial.len(), 8);
     assert!(loaded.effective.contains("unit_id = 1"));

@@ -12,13 +12,15 @@ use crate::message::Qos;
 
 pub use aws_iot::{AWS_IOT, authorizer_username};
 pub use generic::GENERIC;
+pub use influxdb::INFLUXDB;
 
 mod aws_iot;
 pub mod aws_policy;
 mod generic;
+mod influxdb;
 
 /// Every profile, as `profile` names it.
-pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT];
+pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT, &INFLUXDB];
 
 /// One kind of cloud.
 #[derive(Debug)]
@@ -69,6 +71,8 @@ pub struct Profile {
     pub has_authorizers: bool,
     /// Protocol name for the TLS handshake, where none is written.
     pub alpn: fn(port: u16, has_certificate: bool) -> Option<&'static str>,
+    /// The same by HTTP.
+    pub http_alpn: fn(port: u16) -> Option<&'static str>,
 }
 
 /// Which messages a cloud retains.

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
+use super::http;
 use super::machine::{Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
 use super::tasks::{Errand, Order, Report, Unaccepted, keep_store, run_errands};
 use crate::clock::Clock;
@@ -119,6 +120,9 @@ impl Uplink {
     /// Delivers until `stop`: then what is in flight may take two seconds, the own status says offline, and the
     /// session stays at the cloud.
     pub async fn run(self, stop: CancellationToken) -> Result<(), UplinkError> {
+        if let Some(http) = self.settings.config.http.clone() {
+            return http::run(self.settings, http, stop).await;
+        }
         let UplinkSettings { name, config, client_id, outlet, inlet, intake, clock, health } = self.settings;
         let (orders, order_inbox) = mpsc::channel(16);
         let (errands, errand_inbox) = mpsc::channel(1024);
@@ -796,7 +800,7 @@ fn session_key(endpoint: &Endpoint, client_id: &str, username: Option<&str>) -> 
 }
 
 /// A number from the system's generator; without one, the longest pause.
-fn chance() -> u32 {
+pub(super) fn chance() -> u32 {
     let mut bytes = [0; 4];
     match getrandom::fill(&mut bytes) {
         Ok(()) => u32::from_le_bytes(bytes),

@@ -45,6 +45,8 @@ pub mod backoff;
 
 mod link;
 
+mod http;
+
 mod tasks;
 
 mod expiry;

@@ -33,6 +33,7 @@ pub static AWS_IOT: Profile = Profile {
     wants_server_name: true,
     has_authorizers: true,
     alpn,
+    http_alpn: |port| (port == 443).then_some("x-amzn-http-ca"),
 };
 
 /// Basic Ingest (`$aws/rules/<rule>/…`) and the name of a shared subscription do not count.

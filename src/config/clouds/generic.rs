@@ -32,4 +32,5 @@ pub static GENERIC: Profile = Profile {
     wants_server_name: false,
     has_authorizers: false,
     alpn: |_, _| None,
+    http_alpn: |_| None,
 };
