@@ -37,6 +37,7 @@ fn place() -> TempDir {
         "proxy-password",
         "jwt.key",
         "token",
+        "hmac.key",
         "token.sig",
         "azure.jwt",
     ] {

@@ -13,14 +13,16 @@ use crate::message::Qos;
 pub use aws_iot::{AWS_IOT, authorizer_username};
 pub use azure_event_grid::AZURE_EVENT_GRID;
 pub use generic::GENERIC;
+pub use influxdb::INFLUXDB;
 
 mod aws_iot;
 pub mod aws_policy;
 mod azure_event_grid;
 mod generic;
+mod influxdb;
 
 /// Every profile, as `profile` names it.
-pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT, &AZURE_EVENT_GRID];
+pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT, &AZURE_EVENT_GRID, &INFLUXDB];
 
 /// One kind of cloud.
 #[derive(Debug)]
@@ -78,6 +80,8 @@ pub struct Profile {
     pub auth_methods: &'static [&'static str],
     /// Protocol name for the TLS handshake, where none is written.
     pub alpn: fn(port: u16, has_certificate: bool) -> Option<&'static str>,
+    /// The same by HTTP.
+    pub http_alpn: fn(port: u16) -> Option<&'static str>,
 }
 
 /// What a cloud's services say to old readings.

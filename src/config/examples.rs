@@ -9,6 +9,10 @@ pub fn examples() -> &'static [(&'static str, &'static str)] {
         ("modbus-tcp-mosquitto", include_str!("../../config/examples/modbus-tcp-mosquitto.toml")),
         ("serial-scale", include_str!("../../config/examples/serial-scale.toml")),
         ("twelve-meters", include_str!("../../config/examples/twelve-meters.toml")),
+        ("webhook", include_str!("../../config/examples/webhook.toml")),
+        ("influxdb", include_str!("../../config/examples/influxdb.toml")),
+        ("aws-http", include_str!("../../config/examples/aws-http.toml")),
+        ("thingsboard", include_str!("../../config/examples/thingsboard.toml")),
         ("em24.csv", include_str!("../../config/examples/em24.csv")),
     ]
 }

@@ -70,6 +70,7 @@ pub static TABLES: &[&KeyTable] = &[
     &AUTHORIZER,
     &PROVISION,
     &PROXY,
+    &HTTP,
     &FORWARD,
     &TEMPLATE,
     &BATCH,
@@ -421,6 +422,7 @@ pub static UPLINK: KeyTable = KeyTable {
         optional("authorizer"),
         optional("provision"),
         optional("proxy"),
+        optional("http"),
         default("keep_alive", "\"30s\""),
         default("session_expiry", "\"7 days\""),
         default("window", "100"),
@@ -576,6 +578,24 @@ pub static FORWARD: KeyTable = KeyTable {
         ("compression", "it is called `compress`"),
     ],
     later: &["envelope"],
+};
+
+/// `http = { … }`
+pub static HTTP: KeyTable = KeyTable {
+    title: "uplink.<name>.http",
+    keys: &[
+        optional("hmac_key_file"),
+        default("hmac_header", "\"X-Signature-256\""),
+        default("headers", "[]"),
+        default("timeout", "\"30s\""),
+    ],
+    gone: &[
+        ("token", "it stands in a file: `password_file` of the uplink, without `username`"),
+        ("bearer", "it stands in a file: `password_file` of the uplink, without `username`"),
+        ("url", "it is `url` of the uplink"),
+        ("method", "messages are posted"),
+    ],
+    later: &[],
 };
 
 /// `template = { … }`

@@ -110,7 +110,7 @@ async fn token(config: &JwtConfig, now: Stamp) -> Result<String, LoginError> {
 }
 
 /// The first line of a file with a secret: most editors put a line end behind it.
-pub(super) async fn first_line(what: &'static str, path: &Path) -> Result<Bytes, LoginError> {
+pub async fn first_line(what: &'static str, path: &Path) -> Result<Bytes, LoginError> {
     let bytes = whole(what, path).await?;
     let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
     Ok(Bytes::copy_from_slice(line.strip_suffix(b"\r").unwrap_or(line)))

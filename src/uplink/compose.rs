@@ -108,6 +108,11 @@ pub fn name(row: &Queued, others: &[Queued]) -> String {
     }
 }
 
+/// Whether nobody wants `row` any more, by its own expiry.
+pub fn has_expired(row: &Queued, now: Stamp) -> bool {
+    remaining_expiry_s(&row.message, row.expires_mono_ms, now).is_none()
+}
+
 /// How a receiver knows what it has got, where that is not the plain JSON that a reading always was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Marks {

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
+use super::http;
 use super::machine::{Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
 use super::provision::Claimant;
 use super::tasks::{Errand, Order, Report, Unaccepted, keep_store, run_errands};
@@ -128,6 +129,9 @@ impl Uplink {
     /// Delivers until `stop`: then what is in flight may take two seconds, the own status says offline, and the
     /// session stays at the cloud.
     pub async fn run(self, stop: CancellationToken) -> Result<(), UplinkError> {
+        if let Some(http) = self.settings.config.http.clone() {
+            return http::run(self.settings, http, stop).await;
+        }
         let UplinkSettings { name, gateway, mut config, client_id, outlet, inlet, intake, clock, health } =
             self.settings;
         let mut introduced_at = None;

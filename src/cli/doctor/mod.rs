@@ -124,8 +124,21 @@ impl Visit<'_> {
                 (true, false) => "ws",
                 (true, true) => "wss",
             };
+            let scheme = match (&self.uplink.http, endpoint.tls) {
+                (Some(_), true) => "https",
+                (Some(_), false) => "http",
+                (None, _) => scheme,
+            };
             let path = endpoint.path.as_deref().unwrap_or_default();
             report.title(&format!("{}: {scheme}://{}:{}{path}", self.name, endpoint.host, endpoint.port));
+            if self.uplink.http.is_some() {
+                // Any request would be a message, or say nothing about the way of one.
+                if way::go(self, &endpoint.bare(), report).await.is_some() {
+                    let what = "nothing is posted on trial: `tidegate status` says what the server answers to messages";
+                    report.note(Finding::good("http", what));
+                }
+                continue;
+            }
             let Some(stream) = way::go(self, endpoint, report).await else { continue };
             if self.is_connected {
                 let what = "the running gateway is connected with this client id: nothing further is tried beside it";

@@ -46,8 +46,11 @@ fn way(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
     for endpoint in &uplink.endpoints {
         let host = endpoint.value.host.as_str();
         if !endpoint.value.tls {
-            let wrong = Wrong::new(format!("{} takes connections with TLS only", profile.title))
-                .help(format!("write \"mqtts://{host}:8883\""));
+            let instead = match config.http {
+                Some(_) => format!("write \"https://{host}\""),
+                None => format!("write \"mqtts://{host}:8883\""),
+            };
+            let wrong = Wrong::new(format!("{} takes connections with TLS only", profile.title)).help(instead);
             walk.wrong(endpoint.spot, "url", wrong);
         } else if host.parse::<std::net::IpAddr>().is_ok() {
             let wrong =
@@ -92,7 +95,7 @@ fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
         let help = "write `cert` and `key`, or `authorizer` for a custom authoriser".to_owned();
         walk.findings.problem(uplink.spot, what, Some(help));
     }
-    for endpoint in &uplink.endpoints {
+    for endpoint in uplink.endpoints.iter().filter(|_| config.http.is_none()) {
         if endpoint.value.path.is_some() && config.cert.is_some() && config.authorizer.is_none() {
             let what = format!("{title} asks for no certificate on a WebSocket");
             let help = format!("write \"mqtts://{}:443\"", endpoint.value.host);
@@ -179,7 +182,7 @@ fn quotas(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
 
 fn forward(walk: &mut Walk, profile: &Profile, rule: &ForwardRule, spot: Spot, draft: &Draft, config: &UplinkConfig) {
     let title = profile.title;
-    if rule.qos.is_some_and(|qos| qos > profile.qos_max) {
+    if rule.qos.is_some_and(|qos| qos > profile.qos_max) && config.http.is_none() {
         let what = format!("{title} has no QoS 2: these messages go at QoS {}", profile.qos_max.level());
         walk.findings.warning(spot, what, Some("each bears an id, so that the receiver can tell repeats".to_owned()));
     }

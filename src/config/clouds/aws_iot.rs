@@ -36,6 +36,7 @@ pub static AWS_IOT: Profile = Profile {
     has_authorizers: true,
     auth_methods: &[],
     alpn,
+    http_alpn: |port| (port == 443).then_some("x-amzn-http-ca"),
 };
 
 /// Basic Ingest (`$aws/rules/<rule>/…`) and the name of a shared subscription do not count.

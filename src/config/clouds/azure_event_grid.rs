@@ -40,4 +40,5 @@ pub static AZURE_EVENT_GRID: Profile = Profile {
     // Any other name is answered by "invalid issuer".
     auth_methods: &["OAUTH2-JWT", "CUSTOM-JWT"],
     alpn: |_, _| None,
+    http_alpn: |_| None,
 };

@@ -35,4 +35,5 @@ pub static GENERIC: Profile = Profile {
     has_authorizers: false,
     auth_methods: &[],
     alpn: |_, _| None,
+    http_alpn: |_| None,
 };
