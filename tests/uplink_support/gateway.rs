@@ -63,6 +63,7 @@ pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
         jwt: None,
         authorizer: None,
         provision: None,
+        sas: None,
         proxy: None,
         keep_alive: Duration::from_secs(60),
         session_expiry: Duration::from_secs(86_400),

@@ -10,6 +10,7 @@ use crate::message::Qos;
 pub static GENERIC: Profile = Profile {
     name: "generic",
     title: "the broker",
+    protocol: None,
     publishes_per_s: None,
     bytes_per_s: None,
     in_flight: None,
@@ -33,5 +34,8 @@ pub static GENERIC: Profile = Profile {
     reconnect: Reconnect { first: Duration::from_secs(1), max: Duration::from_secs(30) },
     wants_server_name: false,
     has_authorizers: false,
+    has_signatures: false,
     alpn: |_, _| None,
+    username: None,
+    envelope: None,
 };

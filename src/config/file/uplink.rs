@@ -12,7 +12,7 @@ use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
 use super::super::{
     AuthorizerConfig, BatchLimits, DrainOrder, Endpoint, ForwardRule, JwtConfig, Pace, Protocol, ProvisionConfig,
-    ProvisionFormat, ProxyConfig, ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, keys,
+    ProvisionFormat, ProxyConfig, ReceiveRule, Reconnect, SasConfig, TopicTemplate, UplinkConfig, keys,
 };
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
 use crate::message::{Filter, Topic, is_reserved};
@@ -34,10 +34,14 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let reader = Reader::open(walk, tree, &keys::UPLINK, spot);
     let endpoints = endpoints(walk, &reader);
     let profiles: Vec<(&str, &Profile)> = clouds::PROFILES.iter().map(|profile| (profile.name, *profile)).collect();
-    let profile = reader.choice(walk, "profile", &profiles, &["azure-iot-hub", "azure-event-grid", "clearblade"]);
+    let profile = reader.choice(walk, "profile", &profiles, &["azure-event-grid", "clearblade"]);
     // A wrong name was noted; the other keys are looked at all the same.
     let known = profile.as_ref().map_or(&clouds::GENERIC, |at| at.value);
     let protocol = protocol(walk, &reader);
+    let protocol = match (known.protocol, protocol) {
+        (Some(only), Some(at)) if !reader.has("protocol") => Some(At { value: only, ..at }),
+        (_, protocol) => protocol,
+    };
     let client_id = client_id(walk, &reader, words);
     let ca = file(walk, &reader, "ca", false);
     let cert = file(walk, &reader, "cert", false);
@@ -46,6 +50,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let username = reader.text(walk, "username");
     let password_file = file(walk, &reader, "password_file", true);
     let jwt = jwt(walk, &reader, words);
+    let sas = sas(walk, &reader);
     let authorizer = authorizer(walk, &reader, words);
     let provision = provision(walk, &reader, words);
     let proxy = proxy(walk, &reader);
@@ -96,6 +101,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             username: username.as_ref().map(|at| at.value.clone()),
             password_file: password_file.as_ref().map(|at| at.value.clone()),
             jwt: jwt?,
+            sas: sas?,
             authorizer: authorizer?,
             provision: provision?,
             proxy: proxy?,
@@ -219,6 +225,18 @@ fn jwt(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<Option<Jwt
         subject: subject?,
         lifetime: lifetime?.value,
     }))
+}
+
+/// The outer `None` is a fault, the inner one is none.
+fn sas(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<SasConfig>> {
+    if !reader.has("sas") {
+        return Some(None);
+    }
+    let (tree, spot) = reader.table(walk, "sas")?;
+    let reader = Reader::open(walk, tree, &keys::SAS, spot);
+    let key = file(walk, &reader, "key", true);
+    let lifetime = reader.duration(walk, "lifetime", Duration::from_secs(60), Duration::from_secs(365 * 86_400));
+    Some(Some(SasConfig { key: key?.value, lifetime: lifetime?.value }))
 }
 
 /// The outer `None` is a fault, the inner one is none.
