@@ -661,7 +661,7 @@ impl Link {
         self.line = Line::Connecting(Box::pin(async move {
             let way = Way::new(&config, &endpoint);
             // First, because it may be slow and a broker does not wait for CONNECT.
-            let login = Login::read(&config, now).await.map_err(AttemptError::Login)?;
+            let login = Login::read(&config, &endpoint, now).await.map_err(AttemptError::Login)?;
             let stream = transport::connect_by(&endpoint, &way, now, CONNECT_WITHIN).await;
             Ok((stream.map_err(AttemptError::Connect)?, login))
         }));
