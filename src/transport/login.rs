@@ -101,7 +101,8 @@ async fn signed(config: &UplinkConfig, sas: &SasConfig, endpoint: &Endpoint, now
     let token = sas::token(&azure_resource(&endpoint.host, &config.client_id), &key, expires_s)
         .map_err(|source| LoginError::Signature { path: sas.key.clone(), source })?;
     let username = own_username(config, endpoint);
-    Ok(Login { username, password: Some(Bytes::from(token)), expires_ms: Some(expires_s.saturating_mul(1000)) })
+    let expires_ms = Some(expires_s.saturating_mul(1000));
+    Ok(Login { username, password: Some(Bytes::from(token)), auth: None, expires_ms })
 }
 
 /// The user name that asks for an authoriser, and when its token ends.

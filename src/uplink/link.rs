@@ -415,8 +415,9 @@ impl Link {
         if self.config.auth_method.is_none() {
             return self.machine.handle(at, Event::Renew);
         }
+        let Some(endpoint) = self.endpoint().cloned() else { return };
         let (config, now) = (self.config.clone(), self.clock.now());
-        self.reading = Some(Box::pin(async move { Login::read(&config, now).await }));
+        self.reading = Some(Box::pin(async move { Login::read(&config, &endpoint, now).await }));
     }
 
     fn reauthenticate(&mut self, read: Result<Login, LoginError>) {
