@@ -103,6 +103,8 @@ PATH="$PATH:/usr/sbin:/sbin"
 has mosquitto || missing+=(mosquitto)
 has mosquitto_sub && has mosquitto_pub || missing+=(mosquitto-clients)
 has socat || missing+=(socat)
+# Another broker, with its MQTT plugin, and the register of names of its language.
+[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && has epmd || missing+=(rabbitmq-server)
 # A Modbus server and a client in C.
 [ -e /usr/include/modbus/modbus.h ] || missing+=(libmodbus-dev)
 has nft && has ip || missing+=(nftables iproute2)
@@ -157,9 +159,9 @@ if [ ${#missing[@]} -gt 0 ]; then
     echo "== packages: ${missing[*]}"
     has apt-get || die "please install: ${missing[*]}"
     [ "$(id -u)" = 0 ] || has sudo || die "please run as root: apt-get install ${missing[*]}"
-    # Debian's mosquitto would start at once and take port 1883, which is the gateway's.
+    # Debian's mosquitto would start at once and take port 1883, which is the gateway's; RabbitMQ and InfluxDB would run for nobody.
     case " ${missing[*]} " in
-    *" mosquitto "*)
+    *" mosquitto "* | *" rabbitmq-server "* | *" influxdb "*)
         if [ ! -e "$policy" ]; then
             trap remove_policy EXIT
             made_policy=true
@@ -182,8 +184,15 @@ if [ ${#missing[@]} -gt 0 ]; then
     esac
     case " ${missing[*]} " in
     *" influxdb "*)
-        if has systemctl && as_root systemctl disable --now --quiet influxdb 2>/dev/null; then
+        if has systemctl && as_root systemctl disable --quiet influxdb 2>/dev/null; then
             echo "test.sh: influxdb was installed for the tests; its service is disabled"
+        fi
+        ;;
+    esac
+    case " ${missing[*]} " in
+    *" rabbitmq-server "*)
+        if has systemctl && as_root systemctl disable --quiet rabbitmq-server 2>/dev/null; then
+            echo "test.sh: rabbitmq-server was installed for the tests; its service is disabled"
         fi
         ;;
     esac
@@ -193,7 +202,7 @@ fi
 
 venv="$target/venv"
 wanted=tests/peers/requirements.txt
-if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import cbor2, google.protobuf, paho.mqtt.client, prometheus_client, pymodbus, serial' 2>/dev/null; then
+if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import cbor2, google.protobuf, jsonschema, jwt, paho.mqtt.client, prometheus_client, pymodbus, serial' 2>/dev/null; then
     echo "== Python environment in $venv"
     mkdir -p "$target"
     rm -rf "$venv"
@@ -202,6 +211,20 @@ if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import c
         die "pip could not install $(tr '\n' ' ' <"$wanted")"
     cp "$wanted" "$venv/installed.txt"
 fi
+
+# What the makers of clouds give to devices, as judges of what we say; each in an environment of its own.
+for cloud in aws azure; do
+    venv="$target/venv-$cloud"
+    wanted="tests/peers/requirements-$cloud.txt"
+    if ! cmp -s "$wanted" "$venv/installed.txt"; then
+        echo "== Python environment in $venv"
+        rm -rf "$venv"
+        python3 -m venv "$venv" || die "python3 -m venv $venv failed"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$wanted" ||
+            die "pip could not install $(tr '\n' ' ' <"$wanted")"
+        cp "$wanted" "$venv/installed.txt"
+    fi
+done
 
 # --- MQTT.js and Playwright ------------------------------------------------------------------------------------------
 
@@ -331,7 +354,8 @@ pack_hooked() {
         --output "$target/packaging/hooked"
 }
 virtual_machine() {
-    TIDEGATE_VM="$(realpath "$target/vm")" TIDEGATE_VM_CUTS="$vm_cuts" \
+    TIDEGATE_VM="$(realpath "$target/vm")" TIDEGATE_VM_NEWER="$(realpath -m "$target/vm-newer")" \
+        TIDEGATE_VM_CUTS="$vm_cuts" \
         TIDEGATE_VM_PACKAGE="$(realpath target/debian/tidegate_*.deb)" \
         TIDEGATE_VM_HOOKED="$(realpath "$target"/packaging/hooked/tidegate_98.0.0-1+testhooks_*.deb)" \
         TIDEGATE_VM_NEXT="$(realpath "$target"/packaging/next/tidegate_99.0.0-1_*.deb)" \
@@ -345,7 +369,9 @@ if [ -n "$vm_cuts" ]; then
     # First, because the packers take the program that was built last.
     step "with hooks" pack_hooked
     step "package" pack
-    step "its root" as_root tests/vm/root "$target"
+    step "its root" as_root tests/vm/root "$target/vm" bookworm
+    # A newer systemd than Raspberry Pi OS 12 has; where there is no such release, the test says so.
+    as_root tests/vm/root "$target/vm-newer" trixie || true
     step "cabinet" virtual_machine
 elif [ -n "$package_profile" ]; then
     log="$target/package.log"

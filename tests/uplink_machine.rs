@@ -1104,3 +1104,16 @@ fn a_failed_commit_closes_asks_the_store_again_and_loses_nothing() {
         assert_all_delivered(&world);
     }
 }
+
+#[test]
+fn what_is_older_than_a_service_of_the_cloud_takes_is_told_and_delivered() {
+    let days = |days: u64| Some(days * 86_400_000);
+    let rows = rows_of(3, |_| Qos::AtLeastOnce).into_iter().zip([days(8), days(6), None]);
+    let rows = rows.map(|(row, age_ms)| Queued { age_ms, ..row }).collect();
+    let mut world = World::new(Settings { profile: &AWS_IOT, ..settings(Version::V5, 10) }, Temper::default(), rows);
+    while !world.is_done() {
+        world.run_for(Duration::from_secs(1));
+    }
+    let told = world.notes.iter().filter(|note| matches!(note, Note::Late { .. })).count();
+    assert_eq!((told, world.cloud.arrivals().len()), (1, 3));
+}

@@ -308,7 +308,7 @@ pub(super) async fn submit(services: Arc<Services>, number: Option<SessionNumber
         }
     }
     if let (Qos::ExactlyOnce, Some(session), Some(packet_id)) = (arrival.qos, number, arrival.packet_id) {
-        arrival.once = Some(Once { session, packet_id: packet_id.get() });
+        arrival.once = Some(Once::Packet { session, packet_id: packet_id.get() });
     }
     let ticket = services.intake.submit(arrival.message.clone(), arrival.once).await.map(Box::new);
     Begun::Submitted { number, arrival, ticket }

@@ -11,16 +11,18 @@ use super::{Pace, Reconnect};
 use crate::message::Qos;
 
 pub use aws_iot::{AWS_IOT, authorizer_username};
+pub use azure_event_grid::AZURE_EVENT_GRID;
 pub use generic::GENERIC;
 pub use influxdb::INFLUXDB;
 
 mod aws_iot;
 pub mod aws_policy;
+mod azure_event_grid;
 mod generic;
 mod influxdb;
 
 /// Every profile, as `profile` names it.
-pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT, &INFLUXDB];
+pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT, &AZURE_EVENT_GRID, &INFLUXDB];
 
 /// One kind of cloud.
 #[derive(Debug)]
@@ -59,6 +61,11 @@ pub struct Profile {
     pub connect_every: Duration,
     /// Highest QoS, either way. What is above is not answered at all by some.
     pub qos_max: Qos,
+    /// Says DUP when it sends a message again. Where it does not, a command is a repeat when it bears an id and is the same
+    /// to the last byte.
+    pub marks_repeats: bool,
+    /// From which age on some of its services refuse readings: told, not kept back.
+    pub late: Option<Late>,
     /// Which messages it retains.
     pub retain: Retain,
     /// What a PUBACK that does not come means, when those of later messages do.
@@ -69,10 +76,21 @@ pub struct Profile {
     pub wants_server_name: bool,
     /// Knows clients by their certificates or by a custom authoriser, and nobody else.
     pub has_authorizers: bool,
+    /// Methods of enhanced authentication that it knows; none = nobody knows.
+    pub auth_methods: &'static [&'static str],
     /// Protocol name for the TLS handshake, where none is written.
     pub alpn: fn(port: u16, has_certificate: bool) -> Option<&'static str>,
     /// The same by HTTP.
     pub http_alpn: fn(port: u16) -> Option<&'static str>,
+}
+
+/// What a cloud's services say to old readings.
+#[derive(Debug, Clone, Copy)]
+pub struct Late {
+    /// Older than this.
+    pub after: Duration,
+    /// Who refuses them; for a person.
+    pub what: &'static str,
 }
 
 /// Which messages a cloud retains.

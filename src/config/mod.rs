@@ -30,11 +30,13 @@ pub use payload::{
 };
 pub use report::{Mark, Place, Problem, render};
 pub use serial::{
-    Ask, ByteOrder, BytesField, Checksum, ChecksumForm, ChecksumKind, Counts, Ending, Escape, Flow, FrameConfig,
-    LengthField, Parity, Parse, PortConfig, Rs485, SerialConfig, SerialMode, SerialPoint, TextKind,
+    Ask, ByteOrder, BytesField, Checksum, ChecksumForm, ChecksumKind, CommandValue, Counts, Ending, Escape, Flow,
+    FrameConfig, LengthField, Parity, Parse, PortConfig, Rs485, SerialCommand, SerialConfig, SerialMode, SerialPoint,
+    TextKind,
 };
 pub use table::points_table;
 pub use template::{TemplateError, TopicTemplate};
+pub use tokens::{PublicKey, TokenConfig, TokenKey};
 
 mod load;
 
@@ -49,6 +51,8 @@ mod walk;
 mod units;
 
 mod access;
+
+mod tokens;
 
 mod file;
 
@@ -68,11 +72,16 @@ pub mod board;
 
 pub mod template;
 
+pub mod answers;
 pub mod payload;
 
 mod http;
 
 mod examples;
+
+pub mod describe;
+
+pub mod schema;
 
 /// The stream in the queue by which writes go to field devices; no uplink may have its name.
 pub const WRITES_STREAM: &str = "field";
@@ -141,8 +150,19 @@ pub struct Config {
     pub modbus: BTreeMap<Arc<str>, ModbusConfig>,
     /// `[serial.<name>]`, by device name.
     pub serial: BTreeMap<Arc<str>, SerialConfig>,
-    /// `[web]`: where the status page is served, on loopback; `None` = nowhere.
-    pub web: Option<SocketAddr>,
+    /// `[web]`: where the status page is served, and to whom; `None` = nowhere.
+    pub web: Option<WebConfig>,
+}
+
+/// `[web]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebConfig {
+    /// Where it is served; elsewhere than on loopback only with TLS and users.
+    pub bind: SocketAddr,
+    /// `None` = in the clear.
+    pub tls: Option<ListenerTls>,
+    /// Who may see it, by name, and what his password is compared with; none = whoever is on this machine.
+    pub users: BTreeMap<Arc<str>, PasswordHash>,
 }
 
 /// `[gateway]`
@@ -208,6 +228,8 @@ pub struct AccessConfig {
     /// `[broker.anonymous]`: what whoever has no name may do on this machine. `None`: everything while there are no users,
     /// nothing otherwise.
     pub anonymous: Option<TopicRights>,
+    /// `[broker.jwt]`: whose tokens are as good as a password; `None` = nobody's.
+    pub tokens: Option<TokenConfig>,
 }
 
 /// `[broker.limits]`: what clients may take of the board. The defaults suit one with 512 MB of memory.
@@ -374,10 +396,14 @@ pub struct UplinkConfig {
     pub password_file: Option<PathBuf>,
     /// A token instead of the password.
     pub jwt: Option<JwtConfig>,
+    /// Enhanced authentication (MQTT 5.0, 4.12) by this method: the password, or the token, is its data.
+    pub auth_method: Option<String>,
     /// Who judges that, at AWS.
     pub authorizer: Option<AuthorizerConfig>,
     /// `https://` and `http://`: no broker, and what is posted where. Then the path of each endpoint is that of the request.
     pub http: Option<HttpConfig>,
+    /// How a board without a certificate of its own gets one.
+    pub provision: Option<ProvisionConfig>,
     /// What stands between this board and the cloud.
     pub proxy: Option<ProxyConfig>,
     /// Seconds of CONNECT's keep-alive; 0 = off.
@@ -455,6 +481,32 @@ pub struct AuthorizerConfig {
     pub token_file: Option<PathBuf>,
     /// File whose first line is the token's signature, in base64.
     pub signature_file: Option<PathBuf>,
+}
+
+/// `provision` of an uplink: fleet provisioning by claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProvisionConfig {
+    /// The template at the cloud.
+    pub template: String,
+    /// PEM file of the certificate that all boards of a lot share.
+    pub claim_cert: PathBuf,
+    /// PEM file of its key.
+    pub claim_key: PathBuf,
+    /// What the template wants to know.
+    pub parameters: BTreeMap<String, String>,
+    /// How it is said.
+    pub format: ProvisionFormat,
+    /// Where the board's own key and certificate are kept, in the state directory.
+    pub folder: PathBuf,
+}
+
+/// `format` of `provision`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProvisionFormat {
+    /// JSON
+    Json,
+    /// CBOR
+    Cbor,
 }
 
 /// `jwt` of an uplink: a token in the place of the password, signed here for each connection.
@@ -548,6 +600,10 @@ pub struct ReceiveRule {
     pub topic: TopicTemplate,
     /// QoS to subscribe at.
     pub qos: Qos,
+    /// Where answers go at the cloud, when the command does not say.
+    pub answer: Option<TopicTemplate>,
+    /// Where they may go besides, when it does.
+    pub answers: Vec<Filter>,
 }
 
 /// One physical bus or connection: exactly one task owns it.
@@ -561,6 +617,36 @@ pub struct LineConfig {
     pub pause: Duration,
     /// Pause between the opening and the first request.
     pub connect_pause: Duration,
+    /// How frames look where they are not those of Modbus TCP.
+    pub framing: SerialFraming,
+    /// Where another master reaches the line; `None` = nowhere.
+    pub share: Option<ShareConfig>,
+}
+
+/// `share = { bind = "127.0.0.1:1502" }`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShareConfig {
+    /// Where it listens, by Modbus TCP.
+    pub bind: SocketAddr,
+    /// What changes a device is passed on too.
+    pub is_writable: bool,
+}
+
+impl LineConfig {
+    /// A line without anything that need not be said.
+    pub fn new(kind: LineKind, timeout: Duration) -> LineConfig {
+        let (pause, connect_pause) = (Duration::ZERO, Duration::ZERO);
+        LineConfig { kind, timeout, pause, connect_pause, framing: SerialFraming::Rtu, share: None }
+    }
+}
+
+/// `framing`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SerialFraming {
+    /// Bytes with pauses between the frames.
+    Rtu,
+    /// Hexadecimal digits with a colon before each frame.
+    Ascii,
 }
 
 /// What a line is made of.

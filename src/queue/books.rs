@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use log::{error, info, warn};
 
 use super::boots::{self, Boot, Boots};
+use super::commands::Commands;
 use super::headroom::Headroom;
 use super::identity::{Kept, SEQUENCE_BLOCK, SESSIONS, StartFile, Waiting};
 use super::ledger::Ledger;
@@ -161,6 +162,8 @@ pub(super) struct Books {
     pub dead_letters: (u64, u64),
     pub losses: BTreeMap<LossReason, u64>,
     pub devices: HashMap<Arc<str>, Device>,
+    /// Of clouds, at QoS 1.
+    pub commands: Commands,
     /// What is in memory only.
     pub held: Held,
     pub ledger: Ledger,
@@ -210,7 +213,7 @@ impl Books {
     pub fn append(&mut self, submission: Submission) -> rusqlite::Result<Result<Appended, AppendError>> {
         let Submission { mut message, once } = submission;
         if let Some(once) = once
-            && self.store.is_received(once.session.0, once.packet_id)?
+            && self.is_repeat(once)?
         {
             return Ok(Ok(Appended { id: self.take_id(), reading_seq: 0, fate: Fate::Duplicate }));
         }
@@ -228,12 +231,26 @@ impl Books {
         if message.retain {
             self.retain(&id, &message)?;
         }
-        if let Some(once) = once {
-            self.store.write()?;
-            self.store.insert_received(once.session.0, once.packet_id)?;
+        match once {
+            Some(Once::Packet { session, packet_id }) => {
+                self.store.write()?;
+                self.store.insert_received(session.0, packet_id)?;
+            }
+            Some(Once::Command { key, .. }) => {
+                self.store.write()?;
+                self.commands.note(&self.store, key)?;
+            }
+            None => {}
         }
         self.note_number(&message);
         Ok(Ok(Appended { id, reading_seq: seq.unwrap_or(0), fate }))
+    }
+
+    fn is_repeat(&self, once: Once) -> rusqlite::Result<bool> {
+        match once {
+            Once::Packet { session, packet_id } => self.store.is_received(session.0, packet_id),
+            Once::Command { key, may_be_repeat } => Ok(may_be_repeat && self.commands.knows(key)),
+        }
     }
 
     /// Which streams want a message, and what gives way for it there.
@@ -890,6 +907,8 @@ impl Books {
             let waiting = stream.waiting + self.held.count_of(&stream.name);
             health.uplink(&stream.name).waiting.store(waiting, Ordering::Relaxed);
         }
+        let kept = self.streams.iter().filter(|stream| !stream.is_active && stream.waiting > 0);
+        health.set_kept_streams(kept.map(|stream| (stream.name.clone(), stream.waiting)));
         Ok(())
     }
 
@@ -1042,10 +1061,11 @@ impl Books {
 
     /// Forgets a received packet id; says whether it was known.
     pub fn release(&mut self, once: Once) -> rusqlite::Result<bool> {
-        let is_known = self.store.is_received(once.session.0, once.packet_id)?;
+        let Once::Packet { session, packet_id } = once else { return Ok(false) };
+        let is_known = self.store.is_received(session.0, packet_id)?;
         if is_known {
             self.store.write()?;
-            self.store.delete_received(once.session.0, once.packet_id)?;
+            self.store.delete_received(session.0, packet_id)?;
         }
         Ok(is_known)
     }

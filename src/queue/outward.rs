@@ -3,6 +3,8 @@
 //! Promises: a row is proven before it is handed out; what cannot be handed out is counted and declared; a message
 //! leaves under the topic of today's configuration, or, once it was admitted, under the recorded one.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use log::warn;
 
@@ -339,7 +341,16 @@ impl Books {
             let InFlightRow { packet_id, released, order, .. } = entry;
             in_flight.push(InFlight { packet_id, released, order, rows });
         }
-        Ok(Restored { session_key, session, in_flight })
+        let is_writes = self.streams.get(index).is_some_and(Stream::is_writes);
+        let paced = if is_writes { self.paced()? } else { Vec::new() };
+        Ok(Restored { session_key, session, in_flight, paced })
+    }
+
+    fn paced(&self) -> rusqlite::Result<Vec<(Topic, Duration)>> {
+        let clock = &self.settings.clock;
+        let paces = self.store.paces(clock.boot_id(), clock.now().mono_ms)?;
+        let known = |(topic, age_ms): (String, u64)| Some((Topic::new(&topic).ok()?, Duration::from_millis(age_ms)));
+        Ok(paces.into_iter().filter_map(known).collect())
     }
 
     /// Applies the changes of one transaction of an uplink.
@@ -388,6 +399,10 @@ impl Books {
                     }
                 }
                 Change::NewSession => self.renew_session(index)?,
+                Change::Pace(topic) => {
+                    let clock = &self.settings.clock;
+                    self.store.note_pace(topic.as_str(), clock.boot_id(), clock.now().mono_ms)?;
+                }
             }
         }
         delivered.sort_unstable();
@@ -397,7 +412,7 @@ impl Books {
         self.remove_due()
     }
 
-    fn forget(&mut self, index: usize, packet_id: u16) -> rusqlite::Result<()> {
+    pub fn forget(&mut self, index: usize, packet_id: u16) -> rusqlite::Result<()> {
         let Some(stream) = self.streams.get_mut(index) else { return Ok(()) };
         for sequence in self.store.delete_in_flight(stream.id, packet_id)? {
             stream.in_flight.remove(&sequence);

@@ -47,6 +47,8 @@ pub struct Login {
     pub username: Option<String>,
     /// Password, or a token in its place.
     pub password: Option<Bytes>,
+    /// Enhanced authentication: its method and, instead of a password, its data.
+    pub auth: Option<(String, Bytes)>,
     /// When the password ends, in milliseconds since 1970.
     pub expires_ms: Option<i64>,
 }
@@ -66,7 +68,11 @@ impl Login {
             username = Some(asking);
             expires_s = expires_s.into_iter().chain(token_expires_s).min();
         }
-        Ok(Login { username, password, expires_ms: expires_s.map(|s| s.saturating_mul(1000)) })
+        let (password, auth) = match (&config.auth_method, password) {
+            (Some(method), Some(token)) => (None, Some((method.clone(), token))),
+            (_, password) => (password, None),
+        };
+        Ok(Login { username, password, auth, expires_ms: expires_s.map(|s| s.saturating_mul(1000)) })
     }
 }
 

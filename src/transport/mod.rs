@@ -32,7 +32,7 @@ pub use server::{HandshakeFault, TlsServer, check_server_tls};
 pub use unix::UnixDoor;
 pub use websocket::{WebSocket, accept as accept_websocket};
 
-pub use tls::{Refusal, TlsError, TlsFiles, check_tls};
+pub use tls::{Refusal, TlsError, TlsFiles, check_tls, keys_match};
 
 mod tls;
 

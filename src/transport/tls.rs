@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use thiserror::Error;
@@ -131,6 +132,10 @@ pub fn check_tls(config: &UplinkConfig) -> Result<(), TlsError> {
         server_name(&endpoint.host)?;
         // Nothing is judged yet, so the time is of no account.
         client_config(&TlsFiles::from(config), 0)?;
+        if let Some(provision) = &config.provision {
+            let (cert, key) = (Some(provision.claim_cert.clone()), Some(provision.claim_key.clone()));
+            client_config(&TlsFiles { cert, key, ..TlsFiles::from(config) }, 0)?;
+        }
     }
     Ok(())
 }
@@ -226,6 +231,13 @@ fn client_config(files: &TlsFiles, wall_ms: i64) -> Result<ClientConfig, TlsErro
     };
     config.alpn_protocols = files.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     Ok(config)
+}
+
+/// Whether a private key, as PEM, is the one of a certificate.
+pub fn keys_match(certificate: &CertificateDer<'_>, key_pem: &str) -> bool {
+    let Ok(key) = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()) else { return false };
+    let Ok(key) = rustls::crypto::ring::sign::any_supported_type(&key) else { return false };
+    CertifiedKey::new(vec![certificate.clone().into_owned()], key).keys_match().is_ok()
 }
 
 pub(super) fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsError> {

@@ -14,6 +14,10 @@ pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 const TAKEN_OVER_FIRST: Duration = Duration::from_secs(30);
 const TAKEN_OVER_MAX: Duration = Duration::from_secs(600);
 
+/// Connections that were closed soon and with nothing under way, one after the other, after which it is taken for that
+/// where the cloud does not say why it closes (MQTT 3.1.1).
+const IDLE_DROPS_MAX: u32 = 3;
+
 /// Without another one for this long, it is over.
 const TAKEN_OVER_FORGOTTEN: Duration = Duration::from_secs(3600);
 
@@ -34,12 +38,23 @@ pub struct Backoff {
     connected_at: Option<Duration>,
     takeovers: u32,
     taken_over_at: Duration,
+    /// Connections in a row that the cloud had accepted and that ended before they were stable.
+    short_lived: u32,
+    idle_drops: u32,
 }
 
 impl Backoff {
     /// Pauses as `reconnect` says.
     pub fn new(reconnect: Reconnect) -> Backoff {
-        Backoff { reconnect, failures: 0, connected_at: None, takeovers: 0, taken_over_at: Duration::ZERO }
+        Backoff {
+            reconnect,
+            failures: 0,
+            connected_at: None,
+            takeovers: 0,
+            taken_over_at: Duration::ZERO,
+            short_lived: 0,
+            idle_drops: 0,
+        }
     }
 
     /// The cloud has accepted the connection at `now`.
@@ -51,8 +66,10 @@ impl Backoff {
     /// number, evenly spread.
     pub fn pause(&mut self, now: Duration, chance: u32) -> Duration {
         let lasted = self.connected_at.take().map(|since| now.saturating_sub(since));
-        if lasted.is_some_and(|lasted| lasted >= STABLE_AFTER) {
-            self.failures = 0;
+        match lasted {
+            Some(lasted) if lasted >= STABLE_AFTER => (self.failures, self.short_lived, self.idle_drops) = (0, 0, 0),
+            Some(_) => self.short_lived = self.short_lived.saturating_add(1),
+            None => {}
         }
         let ceiling = self.ceiling();
         self.failures = self.failures.saturating_add(1);
@@ -72,6 +89,20 @@ impl Backoff {
         pause
     }
 
+    /// How many connections in a row the cloud has accepted and ended soon.
+    pub fn short_lived(&self) -> u32 {
+        self.short_lived
+    }
+
+    /// The cloud has closed the connection at `now` though nothing was under way that it could take offence at. Whether
+    /// that looks like another client with our id; to be asked before `pause`.
+    pub fn closed_idle(&mut self, now: Duration) -> bool {
+        if self.connected_at.is_some_and(|since| now.saturating_sub(since) < STABLE_AFTER) {
+            self.idle_drops = self.idle_drops.saturating_add(1);
+        }
+        self.idle_drops >= IDLE_DROPS_MAX
+    }
+
     /// The longest that the next pause can be.
     pub fn ceiling(&self) -> Duration {
         let doubled = self.reconnect.first.saturating_mul(1 << self.failures.min(DOUBLINGS_MAX));
@@ -88,10 +119,39 @@ mod tests {
     }
 
     #[test]
+    fn three_connections_closed_soon_and_idle_look_like_another_client_and_a_stable_one_clears_that() {
+        let mut backoff = backoff();
+        let mut now = Duration::ZERO;
+        let mut closed_after = |backoff: &mut Backoff, seconds: u64| {
+            backoff.connected(now);
+            now += Duration::from_secs(seconds);
+            let looks_so = backoff.closed_idle(now);
+            backoff.pause(now, 0);
+            looks_so
+        };
+        assert_eq!([5, 59, 1, 1].map(|seconds| closed_after(&mut backoff, seconds)), [false, false, true, true]);
+        closed_after(&mut backoff, 60);
+        assert_eq!([1, 1, 1].map(|seconds| closed_after(&mut backoff, seconds)), [false, false, true]);
+    }
+
+    #[test]
     fn the_ceiling_doubles_up_to_the_maximum() {
         let mut backoff = backoff();
         let pauses: Vec<u64> = (0..8).map(|_| backoff.pause(Duration::ZERO, u32::MAX).as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
+    }
+
+    #[test]
+    fn connections_that_end_soon_are_counted_until_one_lasts() {
+        let mut backoff = backoff();
+        let mut now = Duration::ZERO;
+        for (lasts_s, counted) in [(1, 1), (59, 2), (60, 0), (5, 1)] {
+            backoff.connected(now);
+            now += Duration::from_secs(lasts_s);
+            backoff.pause(now, 0);
+            backoff.pause(now, 0);
+            assert_eq!(backoff.short_lived(), counted, "after one of {lasts_s} s");
+        }
     }
 
     #[test]

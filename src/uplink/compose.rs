@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::commands;
 use super::waiting::Attempt;
 use crate::clock::Timing;
 use crate::config::clouds::Profile;
@@ -95,8 +96,8 @@ pub fn publish(row: &Queued, others: &[Queued], terms: &Terms, now: Stamp) -> Op
     let expiry_s = remaining_expiry_s(message, row.expires_mono_ms, now)?;
     let qos = row.qos.min(terms.qos_max);
     let (body, marks) = written(row, others);
-    let name = Some(name(row, others));
-    Some(assemble(message, &row.encoding.topic, body, marks, qos, name, expiry_s, terms))
+    let sender = Sender { gateway: &row.id.gateway, name: Some(name(row, others)) };
+    Some(assemble(message, &row.encoding.topic, body, marks, qos, sender, expiry_s, terms))
 }
 
 /// What names `row` and those that travel with it: of a batch the first one's id and how many there are.
@@ -161,7 +162,7 @@ pub fn is_kin(rows: &Attempt, next: &Queued, within: Duration) -> bool {
 }
 
 /// A QoS 0 message, which has no place in the queue and therefore no id of its own; `None` when it has expired.
-pub fn live(message: &Message, topic: &Topic, terms: &Terms, now: Stamp) -> Option<Publish> {
+pub fn live(message: &Message, topic: &Topic, gateway: &str, terms: &Terms, now: Stamp) -> Option<Publish> {
     let expiry_s = message.properties.as_ref().and_then(|properties| properties.expiry_s);
     let expires_mono_ms = expiry_s.map(|expiry_s| message.received.mono_ms.saturating_add(u64::from(expiry_s) * 1000));
     let expiry_s = remaining_expiry_s(message, expires_mono_ms, now)?;
@@ -170,7 +171,8 @@ pub fn live(message: &Message, topic: &Topic, terms: &Terms, now: Stamp) -> Opti
         // A reading is always stored; one that comes this way all the same has no name to bear.
         Body::Reading(reading) => json::encode(reading, &unnamed(), Timing::Stamped),
     };
-    Some(assemble(message, topic, payload, Marks::default(), Qos::AtMostOnce, None, expiry_s, terms))
+    let sender = Sender { gateway, name: None };
+    Some(assemble(message, topic, payload, Marks::default(), Qos::AtMostOnce, sender, expiry_s, terms))
 }
 
 /// How many bytes `publish` takes on the wire, exactly (MQTT 5.0, 3.3).
@@ -198,6 +200,12 @@ pub fn weight(row: &Queued) -> usize {
     256 + body + properties + row.message.topic.as_str().len() + row.encoding.topic.as_str().len()
 }
 
+/// Who says it, and under which name.
+struct Sender<'a> {
+    gateway: &'a str,
+    name: Option<String>,
+}
+
 #[expect(clippy::too_many_arguments, reason = "each is another part of the packet")]
 fn assemble(
     message: &Message,
@@ -205,7 +213,7 @@ fn assemble(
     payload: Bytes,
     marks: Marks,
     qos: Qos,
-    name: Option<String>,
+    sender: Sender<'_>,
     expiry_s: Option<u32>,
     terms: &Terms,
 ) -> Publish {
@@ -214,13 +222,14 @@ fn assemble(
         Version::V5 => {
             let mut properties = message.properties.as_deref().cloned().unwrap_or_default();
             properties.expiry_s = expiry_s;
+            commands::note_passage(sender.gateway, message, &mut properties.user);
             if let Some(content_type) = marks.content_type {
                 properties.content_type = Some(content_type.to_owned());
             }
             if let Some(encoding) = marks.content_encoding {
                 properties.user.push((ENCODING_PROPERTY.to_owned(), encoding.to_owned()));
             }
-            if let Some(name) = name {
+            if let Some(name) = sender.name {
                 // A client's own property of this name would make two messages look like one, or one like two.
                 properties.user.retain(|(name, _)| name != ID_PROPERTY);
                 properties.user.push((ID_PROPERTY.to_owned(), name));

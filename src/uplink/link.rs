@@ -23,9 +23,10 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::Backoff;
 use super::http;
 use super::machine::{Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
+use super::provision::Claimant;
 use super::tasks::{Errand, Order, Report, Unaccepted, keep_store, run_errands};
 use crate::clock::Clock;
-use crate::config::{Endpoint, UplinkConfig};
+use crate::config::{Endpoint, Protocol, UplinkConfig};
 use crate::health::{Health, UplinkHealth, UplinkState, chain};
 use crate::intake::{Intake, LiveForward};
 use crate::message::Stamp;
@@ -55,11 +56,17 @@ const PACKETS_AT_ONCE: usize = 128;
 /// Reports and live messages of one turn.
 const TURN_MAX: usize = 64;
 
+/// How often another token is looked for where there is none.
+const TOKEN_LOOK_EVERY: Duration = Duration::from_secs(2);
+
 /// A token is replaced this long before its end, and before a tenth of what is left of it.
 const RENEW_BEFORE_MAX: Duration = Duration::from_secs(300);
 
 /// Dead letters are named in the journal at most this often; the count goes on.
 const REJECTED_EVERY: Duration = Duration::from_secs(10);
+
+/// A backlog that is too old is told at most this often.
+const LATE_EVERY: Duration = Duration::from_secs(3600);
 
 /// A stamp may be this old: it serves expiry in seconds.
 const STAMP_AGE_MAX: Duration = Duration::from_millis(200);
@@ -69,6 +76,8 @@ const STAMP_AGE_MAX: Duration = Duration::from_millis(200);
 pub struct UplinkSettings {
     /// Its name in the configuration.
     pub name: Arc<str>,
+    /// The gateway's name.
+    pub gateway: Arc<str>,
     /// `[uplink.<name>]`
     pub config: UplinkConfig,
     /// The client id, placeholders filled.
@@ -123,7 +132,14 @@ impl Uplink {
         if let Some(http) = self.settings.config.http.clone() {
             return http::run(self.settings, http, stop).await;
         }
-        let UplinkSettings { name, config, client_id, outlet, inlet, intake, clock, health } = self.settings;
+        let UplinkSettings { name, gateway, mut config, client_id, outlet, inlet, intake, clock, health } =
+            self.settings;
+        let mut introduced_at = None;
+        if config.provision.is_some() {
+            let claimant =
+                Claimant { name: &name, client_id: &client_id, clock: &clock, health: &health.uplink(&name) };
+            introduced_at = claimant.provision(&mut config, &stop).await;
+        }
         let (orders, order_inbox) = mpsc::channel(16);
         let (errands, errand_inbox) = mpsc::channel(1024);
         let (report_outbox, reports) = mpsc::channel(1024);
@@ -133,7 +149,7 @@ impl Uplink {
         tasks.spawn(run_errands(intake, inlet, errand_inbox, report_outbox));
         let started = Instant::now();
         let mut link = Link {
-            machine: Machine::new(Settings::new(name.clone(), client_id.clone(), &config)),
+            machine: Machine::new(Settings::new(name.clone(), gateway, client_id.clone(), &config)),
             line: Line::Idle { until: started },
             backoff: Backoff::new(config.reconnect),
             health: health.uplink(&name),
@@ -142,10 +158,14 @@ impl Uplink {
             rejected_at: None,
             rejected: 0,
             no_room_at: None,
+            complained_at: [None; 3],
+            is_taken_over: false,
             endpoint: 0,
             tried: 0,
-            introduced_at: None,
+            introduced_at,
             renew_at: None,
+            token_ends_ms: [None; 2],
+            reading: None,
             was_up: false,
             is_outage: false,
             is_stopping: false,
@@ -167,6 +187,7 @@ impl Uplink {
     }
 }
 
+type Reading = Pin<Box<dyn Future<Output = Result<Login, LoginError>> + Send>>;
 type Connecting = Pin<Box<dyn Future<Output = Result<(Stream, Login), AttemptError>> + Send>>;
 
 enum Line {
@@ -193,6 +214,16 @@ enum AttemptError {
     Login(LoginError),
     #[error(transparent)]
     Connect(ConnectError),
+}
+
+/// So many connections that the cloud ended soon after it had accepted them are no chance.
+const SHORT_LIVED_TOLD: u32 = 3;
+/// What comes with each message, and is said now and then.
+#[derive(Debug, Clone, Copy)]
+enum Complaint {
+    Answer,
+    Loop,
+    Late,
 }
 
 /// Why a connection ended that was not closed from here.
@@ -285,6 +316,10 @@ struct Link {
     tried: usize,
     /// When this connection's token is to be replaced.
     renew_at: Option<Instant>,
+    /// When it ends, in milliseconds since 1970; and when the one does that was shown after it.
+    token_ends_ms: [Option<i64>; 2],
+    /// Another one that is being read, for the connection that there is.
+    reading: Option<Reading>,
     /// When CONNECT was sent last.
     introduced_at: Option<Instant>,
     /// The session was set up on this connection.
@@ -296,6 +331,9 @@ struct Link {
     rejected_at: Option<Instant>,
     rejected: u64,
     no_room_at: Option<Instant>,
+    complained_at: [Option<Instant>; 3],
+    /// The connection that just ended was closed as if another client had come.
+    is_taken_over: bool,
 }
 
 impl Link {
@@ -311,8 +349,7 @@ impl Link {
         loop {
             if self.renew_at.is_some_and(|renew_at| renew_at <= Instant::now()) {
                 self.renew_at = None;
-                let at = self.at();
-                self.machine.handle(at, Event::Renew);
+                self.renew();
             }
             self.turn().await;
             if self.is_stopping && !matches!(self.line, Line::Open(_)) {
@@ -360,10 +397,45 @@ impl Link {
                     });
                 }
                 () = sleep_until(deadline) => continue,
+                read = read(&mut self.reading) => {
+                    self.reading = None;
+                    self.reauthenticate(read);
+                    continue;
+                }
                 event = self.line.event(may_open, may_read) => event,
             };
             self.line_event(event);
         }
+    }
+
+    /// What the gateway logged in with ends soon. Where the cloud takes another token on the connection that there is, it gets
+    /// one; else it gets another connection.
+    fn renew(&mut self) {
+        let at = self.at();
+        if self.config.auth_method.is_none() {
+            return self.machine.handle(at, Event::Renew);
+        }
+        let (config, now) = (self.config.clone(), self.clock.now());
+        self.reading = Some(Box::pin(async move { Login::read(&config, now).await }));
+    }
+
+    fn reauthenticate(&mut self, read: Result<Login, LoginError>) {
+        if !matches!(self.line, Line::Open(_)) {
+            return;
+        }
+        let at = self.at();
+        let [ends_ms, next_ends_ms] = &mut self.token_ends_ms;
+        match read {
+            Ok(Login { auth: Some((method, data)), expires_ms, .. }) if expires_ms > *ends_ms => {
+                *next_ends_ms = expires_ms;
+                return self.machine.handle(at, Event::Reauthenticate { method, data });
+            }
+            Ok(_) => debug!(uplink = self.name.as_ref(); "There is no other token yet"),
+            Err(error) => debug!(uplink = self.name.as_ref(), error:% = error; "There is no other token"),
+        }
+        // Whoever renews it may be late. When it has ended the cloud says so, and the next attempt reads it again.
+        self.machine.handle(at, Event::TokenEnds);
+        self.renew_at = Some(Instant::now() + TOKEN_LOOK_EVERY);
     }
 
     fn at(&mut self) -> Moment {
@@ -535,6 +607,7 @@ impl Link {
             LineEvent::Written => {}
             LineEvent::Closed => {
                 let reason = self.closed();
+                self.looks_taken_over(at);
                 self.machine.handle(at, Event::Lost { by_peer: true });
                 self.lost(chain(&reason), None);
             }
@@ -544,6 +617,9 @@ impl Link {
                     io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof
                 );
                 let closed = self.closed();
+                if by_peer {
+                    self.looks_taken_over(at);
+                }
                 self.machine.handle(at, Event::Lost { by_peer });
                 let reason = match transport::late_refusal(&error, self.clock.state()) {
                     Some(refusal) => LostError::Refused(refusal),
@@ -595,10 +671,13 @@ impl Link {
         let at = self.at();
         let Some(endpoint) = self.endpoint() else { return };
         let key = session_key(endpoint, &self.client_id, self.config.username.as_deref());
+        self.reading = None;
+        self.token_ends_ms = [login.expires_ms, None];
         self.renew_at = login.expires_ms.and_then(|expires_ms| renewal(self.clock.now().wall_ms, expires_ms));
         let mut connect = self.machine.open(at, key, login.password);
         if let Packet::Connect(connect) = &mut connect {
             connect.username = login.username;
+            (connect.auth_method, connect.auth_data) = login.auth.unzip();
         }
         let (reader, writer) = tokio::io::split(stream);
         let version = match &connect {
@@ -654,8 +733,15 @@ impl Link {
         }
     }
 
+    /// The cloud has closed the connection. In version 5 it says when another client has come under our id; in 3.1.1 that can
+    /// only be guessed, where no message was under way that it could take offence at.
+    fn looks_taken_over(&mut self, at: Moment) {
+        let is_idle = self.machine.is_up() && self.machine.in_flight() == 0;
+        self.is_taken_over = self.config.protocol == Protocol::V311 && is_idle && self.backoff.closed_idle(at.now);
+    }
+
     /// Plans the next attempt after a failure or a loss, and says so once an outage.
-    fn lost(&mut self, reason: String, closed: Option<CloseReason>) {
+    fn lost(&mut self, mut reason: String, closed: Option<CloseReason>) {
         let at = self.at();
         let code = match closed {
             Some(CloseReason::Disconnected { reason, .. } | CloseReason::Refused { reason, .. }) => Some(reason),
@@ -672,10 +758,27 @@ impl Link {
             self.tried = 0;
             self.backoff.pause(at.now, chance())
         };
-        if code == Some(ReasonCode::SESSION_TAKEN_OVER) {
+        let is_guess = std::mem::take(&mut self.is_taken_over);
+        if is_guess || code == Some(ReasonCode::SESSION_TAKEN_OVER) {
             pause = pause.max(self.backoff.taken_over(at.now));
             let (uplink, client_id, pause_s) = (self.name.as_ref(), self.client_id.as_str(), pause.as_secs());
-            error!(uplink, client_id, pause_s; "Another client logs in with this client id; each throws the other out");
+            match is_guess {
+                true => {
+                    error!(uplink, client_id, pause_s; "The cloud closes one idle connection after the other; does another client log in with this client id?")
+                }
+                false => {
+                    error!(uplink, client_id, pause_s; "Another client logs in with this client id; each throws the other out")
+                }
+            }
+        }
+        // Mosquitto 2.0 throws the older of two out without a word.
+        let again = self.backoff.short_lived();
+        if self.was_up && code.is_none() && again >= SHORT_LIVED_TOLD {
+            reason += &format!(
+                ", {again} times now soon after it had let the gateway in: another client with the client id {:?} may be there, or a \
+                 message that the cloud does not take",
+                self.client_id
+            );
         }
         self.line = Line::Idle { until: Instant::now() + pause };
         if !self.is_outage {
@@ -705,6 +808,12 @@ impl Link {
                 self.set_state(UplinkState::Connected, None);
                 let server = self.endpoint().map(|endpoint| format!("{}:{}", endpoint.host, endpoint.port));
                 info!(uplink, server = server.unwrap_or_default().as_str(), session_present; "The uplink is connected");
+            }
+            Note::Reauthenticated => {
+                let [ends_ms, next_ends_ms] = &mut self.token_ends_ms;
+                *ends_ms = next_ends_ms.take();
+                self.renew_at = ends_ms.and_then(|ends_ms| renewal(self.clock.now().wall_ms, ends_ms));
+                debug!(uplink; "The cloud has taken the next token");
             }
             Note::SessionLost { in_flight } => {
                 warn!(uplink, in_flight; "The cloud has not kept the session; what was in flight is sent again");
@@ -741,11 +850,46 @@ impl Link {
             Note::OwnTopicOff => {
                 error!(uplink; "The cloud does not allow the own topic; status messages are off until the next start");
             }
+            Note::AnswerNotAllowed { topic } => {
+                let help = "allow it with `answers` in [[uplink.<name>.receive]]";
+                if self.is_due(Complaint::Answer) {
+                    warn!(uplink, topic:%, help; "A command asks for an answer where none may go; it is carried out without");
+                }
+            }
+            Note::Late { age_ms } => {
+                if self.is_due(Complaint::Late) {
+                    let (age_days, what) = (age_ms / 86_400_000, self.config.profile.late.map_or("", |late| late.what));
+                    warn!(uplink, age_days, what; "What is delivered now is older than some of the cloud's services take");
+                }
+            }
+            Note::Loop { topic } => {
+                if self.is_due(Complaint::Loop) {
+                    let count = self.machine.counts().loops;
+                    error!(uplink, topic:%, count; "Messages go in a circle over another cloud; what comes back is not taken in");
+                }
+            }
             Note::SubscriptionRefused { filter } => {
                 let filter = filter.unwrap_or_else(|| "all".to_owned());
                 error!(uplink, filter = filter.as_str(); "The cloud does not allow a subscription; it is tried again later");
             }
         }
+    }
+
+    /// Whether this may be complained about again.
+    fn is_due(&mut self, complaint: Complaint) -> bool {
+        let now = Instant::now();
+        let [answer, around, late] = &mut self.complained_at;
+        let last = match complaint {
+            Complaint::Answer => answer,
+            Complaint::Loop => around,
+            Complaint::Late => late,
+        };
+        let pause = if matches!(complaint, Complaint::Late) { LATE_EVERY } else { REJECTED_EVERY };
+        let is_due = last.is_none_or(|last| now - last >= pause);
+        if is_due {
+            *last = Some(now);
+        }
+        is_due
     }
 
     fn set_state(&mut self, state: UplinkState, reason: Option<String>) {
@@ -764,11 +908,19 @@ impl Link {
         health.sessions_lost.store(counts.sessions_lost, Ordering::Relaxed);
         health.received.store(counts.received, Ordering::Relaxed);
         health.unmatched.store(counts.unmatched, Ordering::Relaxed);
+        health.loops.store(counts.loops, Ordering::Relaxed);
         health.strays.store(counts.strays, Ordering::Relaxed);
         health.refused.store(counts.refused, Ordering::Relaxed);
         health.live_dropped.store(counts.live_dropped, Ordering::Relaxed);
         health.uncertain.store(counts.uncertain, Ordering::Relaxed);
         health.note_drain(self.stamp);
+    }
+}
+
+async fn read(reading: &mut Option<Reading>) -> Result<Login, LoginError> {
+    match reading {
+        Some(reading) => reading.as_mut().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -26,19 +26,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use thiserror::Error;
 
+use super::commands;
 use super::compose::{self, Terms};
 use super::inbound::{Inbound, Receipt, UNANSWERED_MAX};
 use super::overtaken::Overtaken;
 use super::own::{self, OwnTopic};
 use super::reason::{meaning, quoted, remedy};
 use super::waiting::{Attempt, Waiting};
+use crate::config::answers::{self, Way};
 use crate::config::clouds::{MissingPuback, Profile};
 use crate::config::{DrainOrder, Pace, Protocol, ReceiveRule, UplinkConfig};
 use crate::health::LossReason;
 use crate::intake::LiveForward;
 use crate::message::{Body, Message, Origin, Properties, Qos, Sequence, Stamp, Topic};
 use crate::mqtt::{
-    Ack, Connack, Connect, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Subscribe, Subscription, Version,
+    Ack, Auth, Connack, Connect, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Subscribe, Subscription,
+    Version,
 };
 use crate::queue::numbers::ByNumber;
 use crate::queue::{Change, Once, Queued, Restored, SessionNumber, Verdict, Wanted};
@@ -115,6 +118,8 @@ const SUBSCRIBE_DEATHS_MAX: u32 = 3;
 pub struct Settings {
     /// The uplink's name.
     pub name: Arc<str>,
+    /// The gateway's, by which a message that comes back is known.
+    pub gateway: Arc<str>,
     /// What is known of the cloud.
     pub profile: &'static Profile,
     /// Protocol version.
@@ -141,9 +146,10 @@ pub struct Settings {
 
 impl Settings {
     /// From the configuration of the uplink `name`.
-    pub fn new(name: Arc<str>, client_id: String, config: &UplinkConfig) -> Settings {
+    pub fn new(name: Arc<str>, gateway: Arc<str>, client_id: String, config: &UplinkConfig) -> Settings {
         Settings {
             name,
+            gateway,
             profile: config.profile,
             version: match config.protocol {
                 Protocol::V311 => Version::V311,
@@ -153,7 +159,10 @@ impl Settings {
             username: config.username.clone(),
             window: config.profile.window(config.window),
             keep_alive: config.keep_alive,
-            session_expiry: config.session_expiry,
+            session_expiry: config
+                .profile
+                .session_expiry
+                .map_or(config.session_expiry, |max| config.session_expiry.min(max)),
             drain: config.drain,
             pace: config.pace,
             own_topic: config.own_topic.clone(),
@@ -225,6 +234,15 @@ pub enum Event {
     },
     /// What the gateway logged in with ends soon.
     Renew,
+    /// The token ends soon, and there is no other one yet: an end of the connection may be about that.
+    TokenEnds,
+    /// Another token, to be shown on the connection that there is (MQTT 5.0, 4.12.1).
+    Reauthenticate {
+        /// As in CONNECT.
+        method: String,
+        /// The token.
+        data: Bytes,
+    },
     /// The gateway stops.
     Stop,
 }
@@ -346,6 +364,8 @@ pub enum Note {
         /// Messages.
         in_flight: usize,
     },
+    /// The cloud has taken another token.
+    Reauthenticated,
     /// The cloud does not allow a topic; its messages wait.
     Held {
         /// The topic.
@@ -383,6 +403,21 @@ pub enum Note {
     },
     /// The cloud does not allow the own topic; it is off until the next start.
     OwnTopicOff,
+    /// A command asks for an answer at a topic of the cloud that no rule allows.
+    AnswerNotAllowed {
+        /// The topic.
+        topic: Topic,
+    },
+    /// What is sent is older than some services of the cloud take.
+    Late {
+        /// Milliseconds.
+        age_ms: u64,
+    },
+    /// A message has come back that went from here to another cloud.
+    Loop {
+        /// Its topic at this cloud.
+        topic: Topic,
+    },
     /// The cloud does not allow a subscription.
     SubscriptionRefused {
         /// The filter; `None` = it closed the connection on all of them.
@@ -407,6 +442,8 @@ pub struct Counts {
     pub received: u64,
     /// From the cloud, but no receive rule made a local topic of it.
     pub unmatched: u64,
+    /// From the cloud, but it had come from here to another one.
+    pub loops: u64,
     /// Acknowledgements of nothing.
     pub strays: u64,
     /// Times that a message from the cloud found no room in the store.
@@ -590,6 +627,10 @@ pub struct Machine {
     submit_at: Option<Duration>,
     /// Until then what is in flight may be answered, before a connection with another token takes the place of this one.
     renew_by: Option<Duration>,
+    /// When another token was shown that the cloud has not answered.
+    reauth_at: Option<Duration>,
+    /// The token may have ended.
+    token_ends: bool,
     stop_by: Option<Duration>,
     counts: Counts,
     actions: Vec<Action>,
@@ -656,6 +697,8 @@ impl Machine {
             inbound: Inbound::default(),
             submit_at: None,
             renew_by: None,
+            reauth_at: None,
+            token_ends: false,
             stop_by: None,
             counts: Counts::default(),
             actions: Vec::new(),
@@ -738,6 +781,14 @@ impl Machine {
             Event::Renew => {
                 if matches!(self.phase, Phase::Opening { .. } | Phase::Settling { .. } | Phase::Renewing | Phase::Up) {
                     self.renew_by = Some(at.now + STOP_WITHIN);
+                }
+            }
+            Event::TokenEnds => self.token_ends = true,
+            Event::Reauthenticate { method, data } => {
+                if self.is_connected() && !self.is_ending() {
+                    self.reauth_at = Some(at.now);
+                    let (reason, method, data) = (ReasonCode::RE_AUTHENTICATE, Some(method), Some(data));
+                    self.send(at, Packet::Auth(Auth { reason, method, data, reason_string: None }));
                 }
             }
             Event::Stop => {
@@ -839,6 +890,7 @@ impl Machine {
             }
             _ => {}
         }
+        self.reauth_at.map(|since| since + CONNACK_WITHIN).into_iter().for_each(&mut at);
         self.stop_by.into_iter().chain(self.renew_by).chain(self.submit_at).for_each(&mut at);
         earliest
     }
@@ -874,6 +926,17 @@ impl Machine {
             (Phase::Opening { .. }, Packet::Connack(connack)) => self.connack(&connack),
             (_, Packet::Disconnect(disconnect)) => self.disconnected(at, disconnect),
             (Phase::Opening { .. }, _) => self.close(CloseReason::Protocol { what: "a packet before CONNACK" }),
+            // What there is to show was shown at once.
+            (_, Packet::Auth(auth)) if self.reauth_at.is_none() || auth.reason != ReasonCode::SUCCESS => {
+                self.close(CloseReason::Protocol {
+                    what: "an AUTH that was not asked for, or asks for more than the token",
+                });
+            }
+            (_, Packet::Auth(_)) => {
+                self.reauth_at = None;
+                self.token_ends = false;
+                self.actions.push(Action::Note(Note::Reauthenticated));
+            }
             (_, Packet::Publish(publish)) => self.publish_in(at, publish),
             (_, Packet::Puback(ack)) => self.puback(at, &ack),
             (_, Packet::Pubrec(ack)) => self.pubrec(at, &ack),
@@ -934,7 +997,9 @@ impl Machine {
                 | ReasonCode::RETAIN_NOT_SUPPORTED
                 | ReasonCode::QOS_NOT_SUPPORTED
         );
-        if is_about_a_message {
+        // A token that is refused is no message's fault.
+        let is_about_the_token = self.reauth_at.is_some() || self.token_ends;
+        if is_about_a_message && !is_about_the_token {
             self.died(at, Some(disconnect.reason));
         }
         let text = disconnect.reason_string.unwrap_or_default();
@@ -1000,6 +1065,8 @@ impl Machine {
         self.own_next = None;
         self.pace_until = None;
         self.renew_by = None;
+        self.reauth_at = None;
+        self.token_ends = false;
     }
 
     /// The cloud closed the connection, as a broker does that has no other way to refuse what it was sent. Whatever
@@ -1334,6 +1401,11 @@ impl Machine {
     }
 
     fn watch(&mut self, at: Moment) {
+        if self.reauth_at.is_some_and(|since| at.now >= since + CONNACK_WITHIN) {
+            // Another connection shows it again.
+            self.reauth_at = None;
+            self.renew_by = self.renew_by.or(Some(at.now + STOP_WITHIN));
+        }
         match self.phase {
             Phase::Opening { since } if at.now >= since + CONNACK_WITHIN => {
                 self.own.connect_failed(None);
@@ -1678,6 +1750,12 @@ impl Machine {
         if let Some(fault) = self.terms.fault(&publish, bytes) {
             return self.reject(attempt, fault);
         }
+        let age = attempt.row.age_ms;
+        if let (Some(late), Some(age_ms)) = (self.settings.profile.late, age)
+            && Duration::from_millis(age_ms) > late.after
+        {
+            self.actions.push(Action::Note(Note::Late { age_ms }));
+        }
         if publish.qos < attempt.row.qos {
             self.counts.downgraded += 1;
         }
@@ -1990,7 +2068,7 @@ impl Machine {
         if self.phase != Phase::Up {
             return;
         }
-        let publish = compose::live(&live.message, &live.topic, &self.terms, at.stamp);
+        let publish = compose::live(&live.message, &live.topic, &self.settings.gateway, &self.terms, at.stamp);
         let publish = publish.map(|publish| (compose::publish_bytes(&publish, self.terms.version), publish));
         let Some((bytes, publish)) = publish.filter(|(bytes, publish)| self.terms.fault(publish, *bytes).is_none())
         else {
@@ -2102,28 +2180,41 @@ impl Machine {
             (Qos::AtLeastOnce, Some(id)) => Some(Packet::Puback(Ack::new(id, ReasonCode::SUCCESS))),
             (Qos::ExactlyOnce, Some(id)) => Some(Packet::Pubrec(Ack::new(id, ReasonCode::SUCCESS))),
         };
-        let rules = self.settings.receive.iter();
-        let local = rules.filter_map(|rule| rule.topic.apply(&rule.filter, cloud_topic)).next();
-        let Some(Ok(topic)) = local else {
+        let rules = self.settings.receive.iter().enumerate();
+        let local =
+            rules.filter_map(|(place, rule)| Some((place, rule.topic.apply(&rule.filter, cloud_topic)?))).next();
+        let Some((place, Ok(topic))) = local else {
             self.counts.unmatched += 1;
-            if let (Qos::ExactlyOnce, Some(id)) = (publish.qos, publish.packet_id) {
-                self.inbound.ignore(id);
-            }
-            if let Some(answer) = answer {
-                self.inbound.answered(answer);
-            }
-            return;
+            return self.take_and_ignore(publish.qos, publish.packet_id, answer);
         };
+        let mut properties = publish.properties;
+        if commands::has_passed(&self.settings.gateway, &properties) {
+            // It came from here, and another cloud has brought it back.
+            self.counts.loops += 1;
+            self.actions.push(Action::Note(Note::Loop { topic: cloud_topic.clone() }));
+            return self.take_and_ignore(publish.qos, publish.packet_id, answer);
+        }
         self.counts.received += 1;
+        let key = commands::key(&self.settings.name, cloud_topic, &publish.payload, &properties);
+        let asked = properties.response_topic.take();
+        match answers::way(&self.settings.name, &self.settings.receive, place, cloud_topic, asked.as_ref()) {
+            Way::AsItIs => properties.response_topic = asked,
+            Way::Local(local) => properties.response_topic = Some(local),
+            Way::NotAllowed(topic) => self.actions.push(Action::Note(Note::AnswerNotAllowed { topic })),
+        }
         let once = match (publish.qos, publish.packet_id) {
-            (Qos::ExactlyOnce, Some(id)) => Some(Once { session: self.session, packet_id: id.get() }),
+            (Qos::ExactlyOnce, Some(id)) => Some(Once::Packet { session: self.session, packet_id: id.get() }),
+            (Qos::AtLeastOnce, _) => key.map(|key| {
+                let may_be_repeat = publish.dup || !self.settings.profile.marks_repeats;
+                Once::Command { key, may_be_repeat }
+            }),
             _ => None,
         };
         let message = Message {
             topic,
             qos: publish.qos,
             retain: publish.retain,
-            properties: Some(publish.properties).filter(|properties| !properties.is_empty()).map(Box::new),
+            properties: Some(properties).filter(|properties| !properties.is_empty()).map(Box::new),
             body: Body::Bytes(publish.payload),
             origin: Origin::Uplink(self.settings.name.clone()),
             received: at.stamp,
@@ -2139,6 +2230,16 @@ impl Machine {
             }
         }
         self.actions.push(Action::Submit { receipt, message, once });
+    }
+
+    /// What nobody here wants is answered all the same, or it would come again.
+    fn take_and_ignore(&mut self, qos: Qos, packet_id: Option<PacketId>, answer: Option<Packet>) {
+        if let (Qos::ExactlyOnce, Some(id)) = (qos, packet_id) {
+            self.inbound.ignore(id);
+        }
+        if let Some(answer) = answer {
+            self.inbound.answered(answer);
+        }
     }
 
     /// The store has no room for a command. Closing would only make the cloud send it again at once.
@@ -2169,7 +2270,7 @@ impl Machine {
         // Released also when its message was ignored: before a restart with other rules it may have been stored, and a
         // received id that stays makes the next message that bears it a repeat, which is answered and thrown away.
         let receipt = self.inbound.open(Some(Packet::Pubcomp(Ack::new(id, ReasonCode::SUCCESS))));
-        let once = Once { session: self.session, packet_id: id.get() };
+        let once = Once::Packet { session: self.session, packet_id: id.get() };
         self.actions.push(Action::Release { receipt, once });
     }
 

@@ -136,7 +136,7 @@ impl Aws {
     }
 }
 
-fn acceptor(certificates: &Certificates, alpn: &[&str]) -> TlsAcceptor {
+pub fn acceptor(certificates: &Certificates, alpn: &[&str]) -> TlsAcceptor {
     let read = |path: &Path| CertificateDer::pem_file_iter(path).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(read(&certificates.ca));

@@ -14,6 +14,8 @@ use rcgen::{
 pub struct Certificates {
     /// The authority's certificate.
     pub ca: PathBuf,
+    /// Its key.
+    pub ca_key: PathBuf,
     /// The server's certificate.
     pub server_cert: PathBuf,
     /// The server's key.
@@ -45,6 +47,7 @@ impl Certificates {
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let authority_cert = authority.self_signed(&authority_key).unwrap();
+        let ca_key = authority_key.serialize_pem();
         let issuer = Issuer::new(authority, authority_key);
 
         let server_key = KeyPair::generate().unwrap();
@@ -71,6 +74,7 @@ impl Certificates {
         };
         Certificates {
             ca: write("ca.pem", authority_cert.pem()),
+            ca_key: write("ca.key", ca_key),
             server_cert: write("server.pem", server_cert.pem()),
             server_key: write("server.key", server_key.serialize_pem()),
             client_cert: write("client.pem", client_cert.pem()),

@@ -45,6 +45,18 @@ pub fn script<S: AsRef<OsStr>>(script: &str, arguments: &[S]) -> Process {
     Process::start(script, installed("venv/bin/python"), &words)
 }
 
+/// Runs `tests/peers/<script>.py` to its end in an environment of its own (`venv-aws`, `venv-azure`); the lines it said.
+#[track_caller]
+pub fn script_in<S: AsRef<OsStr>>(environment: &str, script: &str, arguments: &[S]) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/peers/{script}.py"));
+    let mut words: Vec<&OsStr> = vec![OsStr::new("-B"), path.as_os_str()];
+    words.extend(arguments.iter().map(AsRef::as_ref));
+    let mut process = Process::start(script, installed(&format!("{environment}/bin/python")), &words);
+    let status = process.wait(PATIENCE);
+    assert!(status.success(), "{script}.py ended with {status}:\n{}", process.transcript());
+    process.stdout()
+}
+
 /// A message that a subscriber got.
 #[derive(Debug, Clone)]
 pub struct Received {
@@ -174,6 +186,11 @@ impl Publisher {
         Publisher { process: script("publisher", &arguments) }
     }
 
+    /// All that it has said.
+    pub fn said(&self) -> Vec<String> {
+        self.process.stdout()
+    }
+
     /// The numbers that were acknowledged so far.
     pub fn acknowledged(&self) -> Vec<u64> {
         self.process.stdout().iter().filter_map(|line| line.strip_prefix("ack ")?.parse().ok()).collect()
@@ -228,6 +245,12 @@ impl ModbusServer {
         let process = serving(&["--tcp", &port.to_string(), "--framer", framer], units);
         assert!(port::is_served_by(port, process.id()), "another process answers on the port of the Modbus server");
         ModbusServer { process, port }
+    }
+
+    /// On a serial port, in letters.
+    pub fn on_serial_ascii(path: &Path, units: &Value) -> ModbusServer {
+        let arguments = ["--serial", &path.display().to_string(), "--framer", "ascii"];
+        ModbusServer { process: serving(&arguments, units), port: 0 }
     }
 
     /// On a serial port.

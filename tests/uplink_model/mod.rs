@@ -15,7 +15,7 @@ use tidegate::message::{
     Body, Filter, Message, MessageId, Origin, Properties, Qos, Quality, Reading, Sequence, Stamp, Topic, Value,
 };
 use tidegate::mqtt::{Ack, Connack, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Version};
-use tidegate::queue::{Batching, Change, Encoding, InFlight, Queued, Restored, SessionNumber, Verdict, Wanted};
+use tidegate::queue::{Batching, Change, Encoding, InFlight, Once, Queued, Restored, SessionNumber, Verdict, Wanted};
 use tidegate::uplink::machine::{Action, CloseReason, Event, Machine, Moment, Note, Settings};
 
 // --- the model store --------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ impl Store {
             })
             .collect();
         in_flight.sort_by_key(|one| one.order);
-        Restored { session_key: self.session_key, session: SessionNumber(self.session), in_flight }
+        Restored { session_key: self.session_key, session: SessionNumber(self.session), in_flight, paced: Vec::new() }
     }
 
     pub fn next(&mut self, count: usize) -> Vec<Queued> {
@@ -406,6 +406,7 @@ pub fn settings(version: Version, window: u16) -> Settings {
     let filter = Filter::new("cmd/#").unwrap();
     Settings {
         name: Arc::from("cloud"),
+        gateway: Arc::from("g"),
         profile: &GENERIC,
         version,
         client_id: "g".to_owned(),
@@ -420,6 +421,8 @@ pub fn settings(version: Version, window: u16) -> Settings {
             topic: TopicTemplate::parse("plant/{rest}", &filter, "g").unwrap(),
             filter,
             qos: Qos::ExactlyOnce,
+            answer: None,
+            answers: Vec::new(),
         }],
     }
 }
@@ -636,14 +639,16 @@ impl World {
             }
             Action::Submit { receipt, message, once } => {
                 // A repeat is accepted and thrown away, as the queue does it.
-                if once.is_none_or(|once| self.received.insert((once.session.0, once.packet_id))) {
-                    self.submitted.push((*message, once.map(|once| once.packet_id)));
+                let packet = once.and_then(in_session);
+                if packet.is_none_or(|packet| self.received.insert(packet)) {
+                    self.submitted.push((*message, packet.map(|(_, packet_id)| packet_id)));
                 }
                 self.answers.push_back(Event::Accepted(receipt));
             }
             Action::Release { receipt, once } => {
-                self.released.push(once.packet_id);
-                let was_known = self.received.remove(&(once.session.0, once.packet_id));
+                let packet = in_session(once).expect("only ids of QoS 2 are released");
+                self.released.push(packet.1);
+                let was_known = self.received.remove(&packet);
                 self.answers.push_back(Event::Released { receipt, was_known });
             }
             Action::Live(is_live) => self.is_live = is_live,
@@ -866,4 +871,12 @@ pub fn assert_all_delivered(world: &World) {
     }
     assert!(world.cloud.arrivals().values().all(|count| *count == 1));
     assert_eq!(world.cloud.arrivals().len(), world.store.rows.len());
+}
+
+/// What a QoS 2 message is known by.
+fn in_session(once: Once) -> Option<(u64, u16)> {
+    match once {
+        Once::Packet { session, packet_id } => Some((session.0, packet_id)),
+        Once::Command { .. } => None,
+    }
 }

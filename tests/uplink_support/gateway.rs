@@ -69,8 +69,10 @@ pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
         username: None,
         password_file: None,
         jwt: None,
+        auth_method: None,
         authorizer: None,
         http: None,
+        provision: None,
         proxy: None,
         keep_alive: Duration::from_secs(60),
         session_expiry: Duration::from_secs(86_400),
@@ -84,6 +86,8 @@ pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
             topic: TopicTemplate::parse("local/{rest}", &filter, "g7").unwrap(),
             filter,
             qos: Qos::ExactlyOnce,
+            answer: None,
+            answers: Vec::new(),
         }],
     }
 }
@@ -122,6 +126,7 @@ impl Gateway {
         let stop = CancellationToken::new();
         let uplink = Uplink::new(UplinkSettings {
             name: name.clone(),
+            gateway: Arc::from("g7"),
             client_id: config.client_id.clone(),
             config,
             outlet: opened.outlets.remove(&name).unwrap(),

@@ -78,7 +78,7 @@ impl Session {
             Packet::Pubrel(ack) => {
                 // With the number that the message had: the session may have got one since.
                 let number = self.inbound.number.filter(|_| self.inbound.has_received(ack.packet_id));
-                let once = number.map(|session| crate::queue::Once { session, packet_id: ack.packet_id.get() });
+                let once = number.map(|session| crate::queue::Once::Packet { session, packet_id: ack.packet_id.get() });
                 self.inbound.push(self.mark, Work::Release { packet_id: ack.packet_id, once });
             }
             Packet::Pubcomp(ack) => {

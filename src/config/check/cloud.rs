@@ -7,7 +7,7 @@ use super::super::file::{Draft, UplinkDraft};
 use super::super::tree::Spot;
 use super::super::units::{Wrong, duration_text, size_text};
 use super::super::walk::Walk;
-use super::super::{ForwardRule, UplinkConfig};
+use super::super::{ForwardRule, Protocol, ReceiveRule, UplinkConfig, answers};
 use crate::message::{Filter, Qos, Topic};
 
 pub(super) fn check(walk: &mut Walk, uplink: &UplinkDraft, draft: &Draft) {
@@ -24,7 +24,7 @@ pub(super) fn check(walk: &mut Walk, uplink: &UplinkDraft, draft: &Draft) {
         }
     }
     if uplink.forward.is_empty()
-        && let [rule] = config.forward.as_slice()
+        && let Some(rule) = config.forward.last()
     {
         forward(walk, profile, rule, uplink.spot, draft, config);
     }
@@ -55,7 +55,12 @@ fn way(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
         } else if host.parse::<std::net::IpAddr>().is_ok() {
             let wrong =
                 Wrong::new(format!("{} finds the account by the host's name, and this is an address", profile.title))
-                    .help("write the name of your endpoint: aws iot describe-endpoint --endpoint-type iot:Data-ATS");
+                    .help(match profile.has_authorizers {
+                        true => {
+                            "write the name of your endpoint: aws iot describe-endpoint --endpoint-type iot:Data-ATS"
+                        }
+                        false => "write the host name of your endpoint",
+                    });
             walk.wrong(endpoint.spot, "url", wrong);
         }
     }
@@ -64,7 +69,12 @@ fn way(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
 /// How the cloud knows who comes.
 fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
     let title = config.profile.title;
+    enhanced(walk, uplink, config);
     if !config.profile.has_authorizers {
+        if let Some(spot) = uplink.written("provision") {
+            let help = "write profile = \"aws-iot\"".to_owned();
+            walk.findings.problem(spot, "`provision` is the fleet provisioning of AWS IoT Core", Some(help));
+        }
         if let Some(spot) = uplink.written("authorizer") {
             let help = "write profile = \"aws-iot\"".to_owned();
             walk.findings.problem(spot, "`authorizer` is one of AWS IoT Core", Some(help));
@@ -72,7 +82,15 @@ fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
         return;
     }
     let has_login = config.authorizer.is_some() || config.username.is_some() || config.password_file.is_some();
-    if config.cert.is_none() && !has_login && config.jwt.is_none() {
+    if let Some(spot) = uplink.written("provision") {
+        if let Some(cert) = uplink.written("cert") {
+            let what = "`provision` gets the board a certificate of its own, and here is another one".to_owned();
+            walk.findings.problem(cert, what, Some("leave `cert` and `key` out".to_owned()));
+        } else if has_login || config.jwt.is_some() {
+            let what = format!("{title} provisions by certificates, and this uplink logs in otherwise");
+            walk.findings.problem(spot, what, Some("leave `provision` out, or the login".to_owned()));
+        }
+    } else if config.cert.is_none() && !has_login && config.jwt.is_none() {
         let what = format!("{title} knows gateways by their certificates, and this uplink has none");
         let help = "write `cert` and `key`, or `authorizer` for a custom authoriser".to_owned();
         walk.findings.problem(uplink.spot, what, Some(help));
@@ -87,6 +105,33 @@ fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
             let help = "write the port 443, unless a domain configuration of yours says otherwise".to_owned();
             walk.findings.warning(endpoint.spot, what, Some(help));
         }
+    }
+}
+
+/// Enhanced authentication, and a cloud that knows nobody without a name, a certificate or a token.
+fn enhanced(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
+    let Profile { title, auth_methods: known, .. } = config.profile;
+    let Some(method) = &config.auth_method else {
+        if !known.is_empty() && config.cert.is_none() {
+            let what = format!("{title} takes nobody without a certificate or a token");
+            let help = "write `cert` and `key`, or `auth_method` with a token";
+            walk.findings.problem(uplink.spot, what, Some(help.to_owned()));
+        }
+        return;
+    };
+    let place = uplink.place("auth_method");
+    if !known.is_empty() && !known.contains(&method.as_str()) {
+        let wrong = Wrong::new(format!("{title} has no method {method:?}")).help(format!("write one of {known:?}"));
+        walk.wrong(place, "auth_method", wrong);
+    }
+    if config.protocol == Protocol::V311 {
+        let help = "write protocol = \"5\"".to_owned();
+        walk.findings.problem(place, "MQTT 3.1.1 has no enhanced authentication", Some(help));
+    }
+    if config.password_file.is_none() && config.jwt.is_none() {
+        let help =
+            "write the file of the token (`password_file`), or `jwt = { key = \"…\" }` to sign it here".to_owned();
+        walk.findings.problem(place, "`auth_method` needs a token", Some(help));
     }
 }
 
@@ -109,7 +154,9 @@ fn session(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
             .help(format!("it would take this for {}", text(profile.kept_alive(config.keep_alive))));
         walk.wrong(uplink.place("keep_alive"), "keep_alive", wrong);
     }
-    if let Some(max) = profile.session_expiry.filter(|max| config.session_expiry > *max) {
+    if let Some(max) = profile.session_expiry.filter(|max| config.session_expiry > *max)
+        && uplink.written("session_expiry").is_some()
+    {
         let what = format!("{title} keeps a session for {} at most", text(max));
         walk.findings.warning(uplink.place("session_expiry"), what, None);
     }
@@ -232,6 +279,7 @@ fn receive(walk: &mut Walk, uplink: &UplinkDraft, profile: &Profile) {
     }
     for (rule, spot) in &uplink.receive {
         let Some(rule) = rule else { continue };
+        answer(walk, uplink, rule, *spot, profile);
         if let Some(fault) = profile.topic_fault(rule.filter.as_str()) {
             walk.findings.problem(*spot, format!("this subscription cannot fit: {fault}"), None);
         }
@@ -239,6 +287,23 @@ fn receive(walk: &mut Walk, uplink: &UplinkDraft, profile: &Profile) {
             let what = format!("{} has no QoS 2: this is subscribed at QoS {}", profile.title, profile.qos_max.level());
             walk.findings.warning(*spot, what, None);
         }
+    }
+}
+
+/// An answer that comes back as a command would be answered, and so on.
+fn answer(walk: &mut Walk, uplink: &UplinkDraft, rule: &ReceiveRule, spot: Spot, profile: &Profile) {
+    let others = || uplink.receive.iter().filter_map(|(other, _)| other.as_ref());
+    let own = ReceiveRule { answers: Vec::new(), ..rule.clone() };
+    if let Some(other) = others().find(|other| answers::allowed(&own).iter().any(|filter| filter.meets(&other.filter)))
+    {
+        let what = format!("`answer` goes where commands come from: {:?}", other.filter.as_str());
+        let help = "write an `answer` that no `filter` under `receive` matches".to_owned();
+        walk.findings.problem(spot, what, Some(help));
+    }
+    if let Some(answer) = &rule.answer
+        && let Some(fault) = profile.topic_fault(answer.as_str())
+    {
+        walk.findings.problem(spot, format!("`answer`: {fault}"), Some("write a shorter `answer`".to_owned()));
     }
 }
 

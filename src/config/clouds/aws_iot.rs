@@ -3,7 +3,7 @@
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
-use super::{MissingPuback, Profile, Retain};
+use super::{Late, MissingPuback, Profile, Retain};
 use crate::config::Reconnect;
 use crate::message::Qos;
 
@@ -26,12 +26,15 @@ pub static AWS_IOT: Profile = Profile {
     session_expiry: Some(Duration::from_secs(7 * 86_400)),
     connect_every: Duration::from_secs(1),
     qos_max: Qos::AtLeastOnce,
+    marks_repeats: false,
+    late: Some(Late { after: Duration::from_secs(7 * 86_400), what: "IoT SiteWise takes no value older than 7 days" }),
     retain: Retain::NotDollar,
     // A publish beyond the quota is thrown away without a word: neither a failure nor an end of the connection.
     missing_puback: MissingPuback::Throttle(Duration::from_secs(10)),
     reconnect: Reconnect { first: Duration::from_secs(10), max: Duration::from_secs(300) },
     wants_server_name: true,
     has_authorizers: true,
+    auth_methods: &[],
     alpn,
     http_alpn: |port| (port == 443).then_some("x-amzn-http-ca"),
 };

@@ -1,16 +1,18 @@
 //! `[uplink.<name>]`, with its rules.
 
+use std::collections::BTreeMap;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::answers;
 use super::super::clouds::{self, Profile};
 use super::super::tree::{Spot, Tree};
 use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
 use super::super::{
-    AuthorizerConfig, DrainOrder, Endpoint, ForwardRule, HttpKind, JwtConfig, Pace, Payload, Protocol, ProxyConfig,
-    ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, keys,
+    AuthorizerConfig, DrainOrder, Endpoint, ForwardRule, HttpKind, JwtConfig, Pace, Payload, Protocol, ProvisionConfig,
+    ProvisionFormat, ProxyConfig, ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, keys,
 };
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
 use crate::message::{Filter, Qos, Topic, is_reserved};
@@ -45,7 +47,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let is_http = endpoints.as_ref().is_some_and(|(_, is_http)| *is_http);
     let endpoints = endpoints.map(|(endpoints, _)| endpoints);
     let profiles: Vec<(&str, &Profile)> = clouds::PROFILES.iter().map(|profile| (profile.name, *profile)).collect();
-    let profile = reader.choice(walk, "profile", &profiles, &["azure-iot-hub", "azure-event-grid", "clearblade"]);
+    let profile = reader.choice(walk, "profile", &profiles, &["azure-iot-hub", "clearblade"]);
     // A wrong name was noted; the other keys are looked at all the same.
     let known = profile.as_ref().map_or(&clouds::GENERIC, |at| at.value);
     let http_kind = if is_http { http_kind(walk, &reader, known, spot) } else { None };
@@ -62,7 +64,9 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let username = reader.text(walk, "username");
     let password_file = file(walk, &reader, "password_file", true);
     let jwt = jwt(walk, &reader, words);
+    let auth_method = reader.text(walk, "auth_method");
     let authorizer = authorizer(walk, &reader, words);
+    let provision = provision(walk, &reader, words);
     let proxy = proxy(walk, &reader);
     let keep_alive = seconds(walk, &reader, "keep_alive", 65_535);
     let session_expiry = seconds(walk, &reader, "session_expiry", 3650 * 86_400);
@@ -99,6 +103,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         || is_missing("cert", cert.is_some())
         || is_missing("key", key.is_some())
         || is_missing("username", username.is_some())
+        || is_missing("auth_method", auth_method.is_some())
         || is_missing("password_file", password_file.is_some());
     let config = (|| {
         if has_hole {
@@ -117,8 +122,10 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             username: username.as_ref().map(|at| at.value.clone()),
             password_file: password_file.as_ref().map(|at| at.value.clone()),
             jwt: jwt?,
+            auth_method: auth_method.map(|at| at.value),
             authorizer: authorizer?,
             http: http?,
+            provision: provision?,
             proxy: proxy?,
             keep_alive: keep_alive?,
             session_expiry: session_expiry?,
@@ -127,9 +134,14 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             drain: drain?.value,
             pace: pace?,
             own_topic: own_topic?,
-            forward: match forward.is_empty() {
-                true => vec![default_rule(usual, words)?],
-                false => forward.iter().map(|(rule, _)| rule.clone()).collect::<Option<Vec<_>>>()?,
+            forward: {
+                let receive: Vec<ReceiveRule> = receive.iter().filter_map(|(rule, _)| rule.clone()).collect();
+                let mut rules = answers::forwards(name, &receive);
+                match forward.is_empty() {
+                    true => rules.push(default_rule(usual, words)?),
+                    false => rules.extend(forward.iter().map(|(rule, _)| rule.clone()).collect::<Option<Vec<_>>>()?),
+                }
+                rules
             },
             receive: receive.iter().map(|(rule, _)| rule.clone()).collect::<Option<Vec<_>>>()?,
         })
@@ -189,7 +201,18 @@ fn http_kind(walk: &mut Walk, reader: &Reader<'_>, profile: &Profile, spot: Spot
         let help = "for https:// there are \"generic\" (a webhook), \"influxdb\" and \"aws-iot\"".to_owned();
         walk.findings.problem(place, format!("{} is not reached by HTTP", profile.title), Some(help));
     }
-    for key in ["client_id", "keep_alive", "session_expiry", "window", "protocol", "authorizer", "drain", "receive"] {
+    for key in [
+        "client_id",
+        "keep_alive",
+        "session_expiry",
+        "window",
+        "protocol",
+        "authorizer",
+        "auth_method",
+        "provision",
+        "drain",
+        "receive",
+    ] {
         if reader.has(key) {
             let what = format!("`{key}` is for brokers, and this uplink goes by HTTP");
             walk.findings.problem(reader.spot_of(key), what, Some("leave it out".to_owned()));
@@ -323,6 +346,63 @@ fn authorizer(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<Opt
         token_key: token_key?,
         token_file: token_file.map(|at| at.value),
         signature_file: signature_file.map(|at| at.value),
+    }))
+}
+
+/// The outer `None` is a fault, the inner one is none. Its folder is known once the state directory is.
+fn provision(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<Option<ProvisionConfig>> {
+    if !reader.has("provision") {
+        return Some(None);
+    }
+    let (tree, spot) = reader.table(walk, "provision")?;
+    let reader = Reader::open(walk, tree, &keys::PROVISION, spot);
+    let template = reader.text(walk, "template");
+    if !reader.has("template") {
+        reader.missing(walk, "template");
+    }
+    // By the cloud's own rule for these names; they are a level of a topic.
+    let is_name = |name: &str| {
+        (1..=36).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+    };
+    if let Some(name) = template.as_ref().filter(|name| !is_name(&name.value)) {
+        walk.wrong(name.spot, "template", Wrong::new("a template's name has 1 to 36 letters, digits, `_` and `-`"));
+        return None;
+    }
+    let claim_cert = file(walk, &reader, "claim_cert", false);
+    let claim_key = file(walk, &reader, "claim_key", true);
+    for (key, is_read) in [("claim_cert", claim_cert.is_some()), ("claim_key", claim_key.is_some())] {
+        if !is_read && !reader.has(key) {
+            reader.missing(walk, key);
+        }
+    }
+    let formats = [("json", ProvisionFormat::Json), ("cbor", ProvisionFormat::Cbor)];
+    let format = reader.choice(walk, "format", &formats, &[]);
+    let mut parameters = BTreeMap::new();
+    let mut is_whole = true;
+    if reader.has("parameters") {
+        let (tree, _) = reader.table(walk, "parameters")?;
+        for (name, entry) in tree.in_order() {
+            let text = super::super::walk::text(&entry.node).map(str::to_owned);
+            let text = text.map(|value| At { value, spot: entry.node.spot, is_default: false });
+            match text.map_err(|wrong| walk.wrong(entry.node.spot, name, wrong)) {
+                Ok(text) => match fill(walk, name, &text, words) {
+                    Some(text) => drop(parameters.insert(name.to_owned(), text)),
+                    None => is_whole = false,
+                },
+                Err(()) => is_whole = false,
+            }
+        }
+    }
+    if !is_whole {
+        return None;
+    }
+    Some(Some(ProvisionConfig {
+        template: template?.value,
+        claim_cert: claim_cert?.value,
+        claim_key: claim_key?.value,
+        parameters,
+        format: format?.value,
+        folder: std::path::PathBuf::new(),
     }))
 }
 
@@ -556,6 +636,43 @@ fn http_topic(
     Some(At { value, spot: reader.spot, is_default: true })
 }
 
+/// Where answers go. Not into the place where commands come from: each would be the next command.
+fn answer_topic(
+    walk: &mut Walk,
+    reader: &Reader<'_>,
+    filter: Option<&At<Filter>>,
+    words: &Words,
+) -> Option<TopicTemplate> {
+    let text = reader.text(walk, "answer")?;
+    let filter = filter?;
+    match TopicTemplate::parse(&text.value, &filter.value, &words.gateway) {
+        Ok(value) => Some(value),
+        Err(error) => {
+            let help = format!("the filter is {:?}", filter.value.as_str());
+            walk.wrong(text.spot, "answer", Wrong::new(error.to_string()).help(help));
+            None
+        }
+    }
+}
+
+fn answer_filters(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<Filter>> {
+    let mut result = Vec::new();
+    let mut is_whole = true;
+    for text in reader.texts(walk, "answers")? {
+        let wrong = match Filter::new(&text.value) {
+            Ok(filter) if filter.share_group().is_none() && !text.value.contains(['{', '}']) => {
+                result.push(filter);
+                continue;
+            }
+            Ok(_) => Wrong::new("must be a filter of topics, without a share and without braces"),
+            Err(error) => Wrong::new(error.to_string()),
+        };
+        walk.wrong(text.spot, "answers", wrong);
+        is_whole = false;
+    }
+    is_whole.then_some(result)
+}
+
 fn receive(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<ReceiveRule>, Spot)> {
     let mut result = Vec::new();
     for (tree, spot) in rules(walk, reader, "receive") {
@@ -575,8 +692,16 @@ fn receive(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<R
                 .help("write the local topic: topic = \"cloud/{rest}\"");
             walk.wrong(filter.spot, "filter", wrong);
         }
+        let answer = match reader.has("answer") {
+            true => answer_topic(walk, &reader, filter.as_ref(), words).map(Some),
+            false => Some(None),
+        };
+        let answers = answer_filters(walk, &reader);
         let place = filter.as_ref().map_or(spot, |filter| filter.spot);
-        let rule = (|| Some(ReceiveRule { filter: filter?.value, topic: topic?.value, qos: level?.value }))();
+        let rule = (|| {
+            let (filter, topic) = (filter?.value, topic?.value);
+            Some(ReceiveRule { filter, topic, qos: level?.value, answer: answer?, answers: answers? })
+        })();
         result.push((rule, place));
     }
     result

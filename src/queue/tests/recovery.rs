@@ -36,7 +36,7 @@ async fn q1_two_clients_never_share_a_session_number_over_a_quarantine() {
     let late = rig.inlet.open_session().await.unwrap();
     assert!(late > early && late > cloud, "{late:?} after {early:?} and {cloud:?}");
     for session in [late, early, cloud] {
-        let once = Some(Once { session, packet_id: 77 });
+        let once = Some(Once::Packet { session, packet_id: 77 });
         let appended = rig.inlet.append(Submission { message: numbered(1, 20), once }).await.unwrap();
         assert!(matches!(appended.fate, Fate::Stored { .. }), "{session:?}: {:?}", appended.fate);
     }
@@ -45,7 +45,7 @@ async fn q1_two_clients_never_share_a_session_number_over_a_quarantine() {
     // The uplink went on under the number that it had: what came to it is known after a restart.
     let mut rig = Rig::start(settings(dir.path()));
     assert_eq!(rig.outlet("cloud").restore().await.unwrap().session, cloud);
-    let once = Some(Once { session: cloud, packet_id: 77 });
+    let once = Some(Once::Packet { session: cloud, packet_id: 77 });
     let repeat = rig.inlet.append(Submission { message: numbered(1, 20), once }).await.unwrap();
     assert_eq!(repeat.fate, Fate::Duplicate);
     assert!(rig.inlet.open_session().await.unwrap() > late);

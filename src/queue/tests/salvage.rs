@@ -352,7 +352,7 @@ async fn a_qos_2_message_in_flight_that_cannot_be_read_ends_the_session_and_the_
 /// A store that fails while it runs, after a client has published at QoS 2; as it is opened again.
 fn failed_while_open(dir: &Path, spoil: impl FnOnce(&Path)) -> books::Books {
     let mut books = opening::open_books(&settings(dir), &mut Past::default()).unwrap();
-    let once = Some(Once { session: SessionNumber(900), packet_id: 77 });
+    let once = Some(Once::Packet { session: SessionNumber(900), packet_id: 77 });
     books.append(Submission { message: numbered(1, 20), once }).unwrap().unwrap();
     books.commit().unwrap();
     let books::Books { identity, store, .. } = books;

@@ -125,7 +125,7 @@ fn only_what_one_stream_wants_at_qos_1_is_held() {
     assert!(!is_held(submission(message("both", b"x"))), "two streams want it");
     assert!(!is_held(submission(Message { qos: Qos::ExactlyOnce, ..plain.clone() })), "it leaves at QoS 2");
     assert!(!is_held(submission(Message { retain: true, ..plain.clone() })), "it is retained");
-    let once = Some(Once { session: SessionNumber(1), packet_id: 1 });
+    let once = Some(Once::Packet { session: SessionNumber(1), packet_id: 1 });
     assert!(!is_held(Submission { message: plain.clone(), once }), "it came at QoS 2");
     books.next(0, 0, 100, 1 << 20).unwrap();
     assert!(offer(&mut books, submission(plain)).1);
@@ -261,7 +261,7 @@ impl World {
                 for _ in 0..count {
                     self.number += 1;
                     self.packet_id += 1;
-                    let once = is_once.then_some(Once { session: SessionNumber(1), packet_id: self.packet_id });
+                    let once = is_once.then_some(Once::Packet { session: SessionNumber(1), packet_id: self.packet_id });
                     let submission = Submission { message: numbered(self.number, 100), once };
                     let (answer, _) = offer(&mut self.books, submission);
                     self.unsettled.push_back(self.number);

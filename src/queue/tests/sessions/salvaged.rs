@@ -16,7 +16,7 @@ async fn with_sessions(dir: &Path) -> Rig {
     let sent = outlet.fetch((0, 0), vec![7, 9], 2, 1 << 20).await.unwrap();
     assert_eq!(numbers(&sent), [0, 1]);
     outlet.settle(vec![Settling::Received { packet_id: 9 }]).await.unwrap();
-    let once = Some(Once { session: one.number, packet_id: 77 });
+    let once = Some(Once::Packet { session: one.number, packet_id: 77 });
     let message = at("elsewhere", Qos::ExactlyOnce, 90, 20);
     rig.inlet.append(Submission { message, once }).await.unwrap();
     rig
@@ -59,8 +59,10 @@ async fn sessions_go_on_after_a_salvage_with_all_that_waits_and_their_packet_ids
         let mut outlet = rig.inlet.session_outlet(two.number);
         let waiting = fetched(&mut outlet, (0, 0), 100).await;
         assert_eq!(numbers(&waiting).into_iter().collect::<BTreeSet<_>>(), BTreeSet::from([0, 1, 2, 50]));
-        let repeated =
-            Submission { message: message("elsewhere", b"x"), once: Some(Once { session: one.number, packet_id: 77 }) };
+        let repeated = Submission {
+            message: message("elsewhere", b"x"),
+            once: Some(Once::Packet { session: one.number, packet_id: 77 }),
+        };
         assert_eq!(rig.inlet.append(repeated).await.unwrap().fate, Fate::Duplicate);
         assert_eq!(losses(&rig).get("quarantined"), None, "nothing was lost");
         let problems = rig.health.snapshot(Stamp::default()).problems;

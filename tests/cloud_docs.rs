@@ -1,0 +1,93 @@
+//! Is what the pages about clouds say a configuration, and is the record that they show the one that is sent?
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail by a panic")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use tidegate::clock::Timing;
+use tidegate::config::{self, LoadRequest};
+use tidegate::message::{ClockState, MessageId, Quality, Reading, Stamp, Value};
+use tidegate::payload::json;
+
+const PAGES: [(&str, &str, usize); 3] = [
+    ("clouds-aws.md", include_str!("../docs/clouds-aws.md"), 5),
+    ("clouds-generic.md", include_str!("../docs/clouds-generic.md"), 5),
+    ("clouds-kafka.md", include_str!("../docs/clouds-kafka.md"), 1),
+];
+
+/// The blocks of one language, with the line where each begins.
+fn blocks(page: &str, language: &str) -> Vec<(usize, String)> {
+    let mut found: Vec<(usize, String)> = Vec::new();
+    let mut is_inside = false;
+    for (number, line) in page.lines().enumerate() {
+        match line.strip_prefix("```") {
+            Some(word) if !is_inside && word == language => {
+                is_inside = true;
+                found.push((number + 1, String::new()));
+            }
+            Some(_) => is_inside = false,
+            None if is_inside => found.last_mut().unwrap().1.extend([line, "\n"]),
+            None => {}
+        }
+    }
+    found
+}
+
+/// Every file that `text` names below `/etc/tidegate`, in `root`.
+fn with_files(root: &Path, text: &str) -> String {
+    for part in text.split('"').filter(|part| part.starts_with("/etc/tidegate/")) {
+        let file = root.join(part.trim_start_matches("/etc/tidegate/"));
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "x\n").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    text.replace("/etc/tidegate", root.to_str().unwrap())
+}
+
+#[test]
+fn every_block_of_configuration_is_one_without_a_warning() {
+    for (name, page, least) in PAGES {
+        let found = blocks(page, "toml");
+        assert!(found.len() >= least, "{name} has {} blocks", found.len());
+        for (number, text) in found {
+            let folder = tempfile::tempdir().unwrap();
+            fs::create_dir_all(folder.path().join("etc")).unwrap();
+            fs::write(folder.path().join("etc/machine-id"), "3f9ac0ffee3f9ac0ffee3f9ac0ffee12\n").unwrap();
+            let file = folder.path().join("tidegate.toml");
+            fs::write(&file, with_files(folder.path(), &text)).unwrap();
+            let root = folder.path().to_owned();
+            match config::load(&LoadRequest { root, config: Some(file), credentials_dir: None, kept_id: None }) {
+                Ok(loaded) => {
+                    assert_eq!(config::render(&[], &loaded.warnings), "", "{name}, line {number}");
+                    assert_eq!(loaded.config.uplinks.len(), 1, "{name}, line {number}");
+                }
+                Err(problems) => panic!("{name}, the block at line {number}:\n{}", config::render(&problems, &[])),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_record_that_is_shown_has_the_fields_that_are_sent() {
+    let (_, shown) = blocks(PAGES[2].1, "json").pop().unwrap();
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let reading = Reading {
+        device: Arc::from("chiller"),
+        point: Arc::from("supply"),
+        value: Value::Float(6.5),
+        unit: Some(Arc::from("°C")),
+        quality: Quality::Good,
+        reason: None,
+        seq: 7,
+        stamp: Stamp { wall_ms: 1_795_680_000_000, mono_ms: 0, clock: ClockState::Synced },
+    };
+    let id = MessageId { gateway: Arc::from("press-hall-3"), store: 0xc0_ffee_0001, start: 3, counter: 912 };
+    let sent: serde_json::Value = serde_json::from_slice(&json::encode(&reading, &id, Timing::Stamped)).unwrap();
+    let fields = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(fields(&shown), fields(&sent));
+    assert_eq!((&shown["id"], &shown["ts"], &shown["value"]), (&sent["id"], &sent["ts"], &sent["value"]));
+}
