@@ -183,16 +183,16 @@ if [ ${#missing[@]} -gt 0 ]; then
         ;;
     esac
     case " ${missing[*]} " in
-    *" influxdb "*)
-        if has systemctl && as_root systemctl disable --quiet influxdb 2>/dev/null; then
-            echo "test.sh: influxdb was installed for the tests; its service is disabled"
+    *" rabbitmq-server "*)
+        if has systemctl && as_root systemctl disable --quiet rabbitmq-server 2>/dev/null; then
+            echo "test.sh: rabbitmq-server was installed for the tests; its service is disabled"
         fi
         ;;
     esac
     case " ${missing[*]} " in
-    *" rabbitmq-server "*)
-        if has systemctl && as_root systemctl disable --quiet rabbitmq-server 2>/dev/null; then
-            echo "test.sh: rabbitmq-server was installed for the tests; its service is disabled"
+    *" influxdb "*)
+        if has systemctl && as_root systemctl disable --now --quiet influxdb 2>/dev/null; then
+            echo "test.sh: influxdb was installed for the tests; its service is disabled"
         fi
         ;;
     esac

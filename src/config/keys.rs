@@ -67,6 +67,7 @@ pub static TABLES: &[&KeyTable] = &[
     &RECONNECT,
     &PACE,
     &JWT,
+    &SAS,
     &AUTHORIZER,
     &PROVISION,
     &PROXY,
@@ -419,6 +420,7 @@ pub static UPLINK: KeyTable = KeyTable {
         optional("password_file"),
         optional("jwt"),
         optional("auth_method"),
+        optional("sas"),
         optional("authorizer"),
         optional("provision"),
         optional("proxy"),
@@ -499,6 +501,18 @@ pub static JWT: KeyTable = KeyTable {
         ("expires", "how long a token lives is called `lifetime`"),
         ("token", "a token that somebody else signs stands in the file `password_file`"),
         ("file", "a token that somebody else signs stands in the file `password_file`"),
+    ],
+    later: &[],
+};
+
+/// `sas = { … }`
+pub static SAS: KeyTable = KeyTable {
+    title: "uplink.<name>.sas",
+    keys: &[required("key"), default("lifetime", "\"1h\"")],
+    gone: &[
+        ("key_file", "it is called `key`, and names a file"),
+        ("connection_string", "write its HostName as `url`, its DeviceId as `client_id`, and its key in a file: `key`"),
+        ("token", "one that somebody else makes stands in the file `password_file`"),
     ],
     later: &[],
 };

@@ -398,12 +398,14 @@ pub struct UplinkConfig {
     pub jwt: Option<JwtConfig>,
     /// Enhanced authentication (MQTT 5.0, 4.12) by this method: the password, or the token, is its data.
     pub auth_method: Option<String>,
+    /// A signature instead of the password, at Azure.
+    pub sas: Option<SasConfig>,
     /// Who judges that, at AWS.
     pub authorizer: Option<AuthorizerConfig>,
-    /// `https://` and `http://`: no broker, and what is posted where. Then the path of each endpoint is that of the request.
-    pub http: Option<HttpConfig>,
     /// How a board without a certificate of its own gets one.
     pub provision: Option<ProvisionConfig>,
+    /// `https://` and `http://`: no broker, and what is posted where. Then the path of each endpoint is that of the request.
+    pub http: Option<HttpConfig>,
     /// What stands between this board and the cloud.
     pub proxy: Option<ProxyConfig>,
     /// Seconds of CONNECT's keep-alive; 0 = off.
@@ -507,6 +509,15 @@ pub enum ProvisionFormat {
     Json,
     /// CBOR
     Cbor,
+}
+
+/// `sas` of an uplink: a shared access signature in the place of the password, made here for each connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SasConfig {
+    /// File whose first line is the device's key, in base64.
+    pub key: PathBuf,
+    /// How long a signature holds; some time before its end the gateway comes back with the next one.
+    pub lifetime: Duration,
 }
 
 /// `jwt` of an uplink: a token in the place of the password, signed here for each connection.

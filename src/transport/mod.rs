@@ -56,6 +56,8 @@ mod login;
 
 pub mod jwt;
 
+pub mod sas;
+
 /// The next address is tried this long after the one before it, answered or not (RFC 8305, 5): a dead IPv6 route
 /// must not cost the whole attempt.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);

@@ -454,7 +454,9 @@ impl Courier {
 
     /// Sends a request, once more where the connection had been closed behind our back.
     async fn exchange(&mut self, request: &Request) -> Result<verdict::Answer, Failed> {
-        let login = Login::read(&self.config, self.clock.now()).await.map_err(|error| Failed::Way(chain(&error)))?;
+        let Some(endpoint) = self.endpoint() else { return Err(Failed::Way("there is no address".to_owned())) };
+        let login = Login::read(&self.config, &endpoint, self.clock.now()).await;
+        let login = login.map_err(|error| Failed::Way(chain(&error)))?;
         let login = authorization(self.http.kind, &login);
         loop {
             self.connected().await?;

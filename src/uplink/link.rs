@@ -415,8 +415,9 @@ impl Link {
         if self.config.auth_method.is_none() {
             return self.machine.handle(at, Event::Renew);
         }
+        let Some(endpoint) = self.endpoint().cloned() else { return };
         let (config, now) = (self.config.clone(), self.clock.now());
-        self.reading = Some(Box::pin(async move { Login::read(&config, now).await }));
+        self.reading = Some(Box::pin(async move { Login::read(&config, &endpoint, now).await }));
     }
 
     fn reauthenticate(&mut self, read: Result<Login, LoginError>) {
@@ -661,7 +662,7 @@ impl Link {
         self.line = Line::Connecting(Box::pin(async move {
             let way = Way::new(&config, &endpoint);
             // First, because it may be slow and a broker does not wait for CONNECT.
-            let login = Login::read(&config, now).await.map_err(AttemptError::Login)?;
+            let login = Login::read(&config, &endpoint, now).await.map_err(AttemptError::Login)?;
             let stream = transport::connect_by(&endpoint, &way, now, CONNECT_WITHIN).await;
             Ok((stream.map_err(AttemptError::Connect)?, login))
         }));

@@ -55,6 +55,7 @@ impl Store {
                 }
                 Change::SessionKey(key) => self.session_key = Some(key),
                 Change::NewSession => self.session += 1,
+                Change::Pace(topic) => panic!("an uplink writes nothing to the field, and not on {topic}"),
             }
         }
         for sequence in self.in_flight.values().flat_map(|(_, rows, _)| rows) {

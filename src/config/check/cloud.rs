@@ -59,7 +59,7 @@ fn way(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
                         true => {
                             "write the name of your endpoint: aws iot describe-endpoint --endpoint-type iot:Data-ATS"
                         }
-                        false => "write the host name of your endpoint",
+                        false => "write the host's name",
                     });
             walk.wrong(endpoint.spot, "url", wrong);
         }
@@ -70,6 +70,34 @@ fn way(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
 fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
     let title = config.profile.title;
     enhanced(walk, uplink, config);
+    if let (Some(only), Some(spot)) = (config.profile.protocol, uplink.written("protocol"))
+        && only != config.protocol
+    {
+        let version = if only == Protocol::V311 { "3.1.1" } else { "5" };
+        walk.findings.problem(
+            spot,
+            format!("{title} speaks MQTT {version} only"),
+            Some("leave `protocol` out".to_owned()),
+        );
+    }
+    match (config.profile.has_signatures, uplink.written("sas")) {
+        (false, Some(spot)) => {
+            let help = "write profile = \"azure-iot-hub\"".to_owned();
+            walk.findings.problem(spot, "`sas` is one of Azure IoT Hub", Some(help));
+        }
+        (true, sas) => {
+            let logins = [config.cert.is_some(), sas.is_some(), config.password_file.is_some(), config.jwt.is_some()];
+            if logins == [false; 4] {
+                let what =
+                    format!("{title} knows devices by certificates or by signatures, and this uplink has neither");
+                let help = "write `cert` and `key`, or `sas = { key = \"…\" }`".to_owned();
+                walk.findings.problem(uplink.spot, what, Some(help));
+            } else if let (Some(spot), [true, true, ..] | [_, true, true, _] | [_, true, _, true]) = (sas, logins) {
+                walk.findings.problem(spot, "`sas` takes the place of any other login, and here is one", None);
+            }
+        }
+        (false, None) => {}
+    }
     if !config.profile.has_authorizers {
         if let Some(spot) = uplink.written("provision") {
             let help = "write profile = \"aws-iot\"".to_owned();
@@ -165,7 +193,9 @@ fn session(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
 fn quotas(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
     let profile = config.profile;
     let title = profile.title;
-    if let Some(max) = profile.in_flight.filter(|max| config.window > *max) {
+    if let (Some(max), true) =
+        (profile.in_flight.filter(|max| config.window > *max), uplink.written("window").is_some())
+    {
         let what = format!("{title} takes {max} unacknowledged messages: the window is {max}");
         walk.findings.warning(uplink.place("window"), what, None);
     }

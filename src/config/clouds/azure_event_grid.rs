@@ -14,6 +14,7 @@ use crate::message::Qos;
 pub static AZURE_EVENT_GRID: Profile = Profile {
     name: "azure-event-grid",
     title: "Azure Event Grid",
+    protocol: None,
     // How much it takes a second depends on the namespace's throughput units: what is too much is refused (0x97).
     publishes_per_s: None,
     bytes_per_s: None,
@@ -30,13 +31,16 @@ pub static AZURE_EVENT_GRID: Profile = Profile {
     session_expiry: Some(Duration::from_secs(8 * 3600)),
     connect_every: Duration::ZERO,
     qos_max: Qos::AtLeastOnce,
-    retain: Retain::All,
-    missing_puback: MissingPuback::Fault,
     marks_repeats: true,
     late: None,
+    retain: Retain::All,
+    missing_puback: MissingPuback::Fault,
     reconnect: Reconnect { first: Duration::from_secs(10), max: Duration::from_secs(300) },
     wants_server_name: true,
     has_authorizers: false,
+    has_signatures: false,
+    username: None,
+    envelope: None,
     // Any other name is answered by "invalid issuer".
     auth_methods: &["OAUTH2-JWT", "CUSTOM-JWT"],
     alpn: |_, _| None,

@@ -10,6 +10,7 @@ use crate::message::Qos;
 pub static GENERIC: Profile = Profile {
     name: "generic",
     title: "the broker",
+    protocol: None,
     publishes_per_s: None,
     bytes_per_s: None,
     in_flight: None,
@@ -36,4 +37,7 @@ pub static GENERIC: Profile = Profile {
     auth_methods: &[],
     alpn: |_, _| None,
     http_alpn: |_| None,
+    has_signatures: false,
+    username: None,
+    envelope: None,
 };

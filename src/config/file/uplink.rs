@@ -12,7 +12,7 @@ use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
 use super::super::{
     AuthorizerConfig, DrainOrder, Endpoint, ForwardRule, HttpKind, JwtConfig, Pace, Payload, Protocol, ProvisionConfig,
-    ProvisionFormat, ProxyConfig, ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, keys,
+    ProvisionFormat, ProxyConfig, ReceiveRule, Reconnect, SasConfig, TopicTemplate, UplinkConfig, keys,
 };
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
 use crate::message::{Filter, Qos, Topic, is_reserved};
@@ -47,7 +47,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let is_http = endpoints.as_ref().is_some_and(|(_, is_http)| *is_http);
     let endpoints = endpoints.map(|(endpoints, _)| endpoints);
     let profiles: Vec<(&str, &Profile)> = clouds::PROFILES.iter().map(|profile| (profile.name, *profile)).collect();
-    let profile = reader.choice(walk, "profile", &profiles, &["azure-iot-hub", "clearblade"]);
+    let profile = reader.choice(walk, "profile", &profiles, &["clearblade"]);
     // A wrong name was noted; the other keys are looked at all the same.
     let known = profile.as_ref().map_or(&clouds::GENERIC, |at| at.value);
     let http_kind = if is_http { http_kind(walk, &reader, known, spot) } else { None };
@@ -56,6 +56,10 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         None => not_http(walk, &reader, known, is_http).then_some(None),
     };
     let protocol = protocol(walk, &reader);
+    let protocol = match (known.protocol, protocol) {
+        (Some(only), Some(at)) if !reader.has("protocol") => Some(At { value: only, ..at }),
+        (_, protocol) => protocol,
+    };
     let client_id = client_id(walk, &reader, words);
     let ca = file(walk, &reader, "ca", false);
     let cert = file(walk, &reader, "cert", false);
@@ -65,6 +69,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let password_file = file(walk, &reader, "password_file", true);
     let jwt = jwt(walk, &reader, words);
     let auth_method = reader.text(walk, "auth_method");
+    let sas = sas(walk, &reader);
     let authorizer = authorizer(walk, &reader, words);
     let provision = provision(walk, &reader, words);
     let proxy = proxy(walk, &reader);
@@ -123,9 +128,10 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             password_file: password_file.as_ref().map(|at| at.value.clone()),
             jwt: jwt?,
             auth_method: auth_method.map(|at| at.value),
+            sas: sas?,
             authorizer: authorizer?,
-            http: http?,
             provision: provision?,
+            http: http?,
             proxy: proxy?,
             keep_alive: keep_alive?,
             session_expiry: session_expiry?,
@@ -312,6 +318,18 @@ fn jwt(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<Option<Jwt
         subject: subject?,
         lifetime: lifetime?.value,
     }))
+}
+
+/// The outer `None` is a fault, the inner one is none.
+fn sas(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<SasConfig>> {
+    if !reader.has("sas") {
+        return Some(None);
+    }
+    let (tree, spot) = reader.table(walk, "sas")?;
+    let reader = Reader::open(walk, tree, &keys::SAS, spot);
+    let key = file(walk, &reader, "key", true);
+    let lifetime = reader.duration(walk, "lifetime", Duration::from_secs(60), Duration::from_secs(365 * 86_400));
+    Some(Some(SasConfig { key: key?.value, lifetime: lifetime?.value }))
 }
 
 /// The outer `None` is a fault, the inner one is none.
@@ -626,16 +644,6 @@ fn forward(walk: &mut Walk, reader: &Reader<'_>, words: &Words, usual: Usual) ->
     result
 }
 
-fn http_topic(
-    reader: &Reader<'_>,
-    kind: HttpKind,
-    filter: Option<&At<Filter>>,
-    words: &Words,
-) -> Option<At<TopicTemplate>> {
-    let value = TopicTemplate::parse(http::topic(kind), &filter?.value, &words.gateway).ok()?;
-    Some(At { value, spot: reader.spot, is_default: true })
-}
-
 /// Where answers go. Not into the place where commands come from: each would be the next command.
 fn answer_topic(
     walk: &mut Walk,
@@ -671,6 +679,16 @@ fn answer_filters(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<Filter>> {
         is_whole = false;
     }
     is_whole.then_some(result)
+}
+
+fn http_topic(
+    reader: &Reader<'_>,
+    kind: HttpKind,
+    filter: Option<&At<Filter>>,
+    words: &Words,
+) -> Option<At<TopicTemplate>> {
+    let value = TopicTemplate::parse(http::topic(kind), &filter?.value, &words.gateway).ok()?;
+    Some(At { value, spot: reader.spot, is_default: true })
 }
 
 fn receive(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<ReceiveRule>, Spot)> {
