@@ -159,9 +159,9 @@ if [ ${#missing[@]} -gt 0 ]; then
     echo "== packages: ${missing[*]}"
     has apt-get || die "please install: ${missing[*]}"
     [ "$(id -u)" = 0 ] || has sudo || die "please run as root: apt-get install ${missing[*]}"
-    # Debian's mosquitto would start at once and take port 1883, which is the gateway's; RabbitMQ would run for nobody.
+    # Debian's mosquitto would start at once and take port 1883, which is the gateway's; RabbitMQ and InfluxDB would run for nobody.
     case " ${missing[*]} " in
-    *" mosquitto "* | *" rabbitmq-server "*)
+    *" mosquitto "* | *" rabbitmq-server "* | *" influxdb "*)
         if [ ! -e "$policy" ]; then
             trap remove_policy EXIT
             made_policy=true

@@ -207,7 +207,18 @@ fn http_kind(walk: &mut Walk, reader: &Reader<'_>, profile: &Profile, spot: Spot
         let help = "for https:// there are \"generic\" (a webhook), \"influxdb\" and \"aws-iot\"".to_owned();
         walk.findings.problem(place, format!("{} is not reached by HTTP", profile.title), Some(help));
     }
-    for key in ["client_id", "keep_alive", "session_expiry", "window", "protocol", "authorizer", "drain", "receive"] {
+    for key in [
+        "client_id",
+        "keep_alive",
+        "session_expiry",
+        "window",
+        "protocol",
+        "authorizer",
+        "auth_method",
+        "provision",
+        "drain",
+        "receive",
+    ] {
         if reader.has(key) {
             let what = format!("`{key}` is for brokers, and this uplink goes by HTTP");
             walk.findings.problem(reader.spot_of(key), what, Some("leave it out".to_owned()));
