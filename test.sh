@@ -127,6 +127,8 @@ python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-ven
 has node && has npm || missing+=(nodejs npm)
 # A real browser for the status page.
 has chromium || missing+=(chromium)
+# A real database for the uplink by HTTP.
+has influxd || missing+=(influxdb)
 if [ -n "$package_profile" ]; then
     # A root file system to install into, what judges the package and its scripts, and what finds its dependencies.
     has mmdebstrap || missing+=(mmdebstrap)
@@ -187,13 +189,20 @@ if [ ${#missing[@]} -gt 0 ]; then
         fi
         ;;
     esac
+    case " ${missing[*]} " in
+    *" influxdb "*)
+        if has systemctl && as_root systemctl disable --now --quiet influxdb 2>/dev/null; then
+            echo "test.sh: influxdb was installed for the tests; its service is disabled"
+        fi
+        ;;
+    esac
 fi
 
 # --- the Python environment -----------------------------------------------------------------------------------------
 
 venv="$target/venv"
 wanted=tests/peers/requirements.txt
-if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import jsonschema, jwt, paho.mqtt.client, prometheus_client, pymodbus, serial' 2>/dev/null; then
+if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import cbor2, google.protobuf, jsonschema, jwt, paho.mqtt.client, prometheus_client, pymodbus, serial' 2>/dev/null; then
     echo "== Python environment in $venv"
     mkdir -p "$target"
     rm -rf "$venv"

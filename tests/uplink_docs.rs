@@ -58,3 +58,8 @@ fn expect_configurations(document: &str, at_least: usize) {
 fn every_block_about_payloads_is_a_configuration() {
     expect_configurations(include_str!("../docs/payloads.md"), 4);
 }
+
+#[test]
+fn every_block_about_clouds_by_http_is_a_configuration() {
+    expect_configurations(include_str!("../docs/clouds-http.md"), 5);
+}

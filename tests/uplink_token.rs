@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 use tidegate::clock::{Clock, ClockSource};
-use tidegate::config::{JwtConfig, Protocol, UplinkConfig};
+use tidegate::config::clouds::AZURE_IOT_HUB;
+use tidegate::config::{JwtConfig, Protocol, SasConfig, UplinkConfig};
 use tidegate::message::Qos;
 use uplink_support::gateway::{Gateway, arrived, config, distinct, until};
 use uplink_support::{FakeCloud, Temper};
@@ -125,4 +126,48 @@ async fn a_token_that_somebody_else_renews_is_read_anew_before_it_ends() {
     let logins = cloud.seen.lock().unwrap().logins.clone();
     assert_eq!((claim(&logins[0].1, "name"), claim(&logins[1].1, "name")), ("first".into(), "second".into()));
     gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn before_a_signature_of_azure_ends_the_gateway_comes_back_with_the_next_one_and_nothing_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("device.key");
+    std::fs::write(&key, "c2VjcmV0IG9mIHRoZSBkZXZpY2U=\n").unwrap();
+    let cloud = FakeCloud::start(0, Temper::default()).await;
+    let sas = Some(SasConfig { key, lifetime: Duration::from_secs(3) });
+    let gateway = Gateway::start(UplinkConfig {
+        profile: &AZURE_IOT_HUB,
+        sas,
+        ..config(cloud.port, Protocol::V311, Some(Qos::AtLeastOnce))
+    });
+    let mut sent = 0;
+    while cloud.seen.lock().unwrap().logins.len() < 3 {
+        gateway.publish(sent..sent + 5, Qos::AtLeastOnce).await;
+        sent += 5;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(sent < 20_000, "it never came back");
+    }
+    until("all settled", || gateway.delivered() >= u64::try_from(sent).unwrap()).await;
+    gateway.stop().await;
+    let seen = cloud.seen.lock().unwrap();
+    let bodies: std::collections::BTreeSet<&[u8]> = seen
+        .got
+        .iter()
+        .filter(|publish| publish.topic.as_ref().unwrap().as_str().contains("&topic=f%2Fplant%2F"))
+        .map(|publish| &publish.payload[..])
+        .collect();
+    assert_eq!(bodies.len(), sent);
+    assert!(seen.got.iter().all(|publish| {
+        !publish.retain && publish.topic.as_ref().unwrap().as_str().starts_with("devices/g7/messages/events/")
+    }));
+    assert_eq!(
+        seen.wills[0],
+        "devices/g7/messages/events/%24.ct=application%2Fjson&%24.ce=utf-8&topic=own%2Fg7%2Fstatus"
+    );
+    for pair in seen.logins.windows(2) {
+        assert_eq!(pair[0].0, "127.0.0.1/g7/?api-version=2021-04-12");
+        assert!(pair[0].1.starts_with("SharedAccessSignature sr=127.0.0.1%2Fdevices%2Fg7&sig="), "{}", pair[0].1);
+        assert_ne!(pair[0].1, pair[1].1);
+    }
+    assert_eq!(seen.farewells, seen.connects, "each connection ended in order");
 }

@@ -117,7 +117,6 @@ struct Services {
     health: Health,
     access: Access,
     limits: BrokerLimits,
-    /// Boxed: a channel keeps room for 32 of them, for each session.
     register: Register<Box<Attachment>>,
     sys: SysTree,
     partings: mpsc::Sender<Socket>,

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -161,8 +161,51 @@ const WAITING_MAX: usize = 4;
 /// The sessions by client id; `A` is a connection that asks for one.
 #[derive(Debug)]
 pub(super) struct Register<A> {
-    sessions: Mutex<HashMap<Arc<str>, mpsc::Sender<A>>>,
+    sessions: Mutex<HashMap<Arc<str>, Arc<Letterbox<A>>>>,
     count_max: usize,
+}
+
+/// What waits for one session. A channel of tokio's takes 800 bytes for each that has never had a second connection.
+#[derive(Debug)]
+struct Letterbox<A> {
+    letters: Mutex<Letters<A>>,
+    stirred: Notify,
+}
+
+#[derive(Debug)]
+struct Letters<A> {
+    waiting: VecDeque<A>,
+    /// Nobody will ever look.
+    is_abandoned: bool,
+}
+
+/// The session's end of it.
+#[derive(Debug)]
+pub(super) struct Post<A>(Arc<Letterbox<A>>);
+
+impl<A> Post<A> {
+    fn take(&mut self) -> Option<A> {
+        lock(&self.0.letters).waiting.pop_front()
+    }
+
+    /// Waits for the next connection. Cancel safe.
+    pub(super) async fn next(&mut self) -> A {
+        loop {
+            if let Some(attachment) = self.take() {
+                return attachment;
+            }
+            // What came since is remembered there.
+            self.0.stirred.notified().await;
+        }
+    }
+}
+
+impl<A> Drop for Post<A> {
+    fn drop(&mut self) {
+        let mut letters = lock(&self.0.letters);
+        letters.is_abandoned = true;
+        letters.waiting.clear();
+    }
 }
 
 /// Where a connection goes.
@@ -170,8 +213,8 @@ pub(super) struct Register<A> {
 pub(super) enum Entry<A> {
     /// To the session that there is.
     Handed,
-    /// It starts one; later connections come by the receiver.
-    New(A, mpsc::Receiver<A>),
+    /// It starts one; later connections come by the post.
+    New(A, Post<A>),
     /// Nowhere: too many sessions, or too many connections of this one at once.
     Refused(A),
 }
@@ -193,25 +236,33 @@ impl<A> Register<A> {
         let mut sessions = lock(&self.sessions);
         let attachment = match sessions.get(client) {
             None => attachment,
-            Some(session) => match session.try_send(attachment) {
-                Ok(()) => return Entry::Handed,
-                Err(mpsc::error::TrySendError::Full(attachment)) => return Entry::Refused(attachment),
-                // A session that ended without leaving: its task has panicked.
-                Err(mpsc::error::TrySendError::Closed(attachment)) => attachment,
-            },
+            Some(session) => {
+                let mut letters = lock(&session.letters);
+                match letters.is_abandoned {
+                    // A session that ended without leaving: its task has panicked.
+                    true => attachment,
+                    false if letters.waiting.len() >= WAITING_MAX => return Entry::Refused(attachment),
+                    false => {
+                        letters.waiting.push_back(attachment);
+                        session.stirred.notify_one();
+                        return Entry::Handed;
+                    }
+                }
+            }
         };
         if sessions.len() >= self.count_max && !sessions.contains_key(client) {
             return Entry::Refused(attachment);
         }
-        let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        sessions.insert(client.clone(), sender);
-        Entry::New(attachment, receiver)
+        let letters = Mutex::new(Letters { waiting: VecDeque::new(), is_abandoned: false });
+        let letterbox = Arc::new(Letterbox { letters, stirred: Notify::new() });
+        sessions.insert(client.clone(), letterbox.clone());
+        Entry::New(attachment, Post(letterbox))
     }
 
     /// Ends a session, unless a connection has just been handed to it: that one is given back, and it goes on.
-    pub(super) fn leave(&self, client: &Arc<str>, waiting: &mut mpsc::Receiver<A>) -> Option<A> {
+    pub(super) fn leave(&self, client: &Arc<str>, waiting: &mut Post<A>) -> Option<A> {
         let mut sessions = lock(&self.sessions);
-        if let Ok(attachment) = waiting.try_recv() {
+        if let Some(attachment) = waiting.take() {
             return Some(attachment);
         }
         sessions.remove(client);
@@ -261,5 +312,25 @@ mod tests {
         assert_eq!(register.leave(&client, &mut waiting), Some(2), "it cannot leave with a connection waiting");
         assert_eq!(register.leave(&client, &mut waiting), None);
         assert!(matches!(register.enter(&client, 4), Entry::New(4, _)));
+        // That one's end was dropped with it, as by a panic.
+        let Entry::New(5, _waiting) = register.enter(&client, 5) else { panic!("it is handed to nobody") };
+        for number in 0..WAITING_MAX {
+            assert!(matches!(register.enter(&client, number), Entry::Handed));
+        }
+        assert!(matches!(register.enter(&client, 9), Entry::Refused(9)), "the bound");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_hears_of_a_connection_that_came_before_it_asked_and_while_it_waits() {
+        let register = Register::new(1);
+        let client: Arc<str> = Arc::from("a");
+        let Entry::New(1, mut post) = register.enter(&client, 1) else { panic!() };
+        register.enter(&client, 2);
+        assert_eq!(post.next().await, 2);
+        let (heard, _) = tokio::join!(post.next(), async {
+            tokio::task::yield_now().await;
+            register.enter(&client, 3)
+        });
+        assert_eq!(heard, 3);
     }
 }

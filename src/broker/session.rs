@@ -15,7 +15,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use log::debug;
-use tokio::sync::mpsc;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +24,7 @@ use super::aliases::Aliases;
 use super::durable::{Durable, Progress};
 use super::inbound::{Begun, Inbound, Mark, Running, Settled, Signs};
 use super::outbound::Outbound;
+use super::places::Post;
 use super::socket::{Socket, Turn};
 use crate::message::{Filter, Message, Ordinal, Qos, Stamp, Topic};
 use crate::mqtt::{Connect, ReasonCode, Version, Will};
@@ -96,7 +96,7 @@ type Seldom<'s> = Pin<Box<dyn Future<Output = ()> + Send + 's>>;
 pub(super) struct Session {
     client: Arc<str>,
     services: Arc<Services>,
-    attachments: mpsc::Receiver<Box<Attachment>>,
+    attachments: Post<Box<Attachment>>,
     /// Whose it is, what he may do, and when that may have changed.
     identity: Identity,
     rights: Rights,
@@ -149,7 +149,7 @@ impl Session {
     pub(super) fn new(
         client: Arc<str>,
         services: Arc<Services>,
-        attachments: mpsc::Receiver<Box<Attachment>>,
+        attachments: Post<Box<Attachment>>,
         identity: Identity,
         link: Link,
     ) -> Session {
@@ -250,7 +250,7 @@ impl Session {
         let is_stopping = self.stopping.is_some();
         let Session { attachments, inbound, begun, connection, link, durable, changes, .. } = self;
         tokio::select! {
-            Some(attachment) = attachments.recv() => Event::Attached(attachment),
+            attachment = attachments.next() => Event::Attached(attachment),
             () = stop.cancelled(), if !is_stopping => Event::Stop,
             (mark, settled) = inbound.settled() => Event::Settled(mark, settled),
             (mark, result) = finished(begun) => Event::Begun(mark, result),

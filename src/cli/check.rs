@@ -50,6 +50,7 @@ pub(super) fn main(arguments: &CheckArguments) -> Exit {
         print!("{}", listing::requests(&loaded.config));
     } else {
         println!("The configuration is valid.");
+        print!("{}", super::forecast::text(&loaded.config));
     }
     Exit::Done
 }

@@ -9,11 +9,13 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{self, LoadRequest, Loaded, Problem};
 
+mod backup;
 mod check;
 mod demo;
 mod doctor;
 mod drill;
 mod example;
+mod forecast;
 mod import;
 mod ledger;
 mod modbus;
@@ -89,6 +91,12 @@ enum Command {
     /// Look into the store, write down what waits, mend it; while the gateway runs and while it does not
     #[command(after_help = queue::EXAMPLES)]
     Queue(queue::QueueArguments),
+    /// Put configuration, queue and identity into one file, while the gateway runs or not
+    #[command(after_help = backup::EXAMPLES)]
+    Backup(backup::BackupArguments),
+    /// Make a gateway of a backup
+    #[command(after_help = backup::restore::EXAMPLES)]
+    Restore(backup::restore::RestoreArguments),
     /// The acceptance test at your site: pull the cable, pull the plug, and see that nothing is lost
     #[command(after_help = drill::EXAMPLES, after_long_help = format!("{}\n\n{}", drill::LONG_HELP, drill::EXAMPLES))]
     Drill(drill::DrillArguments),
@@ -152,6 +160,8 @@ pub fn main() -> ExitCode {
         Command::Status(arguments) => status::main(&arguments),
         Command::Reload(arguments) => reload::main(&arguments),
         Command::Ledger(arguments) => ledger::main(&arguments),
+        Command::Backup(arguments) => backup::main(&arguments),
+        Command::Restore(arguments) => backup::restore::main(&arguments),
         Command::Queue(arguments) => queue::main(&arguments),
         Command::Drill(arguments) => drill::main(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),

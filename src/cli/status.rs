@@ -55,9 +55,16 @@ pub(super) fn main(arguments: &StatusArguments) -> Exit {
         if arguments.wait.is_some() {
             return wait_healthy(&state_dir, arguments).await;
         }
+        let mut has_answered = false;
         loop {
-            let answer = match control::ask(&state_dir, Request::Status).await {
-                Ok(answer) => answer,
+            let text = match control::ask(&state_dir, Request::Status).await {
+                Ok(answer) if arguments.json => answer,
+                Ok(answer) => {
+                    let status: Value = serde_json::from_str(&answer).unwrap_or_default();
+                    readable(&status, Clock::new(ClockSource::Trusted).now().wall_ms)
+                }
+                // It is being restarted, perhaps: whoever watches wants to see it come back.
+                Err(error) if has_answered => format!("{}\n", chain(&error)),
                 Err(error) => {
                     eprintln!("tidegate: {}", chain(&error));
                     eprintln!("help: is the gateway running, and are you root or its user?");
@@ -67,14 +74,14 @@ pub(super) fn main(arguments: &StatusArguments) -> Exit {
                     return Exit::TryAgain;
                 }
             };
+            has_answered = arguments.watch;
             if arguments.watch && std::io::stdout().is_terminal() {
-                print_out("\x1b[H\x1b[J");
-            }
-            if arguments.json {
-                print_out(&answer);
+                // Asked each time: windows change their size.
+                let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok();
+                let size = size.filter(|size| size.ws_row > 1 && size.ws_col > 1);
+                print_out(&screen(&text, size.map_or((24, 80), |size| (size.ws_row.into(), size.ws_col.into()))));
             } else {
-                let status: Value = serde_json::from_str(&answer).unwrap_or_default();
-                print_out(&readable(&status, Clock::new(ClockSource::Trusted).now().wall_ms));
+                print_out(&text);
             }
             if !arguments.watch {
                 return Exit::Done;
@@ -82,6 +89,22 @@ pub(super) fn main(arguments: &StatusArguments) -> Exit {
             tokio::time::sleep(ASK_EVERY).await;
         }
     })
+}
+
+/// A text over the whole of a terminal, without a flicker: what is wider is cut, what is longer is said to be.
+fn screen(text: &str, (rows, columns): (usize, usize)) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let shown = if lines.len() < rows { lines.len() } else { rows.saturating_sub(2) };
+    let mut out = String::from("\x1b[H");
+    for line in lines.iter().take(shown) {
+        out.extend(line.chars().take(columns));
+        out.push_str("\x1b[K\n");
+    }
+    if shown < lines.len() {
+        let more: String = format!("… {} more lines", lines.len() - shown).chars().take(columns).collect();
+        out += &format!("{more}\x1b[K\n");
+    }
+    out + "\x1b[J"
 }
 
 async fn wait_healthy(state_dir: &std::path::Path, arguments: &StatusArguments) -> Exit {
@@ -418,6 +441,19 @@ mod tests {
             json!({"version": "1", "alarms": {"store-fills": {"text": "filled"}, "store-fails": {"text": "fails"}}});
         assert_eq!(not_healthy(&status), ["fails"], "a store that fills still keeps its promise");
         assert_eq!(not_healthy(&Value::Null), ["the gateway does not answer"]);
+    }
+
+    #[test]
+    fn what_is_watched_fits_into_its_window() {
+        assert_eq!(screen("a\nb\n", (24, 80)), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J");
+        assert_eq!(screen("a1\nb1\nc1\nd1\ne1\n", (4, 1)), "\x1b[Ha\x1b[K\nb\x1b[K\n…\x1b[K\n\x1b[J");
+        assert!(screen("1\n2\n3\n4\n5\n", (5, 80)).contains("… 2 more lines"));
+        assert_eq!(
+            screen("1\n2\n3\n4\n", (5, 80)).matches('\n').count(),
+            4,
+            "the last row stays free: it would scroll"
+        );
+        assert_eq!(screen("", (1, 1)), "\x1b[H\x1b[J");
     }
 
     #[test]

@@ -134,7 +134,7 @@ fn credentials(walk: &mut Walk, uplink: &UplinkDraft) {
     }
     let has_endpoints = !uplink.endpoints.is_empty();
     if has_endpoints && !uplink.endpoints.iter().any(|at| at.value.tls) {
-        let help = "write \"mqtts://…\" in `url`";
+        let help = if is_http(uplink) { "write \"https://…\" in `url`" } else { "write \"mqtts://…\" in `url`" };
         let keys = [("ca", uplink.ca), ("cert", uplink.cert), ("key", uplink.key), ("alpn", uplink.alpn)];
         for (name, spot) in keys {
             if let Some(spot) = spot {
@@ -155,7 +155,7 @@ fn credentials(walk: &mut Walk, uplink: &UplinkDraft) {
         |host: &str| host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
     if uplink.password_file.is_some() || uplink.written("jwt").is_some() {
         for endpoint in uplink.endpoints.iter().filter(|at| !at.value.tls && !is_near(&at.value.host)) {
-            let help = "write \"mqtts://…\"";
+            let help = if is_http(uplink) { "write \"https://…\"" } else { "write \"mqtts://…\"" };
             walk.findings.warning(
                 endpoint.spot,
                 "the password crosses the network in the clear",
@@ -211,11 +211,19 @@ fn shadowed(walk: &mut Walk, uplink: &UplinkDraft) {
     }
 }
 
+fn is_http(uplink: &UplinkDraft) -> bool {
+    uplink.config.as_ref().is_some_and(|config| config.http.is_some())
+}
+
 /// Two sessions of one client id at one broker throw each other out for ever.
 fn client_ids(walk: &mut Walk, draft: &Draft) {
     let mut seen: HashMap<(&Endpoint, &str), Named<'_>> = HashMap::new();
     for uplink in &draft.uplinks {
         let Some(client_id) = &uplink.client_id else { continue };
+        // By HTTP nobody says who he is in that way.
+        if is_http(uplink) {
+            continue;
+        }
         for endpoint in &uplink.endpoints {
             let place = (&uplink.name, endpoint.spot);
             let Some((first, spot)) = seen.insert((&endpoint.value, &client_id.value), place) else { continue };

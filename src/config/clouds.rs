@@ -7,20 +7,24 @@
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
-use super::{Pace, Reconnect};
-use crate::message::Qos;
+use super::{Pace, Protocol, Reconnect};
+use crate::message::{Qos, Topic};
 
 pub use aws_iot::{AWS_IOT, authorizer_username};
 pub use azure_event_grid::AZURE_EVENT_GRID;
+pub use azure_iot_hub::{AZURE_IOT_HUB, resource as azure_resource};
 pub use generic::GENERIC;
+pub use influxdb::INFLUXDB;
 
 mod aws_iot;
 pub mod aws_policy;
 mod azure_event_grid;
+mod azure_iot_hub;
 mod generic;
+mod influxdb;
 
 /// Every profile, as `profile` names it.
-pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT, &AZURE_EVENT_GRID];
+pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT, &AZURE_EVENT_GRID, &AZURE_IOT_HUB, &INFLUXDB];
 
 /// One kind of cloud.
 #[derive(Debug)]
@@ -29,6 +33,8 @@ pub struct Profile {
     pub name: &'static str,
     /// As its maker says it.
     pub title: &'static str,
+    /// The one version that it speaks; `None` = either.
+    pub protocol: Option<Protocol>,
     /// PUBLISH packets a second of one connection.
     pub publishes_per_s: Option<NonZeroU32>,
     /// Their bytes.
@@ -74,11 +80,23 @@ pub struct Profile {
     pub wants_server_name: bool,
     /// Knows clients by their certificates or by a custom authoriser, and nobody else.
     pub has_authorizers: bool,
+    /// Knows devices by shared access signatures.
+    pub has_signatures: bool,
     /// Methods of enhanced authentication that it knows; none = nobody knows.
     pub auth_methods: &'static [&'static str],
     /// Protocol name for the TLS handshake, where none is written.
     pub alpn: fn(port: u16, has_certificate: bool) -> Option<&'static str>,
+    /// The same by HTTP.
+    pub http_alpn: fn(port: u16) -> Option<&'static str>,
+    /// The user name of a client at a host, where none is written.
+    pub username: Option<fn(host: &str, client_id: &str) -> String>,
+    /// The topic that takes the place of a message's own.
+    pub envelope: Option<Envelope>,
 }
+
+/// Makes the topic under which a cloud takes a message: of the client id, the topic by the rules, the payload, the message's
+/// name and its content type.
+pub type Envelope = fn(&str, &str, &[u8], Option<&str>, Option<&str>) -> String;
 
 /// What a cloud's services say to old readings.
 #[derive(Debug, Clone, Copy)]
@@ -94,6 +112,8 @@ pub struct Late {
 pub enum Retain {
     /// As the standard says.
     All,
+    /// None.
+    Nothing,
     /// Not those of topics that start with `$`; and a subscription with a wildcard gets none.
     NotDollar,
 }
@@ -136,8 +156,23 @@ impl Profile {
     pub fn may_retain(&self, topic: &str) -> bool {
         match self.retain {
             Retain::All => true,
+            Retain::Nothing => false,
             Retain::NotDollar => !topic.starts_with('$'),
         }
+    }
+
+    /// The topic under which the cloud takes a message of this client.
+    pub fn enveloped(
+        &self,
+        client_id: &str,
+        topic: &Topic,
+        payload: &[u8],
+        name: Option<&str>,
+        content_type: Option<&str>,
+    ) -> Topic {
+        let Some(envelope) = self.envelope else { return topic.clone() };
+        // Encoded, so that only its length can be at fault: then the cloud says so.
+        Topic::new(&envelope(client_id, topic.as_str(), payload, name, content_type)).unwrap_or_else(|_| topic.clone())
     }
 
     /// The keep-alive that the cloud goes by when it is told this one.
@@ -162,6 +197,19 @@ impl Profile {
             bytes_per_s: pace.bytes_per_s.or(self.bytes_per_s),
         }
     }
+}
+
+/// As in a URL (RFC 3986, 2.3).
+pub fn percent_encoded(text: &str) -> String {
+    let mut result = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            result.push(char::from(byte));
+        } else {
+            result.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    result
 }
 
 #[cfg(test)]

@@ -67,9 +67,11 @@ pub static TABLES: &[&KeyTable] = &[
     &RECONNECT,
     &PACE,
     &JWT,
+    &SAS,
     &AUTHORIZER,
     &PROVISION,
     &PROXY,
+    &HTTP,
     &FORWARD,
     &TEMPLATE,
     &BATCH,
@@ -418,9 +420,11 @@ pub static UPLINK: KeyTable = KeyTable {
         optional("password_file"),
         optional("jwt"),
         optional("auth_method"),
+        optional("sas"),
         optional("authorizer"),
         optional("provision"),
         optional("proxy"),
+        optional("http"),
         default("keep_alive", "\"30s\""),
         default("session_expiry", "\"7 days\""),
         default("window", "100"),
@@ -501,6 +505,18 @@ pub static JWT: KeyTable = KeyTable {
     later: &[],
 };
 
+/// `sas = { … }`
+pub static SAS: KeyTable = KeyTable {
+    title: "uplink.<name>.sas",
+    keys: &[required("key"), default("lifetime", "\"1h\"")],
+    gone: &[
+        ("key_file", "it is called `key`, and names a file"),
+        ("connection_string", "write its HostName as `url`, its DeviceId as `client_id`, and its key in a file: `key`"),
+        ("token", "one that somebody else makes stands in the file `password_file`"),
+    ],
+    later: &[],
+};
+
 /// `authorizer = { … }`
 pub static AUTHORIZER: KeyTable = KeyTable {
     title: "uplink.<name>.authorizer",
@@ -576,6 +592,24 @@ pub static FORWARD: KeyTable = KeyTable {
         ("compression", "it is called `compress`"),
     ],
     later: &["envelope"],
+};
+
+/// `http = { … }`
+pub static HTTP: KeyTable = KeyTable {
+    title: "uplink.<name>.http",
+    keys: &[
+        optional("hmac_key_file"),
+        default("hmac_header", "\"X-Signature-256\""),
+        default("headers", "[]"),
+        default("timeout", "\"30s\""),
+    ],
+    gone: &[
+        ("token", "it stands in a file: `password_file` of the uplink, without `username`"),
+        ("bearer", "it stands in a file: `password_file` of the uplink, without `username`"),
+        ("url", "it is `url` of the uplink"),
+        ("method", "messages are posted"),
+    ],
+    later: &[],
 };
 
 /// `template = { … }`

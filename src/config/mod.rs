@@ -19,6 +19,7 @@ use crate::message::{Filter, Qos};
 pub use access::{CertificateName, PasswordHash, TopicPattern, TopicRights, UserConfig};
 pub use effective::{name as toml_key, quoted as toml_text};
 pub use examples::{examples, reference};
+pub use http::{HmacConfig, HttpConfig, HttpKind};
 pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load, serial_device, state_dir};
 pub use modbus::{
     AddressRange, BitRange, Deadband, Meaning, ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, RequestLimits,
@@ -73,6 +74,8 @@ pub mod template;
 
 pub mod answers;
 pub mod payload;
+
+mod http;
 
 mod examples;
 
@@ -395,10 +398,14 @@ pub struct UplinkConfig {
     pub jwt: Option<JwtConfig>,
     /// Enhanced authentication (MQTT 5.0, 4.12) by this method: the password, or the token, is its data.
     pub auth_method: Option<String>,
+    /// A signature instead of the password, at Azure.
+    pub sas: Option<SasConfig>,
     /// Who judges that, at AWS.
     pub authorizer: Option<AuthorizerConfig>,
     /// How a board without a certificate of its own gets one.
     pub provision: Option<ProvisionConfig>,
+    /// `https://` and `http://`: no broker, and what is posted where. Then the path of each endpoint is that of the request.
+    pub http: Option<HttpConfig>,
     /// What stands between this board and the cloud.
     pub proxy: Option<ProxyConfig>,
     /// Seconds of CONNECT's keep-alive; 0 = off.
@@ -441,8 +448,15 @@ pub struct Endpoint {
     pub port: u16,
     /// `mqtts://` or `wss://` rather than `mqtt://` or `ws://`.
     pub tls: bool,
-    /// `wss://` and `ws://`: the path of the WebSocket. `None` = MQTT as it is.
+    /// `wss://` and `ws://`: the path of the WebSocket. `https://` and `http://`: that of the request. `None` = MQTT as it is.
     pub path: Option<String>,
+}
+
+impl Endpoint {
+    /// The bare connection below: TCP, or TLS.
+    pub fn bare(&self) -> Endpoint {
+        Endpoint { path: None, ..self.clone() }
+    }
 }
 
 /// `proxy` of an uplink: an HTTP proxy in between.
@@ -495,6 +509,15 @@ pub enum ProvisionFormat {
     Json,
     /// CBOR
     Cbor,
+}
+
+/// `sas` of an uplink: a shared access signature in the place of the password, made here for each connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SasConfig {
+    /// File whose first line is the device's key, in base64.
+    pub key: PathBuf,
+    /// How long a signature holds; some time before its end the gateway comes back with the next one.
+    pub lifetime: Duration,
 }
 
 /// `jwt` of an uplink: a token in the place of the password, signed here for each connection.

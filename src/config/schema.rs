@@ -44,6 +44,7 @@ const ALSO: &[(&str, &str, &[&str])] = &[
     ("broker.group.<name>", "deny", &["string"]),
     ("uplink.<name>.forward", "template", &["string"]),
     ("line.<name>", "share", &["string"]),
+    ("uplink.<name>.http", "headers", &["string"]),
     ("serial.<name>.command.<name>", "send", &["array", "integer"]),
     ("serial.<name>.command.<name>", "min", &["number"]),
     ("serial.<name>.command.<name>", "max", &["number"]),

@@ -275,7 +275,7 @@ pub(super) fn url(text: &str) -> Result<Url<'_>, Wrong> {
     }
     // A slash at the end says nothing; a path would be ignored in silence.
     let rest = rest.strip_suffix('/').unwrap_or(rest);
-    if rest.contains(['/', '?']) && !matches!(scheme, "ws" | "wss") {
+    if rest.contains(['/', '?']) && !matches!(scheme, "ws" | "wss" | "http" | "https") {
         return Err(Wrong::new("nothing may follow the port"));
     }
     let rest = rest.split(['/', '?']).next().unwrap_or_default();

@@ -12,6 +12,7 @@ use log::{error, info, warn};
 
 use super::boots::{self, Boot, Boots};
 use super::commands::Commands;
+use super::copying::Copying;
 use super::headroom::Headroom;
 use super::identity::{Kept, SEQUENCE_BLOCK, SESSIONS, StartFile, Waiting};
 use super::ledger::Ledger;
@@ -197,6 +198,9 @@ pub(super) struct Books {
     pub fault: Option<rusqlite::Error>,
     /// The gauges could not be read, which was said.
     pub is_stale: bool,
+    /// A copy under way, and the number of the next one.
+    pub copying: Option<Copying>,
+    pub copy_next: u64,
 }
 
 impl Stream {
@@ -836,6 +840,7 @@ impl Books {
             self.write_numbers(self.settings.hold.map_or(0, |_| DEVICE_BLOCK))?;
             self.keep_headroom()?;
             self.store.commit()?;
+            self.note_copying()?;
             self.keep_headroom()?;
             self.settings.health.queue().commits.fetch_add(1, Ordering::Relaxed);
             self.ledger_committed();

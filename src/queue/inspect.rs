@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::books::{Books, JOB_ROWS_MAX};
 use super::boots::{self, Boots};
+use super::copying::{CopyAsk, CopyPages};
 use super::row::{self, Starts, Words};
 use super::sessions::LaneKey;
 use super::spans::Span;
@@ -52,6 +53,8 @@ pub enum Question {
         /// Where the last answer ended; where to begin at first.
         place: CheckPlace,
     },
+    /// Which pages to copy.
+    Copy(CopyAsk),
     /// What was refused for good.
     DeadLetters {
         /// Behind the one of this number.
@@ -117,6 +120,8 @@ pub enum Answer {
     Check(CheckPage),
     /// To `Question::DeadLetters`.
     DeadLetters(DeadLettersPage),
+    /// To `Question::Copy`.
+    Copy(CopyPages),
     /// To an order: it is done, as far as one transaction goes.
     Done {
         /// Messages that it was done to.
@@ -350,9 +355,10 @@ impl Books {
     }
 
     /// Answers from the open store.
-    pub(super) fn answer_to(&self, question: &Question) -> rusqlite::Result<Answer> {
+    pub(super) fn answer_to(&mut self, question: &Question) -> rusqlite::Result<Answer> {
         match question {
             Question::Stats => Ok(Answer::Stats(Box::new(self.store_stats()?))),
+            Question::Copy(ask) => self.copy(ask),
             other => self.view()?.answer_to(other),
         }
     }
@@ -399,7 +405,7 @@ impl View<'_> {
     /// Answers whatever needs no more than the store.
     pub fn answer_to(&self, question: &Question) -> rusqlite::Result<Answer> {
         match question {
-            Question::Stats => Ok(refused("it is not known here")),
+            Question::Stats | Question::Copy(_) => Ok(refused("it is not known here")),
             Question::Messages(ask) => self.messages(ask),
             Question::Check { place } => Ok(Answer::Check(self.check(place)?)),
             Question::DeadLetters { after, count, body_bytes } => self.dead_letters(*after, *count, *body_bytes),

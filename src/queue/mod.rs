@@ -61,6 +61,8 @@ mod books;
 
 mod commands;
 
+pub mod copying;
+
 mod outward;
 
 mod removal;
@@ -104,6 +106,8 @@ mod pages;
 mod quarantine;
 
 mod remains;
+
+pub mod restored;
 
 mod salvage;
 

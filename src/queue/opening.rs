@@ -370,6 +370,9 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         was_stopped: None,
         fault: None,
         is_stale: false,
+        copying: None,
+        // Another one after the store was opened anew.
+        copy_next: settings.clock.now().mono_ms << 16,
     };
     // A disk that is full may have no room for more log, and the database has for what is in it.
     let emptied = books.store.checkpoint();
@@ -500,6 +503,7 @@ impl Books {
         if !is_lifted {
             return Ok(());
         }
+        self.end_stillness()?;
         self.store.keep_within(ceilings)?;
         let was_crowded = std::mem::replace(&mut self.ceilings, ceilings).is_crowded;
         self.room = None;

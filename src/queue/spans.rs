@@ -91,6 +91,13 @@ impl Ranges {
         self.count += Span::new(first, last).count();
     }
 
+    /// Puts in all of another one.
+    pub fn extend(&mut self, other: Ranges) {
+        for (first, last) in other.by_first {
+            self.insert(Span::new(first, last));
+        }
+    }
+
     /// The lowest sequence.
     pub fn first(&self) -> Option<u64> {
         self.by_first.first_key_value().map(|(first, _)| *first)

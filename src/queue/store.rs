@@ -364,6 +364,11 @@ impl Store {
         self.connection.pragma_update_and_check(None, "journal_size_limit", bytes, |_| Ok(()))
     }
 
+    /// After how many pages the log is emptied into the database; 0: it is not.
+    pub fn checkpoint_at(&self, pages: u32) -> rusqlite::Result<()> {
+        self.connection.pragma_update_and_check(None, "wal_autocheckpoint", pages, |_| Ok(()))
+    }
+
     /// The length of the database, with what is in the log only.
     pub fn bytes(&self) -> rusqlite::Result<u64> {
         let pages: i64 = self.pragma("page_count")?;
@@ -419,6 +424,30 @@ impl Store {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => Ok(()),
             done => done,
         }
+    }
+
+    /// The same. Says whether all of it is there now.
+    pub fn checkpoint_whole(&self) -> rusqlite::Result<bool> {
+        let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
+        let (busy, frames, done) = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), read)?;
+        Ok(busy == 0 && frames == done)
+    }
+
+    /// What of a store belongs to one moment of the world around it, and is wrong at any later one: packet ids that peers
+    /// have used on since. Nothing that waits goes with it.
+    pub fn forget_peers(&mut self, writes: &str) -> rusqlite::Result<()> {
+        self.write()?;
+        // A write to a device that was begun stays so: it may have been done.
+        let others = "stream NOT IN (SELECT id FROM stream WHERE name = ?)";
+        self.run(
+            &format!("DELETE FROM batch_row WHERE batch IN (SELECT batch FROM inflight WHERE {others})"),
+            [writes],
+        )?;
+        self.run(&format!("DELETE FROM inflight WHERE {others}"), [writes])?;
+        self.run("UPDATE stream SET session_key = NULL", ())?;
+        self.run("DELETE FROM rx", ())?;
+        self.run("DELETE FROM session_flight", ())?;
+        self.commit()
     }
 
     /// Empties the WAL into the database and closes both. From then on the database does without a WAL.

@@ -19,6 +19,7 @@ use crate::message::ClockState;
 use crate::message::{Body, Origin, Properties, Quality, Reading, Stamp, Value};
 
 mod ceiling;
+mod copying;
 mod files;
 mod ledger;
 mod recovery;

@@ -8,8 +8,9 @@ use thiserror::Error;
 use tokio::io::AsyncReadExt as _;
 
 use super::jwt::{self, Claims, JwtError, Signer};
-use crate::config::clouds::authorizer_username;
-use crate::config::{AuthorizerConfig, JwtConfig, UplinkConfig};
+use super::sas::{self, KeyError};
+use crate::config::clouds::{authorizer_username, azure_resource};
+use crate::config::{AuthorizerConfig, Endpoint, JwtConfig, SasConfig, UplinkConfig};
 use crate::message::Stamp;
 
 /// Longest file of a secret that is read.
@@ -38,6 +39,15 @@ pub enum LoginError {
         #[source]
         source: JwtError,
     },
+    /// The key makes no signature.
+    #[error("cannot sign with the key in {}", path.display())]
+    Signature {
+        /// The file of the key.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: KeyError,
+    },
 }
 
 /// What CONNECT says of the client.
@@ -55,14 +65,17 @@ pub struct Login {
 
 impl Login {
     /// Reads the files of an uplink, and signs a token where it wants one.
-    pub async fn read(config: &UplinkConfig, now: Stamp) -> Result<Login, LoginError> {
+    pub async fn read(config: &UplinkConfig, endpoint: &Endpoint, now: Stamp) -> Result<Login, LoginError> {
+        if let Some(sas) = &config.sas {
+            return signed(config, sas, endpoint, now).await;
+        }
         let password = match (&config.jwt, &config.password_file) {
             (Some(jwt), _) => Some(Bytes::from(token(jwt, now).await?)),
             (None, Some(path)) => Some(first_line("the password", path).await?),
             (None, None) => None,
         };
         let mut expires_s = password.as_deref().and_then(jwt::expiry_s);
-        let mut username = config.username.clone();
+        let mut username = own_username(config, endpoint);
         if let Some(authorizer) = &config.authorizer {
             let (asking, token_expires_s) = asked(authorizer, username.as_deref()).await?;
             username = Some(asking);
@@ -74,6 +87,22 @@ impl Login {
         };
         Ok(Login { username, password, auth, expires_ms: expires_s.map(|s| s.saturating_mul(1000)) })
     }
+}
+
+fn own_username(config: &UplinkConfig, endpoint: &Endpoint) -> Option<String> {
+    config.username.clone().or_else(|| Some((config.profile.username?)(&endpoint.host, &config.client_id)))
+}
+
+/// By a signature that is made now.
+async fn signed(config: &UplinkConfig, sas: &SasConfig, endpoint: &Endpoint, now: Stamp) -> Result<Login, LoginError> {
+    let key = first_line("the device's key", &sas.key).await?;
+    let lifetime_s = i64::try_from(sas.lifetime.as_secs()).unwrap_or(i64::MAX);
+    let expires_s = now.wall_ms.div_euclid(1000).saturating_add(lifetime_s);
+    let token = sas::token(&azure_resource(&endpoint.host, &config.client_id), &key, expires_s)
+        .map_err(|source| LoginError::Signature { path: sas.key.clone(), source })?;
+    let username = own_username(config, endpoint);
+    let expires_ms = Some(expires_s.saturating_mul(1000));
+    Ok(Login { username, password: Some(Bytes::from(token)), auth: None, expires_ms })
 }
 
 /// The user name that asks for an authoriser, and when its token ends.
@@ -110,7 +139,7 @@ async fn token(config: &JwtConfig, now: Stamp) -> Result<String, LoginError> {
 }
 
 /// The first line of a file with a secret: most editors put a line end behind it.
-pub(super) async fn first_line(what: &'static str, path: &Path) -> Result<Bytes, LoginError> {
+pub async fn first_line(what: &'static str, path: &Path) -> Result<Bytes, LoginError> {
     let bytes = whole(what, path).await?;
     let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
     Ok(Bytes::copy_from_slice(line.strip_suffix(b"\r").unwrap_or(line)))

@@ -23,7 +23,7 @@ use crate::config::{Endpoint, ProxyConfig, UplinkConfig};
 use crate::message::{ClockState, Stamp};
 
 pub use dates::Validity;
-pub use login::{Login, LoginError};
+pub use login::{Login, LoginError, first_line};
 pub use names::CertificateNames;
 pub use pacing::Pacing;
 pub use proxy::ProxyError;
@@ -55,6 +55,8 @@ mod proxy;
 mod login;
 
 pub mod jwt;
+
+pub mod sas;
 
 /// The next address is tried this long after the one before it, answered or not (RFC 8305, 5): a dead IPv6 route
 /// must not cost the whole attempt.
@@ -184,7 +186,10 @@ impl Way {
     pub fn new(config: &UplinkConfig, endpoint: &Endpoint) -> Way {
         let mut tls = TlsFiles::from(config);
         // In a WebSocket the protocol below is HTTP, which needs no name.
-        if tls.alpn.is_empty() && endpoint.path.is_none() {
+        if tls.alpn.is_empty() && config.http.is_some() {
+            let name = (config.profile.http_alpn)(endpoint.port);
+            tls.alpn = name.into_iter().map(str::to_owned).collect();
+        } else if tls.alpn.is_empty() && endpoint.path.is_none() {
             let name = (config.profile.alpn)(endpoint.port, config.cert.is_some());
             tls.alpn = name.into_iter().map(str::to_owned).collect();
         }

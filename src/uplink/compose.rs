@@ -46,6 +46,8 @@ pub struct Terms {
     pub window: usize,
     /// The keep-alive in force; zero = off.
     pub keep_alive: Duration,
+    /// For clouds that have it in their topics.
+    pub client_id: String,
 }
 
 impl Terms {
@@ -72,7 +74,18 @@ impl Terms {
                 .min(PACKET_BYTES_MAX),
             window: usize::from(connack.receive_max.map_or(window, |server| server.min(window)).get()),
             keep_alive: server_keep_alive.unwrap_or_else(|| profile.kept_alive(keep_alive)),
+            client_id: String::new(),
         }
+    }
+
+    /// The same for this client.
+    pub fn of(self, client_id: &str) -> Terms {
+        Terms { client_id: client_id.to_owned(), ..self }
+    }
+
+    /// The topic under which the cloud takes a message.
+    pub fn enveloped(&self, topic: &Topic, payload: &[u8], name: Option<&str>, content_type: Option<&str>) -> Topic {
+        self.profile.enveloped(&self.client_id, topic, payload, name, content_type)
     }
 
     /// Why the cloud would not take a message, whenever it is sent; for a person.
@@ -106,6 +119,11 @@ pub fn name(row: &Queued, others: &[Queued]) -> String {
         Body::Reading(_) if row.encoding.payload.is_batch() => format!("{}+{}", row.id, 1 + others.len()),
         _ => row.id.to_string(),
     }
+}
+
+/// Whether nobody wants `row` any more, by its own expiry.
+pub fn has_expired(row: &Queued, now: Stamp) -> bool {
+    remaining_expiry_s(&row.message, row.expires_mono_ms, now).is_none()
 }
 
 /// How a receiver knows what it has got, where that is not the plain JSON that a reading always was.
@@ -212,6 +230,11 @@ fn assemble(
     expiry_s: Option<u32>,
     terms: &Terms,
 ) -> Publish {
+    let content_type = match &message.body {
+        Body::Reading(_) => Some("application/json"),
+        Body::Bytes(_) => message.properties.as_ref().and_then(|properties| properties.content_type.as_deref()),
+    };
+    let enveloped = terms.enveloped(topic, &payload, sender.name.as_deref(), content_type);
     let properties = match terms.version {
         Version::V311 => Properties::default(),
         Version::V5 => {
@@ -237,7 +260,7 @@ fn assemble(
         retain: message.retain && terms.retain_available && terms.profile.may_retain(topic.as_str()),
         qos,
         packet_id: None,
-        topic: Some(topic.clone()),
+        topic: Some(enveloped),
         payload,
         properties,
         topic_alias: None,

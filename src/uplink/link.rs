@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
+use super::http;
 use super::machine::{Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
 use super::provision::Claimant;
 use super::tasks::{Errand, Order, Report, Unaccepted, keep_store, run_errands};
@@ -128,6 +129,9 @@ impl Uplink {
     /// Delivers until `stop`: then what is in flight may take two seconds, the own status says offline, and the
     /// session stays at the cloud.
     pub async fn run(self, stop: CancellationToken) -> Result<(), UplinkError> {
+        if let Some(http) = self.settings.config.http.clone() {
+            return http::run(self.settings, http, stop).await;
+        }
         let UplinkSettings { name, gateway, mut config, client_id, outlet, inlet, intake, clock, health } =
             self.settings;
         let mut introduced_at = None;
@@ -411,8 +415,9 @@ impl Link {
         if self.config.auth_method.is_none() {
             return self.machine.handle(at, Event::Renew);
         }
+        let Some(endpoint) = self.endpoint().cloned() else { return };
         let (config, now) = (self.config.clone(), self.clock.now());
-        self.reading = Some(Box::pin(async move { Login::read(&config, now).await }));
+        self.reading = Some(Box::pin(async move { Login::read(&config, &endpoint, now).await }));
     }
 
     fn reauthenticate(&mut self, read: Result<Login, LoginError>) {
@@ -657,7 +662,7 @@ impl Link {
         self.line = Line::Connecting(Box::pin(async move {
             let way = Way::new(&config, &endpoint);
             // First, because it may be slow and a broker does not wait for CONNECT.
-            let login = Login::read(&config, now).await.map_err(AttemptError::Login)?;
+            let login = Login::read(&config, &endpoint, now).await.map_err(AttemptError::Login)?;
             let stream = transport::connect_by(&endpoint, &way, now, CONNECT_WITHIN).await;
             Ok((stream.map_err(AttemptError::Connect)?, login))
         }));

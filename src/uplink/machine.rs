@@ -41,7 +41,7 @@ use crate::intake::LiveForward;
 use crate::message::{Body, Message, Origin, Properties, Qos, Sequence, Stamp, Topic};
 use crate::mqtt::{
     Ack, Auth, Connack, Connect, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Subscribe, Subscription,
-    Version,
+    Version, Will,
 };
 use crate::queue::numbers::ByNumber;
 use crate::queue::{Change, Once, Queued, Restored, SessionNumber, Verdict, Wanted};
@@ -641,7 +641,7 @@ impl Machine {
     pub fn new(settings: Settings) -> Machine {
         let connack = Connack::new(ReasonCode::SUCCESS);
         let Settings { version, profile, window, keep_alive, .. } = settings;
-        let terms = Terms::new(version, profile, &connack, window, keep_alive);
+        let terms = Terms::new(version, profile, &connack, window, keep_alive).of(&settings.client_id);
         Machine {
             phase: Phase::Down,
             terms,
@@ -727,7 +727,7 @@ impl Machine {
         Packet::Connect(Box::new(Connect {
             clean_start: self.is_clean_start,
             keep_alive_s: u16::try_from(self.settings.keep_alive.as_secs()).unwrap_or(u16::MAX),
-            will: self.own.will(),
+            will: self.own.will().map(|will| self.will(will)),
             username: self.settings.username.clone(),
             password,
             session_expiry_s: is_v5.then(|| seconds(self.settings.session_expiry)),
@@ -735,6 +735,13 @@ impl Machine {
             packet_bytes_max: is_v5.then_some(INBOUND_BYTES_MAX),
             ..Connect::new(self.settings.version, self.settings.client_id.clone())
         }))
+    }
+
+    /// As the cloud takes it.
+    fn will(&self, will: Will) -> Will {
+        let topic = self.terms.enveloped(&will.topic, &will.payload, None, Some(own::CONTENT_TYPE));
+        let retain = will.retain && self.settings.profile.may_retain(topic.as_str());
+        Will { qos: will.qos.min(self.settings.profile.qos_max), topic, retain, ..will }
     }
 
     /// Takes in what happened. Nothing is complete before `turn`.
@@ -974,7 +981,7 @@ impl Machine {
             self.actions.push(Action::Note(Note::OwnTopicOff));
         }
         let Settings { version, profile, window, keep_alive, .. } = self.settings;
-        self.terms = Terms::new(version, profile, connack, window, keep_alive);
+        self.terms = Terms::new(version, profile, connack, window, keep_alive).of(&self.settings.client_id);
         self.phase = Phase::Settling { session_present: connack.session_present };
     }
 
@@ -2086,10 +2093,11 @@ impl Machine {
         }
         let Some(payload) = self.own_next.take() else { return };
         let Some(topic) = self.own.topic().cloned() else { return };
+        let topic = self.terms.enveloped(&topic, &payload, None, Some(own::CONTENT_TYPE));
         let qos = Qos::AtLeastOnce.min(self.terms.qos_max);
         let mut publish = Publish {
             dup: false,
-            retain: self.terms.retain_available,
+            retain: self.terms.retain_available && self.settings.profile.may_retain(topic.as_str()),
             qos,
             packet_id: None,
             topic: Some(topic),

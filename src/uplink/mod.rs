@@ -50,4 +50,6 @@ pub mod provision;
 
 mod link;
 
+mod http;
+
 mod tasks;

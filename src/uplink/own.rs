@@ -9,6 +9,9 @@ use crate::clock::rfc3339;
 use crate::message::{ClockState, Properties, Qos, Stamp, Topic};
 use crate::mqtt::{ReasonCode, Will};
 
+/// What the status is written in.
+pub const CONTENT_TYPE: &str = "application/json";
+
 /// Connections that ended with the own status unanswered, after which it is not sent any more.
 const DEATHS_MAX: u32 = 2;
 

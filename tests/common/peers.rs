@@ -48,13 +48,18 @@ pub fn script<S: AsRef<OsStr>>(script: &str, arguments: &[S]) -> Process {
 /// Runs `tests/peers/<script>.py` to its end in an environment of its own (`venv-aws`, `venv-azure`); the lines it said.
 #[track_caller]
 pub fn script_in<S: AsRef<OsStr>>(environment: &str, script: &str, arguments: &[S]) -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/peers/{script}.py"));
-    let mut words: Vec<&OsStr> = vec![OsStr::new("-B"), path.as_os_str()];
-    words.extend(arguments.iter().map(AsRef::as_ref));
-    let mut process = Process::start(script, installed(&format!("{environment}/bin/python")), &words);
+    let mut process = start_script_in(environment, script, arguments);
     let status = process.wait(PATIENCE);
     assert!(status.success(), "{script}.py ended with {status}:\n{}", process.transcript());
     process.stdout()
+}
+
+/// Starts `tests/peers/<script>.py` in an environment of its own.
+pub fn start_script_in<S: AsRef<OsStr>>(environment: &str, script: &str, arguments: &[S]) -> Process {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/peers/{script}.py"));
+    let mut words: Vec<&OsStr> = vec![OsStr::new("-B"), path.as_os_str()];
+    words.extend(arguments.iter().map(AsRef::as_ref));
+    Process::start(script, installed(&format!("{environment}/bin/python")), &words)
 }
 
 /// A message that a subscriber got.

@@ -72,6 +72,8 @@ pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
         auth_method: None,
         authorizer: None,
         provision: None,
+        http: None,
+        sas: None,
         proxy: None,
         keep_alive: Duration::from_secs(60),
         session_expiry: Duration::from_secs(86_400),

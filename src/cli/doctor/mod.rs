@@ -13,6 +13,7 @@ use super::{Exit, block_on};
 use crate::clock::{Clock, ClockSource};
 use crate::config::{Config, UplinkConfig};
 use crate::control::{self, Request};
+use crate::uplink::provision;
 
 mod board;
 mod certificates;
@@ -85,7 +86,11 @@ async fn examine(config: &Config, wanted: Option<&str>, report: &mut Report) {
     for (name, uplink) in config.uplinks.iter().filter(|(name, _)| wanted.is_none_or(|wanted| wanted == name.as_ref()))
     {
         let is_connected = running.as_ref().is_some_and(|running| is_connected(running, name));
-        let visit = Visit { name, uplink, clock: &clock, is_clock_good, is_connected };
+        let own = provision::provisioned(uplink);
+        let is_claim = uplink.provision.is_some() && own.is_none();
+        let used = own.or_else(|| provision::claiming(uplink));
+        let uplink = used.as_ref().unwrap_or(uplink);
+        let visit = Visit { name, uplink, clock: &clock, is_clock_good, is_connected, is_claim };
         visit.examine(report).await;
     }
 }
@@ -109,6 +114,8 @@ struct Visit<'c> {
     is_clock_good: bool,
     /// The running gateway is at this cloud now.
     is_connected: bool,
+    /// The board has no certificate of its own yet, and shows that of its lot.
+    is_claim: bool,
 }
 
 impl Visit<'_> {
@@ -124,12 +131,31 @@ impl Visit<'_> {
                 (true, false) => "ws",
                 (true, true) => "wss",
             };
+            let scheme = match (&self.uplink.http, endpoint.tls) {
+                (Some(_), true) => "https",
+                (Some(_), false) => "http",
+                (None, _) => scheme,
+            };
             let path = endpoint.path.as_deref().unwrap_or_default();
             report.title(&format!("{}: {scheme}://{}:{}{path}", self.name, endpoint.host, endpoint.port));
+            if self.uplink.http.is_some() {
+                // Any request would be a message, or say nothing about the way of one.
+                if way::go(self, &endpoint.bare(), report).await.is_some() {
+                    let what = "nothing is posted on trial: `tidegate status` says what the server answers to messages";
+                    report.note(Finding::good("http", what));
+                }
+                continue;
+            }
             let Some(stream) = way::go(self, endpoint, report).await else { continue };
             if self.is_connected {
                 let what = "the running gateway is connected with this client id: nothing further is tried beside it";
                 report.note(Finding::good("session", what));
+                continue;
+            }
+            if self.is_claim {
+                let what = "the board has no certificate of its own yet, and TLS takes the claim of its lot";
+                let help = "run the gateway: it gets one; `tidegate status` says what is in the way";
+                report.note(Finding::unsure("identity", what).help(help));
                 continue;
             }
             session::examine(self, endpoint, stream, report).await;

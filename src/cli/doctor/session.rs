@@ -96,7 +96,7 @@ fn broken(visit: &Visit<'_>, error: &io::Error) -> Ended {
 }
 
 pub(super) async fn examine(visit: &Visit<'_>, endpoint: &Endpoint, stream: Stream, report: &mut Report) {
-    let login = match Login::read(visit.uplink, visit.clock.now()).await {
+    let login = match Login::read(visit.uplink, endpoint, visit.clock.now()).await {
         Ok(login) => login,
         Err(error) => {
             report.note(Finding::wrong("login", chain(&error)));
@@ -135,6 +135,12 @@ fn version(visit: &Visit<'_>) -> Version {
     }
 }
 
+/// As the cloud takes what the gateway says of itself.
+fn enveloped(visit: &Visit<'_>, topic: &Topic) -> Topic {
+    let Visit { uplink, .. } = visit;
+    uplink.profile.enveloped(&uplink.client_id, topic, b"", None, Some("application/json"))
+}
+
 fn connect(visit: &Visit<'_>, login: &Login, has_will: bool) -> Packet {
     let uplink = visit.uplink;
     let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
@@ -142,10 +148,10 @@ fn connect(visit: &Visit<'_>, login: &Login, has_will: bool) -> Packet {
     let topic = own.and_then(|own| Topic::new(&format!("{own}/status")).ok());
     // As the gateway's own, so that what it needs is asked for; it is never sent, because the connection ends in order.
     let will = topic.map(|topic| Will {
-        topic,
+        topic: enveloped(visit, &topic),
         payload: Bytes::from_static(br#"{"state":"offline"}"#),
         qos: Qos::AtLeastOnce,
-        retain: true,
+        retain: uplink.profile.may_retain(""),
         delay_s: 0,
         properties: Properties::default(),
     });
@@ -397,7 +403,7 @@ async fn published(visit: &Visit<'_>, line: &mut Line, connack: &Connack, report
         retain: false,
         qos,
         packet_id: (qos == Qos::AtLeastOnce).then_some(packet_id),
-        topic: Some(topic.clone()),
+        topic: Some(enveloped(visit, &topic)),
         payload: Bytes::from_static(br#"{"reason":"test of tidegate doctor","count":0}"#),
         properties: Properties::default(),
         topic_alias: None,

@@ -243,7 +243,7 @@ impl Line {
     /// Connects and, unless the session is to be ended, subscribes.
     async fn open(source: &Source, endpoint: &Endpoint, is_clean: bool) -> Result<Line, ReadError> {
         let now = Clock::new(ClockSource::Trusted).now();
-        let login = Login::read(&source.uplink, now).await.map_err(ReadError::Login)?;
+        let login = Login::read(&source.uplink, endpoint, now).await.map_err(ReadError::Login)?;
         let way = Way::new(&source.uplink, endpoint);
         let connecting = transport::connect_by(endpoint, &way, now, CONNECT_WITHIN);
         let stream = connecting.await.map_err(ReadError::Connect)?;

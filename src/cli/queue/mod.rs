@@ -12,7 +12,7 @@ use self::source::Place;
 use self::stats::StatsArguments;
 use super::Exit;
 
-mod source;
+pub(super) mod source;
 
 mod stats;
 
@@ -24,7 +24,7 @@ mod check;
 
 mod letters;
 
-mod orders;
+pub(super) mod orders;
 
 mod repair;
 
@@ -87,7 +87,7 @@ pub(super) fn main(arguments: &QueueArguments) -> Exit {
 }
 
 /// Says what is about to be changed and lets a person say no. Elsewhere than at a terminal nobody could answer.
-fn confirm(what: &str, is_yes: bool) -> Result<(), Exit> {
+pub(super) fn confirm(what: &str, is_yes: bool) -> Result<(), Exit> {
     eprintln!("{what}");
     if is_yes {
         return Ok(());
@@ -109,7 +109,7 @@ fn confirm(what: &str, is_yes: bool) -> Result<(), Exit> {
 }
 
 /// A text of somebody else's for a terminal: nothing in it moves the cursor.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         if character.is_control() {
@@ -123,7 +123,7 @@ fn printable(text: &str) -> String {
 }
 
 /// An answer of another kind than was asked for: a gateway of another version.
-fn strange() -> Exit {
+pub(super) fn strange() -> Exit {
     eprintln!("tidegate: the answer is of another version of tidegate");
     Exit::Failed
 }

@@ -157,7 +157,7 @@ fn configuration(place: &Place, dir: &Path) -> Result<Loaded, Exit> {
 }
 
 /// Files that root has made here would keep the gateway from starting: they go to the directory's owner.
-pub(super) fn give_to_owner(dir: &Path) {
+pub(in crate::cli) fn give_to_owner(dir: &Path) {
     use std::os::unix::fs::{MetadataExt as _, lchown};
     let Ok(owner) = std::fs::metadata(dir) else { return };
     if !rustix::process::geteuid().is_root() || owner.uid() == 0 {

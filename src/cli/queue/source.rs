@@ -12,7 +12,7 @@ use crate::queue::inspect::{Answer, Files, LookError, Question};
 
 /// Which store.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Place {
+pub(in crate::cli) struct Place {
     /// Configuration file, for where the state directory is
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -23,7 +23,7 @@ pub(super) struct Place {
 
 impl Place {
     /// The directory.
-    pub(super) fn dir(&self) -> Result<PathBuf, Exit> {
+    pub(in crate::cli) fn dir(&self) -> Result<PathBuf, Exit> {
         match &self.state_dir {
             Some(dir) => Ok(dir.clone()),
             None => state_dir(self.config.clone()),
@@ -31,7 +31,7 @@ impl Place {
     }
 
     /// The configuration, where there is a good one and it is of this store.
-    pub(super) fn loaded(&self) -> Option<Loaded> {
+    pub(in crate::cli) fn loaded(&self) -> Option<Loaded> {
         let loaded = tried(self.config.clone()).ok()?;
         let is_its = self.state_dir.as_ref().is_none_or(|dir| *dir == loaded.config.gateway.state_dir);
         is_its.then_some(loaded)
@@ -39,7 +39,7 @@ impl Place {
 }
 
 /// Who answers.
-pub(super) enum Source {
+pub(in crate::cli) enum Source {
     /// The gateway runs.
     Live { dir: PathBuf, runtime: tokio::runtime::Runtime },
     /// It does not.
@@ -48,7 +48,7 @@ pub(super) enum Source {
 
 impl Source {
     /// The store of `place`; what stands in the way is said.
-    pub(super) fn open(place: &Place) -> Result<Source, Exit> {
+    pub(in crate::cli) fn open(place: &Place) -> Result<Source, Exit> {
         let dir = place.dir()?;
         match Files::open(&dir, &Clock::new(ClockSource::Trusted)) {
             Ok(files) => Ok(Source::Stopped(Box::new(files))),
@@ -58,7 +58,7 @@ impl Source {
     }
 
     /// The gateway that has the state directory.
-    pub(super) fn live(dir: &Path) -> Result<Source, Exit> {
+    pub(in crate::cli) fn live(dir: &Path) -> Result<Source, Exit> {
         match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => Ok(Source::Live { dir: dir.to_owned(), runtime }),
             Err(error) => {
@@ -68,12 +68,12 @@ impl Source {
         }
     }
 
-    pub(super) fn is_live(&self) -> bool {
+    pub(in crate::cli) fn is_live(&self) -> bool {
         matches!(self, Source::Live { .. })
     }
 
     /// Asks; a refusal and a failure are said.
-    pub(super) fn ask(&self, question: Question) -> Result<Answer, Exit> {
+    pub(in crate::cli) fn ask(&self, question: Question) -> Result<Answer, Exit> {
         match self {
             Source::Live { .. } => self.request(Request::Queue { question }),
             Source::Stopped(files) => {
@@ -83,7 +83,7 @@ impl Source {
     }
 
     /// Asks the running gateway for anything that it answers in this form.
-    pub(super) fn request(&self, request: Request) -> Result<Answer, Exit> {
+    pub(in crate::cli) fn request(&self, request: Request) -> Result<Answer, Exit> {
         let Source::Live { dir, runtime } = self else {
             eprintln!("tidegate: the gateway does not run");
             return Err(Exit::TryAgain);
@@ -101,7 +101,7 @@ impl Source {
 }
 
 /// What stands in the way of a look at the files.
-pub(super) fn say_look_error(error: &LookError) -> Exit {
+pub(in crate::cli) fn say_look_error(error: &LookError) -> Exit {
     eprintln!("tidegate: {}", chain(error));
     match error {
         LookError::Damaged { dir, .. } => {

@@ -46,8 +46,11 @@ fn way(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
     for endpoint in &uplink.endpoints {
         let host = endpoint.value.host.as_str();
         if !endpoint.value.tls {
-            let wrong = Wrong::new(format!("{} takes connections with TLS only", profile.title))
-                .help(format!("write \"mqtts://{host}:8883\""));
+            let instead = match config.http {
+                Some(_) => format!("write \"https://{host}\""),
+                None => format!("write \"mqtts://{host}:8883\""),
+            };
+            let wrong = Wrong::new(format!("{} takes connections with TLS only", profile.title)).help(instead);
             walk.wrong(endpoint.spot, "url", wrong);
         } else if host.parse::<std::net::IpAddr>().is_ok() {
             let wrong =
@@ -56,7 +59,7 @@ fn way(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
                         true => {
                             "write the name of your endpoint: aws iot describe-endpoint --endpoint-type iot:Data-ATS"
                         }
-                        false => "write the host name of your endpoint",
+                        false => "write the host's name",
                     });
             walk.wrong(endpoint.spot, "url", wrong);
         }
@@ -67,6 +70,34 @@ fn way(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
 fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
     let title = config.profile.title;
     enhanced(walk, uplink, config);
+    if let (Some(only), Some(spot)) = (config.profile.protocol, uplink.written("protocol"))
+        && only != config.protocol
+    {
+        let version = if only == Protocol::V311 { "3.1.1" } else { "5" };
+        walk.findings.problem(
+            spot,
+            format!("{title} speaks MQTT {version} only"),
+            Some("leave `protocol` out".to_owned()),
+        );
+    }
+    match (config.profile.has_signatures, uplink.written("sas")) {
+        (false, Some(spot)) => {
+            let help = "write profile = \"azure-iot-hub\"".to_owned();
+            walk.findings.problem(spot, "`sas` is one of Azure IoT Hub", Some(help));
+        }
+        (true, sas) => {
+            let logins = [config.cert.is_some(), sas.is_some(), config.password_file.is_some(), config.jwt.is_some()];
+            if logins == [false; 4] {
+                let what =
+                    format!("{title} knows devices by certificates or by signatures, and this uplink has neither");
+                let help = "write `cert` and `key`, or `sas = { key = \"…\" }`".to_owned();
+                walk.findings.problem(uplink.spot, what, Some(help));
+            } else if let (Some(spot), [true, true, ..] | [_, true, true, _] | [_, true, _, true]) = (sas, logins) {
+                walk.findings.problem(spot, "`sas` takes the place of any other login, and here is one", None);
+            }
+        }
+        (false, None) => {}
+    }
     if !config.profile.has_authorizers {
         if let Some(spot) = uplink.written("provision") {
             let help = "write profile = \"aws-iot\"".to_owned();
@@ -92,7 +123,7 @@ fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
         let help = "write `cert` and `key`, or `authorizer` for a custom authoriser".to_owned();
         walk.findings.problem(uplink.spot, what, Some(help));
     }
-    for endpoint in &uplink.endpoints {
+    for endpoint in uplink.endpoints.iter().filter(|_| config.http.is_none()) {
         if endpoint.value.path.is_some() && config.cert.is_some() && config.authorizer.is_none() {
             let what = format!("{title} asks for no certificate on a WebSocket");
             let help = format!("write \"mqtts://{}:443\"", endpoint.value.host);
@@ -162,7 +193,9 @@ fn session(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
 fn quotas(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
     let profile = config.profile;
     let title = profile.title;
-    if let Some(max) = profile.in_flight.filter(|max| config.window > *max) {
+    if let (Some(max), true) =
+        (profile.in_flight.filter(|max| config.window > *max), uplink.written("window").is_some())
+    {
         let what = format!("{title} takes {max} unacknowledged messages: the window is {max}");
         walk.findings.warning(uplink.place("window"), what, None);
     }
@@ -179,7 +212,7 @@ fn quotas(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
 
 fn forward(walk: &mut Walk, profile: &Profile, rule: &ForwardRule, spot: Spot, draft: &Draft, config: &UplinkConfig) {
     let title = profile.title;
-    if rule.qos.is_some_and(|qos| qos > profile.qos_max) {
+    if rule.qos.is_some_and(|qos| qos > profile.qos_max) && config.http.is_none() {
         let what = format!("{title} has no QoS 2: these messages go at QoS {}", profile.qos_max.level());
         walk.findings.warning(spot, what, Some("each bears an id, so that the receiver can tell repeats".to_owned()));
     }

@@ -3,7 +3,7 @@
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
-use super::{Late, MissingPuback, Profile, Retain};
+use super::{Late, MissingPuback, Profile, Retain, percent_encoded};
 use crate::config::Reconnect;
 use crate::message::Qos;
 
@@ -11,6 +11,7 @@ use crate::message::Qos;
 pub static AWS_IOT: Profile = Profile {
     name: "aws-iot",
     title: "AWS IoT Core",
+    protocol: None,
     publishes_per_s: NonZeroU32::new(100),
     bytes_per_s: NonZeroU64::new(512 * 1024),
     in_flight: NonZeroU16::new(100),
@@ -36,6 +37,10 @@ pub static AWS_IOT: Profile = Profile {
     has_authorizers: true,
     auth_methods: &[],
     alpn,
+    http_alpn: |port| (port == 443).then_some("x-amzn-http-ca"),
+    has_signatures: false,
+    username: None,
+    envelope: None,
 };
 
 /// Basic Ingest (`$aws/rules/<rule>/…`) and the name of a shared subscription do not count.
@@ -65,22 +70,10 @@ pub fn authorizer_username(
     pairs.extend(name.map(|name| ("x-amz-customauthorizer-name", name)));
     pairs.extend(signature.map(|signature| ("x-amz-customauthorizer-signature", signature)));
     pairs.extend(token);
-    let query: Vec<String> = pairs.iter().map(|(key, value)| format!("{}={}", encoded(key), encoded(value))).collect();
+    let query: Vec<String> =
+        pairs.iter().map(|(key, value)| format!("{}={}", percent_encoded(key), percent_encoded(value))).collect();
     let username = username.unwrap_or_default();
     if query.is_empty() { username.to_owned() } else { format!("{username}?{}", query.join("&")) }
-}
-
-/// As in a URL (RFC 3986, 2.3).
-fn encoded(text: &str) -> String {
-    let mut result = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            result.push(char::from(byte));
-        } else {
-            result.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    result
 }
 
 #[cfg(test)]

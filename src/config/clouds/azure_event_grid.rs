@@ -14,6 +14,7 @@ use crate::message::Qos;
 pub static AZURE_EVENT_GRID: Profile = Profile {
     name: "azure-event-grid",
     title: "Azure Event Grid",
+    protocol: None,
     // How much it takes a second depends on the namespace's throughput units: what is too much is refused (0x97).
     publishes_per_s: None,
     bytes_per_s: None,
@@ -37,7 +38,11 @@ pub static AZURE_EVENT_GRID: Profile = Profile {
     reconnect: Reconnect { first: Duration::from_secs(10), max: Duration::from_secs(300) },
     wants_server_name: true,
     has_authorizers: false,
+    has_signatures: false,
+    username: None,
+    envelope: None,
     // Any other name is answered by "invalid issuer".
     auth_methods: &["OAUTH2-JWT", "CUSTOM-JWT"],
     alpn: |_, _| None,
+    http_alpn: |_| None,
 };

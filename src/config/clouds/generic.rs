@@ -10,6 +10,7 @@ use crate::message::Qos;
 pub static GENERIC: Profile = Profile {
     name: "generic",
     title: "the broker",
+    protocol: None,
     publishes_per_s: None,
     bytes_per_s: None,
     in_flight: None,
@@ -35,4 +36,8 @@ pub static GENERIC: Profile = Profile {
     has_authorizers: false,
     auth_methods: &[],
     alpn: |_, _| None,
+    http_alpn: |_| None,
+    has_signatures: false,
+    username: None,
+    envelope: None,
 };

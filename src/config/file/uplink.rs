@@ -11,14 +11,15 @@ use super::super::tree::{Spot, Tree};
 use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
 use super::super::{
-    AuthorizerConfig, DrainOrder, Endpoint, ForwardRule, JwtConfig, Pace, Payload, Protocol, ProvisionConfig,
-    ProvisionFormat, ProxyConfig, ReceiveRule, Reconnect, TopicTemplate, UplinkConfig, keys,
+    AuthorizerConfig, DrainOrder, Endpoint, ForwardRule, HttpKind, JwtConfig, Pace, Payload, Protocol, ProvisionConfig,
+    ProvisionFormat, ProxyConfig, ReceiveRule, Reconnect, SasConfig, TopicTemplate, UplinkConfig, keys,
 };
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
-use crate::message::{Filter, Topic, is_reserved};
+use crate::message::{Filter, Qos, Topic, is_reserved};
 
 use payload::METERED_BATCH;
 
+mod http;
 mod payload;
 
 /// The default window at 3.1.1, where a broker has no word for its limit: Mosquitto in its own defaults closes the
@@ -43,11 +44,22 @@ const RULES_MAX: usize = 256;
 pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: &Words) -> UplinkDraft {
     let reader = Reader::open(walk, tree, &keys::UPLINK, spot);
     let endpoints = endpoints(walk, &reader);
+    let is_http = endpoints.as_ref().is_some_and(|(_, is_http)| *is_http);
+    let endpoints = endpoints.map(|(endpoints, _)| endpoints);
     let profiles: Vec<(&str, &Profile)> = clouds::PROFILES.iter().map(|profile| (profile.name, *profile)).collect();
-    let profile = reader.choice(walk, "profile", &profiles, &["azure-iot-hub", "clearblade"]);
+    let profile = reader.choice(walk, "profile", &profiles, &["clearblade"]);
     // A wrong name was noted; the other keys are looked at all the same.
     let known = profile.as_ref().map_or(&clouds::GENERIC, |at| at.value);
+    let http_kind = if is_http { http_kind(walk, &reader, known, spot) } else { None };
+    let http = match http_kind {
+        Some(kind) => http::read(walk, &reader, kind).map(Some),
+        None => not_http(walk, &reader, known, is_http).then_some(None),
+    };
     let protocol = protocol(walk, &reader);
+    let protocol = match (known.protocol, protocol) {
+        (Some(only), Some(at)) if !reader.has("protocol") => Some(At { value: only, ..at }),
+        (_, protocol) => protocol,
+    };
     let client_id = client_id(walk, &reader, words);
     let ca = file(walk, &reader, "ca", false);
     let cert = file(walk, &reader, "cert", false);
@@ -57,6 +69,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let password_file = file(walk, &reader, "password_file", true);
     let jwt = jwt(walk, &reader, words);
     let auth_method = reader.text(walk, "auth_method");
+    let sas = sas(walk, &reader);
     let authorizer = authorizer(walk, &reader, words);
     let provision = provision(walk, &reader, words);
     let proxy = proxy(walk, &reader);
@@ -86,7 +99,8 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         _ => keep_alive,
     };
     let own_topic = own_topic(walk, &reader, words);
-    let forward = forward(walk, &reader, words, is_metered);
+    let usual = Usual { is_metered, http: http_kind };
+    let forward = forward(walk, &reader, words, usual);
     let receive = receive(walk, &reader, words);
 
     let is_missing = |key: &str, is_read: bool| reader.has(key) && !is_read;
@@ -114,8 +128,10 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             password_file: password_file.as_ref().map(|at| at.value.clone()),
             jwt: jwt?,
             auth_method: auth_method.map(|at| at.value),
+            sas: sas?,
             authorizer: authorizer?,
             provision: provision?,
+            http: http?,
             proxy: proxy?,
             keep_alive: keep_alive?,
             session_expiry: session_expiry?,
@@ -128,7 +144,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
                 let receive: Vec<ReceiveRule> = receive.iter().filter_map(|(rule, _)| rule.clone()).collect();
                 let mut rules = answers::forwards(name, &receive);
                 match forward.is_empty() {
-                    true => rules.push(default_rule(is_metered, words)?),
+                    true => rules.push(default_rule(usual, words)?),
                     false => rules.extend(forward.iter().map(|(rule, _)| rule.clone()).collect::<Option<Vec<_>>>()?),
                 }
                 rules
@@ -157,8 +173,16 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
 }
 
 /// What is forwarded where no rule is written: every reading.
-fn default_rule(is_metered: bool, words: &Words) -> Option<ForwardRule> {
+fn default_rule(usual: Usual, words: &Words) -> Option<ForwardRule> {
     let filter = Filter::new("field/#").ok()?;
+    let Usual { is_metered, .. } = usual;
+    if let Some(kind) = usual.http {
+        let topic = TopicTemplate::parse(http::topic(kind), &filter, &words.gateway).ok()?;
+        let payload = http::payload(kind);
+        let batch = payload.is_batch().then(|| payload::batch(usual));
+        let qos = Some(Qos::AtLeastOnce);
+        return Some(ForwardRule { filter, topic, qos, when_full: None, strict_order: false, payload, batch });
+    }
     let topic = match is_metered {
         false => TopicTemplate::identity(),
         // Only what is of one topic travels together.
@@ -168,7 +192,47 @@ fn default_rule(is_metered: bool, words: &Words) -> Option<ForwardRule> {
     Some(ForwardRule { filter, topic, qos: None, when_full: None, strict_order: false, payload, batch })
 }
 
-fn endpoints(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<At<Endpoint>>> {
+/// What the uplink's kind of link makes of keys that its rules leave out.
+#[derive(Debug, Clone, Copy)]
+struct Usual {
+    is_metered: bool,
+    http: Option<HttpKind>,
+}
+
+/// What is posted; noted where the profile or another key has nothing to do with HTTP.
+fn http_kind(walk: &mut Walk, reader: &Reader<'_>, profile: &Profile, spot: Spot) -> Option<HttpKind> {
+    let place = if reader.has("profile") { reader.spot_of("profile") } else { spot };
+    let kind = http::kind(profile);
+    if kind.is_none() {
+        let help = "for https:// there are \"generic\" (a webhook), \"influxdb\" and \"aws-iot\"".to_owned();
+        walk.findings.problem(place, format!("{} is not reached by HTTP", profile.title), Some(help));
+    }
+    for key in ["client_id", "keep_alive", "session_expiry", "window", "protocol", "authorizer", "drain", "receive"] {
+        if reader.has(key) {
+            let what = format!("`{key}` is for brokers, and this uplink goes by HTTP");
+            walk.findings.problem(reader.spot_of(key), what, Some("leave it out".to_owned()));
+        }
+    }
+    kind
+}
+
+/// The reverse: whether an uplink that goes to a broker has nothing of HTTP.
+fn not_http(walk: &mut Walk, reader: &Reader<'_>, profile: &Profile, is_http: bool) -> bool {
+    if is_http || !reader.has("url") {
+        return !is_http;
+    }
+    let what = match (reader.has("http"), *profile == clouds::INFLUXDB) {
+        (true, _) => ("http", "`http` is for `url = \"https://…\"`"),
+        (_, true) => ("profile", "InfluxDB is reached by HTTP"),
+        (false, false) => return true,
+    };
+    let help = "write url = \"https://host:8086/api/v2/write?org=…&bucket=…\"".to_owned();
+    walk.findings.problem(reader.spot_of(what.0), what.1, Some(help));
+    false
+}
+
+/// The addresses, and whether they are of HTTP.
+fn endpoints(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Vec<At<Endpoint>>, bool)> {
     if !reader.has("url") {
         reader.missing(walk, "url");
         return None;
@@ -181,8 +245,14 @@ fn endpoints(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<At<Endpoint>>> 
     }
     let mut endpoints = Vec::new();
     let mut is_whole = true;
+    let is_http = urls.first().is_some_and(|url| http::is_http(&url.value));
     for url in urls {
-        match endpoint(&url.value) {
+        if http::is_http(&url.value) != is_http {
+            let wrong = Wrong::new("an uplink speaks MQTT or HTTP, not both").help("write another [uplink.<name>]");
+            walk.wrong(url.spot, "url", wrong);
+            return None;
+        }
+        match if is_http { http::endpoint(&url.value) } else { endpoint(&url.value) } {
             Ok(value) => endpoints.push(At { value, spot: url.spot, is_default: false }),
             Err(wrong) => {
                 walk.wrong(url.spot, "url", wrong);
@@ -190,7 +260,7 @@ fn endpoints(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<At<Endpoint>>> 
             }
         }
     }
-    is_whole.then_some(endpoints)
+    is_whole.then_some((endpoints, is_http))
 }
 
 fn endpoint(text: &str) -> Result<Endpoint, Wrong> {
@@ -237,6 +307,18 @@ fn jwt(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<Option<Jwt
         subject: subject?,
         lifetime: lifetime?.value,
     }))
+}
+
+/// The outer `None` is a fault, the inner one is none.
+fn sas(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<SasConfig>> {
+    if !reader.has("sas") {
+        return Some(None);
+    }
+    let (tree, spot) = reader.table(walk, "sas")?;
+    let reader = Reader::open(walk, tree, &keys::SAS, spot);
+    let key = file(walk, &reader, "key", true);
+    let lifetime = reader.duration(walk, "lifetime", Duration::from_secs(60), Duration::from_secs(365 * 86_400));
+    Some(Some(SasConfig { key: key?.value, lifetime: lifetime?.value }))
 }
 
 /// The outer `None` is a fault, the inner one is none.
@@ -516,23 +598,30 @@ fn rules<'t>(walk: &mut Walk, reader: &Reader<'t>, key: &'static str) -> Vec<(&'
     tables
 }
 
-fn forward(walk: &mut Walk, reader: &Reader<'_>, words: &Words, is_metered: bool) -> Vec<(Option<ForwardRule>, Spot)> {
+fn forward(walk: &mut Walk, reader: &Reader<'_>, words: &Words, usual: Usual) -> Vec<(Option<ForwardRule>, Spot)> {
     let mut result = Vec::new();
     for (tree, spot) in rules(walk, reader, "forward") {
         let reader = Reader::open(walk, tree, &keys::FORWARD, spot);
         let filter = filter(walk, &reader, true);
-        let topic = template(walk, &reader, filter.as_ref(), words);
+        let topic = match usual.http.filter(|_| !reader.has("topic")) {
+            Some(kind) => http_topic(&reader, kind, filter.as_ref(), words),
+            None => template(walk, &reader, filter.as_ref(), words),
+        };
         let level = qos(walk, &reader);
         let full = when_full(walk, &reader);
         let order = reader.choice(walk, "order", &[("normal", false), ("strict", true)], &[]);
-        let payload = payload::read(walk, &reader, is_metered);
+        let payload = payload::read(walk, &reader, usual);
         let place = filter.as_ref().map_or(spot, |filter| filter.spot);
         let rule = (|| {
             let (payload, batch) = payload?;
             Some(ForwardRule {
                 filter: filter?.value,
                 topic: topic?.value,
-                qos: if reader.has("qos") { Some(level?.value) } else { None },
+                // What goes by HTTP goes out of the store: nothing else would know of it when the answer comes.
+                qos: match reader.has("qos") {
+                    true => Some(level?.value),
+                    false => usual.http.map(|_| Qos::AtLeastOnce),
+                },
                 when_full: if reader.has("when_full") { Some(full?.value) } else { None },
                 strict_order: order?.value,
                 payload,
@@ -579,6 +668,16 @@ fn answer_filters(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<Filter>> {
         is_whole = false;
     }
     is_whole.then_some(result)
+}
+
+fn http_topic(
+    reader: &Reader<'_>,
+    kind: HttpKind,
+    filter: Option<&At<Filter>>,
+    words: &Words,
+) -> Option<At<TopicTemplate>> {
+    let value = TopicTemplate::parse(http::topic(kind), &filter?.value, &words.gateway).ok()?;
+    Some(At { value, spot: reader.spot, is_default: true })
 }
 
 fn receive(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<ReceiveRule>, Spot)> {

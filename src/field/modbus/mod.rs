@@ -180,6 +180,8 @@ impl Line {
     /// The line with other units, or the same in another order.
     fn with(self, spec: LineSpec, desk: &Desk) -> Line {
         if self.config != spec.config {
+            // Its port is free before the new one opens it.
+            drop(self);
             return Line::new(spec, desk);
         }
         let now = self.start.elapsed();

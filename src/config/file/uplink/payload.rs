@@ -11,6 +11,8 @@ use super::super::super::{
     BatchLimits, Compression, Field, Form, Frame, Payload, PayloadTemplate, PayloadTemplateError, keys,
 };
 
+use super::Usual;
+
 /// What a metered link sends where a rule does not say.
 pub(super) const METERED: Payload = Payload { form: Form::JsonBatch, compression: Compression::Gzip };
 
@@ -20,6 +22,9 @@ pub(super) const METERED_BATCH: BatchLimits = BatchLimits {
     bytes: NonZeroU32::MIN.saturating_add(5 * 1024 - 1),
     within: Duration::from_secs(10),
 };
+
+/// What one request holds.
+const HTTP_BYTES: NonZeroU32 = NonZeroU32::MIN.saturating_add(64 * 1024 - 1);
 
 #[derive(Clone, Copy, PartialEq)]
 enum Word {
@@ -32,7 +37,7 @@ enum Word {
 }
 
 /// How readings are written, and how they travel together: `None` = each alone. The outer `None` is a fault.
-pub(super) fn read(walk: &mut Walk, reader: &Reader<'_>, is_metered: bool) -> Option<(Payload, Option<BatchLimits>)> {
+pub(super) fn read(walk: &mut Walk, reader: &Reader<'_>, usual: Usual) -> Option<(Payload, Option<BatchLimits>)> {
     let words = [
         ("json", Word::Json),
         ("json-device", Word::JsonDevice),
@@ -44,13 +49,16 @@ pub(super) fn read(walk: &mut Walk, reader: &Reader<'_>, is_metered: bool) -> Op
     let word = reader.choice(walk, "payload", &words, &[]);
     let compression =
         reader.choice(walk, "compress", &[("none", Compression::None), ("gzip", Compression::Gzip)], &["zstd"]);
-    let limits = limits(walk, reader, is_metered);
+    let limits = limits(walk, reader, usual);
     let is_of_template = word.as_ref().is_some_and(|word| word.value == Word::Template);
     let template = template(walk, reader, is_of_template);
     let (word, compression, limits) = (word?, compression?, limits?);
     let form = match word.value {
-        Word::Json if is_metered && word.is_default && !reader.has("compress") => {
-            return Some((METERED, Some(limits)));
+        Word::Json if word.is_default && (usual.is_metered || usual.http.is_some()) => {
+            let payload = usual.http.map_or(METERED, super::http::payload);
+            let compression = if reader.has("compress") { compression.value } else { payload.compression };
+            let batch = payload.is_batch().then_some(limits);
+            return Some((Payload { compression, ..payload }, batch));
         }
         Word::Json => Form::Json,
         Word::JsonDevice => Form::JsonDevice,
@@ -68,7 +76,19 @@ pub(super) fn read(walk: &mut Walk, reader: &Reader<'_>, is_metered: bool) -> Op
     Some((payload, batch))
 }
 
-fn limits(walk: &mut Walk, reader: &Reader<'_>, is_metered: bool) -> Option<BatchLimits> {
+/// How many travel together where nothing is written.
+pub(super) fn batch(usual: Usual) -> BatchLimits {
+    if usual.is_metered {
+        return METERED_BATCH;
+    }
+    match usual.http {
+        // A request costs more than a packet, and nobody bills by 5 KiB.
+        Some(_) => BatchLimits { bytes: HTTP_BYTES, ..BatchLimits::default() },
+        None => BatchLimits::default(),
+    }
+}
+
+fn limits(walk: &mut Walk, reader: &Reader<'_>, usual: Usual) -> Option<BatchLimits> {
     let empty = Tree::default();
     let (tree, spot) = match reader.has("batch") {
         true => reader.table(walk, "batch")?,
@@ -78,14 +98,12 @@ fn limits(walk: &mut Walk, reader: &Reader<'_>, is_metered: bool) -> Option<Batc
     let readings = reader.integer(walk, "readings", 1, 1000);
     let bytes = reader.size(walk, "bytes", 256, 256 * 1024);
     let within = reader.duration(walk, "within", Duration::ZERO, Duration::from_secs(60));
-    let within = match reader.has("within") {
-        false if is_metered => METERED_BATCH.within,
-        _ => within?.value,
-    };
+    let (bytes, within) = (NonZeroU32::new(u32::try_from(bytes?.value).ok()?)?, within?.value);
+    let of_link = batch(usual);
     Some(BatchLimits {
         readings: NonZeroU16::new(u16::try_from(readings?.value).ok()?)?,
-        bytes: NonZeroU32::new(u32::try_from(bytes?.value).ok()?)?,
-        within,
+        bytes: if reader.has("bytes") { bytes } else { of_link.bytes },
+        within: if reader.has("within") { within } else { of_link.within },
     })
 }
 
