@@ -77,8 +77,13 @@ fn measure(name: &str, report: &str, span: Duration) -> io::Result<()> {
     let running = Running::start(gateway(), &text, folder.path(), broker)?;
     let exchanges = |what: &str| -> io::Result<u64> {
         let status = status(folder.path())?;
-        let devices = status["devices"].as_object().cloned().unwrap_or_default();
+<<<<<<< HEAD
+        let devices = status.get("devices").and_then(Value::as_object).cloned().unwrap_or_default();
         Ok(devices.values().filter_map(|device| device[what].as_u64()).sum())
+=======
+        let devices = status.get("devices").and_then(|devices| devices.as_object()).cloned().unwrap_or_default();
+        Ok(devices.values().filter_map(|device| device.get(what)?.as_u64()).sum())
+>>>>>>> s6-field
     };
     let deadline = Instant::now() + START_TIMEOUT;
     while exchanges("exchanges")? < u64::from(LINES * 20) {
@@ -133,5 +138,9 @@ fn status(folder: &Path) -> io::Result<serde_json::Value> {
 }
 
 fn messages(folder: &Path) -> io::Result<u64> {
-    Ok(status(folder)?["queue"]["messages"].as_u64().unwrap_or_default())
+<<<<<<< HEAD
+    Ok(status(folder)?.pointer("/queue/messages").and_then(Value::as_u64).unwrap_or_default())
+=======
+    Ok(status(folder)?.pointer("/queue/messages").and_then(|count| count.as_u64()).unwrap_or_default())
+>>>>>>> s6-field
 }

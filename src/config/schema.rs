@@ -42,6 +42,13 @@ const ALSO: &[(&str, &str, &[&str])] = &[
     ("broker.group.<name>", "publish", &["string"]),
     ("broker.group.<name>", "subscribe", &["string"]),
     ("broker.group.<name>", "deny", &["string"]),
+    ("uplink.<name>.forward", "template", &["string"]),
+    ("line.<name>", "share", &["string"]),
+    ("uplink.<name>.http", "headers", &["string"]),
+    ("serial.<name>.command.<name>", "send", &["array", "integer"]),
+    ("serial.<name>.command.<name>", "min", &["number"]),
+    ("serial.<name>.command.<name>", "max", &["number"]),
+    ("serial.<name>.command.<name>", "values", &["string"]),
     ("broker.jwt", "keys", &["array"]),
     ("broker.jwt", "audience", &["array"]),
     ("broker.jwt", "publish", &["string"]),
@@ -173,7 +180,7 @@ fn inner(path: &str, key: &str) -> Option<Value> {
     if path == "model.<name>.point" {
         return Some(json!({ "type": "object", "additionalProperties": reference("modbus.<name>.point.<name>") }));
     }
-    if matches!(key, "report" | "write" | "rs485") {
+    if matches!(key, "report" | "rs485") || path.ends_with(".point.<name>.write") {
         return Some(reference(key));
     }
     if matches!(path, "uplink.<name>.forward" | "uplink.<name>.receive") {

@@ -55,7 +55,11 @@ impl Store {
                 }
                 Change::SessionKey(key) => self.session_key = Some(key),
                 Change::NewSession => self.session += 1,
+<<<<<<< HEAD
                 Change::Pace(topic) => panic!("an uplink writes nothing to the field, and not on {topic}"),
+=======
+                Change::Pace(topic) => panic!("an uplink writes nothing to the field: {topic}"),
+>>>>>>> s6-field
             }
         }
         for sequence in self.in_flight.values().flat_map(|(_, rows, _)| rows) {

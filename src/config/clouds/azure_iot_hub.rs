@@ -45,6 +45,8 @@ pub static AZURE_IOT_HUB: Profile = Profile {
     has_authorizers: false,
     has_signatures: true,
     auth_methods: &[],
+    auth_methods: &[],
+    auth_methods: &[],
     alpn: |_, _| None,
     http_alpn: |_| None,
     username: Some(username),
