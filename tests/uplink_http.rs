@@ -320,7 +320,7 @@ fn topics_of_aws_are_posted_one_by_one_with_the_clients_certificate() {
     let folder = folder();
     let meter = meter();
     let port = port::free();
-    let Certificates { ca, server_cert, server_key, client_cert, client_key } =
+    let Certificates { ca, server_cert, server_key, client_cert, client_key, .. } =
         Certificates::make(&folder.path().join("authority"), "hall-3");
     let texts = [&server_cert, &server_key, &ca].map(|path| path.display().to_string());
     let server = Server::started(port, &["--plan", "[[429, {}]]", "--tls", &texts[0], &texts[1], &texts[2]]);
