@@ -193,7 +193,7 @@ fi
 
 venv="$target/venv"
 wanted=tests/peers/requirements.txt
-if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import paho.mqtt.client, prometheus_client, pymodbus, serial' 2>/dev/null; then
+if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import jsonschema, jwt, paho.mqtt.client, prometheus_client, pymodbus, serial' 2>/dev/null; then
     echo "== Python environment in $venv"
     mkdir -p "$target"
     rm -rf "$venv"
@@ -345,7 +345,8 @@ pack_hooked() {
         --output "$target/packaging/hooked"
 }
 virtual_machine() {
-    TIDEGATE_VM="$(realpath "$target/vm")" TIDEGATE_VM_CUTS="$vm_cuts" \
+    TIDEGATE_VM="$(realpath "$target/vm")" TIDEGATE_VM_NEWER="$(realpath -m "$target/vm-newer")" \
+        TIDEGATE_VM_CUTS="$vm_cuts" \
         TIDEGATE_VM_PACKAGE="$(realpath target/debian/tidegate_*.deb)" \
         TIDEGATE_VM_HOOKED="$(realpath "$target"/packaging/hooked/tidegate_98.0.0-1+testhooks_*.deb)" \
         TIDEGATE_VM_NEXT="$(realpath "$target"/packaging/next/tidegate_99.0.0-1_*.deb)" \
@@ -359,7 +360,9 @@ if [ -n "$vm_cuts" ]; then
     # First, because the packers take the program that was built last.
     step "with hooks" pack_hooked
     step "package" pack
-    step "its root" as_root tests/vm/root "$target"
+    step "its root" as_root tests/vm/root "$target/vm" bookworm
+    # A newer systemd than Raspberry Pi OS 12 has; where there is no such release, the test says so.
+    as_root tests/vm/root "$target/vm-newer" trixie || true
     step "cabinet" virtual_machine
 elif [ -n "$package_profile" ]; then
     log="$target/package.log"

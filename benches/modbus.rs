@@ -128,12 +128,7 @@ fn harness() -> io::Result<()> {
 /// Asks by the gateway's own link, on one thread.
 fn gateway(port: u16, options: &Options) -> io::Result<Done> {
     let timeout = Duration::from_secs(5);
-    let line = LineConfig {
-        kind: LineKind::Tcp { host: "127.0.0.1".to_owned(), port },
-        timeout,
-        pause: Duration::ZERO,
-        connect_pause: Duration::ZERO,
-    };
+    let line = LineConfig::new(LineKind::Tcp { host: "127.0.0.1".to_owned(), port }, timeout);
     let ask = Ask { unit_id: 1, table: Table::Holding, address: 0, quantity: options.registers, timeout };
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut probe = Probe::new(line, None);

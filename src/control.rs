@@ -1,8 +1,10 @@
-//! The unix socket that `tidegate status` and `tidegate ledger` talk to: one JSON request a line, one JSON answer a line.
+//! The unix socket that `tidegate status`, `doctor`, `ledger`, `queue` and `reload` talk to: one JSON request a line, one JSON
+//! answer a line.
 //!
 //! Only the gateway's own user and root can connect (the socket has mode 0600 in a directory of mode 0700). A caller
-//! that dawdles is cut off; nothing it does can hold up the data path, which is only ever read: through `health`, and
-//! page by page through the queue.
+//! that dawdles is cut off; nothing it does can hold up the data path: status is read from `health`, and whatever is asked
+//! of the queue is one job's share of it, in its turn. What is asked never changes anything; an order does, in one
+//! transaction.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -14,13 +16,16 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::status::Told;
 use crate::queue::Inlet;
+use crate::queue::inspect::Question;
 use crate::queue::ledger::Days;
+use crate::queue::upkeep::Order;
 
 /// Name of the socket in the state directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -29,26 +34,79 @@ pub const SOCKET_NAME: &str = "control.sock";
 const REQUEST_BYTES_MAX: u64 = 64 * 1024;
 
 /// Longest answer that a client of the socket takes, in bytes.
-const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// A packet of 16 MiB takes a third more as base64, or twice as much as a text of quotes.
+const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// How long one exchange may take.
 const EXCHANGE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long its caller has to say it.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a reload may take: uplinks end what is in flight, lines the exchange that they are in.
+const RELOAD_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Callers at one time; more wait in the socket's backlog.
 const CALLERS_MAX: usize = 16;
 
 /// What can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
 pub enum Request {
     /// `health::status::Status`.
     Status,
+    /// The last value of each point of each device.
+    Points,
     /// `queue::ledger::Report` of these days.
     Ledger {
         /// Which days.
         days: Days,
     },
+    /// `queue::inspect::Answer`.
+    Queue {
+        /// Of the store.
+        question: Question,
+    },
+    /// `queue::inspect::Answer`.
+    Order {
+        /// To the store.
+        order: Order,
+    },
+    /// Read the configuration again; answered by `Reloaded`.
+    Reload,
 }
+
+impl Request {
+    /// How long an answer may take.
+    fn patience(&self) -> Duration {
+        match self {
+            Request::Reload => RELOAD_DEADLINE,
+            _ => EXCHANGE_DEADLINE,
+        }
+    }
+}
+
+/// What came of reading the configuration again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Why nothing was changed; none: it is in force.
+    pub refused: Option<String>,
+    /// Every problem and warning, at its place in the files, for a person.
+    pub problems: String,
+    /// What is different now, as it is written in the files.
+    pub changed: Vec<String>,
+    /// What waits for a restart.
+    pub restart: Vec<String>,
+    /// What could not be changed, though nothing is wrong with it: the store failed in that moment.
+    pub failed: Vec<String>,
+}
+
+/// Who asks for a reload, and is answered.
+pub type ReloadAsk = oneshot::Sender<Reloaded>;
+
+/// Nobody reads the configuration any more.
+#[derive(Debug, Error)]
+#[error("the gateway is stopping")]
+struct Stopping;
 
 /// Why the socket cannot be served.
 #[derive(Debug, Error)]
@@ -80,7 +138,7 @@ pub enum AskError {
     #[error("the gateway's answer broke off")]
     Broken(#[source] io::Error),
     /// It took too long.
-    #[error("the gateway did not answer within 5 s")]
+    #[error("the gateway did not answer in time")]
     Late,
 }
 
@@ -96,12 +154,18 @@ pub struct Control {
 struct Answers {
     told: Told,
     inlet: Inlet,
+    reloads: mpsc::Sender<ReloadAsk>,
 }
 
 impl Control {
     /// Makes the socket in the state directory, in place of one that an earlier process left: the directory's lock is
     /// ours by now, so nobody else serves it.
-    pub fn bind(state_dir: &Path, told: Told, inlet: Inlet) -> Result<Control, ControlError> {
+    pub fn bind(
+        state_dir: &Path,
+        told: Told,
+        inlet: Inlet,
+        reloads: mpsc::Sender<ReloadAsk>,
+    ) -> Result<Control, ControlError> {
         let path = state_dir.join(SOCKET_NAME);
         let fault = |source| ControlError::Bind { path: path.clone(), source };
         match std::fs::remove_file(&path) {
@@ -110,7 +174,7 @@ impl Control {
         }
         let listener = UnixListener::bind(&path).map_err(fault)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(fault)?;
-        let answers = Answers { told, inlet };
+        let answers = Answers { told, inlet, reloads };
         Ok(Control { listener, path, answers: Arc::new(answers) })
     }
 
@@ -124,7 +188,7 @@ impl Control {
                 accepted = self.listener.accept(), if callers.len() < CALLERS_MAX => {
                     if let Ok((socket, _)) = accepted {
                         let answers = self.answers.clone();
-                        callers.spawn(async move { timeout(EXCHANGE_DEADLINE, answers.serve(socket)).await });
+                        callers.spawn(async move { answers.serve(socket).await });
                     } else {
                         // Out of file descriptors, most likely: it passes, and a tight loop would not help it.
                         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -142,21 +206,49 @@ impl Control {
 impl Answers {
     async fn serve(&self, mut socket: UnixStream) -> io::Result<()> {
         let (reader, mut writer) = socket.split();
-        let mut line = String::new();
-        BufReader::new(reader.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
-        let mut answer = match serde_json::from_str(&line) {
-            Ok(Request::Status) => serde_json::to_vec(&self.told.status()),
-            Ok(Request::Ledger { days }) => match self.inlet.ledger(days).await {
-                Ok(report) => serde_json::to_vec(&report),
-                Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
-            },
-            Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
-        }
-        .map_err(io::Error::other)?;
+        let mut line = Vec::new();
+        let mut reader = BufReader::new(reader.take(REQUEST_BYTES_MAX));
+        timeout(REQUEST_DEADLINE, reader.read_until(b'\n', &mut line)).await.unwrap_or(Ok(0))?;
+        let answer = match serde_json::from_slice::<Request>(&line) {
+            Ok(request) => {
+                let patience = request.patience();
+                let answered = timeout(patience, self.answer(request)).await;
+                answered.map_err(|_late| io::ErrorKind::TimedOut)?
+            }
+            Err(error) => refusal(&error),
+        };
+        let mut answer = answer.map_err(io::Error::other)?;
         answer.push(b'\n');
-        writer.write_all(&answer).await?;
-        writer.shutdown().await
+        let write = async {
+            writer.write_all(&answer).await?;
+            writer.shutdown().await
+        };
+        timeout(EXCHANGE_DEADLINE, write).await.map_err(|_late| io::ErrorKind::TimedOut)?
     }
+
+    async fn answer(&self, request: Request) -> serde_json::Result<Vec<u8>> {
+        match request {
+            Request::Status => serde_json::to_vec(&self.told.status()),
+            Request::Points => serde_json::to_vec(&self.told.points(0).0),
+            Request::Ledger { days } => told(self.inlet.ledger(days).await),
+            Request::Queue { question } => told(self.inlet.ask(question).await),
+            Request::Order { order } => told(self.inlet.order(order).await),
+            Request::Reload => {
+                let (asker, reloaded) = oneshot::channel();
+                // Where nobody takes the question nobody answers it either.
+                let _taken = self.reloads.send(asker).await;
+                told(reloaded.await.map_err(|_ended| Stopping))
+            }
+        }
+    }
+}
+
+fn told<T: Serialize, E: std::error::Error>(answer: Result<T, E>) -> serde_json::Result<Vec<u8>> {
+    answer.map_or_else(|error| refusal(&error), |answer| serde_json::to_vec(&answer))
+}
+
+fn refusal(error: &dyn std::error::Error) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&serde_json::json!({ "error": error.to_string() }))
 }
 
 /// Asks the gateway that uses `state_dir`, and gives back its answer as it stands.
@@ -172,7 +264,7 @@ pub async fn ask(state_dir: &Path, request: Request) -> Result<String, AskError>
         socket.take(ANSWER_BYTES_MAX).read_to_string(&mut answer).await.map_err(AskError::Broken)?;
         if answer.ends_with('\n') { Ok(answer) } else { Err(AskError::Broken(io::ErrorKind::UnexpectedEof.into())) }
     };
-    timeout(EXCHANGE_DEADLINE, exchange).await.unwrap_or(Err(AskError::Late))
+    timeout(request.patience(), exchange).await.unwrap_or(Err(AskError::Late))
 }
 
 #[cfg(test)]
@@ -199,7 +291,8 @@ mod tests {
         })
         .unwrap();
         let thread = std::thread::spawn(move || queue.worker.run());
-        let control = Control::bind(dir.path(), Told::new("g7", clock, health), queue.inlet.clone()).unwrap();
+        let control =
+            Control::bind(dir.path(), Told::new("g7", clock, health), queue.inlet.clone(), mpsc::channel(1).0).unwrap();
         let stop = CancellationToken::new();
         let mut stage = JoinSet::new();
         stage.spawn(control.run(stop.clone()));

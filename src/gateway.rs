@@ -4,8 +4,10 @@
 //! listeners → intake drained → uplink settles what is in flight → queue committed, checkpointed, closed. A kill at any
 //! step loses nothing that was acknowledged.
 //!
-//! Reload: what can change while it runs does, the rest waits for a restart and is said to (`reload`).
+//! Reload: what is different in a new configuration changes while the rest runs (`reload` says what, `apply` does it); what
+//! cannot waits for a restart and is said to.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::path::PathBuf;
@@ -16,24 +18,28 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{Access, BindError, Broker, BrokerLimits, Certificates};
+use crate::broker::{BindError, Broker, BrokerLimits};
 use crate::clock::Clock;
 use crate::config::{Config, UplinkConfig};
-use crate::control::Control;
+use crate::control::{Control, Reloaded};
 use crate::field::{self, Field, FieldError};
 use crate::health::status::Told;
 use crate::health::{Health, chain};
 use crate::intake::Intake;
-use crate::queue::{self, Inlet, OpenError, Opened, QueueSettings, SetTopics, StreamSpec, WorkerError};
+use crate::queue::{self, Inlet, OpenError, Opened, Outlet, QueueSettings, SetTopics, StreamSpec, WorkerError};
 use crate::router::{Router, RouterError, RouterLimits};
 use crate::service::{self, Watch};
-use crate::supervise::{StageError, Stages};
-use crate::uplink::{CertificateWatch, Uplink, UplinkSettings};
+use crate::supervise::{StageError, StageId, Stages};
+use crate::uplink::{Uplink, UplinkSettings};
 use crate::web::Web;
 
-use reload::Difference;
+use apply::{Hands, Reloader};
+use certificates::CertificateWatch;
 
+mod apply;
+mod certificates;
 mod reload;
+mod tidings;
 
 /// How long a start may take at most before the service manager may lose patience: a store of a gigabyte that is looked
 /// through on a slow card.
@@ -99,21 +105,33 @@ enum QueueStageError {
     Panicked,
 }
 
-/// A new configuration, and the way to say that it is in force.
+/// What reading the configuration again has come to.
 #[derive(Debug)]
-pub struct Reload {
+pub enum Reload {
     /// Without a problem.
-    pub config: Config,
-    /// Answered with the sections that wait for a restart.
-    pub done: oneshot::Sender<Vec<String>>,
+    Good {
+        /// The new one.
+        config: Box<Config>,
+        /// Answered when as much of it is in force as can be.
+        done: oneshot::Sender<Reloaded>,
+    },
+    /// Nothing is to be changed.
+    Wrong {
+        /// The first problem, for a person.
+        problem: String,
+        /// Answered when that is told.
+        done: oneshot::Sender<Reloaded>,
+    },
 }
 
 /// Runs the gateway until `stop` comes, then stops it in order. What goes over its Modbus lines is taken down in the
-/// directory `record`. Each of `reloads` is applied as far as that is possible.
+/// directory `record`. Each of `reloads` is applied as far as that is possible; who asks for one by the control socket is
+/// handed to `asks`.
 pub async fn run(
     config: Config,
     record: Option<PathBuf>,
-    reloads: mpsc::Receiver<Reload>,
+    mut reloads: mpsc::Receiver<Reload>,
+    asks: mpsc::Sender<oneshot::Sender<Reloaded>>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), GatewayError> {
     let mut clock = Clock::new(config.gateway.clock).kept_in(&config.gateway.state_dir);
@@ -163,14 +181,15 @@ pub async fn run(
     let broker = Broker::bind(&config.broker, limits, intake.clone(), inlet.clone(), router.clone(), health.clone())
         .await
         .map_err(GatewayError::Listener)?;
-    let access = broker.access();
-    let certificates = broker.certificates();
+    let (access, certificates, listeners) = (broker.access(), broker.certificates(), broker.hand());
     let told = Told::new(&gateway, clock.clone(), health.clone());
-    let page = match config.web {
-        Some(address) => Some(Web::bind(address, told.clone()).await),
-        None => None,
-    };
-    let control = Control::bind(&config.gateway.state_dir, told, inlet.clone());
+    let mut page = Web::new(told.clone(), clock.clone());
+    if let Err(error) = page.change(config.web.clone()).await {
+        // Another program has the port: the plant goes on without the page.
+        log::error!(error:% = chain(&error); "The gateway runs, but its status page is not served");
+    }
+    let web = page.hand();
+    let control = Control::bind(&config.gateway.state_dir, told, inlet.clone(), asks);
 
     let mut taking_in = Stages::new();
     let field = Field::new(&config, intake.clone(), clock.clone(), &health).map_err(GatewayError::Field)?;
@@ -182,48 +201,40 @@ pub async fn run(
         Some(outlet) => field.writing(outlet, intake.clone()),
         None => field,
     };
+    let lines = field.hand();
     taking_in.start("field", |stop| field.run(stop));
     taking_in.start("broker", |stop| broker.run(stop));
 
-    let mut sending = Stages::new();
+    let parts = Parts {
+        gateway: config.gateway.id.clone(),
+        inlet: inlet.clone(),
+        intake: intake.clone(),
+        clock: clock.clone(),
+        health: health.clone(),
+    };
+    let mut sending = Sending { stages: Stages::new(), by_name: BTreeMap::new(), parts };
     for (name, uplink) in &config.uplinks {
-        let Some(outlet) = outlets.remove(name) else { continue };
-        let settings = UplinkSettings {
-            name: name.clone(),
-            gateway: config.gateway.id.clone(),
-            client_id: uplink.client_id.clone(),
-            config: uplink.clone(),
-            outlet,
-            inlet: inlet.clone(),
-            intake: intake.clone(),
-            clock: clock.clone(),
-            health: health.clone(),
-        };
-        sending.start("uplink", |stop| Uplink::new(settings).run(stop));
+        if let Some(outlet) = outlets.remove(name) {
+            sending.start(name, uplink, outlet);
+        }
     }
 
     let mut house = Stages::new();
     match control {
-        Ok(control) => house.start("control", |stop| control.run(stop)),
+        Ok(control) => drop(house.start("control", |stop| control.run(stop))),
         // On a full or read-only disk the plant goes on without it.
         Err(error) => log::error!(error:% = chain(&error); "The gateway runs, but `tidegate status` cannot ask it"),
     }
-    match page {
-        Some(Ok(page)) => {
-            let address = page.address().map(|address| address.to_string()).unwrap_or_default();
-            log::info!(address = address.as_str(); "The status page is served");
-            house.start("web", |stop| page.run(stop));
-        }
-        // Another program has the port: the plant goes on without the page.
-        Some(Err(error)) => log::error!(error:% = chain(&error); "The gateway runs, but its status page is not served"),
-        None => {}
-    }
+    house.start("web", |stop| page.run(stop));
+    let telling = (gateway.to_string(), intake.clone(), health.clone(), clock.clone());
+    house.start("tidings", |stop| tidings::run(telling.0, telling.1, telling.2, telling.3, stop));
     let ticked = inlet.clone();
     house.start("ledger", |stop| async move { tick(ticked, stop).await });
     let watch = clock.clone();
     house.start("clock", |stop| watch.watch(stop));
-    let certificates_watch = CertificateWatch::new(&config, clock.clone());
-    house.start("certificates", |stop| certificates_watch.run(stop));
+    let ends = CertificateWatch::new(&config, clock.clone(), health.clone());
+    let watch = ends.clone();
+    house.start("certificates", |stop| watch.run(stop));
     let watched = router.clone();
     house.start("router", |stop| async move { watched.watch(stop).await });
     let watch = Watch { inlet: inlet.clone(), health: health.clone(), clock: clock.clone() };
@@ -233,19 +244,22 @@ pub async fn run(
     let told = pending.clone();
     let note = move || told.lock().unwrap_or_else(PoisonError::into_inner).clone();
     house.start("status", |stop| teller.tell(stop, note));
-    let running = config.clone();
-    let reloader = Reloader { running, inlet: inlet.clone(), intake: intake.clone(), access, certificates, pending };
-    house.start("reload", |stop| reloader.run(reloads, stop));
+    let hands = Hands { access, certificates, listeners, lines, web, ends };
+    let mut reloader = Reloader::new(config, hands, inlet.clone(), intake, health, clock, pending);
 
     service::ready();
     log::info!("The gateway is ready");
     tokio::pin!(stop);
-    let failure = tokio::select! {
-        () = &mut stop => None,
-        failure = queue_stage.first_failure() => Some(failure),
-        failure = taking_in.first_failure() => Some(failure),
-        failure = sending.first_failure() => Some(failure),
-        failure = house.first_failure() => Some(failure),
+    let failure = loop {
+        tokio::select! {
+            () = &mut stop => break None,
+            failure = queue_stage.first_failure() => break Some(failure),
+            failure = taking_in.first_failure() => break Some(failure),
+            failure = sending.stages.first_failure() => break Some(failure),
+            failure = house.first_failure() => break Some(failure),
+            // It takes some seconds at most, which a stop waits for.
+            Some(reload) = reloads.recv() => reloader.take(reload, &mut sending).await,
+        }
     };
     if let Some(failure) = &failure {
         log::error!(error:% = chain(failure); "A stage failed: the gateway stops and is to be started again");
@@ -258,7 +272,7 @@ pub async fn run(
     log::info!("The gateway stops");
     let mut failures: Vec<StageError> = failure.into_iter().collect();
     failures.extend(taking_in.stop(INTAKE_DEADLINE).await);
-    failures.extend(sending.stop(UPLINK_DEADLINE).await);
+    failures.extend(sending.stages.stop(UPLINK_DEADLINE).await);
     if tokio::time::timeout(QUEUE_DEADLINE, inlet.stop()).await.is_err() {
         log::warn!("The store was not closed in time; what was acknowledged is on disk all the same");
     }
@@ -284,81 +298,44 @@ async fn open_queue(settings: QueueSettings) -> Result<Opened, GatewayError> {
     opened.map_err(GatewayError::Opening)?.map_err(GatewayError::Queue)
 }
 
-/// Brings new configurations into force.
-struct Reloader {
-    /// What is in force of the last one.
-    running: Config,
+/// What every uplink needs.
+struct Parts {
+    gateway: Arc<str>,
     inlet: Inlet,
     intake: Intake,
-    access: Access,
-    certificates: Certificates,
-    /// What the line of the service manager says of it.
-    pending: Arc<Mutex<Option<String>>>,
+    clock: Clock,
+    health: Health,
 }
 
-impl Reloader {
-    async fn run(mut self, mut reloads: mpsc::Receiver<Reload>, stop: CancellationToken) -> Result<(), Infallible> {
-        loop {
-            let next = tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                next = reloads.recv() => next,
-            };
-            let Some(Reload { config, done }) = next else {
-                // Nobody reloads any more.
-                stop.cancelled().await;
-                return Ok(());
-            };
-            let waiting = self.apply(&config).await;
-            // Whoever asked may be gone.
-            let _unheard = done.send(waiting);
-        }
+/// The uplinks, each a stage of its own.
+struct Sending {
+    stages: Stages,
+    by_name: BTreeMap<Arc<str>, StageId>,
+    parts: Parts,
+}
+
+impl Sending {
+    fn start(&mut self, name: &Arc<str>, uplink: &UplinkConfig, outlet: Outlet) {
+        let Parts { gateway, inlet, intake, clock, health } = &self.parts;
+        let settings = UplinkSettings {
+            name: name.clone(),
+            gateway: gateway.clone(),
+            client_id: uplink.client_id.clone(),
+            config: uplink.clone(),
+            outlet,
+            inlet: inlet.clone(),
+            intake: intake.clone(),
+            clock: clock.clone(),
+            health: health.clone(),
+        };
+        let id = self.stages.start("uplink", |stop| Uplink::new(settings).run(stop));
+        self.by_name.insert(name.clone(), id);
     }
 
-    /// Gives back what waits for a restart.
-    async fn apply(&mut self, config: &Config) -> Vec<String> {
-        let Difference { rules, access, certificates, mut restart } = Difference::between(&self.running, config);
-        for name in certificates {
-            let (old, new) = (self.running.broker.listeners.get_mut(&name), config.broker.listeners.get(&name));
-            let (Some(old), Some(files)) = (old, new.and_then(|listener| listener.tls.as_ref())) else { continue };
-            match self.certificates.renew(&name, files).await {
-                Ok(()) => {
-                    old.tls = Some(files.clone());
-                    log::info!(listener = name.as_ref(); "The certificate of a listener was read again");
-                }
-                Err(error) => {
-                    log::error!(
-                        listener = name.as_ref(), error:% = chain(&error);
-                        "The certificate of a listener cannot be used: it goes on with the one that it had"
-                    );
-                    restart.push(format!("broker.listener.{name}.tls"));
-                }
-            }
-        }
-        for name in rules {
-            let (Some(old), Some(new)) = (self.running.uplinks.get_mut(&name), config.uplinks.get(&name)) else {
-                continue;
-            };
-            let spec = stream(&name, new);
-            // Where the topic of the gateway's own messages waits for a restart, so does the stream.
-            let spec = StreamSpec { own_topic: old.own_topic.clone(), ..spec };
-            if let Err(error) = self.inlet.set_rules(spec).await {
-                log::error!(uplink = name.as_ref(), error:% = chain(&error); "New forward rules are not in force");
-                restart.push(format!("uplink.{name}.forward"));
-                continue;
-            }
-            self.intake.set_rules(&name, &new.forward);
-            old.forward.clone_from(&new.forward);
-            log::info!(uplink = name.as_ref(), rules = new.forward.len(); "Other forward rules are in force");
-        }
-        if access {
-            let new = &config.broker.access;
-            self.access.change(new);
-            self.running.broker.access.clone_from(new);
-            log::info!(users = new.users.len(); "Other users, or other rights of theirs, are in force");
-        }
-        let line = (!restart.is_empty()).then(|| format!("a restart is needed for {}", restart.join(", ")));
-        *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = line;
-        restart
+    /// Stops these, all at the same time.
+    async fn stop_some(&mut self, names: &[Arc<str>]) {
+        let ids: Vec<StageId> = names.iter().filter_map(|name| self.by_name.remove(name)).collect();
+        self.stages.stop_some(&ids, UPLINK_DEADLINE).await;
     }
 }
 
@@ -382,11 +359,15 @@ fn stream(name: &Arc<str>, uplink: &UplinkConfig) -> StreamSpec {
     StreamSpec { name: name.clone(), rules: uplink.forward.clone(), own_topic: uplink.own_topic.clone() }
 }
 
+/// The store of a gateway of this configuration, for whoever opens it while no gateway runs.
+pub fn store_settings(config: &Config, clock: &Clock, health: &Health) -> QueueSettings {
+    queue_settings(config, &field::set_topics(config), clock, health)
+}
+
 fn queue_settings(config: &Config, set_topics: &SetTopics, clock: &Clock, health: &Health) -> QueueSettings {
     let mut streams: Vec<StreamSpec> = config.uplinks.iter().map(|(name, uplink)| stream(name, uplink)).collect();
-    if !config.modbus.is_empty() || !config.serial.is_empty() {
-        streams.push(StreamSpec::writes());
-    }
+    // Also without devices: a write that was acknowledged while there were some is answered all the same.
+    streams.push(StreamSpec::writes());
     QueueSettings {
         set_topics: set_topics.clone(),
         dir: config.gateway.state_dir.clone(),

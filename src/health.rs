@@ -4,12 +4,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use crate::message::Stamp;
+use crate::message::{ClockState, Stamp};
 use drain::{Drain, DrainSnapshot, Level};
 
 mod drain;
@@ -118,11 +119,24 @@ pub enum Alarm {
     StoreFills,
     /// The queue's thread has not answered for long: a sync that does not come back.
     StoreStalls,
+    /// A store that a newer program wrote is put aside: what waits in it is not delivered by this one.
+    StoreAside,
+    /// The configuration on the disk is wrong, and the former one is in force.
+    ConfigurationRefused,
+    /// Some of the configuration on the disk is in force after a restart only.
+    RestartNeeded,
 }
 
 impl Alarm {
     /// All of them.
-    pub const ALL: [Alarm; 3] = [Alarm::StoreFails, Alarm::StoreFills, Alarm::StoreStalls];
+    pub const ALL: [Alarm; 6] = [
+        Alarm::StoreFails,
+        Alarm::StoreFills,
+        Alarm::StoreStalls,
+        Alarm::StoreAside,
+        Alarm::ConfigurationRefused,
+        Alarm::RestartNeeded,
+    ];
 
     /// The word in status and metrics.
     pub fn name(self) -> &'static str {
@@ -130,6 +144,9 @@ impl Alarm {
             Alarm::StoreFails => "store-fails",
             Alarm::StoreFills => "store-fills",
             Alarm::StoreStalls => "store-stalls",
+            Alarm::StoreAside => "store-aside",
+            Alarm::ConfigurationRefused => "configuration-refused",
+            Alarm::RestartNeeded => "restart-needed",
         }
     }
 
@@ -153,6 +170,8 @@ struct Parts {
     sessions: SessionHealth,
     alarms: Mutex<BTreeMap<Alarm, ProblemSnapshot>>,
     problems: Mutex<VecDeque<ProblemSnapshot>>,
+    kept_streams: Mutex<BTreeMap<Arc<str>, u64>>,
+    certificates: Mutex<Vec<CertificateEnd>>,
     salvage: Mutex<Option<SalvageSnapshot>>,
     last_stop: Mutex<Option<String>>,
 }
@@ -241,6 +260,28 @@ impl Health {
         lock(&self.0.problems).clear();
     }
 
+    /// What waits in streams that no uplink of the configuration delivers. Nearly always there are none.
+    pub fn set_kept_streams(&self, streams: impl Iterator<Item = (Arc<str>, u64)>) {
+        let mut kept = lock(&self.0.kept_streams);
+        kept.clear();
+        kept.extend(streams);
+    }
+
+    /// When the certificates end that the configuration names.
+    pub fn set_certificates(&self, certificates: Vec<CertificateEnd>) {
+        *lock(&self.0.certificates) = certificates;
+    }
+
+    /// An uplink is not configured any more.
+    pub fn forget_uplink(&self, name: &str) {
+        lock(&self.0.uplinks).remove(name);
+    }
+
+    /// A device is not configured any more.
+    pub fn forget_device(&self, name: &str) {
+        lock(&self.0.devices).remove(name);
+    }
+
     /// How the program ended before this start.
     pub fn set_last_stop(&self, reason: &str) {
         *lock(&self.0.last_stop) = Some(reason.to_owned());
@@ -270,6 +311,8 @@ impl Health {
             unkept_qos0: lock(&self.0.unkept).iter().map(|(client, count)| (client.to_string(), *count)).collect(),
             alarms: lock(&self.0.alarms).iter().map(|(alarm, text)| (alarm.name().to_owned(), text.clone())).collect(),
             problems: lock(&self.0.problems).iter().cloned().collect(),
+            kept_streams: lock(&self.0.kept_streams).iter().map(|(name, count)| (name.to_string(), *count)).collect(),
+            certificates: lock(&self.0.certificates).iter().map(|end| end.snapshot(now)).collect(),
             salvage: lock(&self.0.salvage).clone(),
             last_stop: lock(&self.0.last_stop).clone(),
         }
@@ -295,6 +338,10 @@ pub struct Snapshot {
     pub alarms: BTreeMap<String, ProblemSnapshot>,
     /// The last problems, oldest first, also those of earlier starts.
     pub problems: Vec<ProblemSnapshot>,
+    /// Messages that wait in streams without an uplink of their name, by name.
+    pub kept_streams: BTreeMap<String, u64>,
+    /// Those that the configuration names.
+    pub certificates: Vec<CertificateSnapshot>,
     /// The damaged store that is being salvaged.
     pub salvage: Option<SalvageSnapshot>,
     /// How the program ended before this start; null = this is the first.
@@ -308,6 +355,50 @@ pub struct ProblemSnapshot {
     pub time: String,
     /// For a person.
     pub text: String,
+}
+
+/// A certificate that the configuration names, and when it ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateEnd {
+    /// The table that names it: `uplink.cloud`.
+    pub of: String,
+    /// By which key: `cert`, `ca` or `client_ca`.
+    pub key: &'static str,
+    /// Its file.
+    pub path: PathBuf,
+    /// Milliseconds since 1970.
+    pub until_ms: i64,
+}
+
+impl CertificateEnd {
+    fn snapshot(&self, now: Stamp) -> CertificateSnapshot {
+        let left_ms = self.until_ms.saturating_sub(now.wall_ms);
+        CertificateSnapshot {
+            of: self.of.clone(),
+            key: self.key,
+            file: self.path.display().to_string(),
+            until: crate::clock::rfc3339(self.until_ms),
+            until_s: self.until_ms.div_euclid(1000),
+            days_left: (now.clock != ClockState::Unset).then(|| left_ms.div_euclid(86_400_000)),
+        }
+    }
+}
+
+/// One of `certificates` in `status --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CertificateSnapshot {
+    /// The table that names it: `uplink.cloud`.
+    pub of: String,
+    /// By which key: `cert`, `ca` or `client_ca`.
+    pub key: &'static str,
+    /// Its file.
+    pub file: String,
+    /// When it ends, RFC 3339.
+    pub until: String,
+    /// The same in seconds since 1970.
+    pub until_s: i64,
+    /// Whole days; negative: it has ended; null: the clock is not set.
+    pub days_left: Option<i64>,
 }
 
 /// `salvage` in `status --json`.
@@ -798,9 +889,24 @@ pub struct SessionHealth {
     pub slow: AtomicU64,
     /// Messages to local subscribers that were given up: too many waited, too long for the client, expired.
     pub dropped: AtomicU64,
+    refusals: Mutex<VecDeque<String>>,
 }
 
+/// Refusals that are shown: the last ones.
+const REFUSALS_MAX: usize = 20;
+
 impl SessionHealth {
+    /// Shows whom the broker has refused what, and why. What a client called itself must not act on a terminal.
+    pub fn note_refusal(&self, text: &str) {
+        let shown: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+        let mut refusals = lock(&self.refusals);
+        refusals.retain(|known| *known != shown);
+        if refusals.len() >= REFUSALS_MAX {
+            refusals.pop_front();
+        }
+        refusals.push_back(shown);
+    }
+
     fn snapshot(&self) -> SessionSnapshot {
         SessionSnapshot {
             connected: self.connected.load(Ordering::Relaxed),
@@ -816,6 +922,7 @@ impl SessionHealth {
             refused: self.refused.load(Ordering::Relaxed),
             slow: self.slow.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
+            refusals: lock(&self.refusals).iter().cloned().collect(),
         }
     }
 }
@@ -849,4 +956,6 @@ pub struct SessionSnapshot {
     pub slow: u64,
     /// Since start.
     pub dropped: u64,
+    /// Whom the broker has refused what, and why: the last ones, oldest first, each told once.
+    pub refusals: Vec<String>,
 }

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use log::debug;
 use thiserror::Error;
@@ -61,28 +61,29 @@ pub struct Intake {
 
 impl fmt::Debug for Intake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let uplinks = self.shared.lanes.iter().map(|lane| &lane.uplink);
-        f.debug_list().entries(uplinks).finish()
+        let lanes = self.lanes();
+        f.debug_list().entries(lanes.iter().map(|lane| &lane.uplink)).finish()
     }
 }
 
 struct Shared {
     inlet: Inlet,
     router: Router,
-    lanes: Vec<Lane>,
+    /// Changed by a reload: looked at as a whole, replaced as a whole.
+    lanes: RwLock<Arc<[Lane]>>,
     /// Taken once each.
     ends: Mutex<BTreeMap<Arc<str>, mpsc::Receiver<LiveForward>>>,
     /// Where writes to field devices come in.
-    set_topics: OnceLock<SetTopics>,
+    set_topics: RwLock<SetTopics>,
     clock: Clock,
     health: Health,
 }
 
 /// The way of QoS 0 messages to one uplink.
+#[derive(Clone)]
 struct Lane {
     uplink: Arc<str>,
-    /// Changed by a reload.
-    rules: RwLock<Arc<[ForwardRule]>>,
+    rules: Arc<[ForwardRule]>,
     sender: mpsc::Sender<LiveForward>,
     health: Arc<UplinkHealth>,
 }
@@ -113,27 +114,52 @@ impl Intake {
         clock: Clock,
         health: Health,
     ) -> Intake {
-        let mut lanes = Vec::new();
-        let mut ends = BTreeMap::new();
+        let (lanes, ends) = (RwLock::new(Arc::from([])), Mutex::default());
+        let set_topics = RwLock::default();
+        let intake = Intake { shared: Arc::new(Shared { inlet, router, lanes, ends, set_topics, clock, health }) };
         for (uplink, rules) in forwards {
-            let (sender, end) = mpsc::channel(LANE_MESSAGES);
-            ends.insert(uplink.clone(), end);
-            let rules = RwLock::new(rules.into());
-            lanes.push(Lane { health: health.uplink(&uplink), uplink, rules, sender });
+            intake.open_lane(&uplink, &rules);
         }
-        let (ends, set_topics) = (Mutex::new(ends), OnceLock::new());
-        Intake { shared: Arc::new(Shared { inlet, router, lanes, ends, set_topics, clock, health }) }
+        intake
     }
 
-    /// Says which topics are for writes to field devices; once.
+    /// Says which topics are for writes to field devices, from now on.
     pub fn take_writes(&self, topics: SetTopics) {
-        // A second word would be for devices that a start had not.
-        let _known = self.shared.set_topics.set(topics);
+        *self.shared.set_topics.write().unwrap_or_else(PoisonError::into_inner) = topics;
+    }
+
+    /// Makes the way of QoS 0 messages to an uplink, in the place of one that it had.
+    pub fn open_lane(&self, uplink: &Arc<str>, rules: &[ForwardRule]) {
+        let (sender, end) = mpsc::channel(LANE_MESSAGES);
+        let health = self.shared.health.uplink(uplink);
+        let lane = Lane { uplink: uplink.clone(), rules: rules.into(), sender, health };
+        self.shared.ends.lock().unwrap_or_else(PoisonError::into_inner).insert(uplink.clone(), end);
+        self.change_lanes(|lanes| {
+            lanes.retain(|other| other.uplink != lane.uplink);
+            lanes.push(lane);
+        });
+    }
+
+    /// There is no uplink of this name any more.
+    pub fn close_lane(&self, uplink: &str) {
+        self.shared.ends.lock().unwrap_or_else(PoisonError::into_inner).remove(uplink);
+        self.change_lanes(|lanes| lanes.retain(|lane| *lane.uplink != *uplink));
+    }
+
+    fn change_lanes(&self, change: impl FnOnce(&mut Vec<Lane>)) {
+        let mut lanes = self.shared.lanes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = lanes.to_vec();
+        change(&mut changed);
+        *lanes = changed.into();
+    }
+
+    fn lanes(&self) -> Arc<[Lane]> {
+        self.shared.lanes.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether a message asks for a write to a field device.
     pub fn is_write(&self, message: &Message) -> bool {
-        self.shared.set_topics.get().is_some_and(|topics| topics.want(message))
+        self.shared.set_topics.read().unwrap_or_else(PoisonError::into_inner).want(message)
     }
 
     /// The clock of the gateway.
@@ -200,16 +226,17 @@ impl Intake {
 
     /// The forward rules of `uplink` from now on, for messages that the queue leaves out.
     pub fn set_rules(&self, uplink: &str, rules: &[ForwardRule]) {
-        if let Some(lane) = self.shared.lanes.iter().find(|lane| *lane.uplink == *uplink) {
-            *lane.rules.write().unwrap_or_else(PoisonError::into_inner) = rules.into();
-        }
+        self.change_lanes(|lanes| {
+            if let Some(lane) = lanes.iter_mut().find(|lane| *lane.uplink == *uplink) {
+                lane.rules = rules.into();
+            }
+        });
     }
 
     /// Shows the uplinks that want `message`, each with the rule that decides.
     fn each_wanting(&self, message: &Message, mut show: impl FnMut(&Lane, &ForwardRule)) {
-        for lane in self.shared.lanes.iter().filter(|lane| !is_from(message, &lane.uplink)) {
-            let rules = lane.rules.read().unwrap_or_else(PoisonError::into_inner).clone();
-            if let Some(rule) = rules.iter().find(|rule| rule.filter.matches(&message.topic)) {
+        for lane in self.lanes().iter().filter(|lane| !is_from(message, &lane.uplink)) {
+            if let Some(rule) = lane.rules.iter().find(|rule| rule.filter.matches(&message.topic)) {
                 show(lane, rule);
             }
         }
@@ -382,6 +409,7 @@ mod tests {
             qos,
             when_full: None,
             strict_order: false,
+            payload: crate::config::Payload::JSON,
             batch: None,
         }
     }

@@ -4,13 +4,16 @@
 //! to, or panics, ends the process: systemd starts it again, and the queue has all that was acknowledged. A device
 //! that fails is its own stage's affair and never comes here.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
+
+use crate::health::chain;
 
 #[cfg(panic = "abort")]
 compile_error!("a panic must end a task, not the process: build with panic = \"unwind\"");
@@ -41,15 +44,20 @@ pub enum StageError {
     },
 }
 
-/// How a stage came to its end, by its name.
-type Ending = (&'static str, Result<(), Box<dyn Error + Send + Sync>>);
+/// Names one stage of a group while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StageId(Id);
 
-/// The running stages of one group, which start together and stop together.
+type Ending = Result<(), Box<dyn Error + Send + Sync>>;
+
+/// The running stages of one group, which start together and stop together, or one by one.
 #[derive(Debug)]
 pub struct Stages {
     stop: CancellationToken,
     running: JoinSet<Ending>,
-    names: Vec<(tokio::task::Id, &'static str)>,
+    stages: HashMap<Id, (&'static str, CancellationToken, AbortHandle)>,
+    /// What ended by itself while another one was stopped.
+    ended: Vec<StageError>,
 }
 
 impl Default for Stages {
@@ -59,28 +67,35 @@ impl Default for Stages {
 }
 
 impl Stages {
-    /// A group without stages.
+    /// An empty group.
     pub fn new() -> Stages {
-        Stages { stop: CancellationToken::new(), running: JoinSet::new(), names: Vec::new() }
+        let stop = CancellationToken::new();
+        Stages { stop, running: JoinSet::new(), stages: HashMap::new(), ended: Vec::new() }
     }
 
-    /// Starts a stage; `run` gets the group's stop signal.
-    pub fn start<F, E>(&mut self, stage: &'static str, run: impl FnOnce(CancellationToken) -> F)
+    /// Starts a stage; `run` gets its stop signal, which is also the group's.
+    pub fn start<F, E>(&mut self, stage: &'static str, run: impl FnOnce(CancellationToken) -> F) -> StageId
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: Error + Send + Sync + 'static,
     {
-        let work = run(self.stop.clone());
-        let task = self.running.spawn(async move { (stage, work.await.map_err(Into::into)) });
-        self.names.push((task.id(), stage));
+        let stop = self.stop.child_token();
+        let work = run(stop.clone());
+        let task = self.running.spawn(async move { work.await.map_err(Into::into) });
+        let id = task.id();
+        self.stages.insert(id, (stage, stop, task));
+        StageId(id)
     }
 
     /// Waits for the first stage that ends, which none should before `stop`. Never returns for an empty group.
     pub async fn first_failure(&mut self) -> StageError {
-        match self.running.join_next().await {
+        if let Some(ended) = self.ended.pop() {
+            return ended;
+        }
+        match self.running.join_next_with_id().await {
             Some(ended) => match self.judge(ended) {
-                Err(failure) => failure,
-                Ok(stage) => StageError::Ended { stage },
+                (_, Err(failure)) => failure,
+                (stage, Ok(())) => StageError::Ended { stage },
             },
             None => std::future::pending().await,
         }
@@ -89,16 +104,14 @@ impl Stages {
     /// Tells the stages to stop and waits for them; those that have not ended within `deadline` are given up.
     pub async fn stop(mut self, deadline: Duration) -> Vec<StageError> {
         self.stop.cancel();
-        let mut failures = Vec::new();
+        let mut failures = std::mem::take(&mut self.ended);
         let all = async {
-            while let Some(ended) = self.running.join_next().await {
-                if let Err(failure) = self.judge(ended) {
-                    failures.push(failure);
-                }
+            while let Some(ended) = self.running.join_next_with_id().await {
+                failures.extend(self.judge(ended).1.err());
             }
         };
         if tokio::time::timeout(deadline, all).await.is_err() {
-            for (_, stage) in &self.names {
+            for (stage, ..) in self.stages.values() {
                 log::warn!(stage = *stage; "A stage did not stop in time");
             }
             self.running.abort_all();
@@ -106,25 +119,62 @@ impl Stages {
         failures
     }
 
-    fn judge(&mut self, ended: Result<Ending, tokio::task::JoinError>) -> Result<&'static str, StageError> {
-        match ended {
-            Ok((stage, result)) => {
-                self.names.retain(|(_, name)| *name != stage);
-                result.map(|()| stage).map_err(|source| StageError::Failed { stage, source })
-            }
-            Err(error) => {
-                let place = self.names.iter().position(|(id, _)| *id == error.id());
-                let stage = place.map_or("(unknown)", |place| self.names.remove(place).1);
-                Err(StageError::Panicked { stage })
+    /// Stops these stages and no others, all at the same time. Comes back when they have ended, or were given up after
+    /// `deadline` and are gone.
+    pub async fn stop_some(&mut self, some: &[StageId], deadline: Duration) {
+        for StageId(id) in some {
+            if let Some((_, stop, _)) = self.stages.get(id) {
+                stop.cancel();
             }
         }
+        if tokio::time::timeout(deadline, self.end_of(some)).await.is_err() {
+            for StageId(id) in some {
+                if let Some((stage, _, task)) = self.stages.get(id) {
+                    log::warn!(stage = *stage; "A stage did not stop in time");
+                    task.abort();
+                }
+            }
+            // What a task holds is given back at its end only.
+            self.end_of(some).await;
+        }
+    }
+
+    async fn end_of(&mut self, some: &[StageId]) {
+        while some.iter().any(|StageId(id)| self.stages.contains_key(id)) {
+            let Some(ended) = self.running.join_next_with_id().await else { return };
+            let id = match &ended {
+                Ok((id, _)) => *id,
+                Err(error) => error.id(),
+            };
+            let is_wanted = some.contains(&StageId(id));
+            match self.judge(ended) {
+                (stage, Err(failure)) if is_wanted => {
+                    log::warn!(stage = stage, error:% = chain(&failure); "A stage failed while it was stopped");
+                }
+                (_, Err(failure)) => self.ended.push(failure),
+                (_, Ok(())) if is_wanted => {}
+                (stage, Ok(())) => self.ended.push(StageError::Ended { stage }),
+            }
+        }
+    }
+
+    fn judge(&mut self, ended: Result<(Id, Ending), JoinError>) -> (&'static str, Result<(), StageError>) {
+        let (id, outcome) = match ended {
+            Ok((id, outcome)) => (id, Some(outcome)),
+            Err(error) => (error.id(), None),
+        };
+        let stage = self.stages.remove(&id).map_or("(unknown)", |(stage, ..)| stage);
+        let outcome = match outcome {
+            Some(outcome) => outcome.map_err(|source| StageError::Failed { stage, source }),
+            None => Err(StageError::Panicked { stage }),
+        };
+        (stage, outcome)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::chain;
 
     #[derive(Debug, Error)]
     #[error("the disk is gone")]
@@ -157,5 +207,23 @@ mod tests {
         stages.start::<_, Gone>("stubborn", |_| std::future::pending());
         let failures = stages.stop(Duration::from_secs(5)).await;
         assert!(failures.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_stage_is_stopped_alone_and_a_failure_of_another_meanwhile_is_not_forgotten() {
+        let mut stages = Stages::new();
+        let tidy = |stop: CancellationToken| async move {
+            stop.cancelled().await;
+            Ok::<(), Gone>(())
+        };
+        let one = stages.start("uplink", tidy);
+        stages.start("uplink", tidy);
+        let stubborn = stages.start::<_, Gone>("uplink", |_| std::future::pending());
+        stages.start("field", |_| async { Err(Gone(std::io::Error::other("unplugged"))) });
+        stages.stop_some(&[one, stubborn], Duration::from_secs(5)).await;
+        assert_eq!(stages.running.len(), 1, "its neighbour goes on");
+        assert_eq!(chain(&stages.first_failure().await), "the stage field failed: the disk is gone: unplugged");
+        let rest = tokio::time::timeout(Duration::from_secs(60), stages.first_failure()).await;
+        assert!(rest.is_err(), "nobody else ends");
     }
 }

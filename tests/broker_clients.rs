@@ -74,6 +74,37 @@ async fn mosquitto_clients_exchange_messages_at_every_qos_and_in_both_versions()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn paho_gets_and_sets_topic_aliases() {
+    let gateway = Gateway::start().await;
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), std::path::PathBuf::from);
+    let paho = |arguments: &[&str]| {
+        let mut command = Command::new(target.join("venv/bin/python"));
+        command.arg("-B").arg(root.join("tests/peers/told.py")).args(arguments);
+        command.args(["--port", &gateway.address.port().to_string()]).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().expect("./test.sh makes the Python environment");
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Reader { child, lines }
+    };
+    let mut reader = paho(&["--client-id", "reader", "--alias-maximum", "3", "plant/#"]);
+    subscribed(&gateway, "plant/x").await;
+    let writer = paho(&["--client-id", "writer", "--publish", "plant/press/1"]);
+    let mut messages = Vec::new();
+    while messages.len() < 2 {
+        let line: serde_json::Value = serde_json::from_str(&reader.line().await).unwrap();
+        if line["event"] == "message" {
+            messages.push((line["topic"].clone(), line["alias"].clone(), line["payload"].clone()));
+        }
+    }
+    // paho shows what was on the wire: it leaves it to the application to look the number up.
+    assert_eq!(messages[0], ("plant/press/1".into(), 1.into(), "by 'plant/press/1'".into()));
+    assert_eq!(messages[1], ("".into(), 1.into(), "by ''".into()));
+    writer.end().await;
+    reader.end().await;
+    gateway.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_lines_piped_through_mosquitto_pub_arrive_in_order() {
     let gateway = Gateway::start_with(Options { forward: vec![rule("#", None)], ..Options::default() }).await;
     for protocol in PROTOCOLS {

@@ -748,6 +748,52 @@ async fn topic_aliases_stand_for_topics_of_this_connection_within_the_announced_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_allows_topic_aliases_is_told_a_topic_once_a_connection_and_then_its_number() {
+    let gateway = Gateway::start().await;
+    let mut writer = Client::new(&gateway, Version::V5, "writer").await;
+    let reader = |maximum: u16, packet_bytes_max: Option<u32>| Connect {
+        topic_alias_max: maximum,
+        packet_bytes_max,
+        session_expiry_s: Some(60),
+        clean_start: false,
+        ..connect(Version::V5, "reader")
+    };
+    let (mut first, _) = Client::with(&gateway, reader(1, None)).await;
+    first.subscribe("plant/#", Qos::AtLeastOnce).await;
+    let said = |publish: &Publish| {
+        (publish.topic.as_ref().map(|topic| topic.as_str().to_owned()), publish.topic_alias.map(NonZeroU16::get))
+    };
+    let whole = |topic: &str, alias: Option<u16>| (Some(topic.to_owned()), alias);
+    for (topic, expected) in [
+        ("plant/press/1", whole("plant/press/1", Some(1))),
+        ("plant/press/1", (None, Some(1))),
+        ("plant/press/2", whole("plant/press/2", None)),
+        ("plant/press/1", (None, Some(1))),
+    ] {
+        writer.publish(topic, Qos::AtLeastOnce, "x").await;
+        assert_eq!(said(&first.take().await), expected);
+    }
+    // What was said by its number and not acknowledged comes again in full: the number was of that connection.
+    writer.publish("plant/press/1", Qos::AtLeastOnce, "unacknowledged").await;
+    assert_eq!(said(&first.message().await), (None, Some(1)));
+    let (mut second, connack) = Client::with(&gateway, reader(1, None)).await;
+    assert!(connack.session_present);
+    let again = second.take().await;
+    assert!(again.dup && text(&again) == "unacknowledged");
+    assert_eq!(said(&again), whole("plant/press/1", Some(1)));
+    // None is allowed; and where an alias would make the packet too long, it goes without: 2 + 2 + 13 + 2 + 1 + 1.
+    for (maximum, packet_bytes_max) in [(0, None), (1, Some(21))] {
+        let (mut client, _) = Client::with(&gateway, reader(maximum, packet_bytes_max)).await;
+        for _ in 0..2 {
+            writer.publish("plant/press/1", Qos::AtLeastOnce, "x").await;
+            assert_eq!(said(&client.take().await), whole("plant/press/1", None), "{maximum}");
+        }
+        client.disconnect().await;
+    }
+    gateway.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_messages_than_receive_maximum_are_refused() {
     let limits = BrokerLimits { inbound: 3, inbound_tolerated: 3, ..BrokerLimits::default() };
     let gateway = Gateway::start_with(Options { limits, ..Options::default() }).await;

@@ -40,6 +40,7 @@ fn place() -> TempDir {
         "device.key",
         "token",
         "token.sig",
+        "azure.jwt",
     ] {
         fs::write(root.join(file), "x\n").unwrap();
         fs::set_permissions(root.join(file), fs::Permissions::from_mode(0o600)).unwrap();
@@ -47,6 +48,8 @@ fn place() -> TempDir {
     let hash = root.join("node-red.hash");
     fs::write(&hash, "$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHRzYWx0c2FsdA$AAAAAAAAAAAAAAAAAAAAAA\n").unwrap();
     fs::set_permissions(hash, fs::Permissions::from_mode(0o600)).unwrap();
+    let keys = format!(r#"{{"kty":"EC","crv":"P-256","x":"{0}","y":"{0}"}}"#, "A".repeat(43));
+    fs::write(root.join("tokens.json"), keys).unwrap();
     let points = config::examples().iter().find(|(name, _)| *name == "em24.csv").unwrap().1;
     fs::write(root.join("em24.csv"), points).unwrap();
     fs::write(root.join("chiller.csv"), "name,address,type\nflow,holding:400,u16\n").unwrap();
@@ -106,11 +109,14 @@ fn key_of(path: &str) -> String {
     let parts = match parts.as_slice() {
         ["modbus" | "serial" | "model", .., table @ ("report" | "write"), key] => vec![*table, key],
         ["line" | "serial", _, "rs485", key] => vec!["rs485", key],
+        ["line", _, "share", key] => vec!["line", "<name>", "share", key],
         ["model", _, "point", _, key] => vec!["modbus", "<name>", "point", "<name>", key],
+        ["serial", _, "command", _, key] => vec!["serial", "<name>", "command", "<name>", key],
         [kind @ ("modbus" | "serial"), _, "point", _, key] => vec![kind, "<name>", "point", "<name>", key],
         ["broker", kind @ ("listener" | "user" | "group"), _, rest @ ..] => {
             [vec!["broker", kind, "<name>"], rest.to_vec()].concat()
         }
+        ["web", "user", _, rest @ ..] => [vec!["web", "user", "<name>"], rest.to_vec()].concat(),
         [kind @ ("uplink" | "line" | "model" | "modbus" | "serial"), _, rest @ ..] => {
             [vec![*kind, "<name>"], rest.to_vec()].concat()
         }
@@ -125,7 +131,7 @@ fn the_reference_is_a_configuration_without_a_problem() {
     let loaded = expect_clean(root.path(), &uncommented());
     assert_eq!(loaded.config.uplinks.len(), 5);
     assert_eq!(loaded.config.modbus.len(), 1);
-    assert_eq!(loaded.config.serial.len(), 8);
+    assert_eq!(loaded.config.serial.len(), 9);
     assert!(loaded.effective.contains("unit_id = 1"));
 }
 
@@ -158,11 +164,13 @@ fn every_key_of_the_code_stands_in_the_reference_and_the_reverse() {
     let is_chosen = |path: &str| {
         path.ends_with("<name>")
             || path.contains(".good.")
+            || path.contains(".nmea.")
             || path.contains(".parameters.")
             || path.split('.').next_back() == Some("<name>")
     };
     for path in &in_file {
-        let is_name = path.contains(".point.") && path.split('.').count() == 4;
+        let is_named = path.contains(".point.") || path.contains(".command.");
+        let is_name = is_named && path.split('.').count() == 4;
         let is_listener = path.starts_with("broker.listener.");
         assert!(in_code.contains(path) || is_chosen(path) || is_name || is_listener, "the code has no {path}");
     }

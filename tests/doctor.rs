@@ -74,7 +74,11 @@ impl Place {
         let state_dir = self.state_dir.clone().unwrap_or_else(|| self.path("state"));
         fs::create_dir_all(&state_dir).unwrap();
         let file = self.path("tidegate.toml");
-        let gateway = format!("[gateway]\nid = \"{ID}\"\nclock = \"trust\"\nstate_dir = \"{}\"\n", state_dir.display());
+        let gateway = format!(
+            "[gateway]\nid = \"{ID}\"\nclock = \"trust\"\nstate_dir = \"{}\"\n[broker.listener.local]\nbind = \"127.0.0.1:{}\"\n",
+            state_dir.display(),
+            port::free()
+        );
         fs::write(&file, format!("{gateway}[uplink.cloud]\n{keys}\n")).unwrap();
         file
     }

@@ -103,6 +103,36 @@ fn cases() -> Vec<Case> {
         ),
         case("byte = { address = \"holding:102\", type = \"u8\", write = true }", json!(17), "060066a511", json!(17)),
         case(
+            "masked = { address = \"holding:103\", bit = 3, write = { function = 22 } }",
+            json!(true),
+            "160067fff70008",
+            json!(true),
+        ),
+        case(
+            "masked_off = { address = \"holding:100\", type = \"u16\", bits = \"8-15\", write = { function = 22 } }",
+            json!(0x5A),
+            "16006400ff5a00",
+            json!(0x5A),
+        ),
+        case(
+            "both = { address = \"holding:104\", type = \"u32\", order = \"cdab\", write = { function = 23 } }",
+            json!(0x0102_0304),
+            "1700680002006800020403040102",
+            json!(0x0102_0304),
+        ),
+        case(
+            "bcd = { address = \"holding:106\", type = \"bcd16\", write = true }",
+            json!(1234),
+            "06006a1234",
+            json!(1234),
+        ),
+        case(
+            "half = { address = \"holding:107\", type = \"f16\", write = true }",
+            json!(21.3),
+            "06006b4d53",
+            json!(21.3),
+        ),
+        case(
             "row = { address = \"holding:110\", type = \"u16\", count = 3, write = true }",
             json!(7),
             "06006f0007",
@@ -166,6 +196,22 @@ fn writes_of_every_kind_reach_pymodbus_as_exactly_these_registers_over_a_serial_
     let server = ModbusServer::on_serial(&cable.far, &units());
     let tables = format!(
         "[line.bus]\nport = \"{}\"\nbaud = 19200\nmode = \"8N1\"\n\
+         [modbus.press]\nline = \"bus\"\nunit_id = 1\npoll = \"2s\"\n[modbus.press.point]\n{}",
+        cable.near.display(),
+        points(&cases)
+    );
+    let gateway = Gateway::started(folder.path(), &tables);
+    writes_arrive_right(&gateway, &server, &cases);
+}
+
+#[test]
+fn writes_of_every_kind_reach_pymodbus_as_exactly_these_registers_in_letters() {
+    let _turn = turn();
+    let (folder, cases) = (folder(), cases());
+    let cable = Cable::laid(folder.path());
+    let server = ModbusServer::on_serial_ascii(&cable.far, &units());
+    let tables = format!(
+        "[line.bus]\nport = \"{}\"\nbaud = 19200\nmode = \"7E1\"\nframing = \"ascii\"\n\
          [modbus.press]\nline = \"bus\"\nunit_id = 1\npoll = \"2s\"\n[modbus.press.point]\n{}",
         cable.near.display(),
         points(&cases)
@@ -514,6 +560,11 @@ fn a_table_of_points_that_may_be_written_reads_back_and_check_says_what_is_wrong
         ),
         ("p = { address = \"holding:1\", type = \"u32\", write = { function = 6 } }", "function 6 writes one register"),
         ("p = { address = \"coil:1\", write = { function = 16 } }", "a coil is written by function 5 or 15"),
+        ("p = { address = \"holding:1\", type = \"u16\", write = { function = 22 } }", "function 22 changes some bits"),
+        (
+            "p = { address = \"holding:1\", type = \"u16\", write = { function = 23, readable = false } }",
+            "function 23 reads what it has written",
+        ),
         ("p = { address = \"holding:1\", bit = 1, write = { readable = false } }", "a part of a register"),
         (
             "p = { address = \"holding:1\", type = \"string\", registers = 124, write = true }",
@@ -546,4 +597,58 @@ fn a_table_of_points_that_may_be_written_reads_back_and_check_says_what_is_wrong
         &[],
     );
     assert!(code == Some(78) && said.contains("cannot be called `field`"), "{said}");
+}
+
+#[test]
+fn a_device_of_which_nothing_is_read_is_well_while_its_line_is_open() {
+    let _turn = turn();
+    let folder = folder();
+    let counterpart = Device::prepared();
+    let tables = format!(
+        "[modbus.d]\nline = \"{}\"\nunit_id = 1\ntimeout = \"300ms\"\n[modbus.d.point]\n\
+         level = {{ address = \"holding:1\", type = \"u16\", write = {{ readable = false }} }}\n",
+        counterpart.url()
+    );
+    let gateway = Gateway::started(folder.path(), &tables);
+    let is = |state: &str| {
+        gateway.wait_for_status(&format!("the device is {state}"), |status| {
+            (status["devices"]["d"]["state"] == state).then_some(())
+        });
+    };
+    is("dead");
+    counterpart.listen();
+    is("good");
+    let mut asker = Asker::connected(gateway.port);
+    assert_eq!(asker.asked("d/level", "5")["ok"], true);
+    counterpart.set(|state| state.manner = Manner::Silent(false));
+    assert_eq!(asker.asked("d/level", "6")["reason"], "unknown");
+    assert_eq!(asker.asked("d/level", "7")["reason"], "unknown");
+    is("dead");
+    counterpart.set(|state| state.manner = Manner::Good);
+    assert_eq!(asker.asked("d/level", "8")["ok"], true);
+    is("good");
+}
+
+#[test]
+fn a_restart_lets_nobody_write_more_often_than_the_owner_allows() {
+    let _turn = turn();
+    let folder = folder();
+    let counterpart = Device::started(Manner::Good);
+    let more = "rare = { address = \"holding:3\", type = \"u16\", write = { per_minute = 2 } }\n\
+                calm = { address = \"holding:4\", type = \"u16\", write = { per_minute = 2, idempotent = true } }\n";
+    let mut gateway = Gateway::started(folder.path(), &device(&counterpart, more));
+    for end in [Gateway::kill, Gateway::stop] {
+        let mut asker = Asker::connected(gateway.port);
+        assert_eq!(asker.asked("d/rare", "1")["ok"], true);
+        assert_eq!(asker.asked("d/calm", "2")["ok"], true);
+        end(&mut gateway);
+        gateway.start();
+    }
+    let mut asker = Asker::connected(gateway.port);
+    for point in ["d/rare", "d/calm"] {
+        let third = asker.asked(point, "9");
+        assert!(third["error"].as_str().unwrap_or_default().contains("more than 2 writes in a minute"), "{third}");
+    }
+    assert_eq!(asker.asked("d/level", "1")["ok"], true, "that of another point is another");
+    assert_eq!(counterpart.writes().len(), 5);
 }

@@ -34,6 +34,7 @@ fn settings(dir: &Path) -> QueueSettings {
         qos: None,
         when_full: None,
         strict_order: false,
+        payload: tidegate::config::Payload::JSON,
         batch: None,
     };
     QueueSettings {

@@ -458,3 +458,39 @@ async fn a_port_that_another_program_holds_is_named_as_that() {
     running.stop().await;
     scale.stop().await;
 }
+
+#[tokio::test]
+async fn what_the_gateway_has_recorded_of_a_port_is_said_to_it_again() {
+    for every in [None, Some(Duration::from_millis(20))] {
+        let folder = tempfile::tempdir().unwrap();
+        let scale = Scale::start(every, '.').await;
+        let mut config = empty();
+        device(&mut config, &scale.path, b'.');
+        if every.is_none() {
+            asks(&mut config, 10, 2000);
+        }
+        let running = Running::start_recording(&config, Some(folder.path()));
+        let said = running.until_told("scale", "weight", Quality::Good, 12).await;
+        running.stop().await;
+        scale.stop().await;
+        let text = std::fs::read_to_string(folder.path().join("scale.serial.rec")).unwrap();
+        let recording = tidegate::field::record::parse(&text).unwrap();
+
+        let server = Server::bind_recorded(&Place::Pty, &recording).await.unwrap();
+        the_scale(&mut config).port.path = server.path();
+        let stop = CancellationToken::new();
+        let mut servers = JoinSet::new();
+        servers.spawn(server.run(stop.clone()));
+        let running = Running::start(&config);
+        let again = running.until_told("scale", "weight", Quality::Good, 10).await;
+        running.stop().await;
+        stop.cancel();
+        let weights = |readings: &[Reading]| readings.iter().map(weight).collect::<Vec<f64>>();
+        let (said, again) = (weights(&said), weights(&again));
+        // One that speaks by itself is met somewhere; one that is asked begins at the beginning.
+        let from = said.iter().position(|weight| *weight == again[0]).unwrap();
+        assert!(every.is_some() || from == 0, "{again:?} after {said:?}");
+        let count = again.len().min(said.len() - from);
+        assert_eq!(again[..count], said[from..from + count]);
+    }
+}

@@ -9,11 +9,12 @@ mod uplink_model;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::{NonZeroU16, NonZeroU32};
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tidegate::config::BatchLimits;
-use tidegate::message::{Qos, Sequence};
+use tidegate::config::{BatchLimits, Compression, Form, Frame, Payload, PayloadTemplate};
+use tidegate::message::{Body, Qos, Sequence, Value};
 use tidegate::mqtt::{Publish, Version};
 use tidegate::queue::{Batching, Queued, Verdict};
 use uplink_model::{
@@ -105,6 +106,68 @@ fn the_bound_of_bytes_is_kept_to_the_byte() {
     assert_eq!(short.len(), 2, "one byte too many");
     let single: Vec<usize> = one(256);
     assert!(single.len() > 10);
+}
+
+/// A plant of 6 devices with 12 points, polled over and over; the values become noisy in the middle, so that what was
+/// compressed well so far is not any more.
+fn plant(count: u64, payload: &Payload, limits: BatchLimits) -> Vec<Queued> {
+    let mut noise = 1_u64;
+    let mut next = || {
+        noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        noise >> 11
+    };
+    let one = |number: u64| {
+        let (poll, place) = ((number - 1) / 72, (number - 1) % 72);
+        let mut row = reading(number, Qos::AtLeastOnce, "t", limits);
+        row.encoding.payload = payload.clone();
+        if let Body::Reading(reading) = &mut row.message.body {
+            reading.device = Arc::from(format!("meter-{:02}", place / 12));
+            reading.point = Arc::from(format!("point_{}", place % 12));
+            reading.value = match number % 1500 {
+                0..1000 => Value::Float(f64::from(u32::try_from(number % 40).unwrap()) / 8.0),
+                _ => Value::Text(format!("{:x}{:x}", next(), next())),
+            };
+            reading.unit = Some(Arc::from("V"));
+            reading.seq = number;
+            reading.stamp.wall_ms = i64::try_from(1_795_425_600_000 + poll * 1000).unwrap();
+        }
+        row
+    };
+    (1..=count).map(one).collect()
+}
+
+#[test]
+fn every_form_fills_its_messages_and_none_is_longer_than_it_may_be() {
+    let frame = Some(Frame { begin: "[".to_owned(), between: ",".to_owned(), end: "]".to_owned() });
+    let template = r#"{"ts":{ts_ms},"values":{"{device}.{point}":{value}}}"#;
+    let template = Form::Template(Arc::new(PayloadTemplate::parse(template, frame).unwrap()));
+    for form in [Form::JsonBatch, Form::LineProtocol, Form::SenmlCbor, template, Form::JsonDevice] {
+        for compression in [Compression::None, Compression::Gzip] {
+            let payload = Payload { form: form.clone(), compression };
+            let rows = plant(3000, &payload, limits(1000, 5 * 1024, Duration::from_secs(1)));
+            let world = run(rows, 4, Temper::default(), 1, &[]);
+            let mut counts = Vec::new();
+            for publish in &world.cloud.got {
+                let (first, count) = name(publish).split_once('+').unwrap();
+                assert_eq!(number_of(first), counts.iter().sum::<u64>() + 1, "{payload:?}: in order, none left out");
+                counts.push(count.parse::<u64>().unwrap());
+                assert!(publish.payload.len() <= 5 * 1024, "{payload:?}: {} bytes", publish.payload.len());
+                let is_named = publish.properties.user.contains(&("content-encoding".to_owned(), "gzip".to_owned()));
+                assert_eq!(is_named, compression == Compression::Gzip);
+                let is_usual = payload == Payload::JSON_BATCH;
+                assert_eq!(publish.properties.content_type.is_none(), is_usual, "{payload:?}");
+            }
+            assert_eq!(counts.iter().sum::<u64>(), 3000, "{payload:?}");
+            assert_eq!(world.store.settled.len(), 3000);
+            if form == Form::JsonDevice {
+                assert!(counts.iter().all(|count| *count == 12), "a message for each device and poll: {counts:?}");
+                continue;
+            }
+            let lengths: Vec<usize> = world.cloud.got.iter().map(|publish| publish.payload.len()).collect();
+            let full = lengths.iter().zip(&counts).filter(|(length, count)| **length > 4 * 1024 || **count == 1000);
+            assert!(full.count() + 2 > lengths.len(), "{payload:?} leaves its messages half empty: {lengths:?}");
+        }
+    }
 }
 
 #[test]

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 
@@ -25,6 +26,31 @@ pub(super) struct Door {
     pub(super) name: Arc<str>,
     tls: Option<TlsServer>,
     transport: ListenerTransport,
+    /// It is not in the configuration any more, or is another there.
+    is_shut: AtomicBool,
+}
+
+impl Door {
+    fn new(name: &Arc<str>, config: &ListenerConfig, clock: &Clock) -> Result<Door, TlsError> {
+        let tls = config.tls.as_ref().map(|files| TlsServer::new(files, clock.clone())).transpose()?;
+        Ok(Door { name: name.clone(), tls, transport: config.transport, is_shut: AtomicBool::new(false) })
+    }
+
+    /// One without TLS.
+    #[cfg(test)]
+    pub(super) fn plain(name: &str) -> Arc<Door> {
+        let transport = ListenerTransport::Mqtt;
+        Arc::new(Door { name: Arc::from(name), tls: None, transport, is_shut: AtomicBool::new(false) })
+    }
+
+    /// Who came in by it has to go.
+    pub(super) fn shut(&self) {
+        self.is_shut.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_shut(&self) -> bool {
+        self.is_shut.load(Ordering::Acquire)
+    }
 }
 
 /// A listener that is open.
@@ -32,7 +58,8 @@ pub(super) struct Door {
 pub(super) struct Listener {
     pub(super) door: Arc<Door>,
     address: ListenerAddress,
-    socket: Listening,
+    /// Shared with the one that is to take its place at the same address.
+    socket: Arc<Listening>,
 }
 
 #[derive(Debug)]
@@ -41,16 +68,15 @@ enum Listening {
     Unix(UnixDoor),
 }
 
-/// The certificates of a broker that runs.
-#[derive(Debug, Clone)]
-pub struct Certificates {
-    doors: BTreeMap<Arc<str>, Arc<Door>>,
-}
+/// The certificates of a broker that runs. Clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Certificates(Arc<Mutex<BTreeMap<Arc<str>, Arc<Door>>>>);
 
 impl Certificates {
-    pub(super) fn of<'l>(listeners: impl Iterator<Item = &'l Listener>) -> Certificates {
-        let doors = listeners.filter(|listener| listener.door.tls.is_some());
-        Certificates { doors: doors.map(|listener| (listener.door.name.clone(), listener.door.clone())).collect() }
+    /// Those of these doors and no others.
+    pub(super) fn set(&self, doors: impl Iterator<Item = Arc<Door>>) {
+        let doors = doors.filter(|door| door.tls.is_some()).map(|door| (door.name.clone(), door)).collect();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = doors;
     }
 
     /// Reads a listener's files, which may be others than before, for whoever connects from now on.
@@ -58,7 +84,8 @@ impl Certificates {
     /// # Errors
     /// When they cannot be used: then the listener goes on with what it has.
     pub async fn renew(&self, listener: &str, files: &ListenerTls) -> Result<(), TlsError> {
-        let Some(door) = self.doors.get(listener).cloned() else { return Ok(()) };
+        let door = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(listener).cloned();
+        let Some(door) = door else { return Ok(()) };
         let files = files.clone();
         let read = tokio::task::spawn_blocking(move || door.tls.as_ref().map_or(Ok(()), |tls| tls.renew(&files)));
         // The task can only be lost with the runtime.
@@ -83,19 +110,50 @@ enum Called {
 impl Listener {
     pub(super) fn open(name: &Arc<str>, config: &ListenerConfig, clock: &Clock) -> Result<Listener, BindError> {
         let failed = |source| BindError { name: name.clone(), address: config.bind.clone(), source };
-        let tls = config.tls.as_ref().map(|files| TlsServer::new(files, clock.clone())).transpose();
-        let tls = tls.map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+        let door = Door::new(name, config, clock).map_err(|error| failed(invalid(error)))?;
+        Listener::reopen(Arc::new(door), config)
+    }
+
+    /// Whether a listener of this address may have the socket of this one.
+    pub(super) fn is_at(&self, address: &ListenerAddress) -> bool {
+        match (&self.address, address) {
+            (ListenerAddress::Unix { path, .. }, ListenerAddress::Unix { path: other, .. }) => path == other,
+            (one, other) => one == other,
+        }
+    }
+
+    /// Another door before the same socket: who is about to connect waits in it meanwhile.
+    pub(super) fn with(&self, name: &Arc<str>, config: &ListenerConfig, clock: &Clock) -> Result<Listener, BindError> {
+        let failed = |source| BindError { name: name.clone(), address: config.bind.clone(), source };
+        let door = Door::new(name, config, clock).map_err(|error| failed(invalid(error)))?;
+        if let (Listening::Unix(socket), ListenerAddress::Unix { mode, .. }) = (&*self.socket, &config.bind) {
+            socket.set_mode(*mode).map_err(failed)?;
+        }
+        Ok(Listener { door: Arc::new(door), address: config.bind.clone(), socket: self.socket.clone() })
+    }
+
+    /// Opens a listener once more that was closed.
+    pub(super) fn reopen(door: Arc<Door>, config: &ListenerConfig) -> Result<Listener, BindError> {
         let socket = match &config.bind {
             ListenerAddress::Network(address) => listen(*address).map(Listening::Network),
             ListenerAddress::Unix { path, mode } => UnixDoor::open(path, *mode).map(Listening::Unix),
         };
-        let door = Door { name: name.clone(), tls, transport: config.transport };
-        Ok(Listener { door: Arc::new(door), address: config.bind.clone(), socket: socket.map_err(failed)? })
+        let failed = |source| BindError { name: door.name.clone(), address: config.bind.clone(), source };
+        let socket = Arc::new(socket.map_err(failed)?);
+        Ok(Listener { door, address: config.bind.clone(), socket })
+    }
+
+    /// Who may connect is as the configuration says.
+    pub(super) fn reset(&self, config: &ListenerConfig) -> io::Result<()> {
+        match (&*self.socket, &config.bind) {
+            (Listening::Unix(socket), ListenerAddress::Unix { mode, .. }) => socket.set_mode(*mode),
+            _ => Ok(()),
+        }
     }
 
     /// Where it listens: with the port that was found where the configuration says 0.
     pub(super) fn address(&self) -> ListenerAddress {
-        match &self.socket {
+        match &*self.socket {
             Listening::Network(socket) => socket.local_addr().map_or(self.address.clone(), ListenerAddress::Network),
             Listening::Unix(_) => self.address.clone(),
         }
@@ -103,7 +161,7 @@ impl Listener {
 
     pub(super) async fn accept(&self) -> io::Result<Caller> {
         let door = self.door.clone();
-        match &self.socket {
+        match &*self.socket {
             Listening::Network(socket) => {
                 let (stream, address) = socket.accept().await?;
                 Ok(Caller { stream: Called::Network(stream), address: PeerAddress::Network(address), door })
@@ -143,6 +201,10 @@ impl Caller {
         };
         Ok((stream, peer))
     }
+}
+
+fn invalid(error: TlsError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

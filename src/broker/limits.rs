@@ -50,7 +50,7 @@ pub struct BrokerLimits {
     pub inbound_line: usize,
     /// Their bytes; of longer messages twice `inbound` are taken, within eight times that.
     pub inbound_bytes: usize,
-    /// Topic aliases that a client may set.
+    /// Topic aliases that a client may set, and that are set towards one that allows as many.
     pub topic_aliases: u16,
     /// Messages to a client that it has not acknowledged, if it does not ask for fewer.
     pub outbound: u16,

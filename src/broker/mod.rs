@@ -21,36 +21,40 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use log::{error, info, warn};
+use log::{error, warn};
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
-pub use access::{Access, hash_password};
+pub use access::{Access, NotLetIn, hash_password};
 pub use door::Certificates;
+pub use front::BrokerHand;
 pub use limits::BrokerLimits;
 pub use peer::{CertificateNames, Peer, PeerAddress};
 
-use crate::config::{BrokerConfig, ListenerAddress};
+use crate::config::{BrokerConfig, ListenerAddress, ListenerConfig};
 use crate::health::Health;
 use crate::intake::Intake;
 use crate::mqtt::ReasonCode;
 use crate::queue::Inlet;
 use crate::queue::sessions::SessionLimits;
 use crate::router::{Router, RouterError};
-use door::{Caller, Listener};
+use door::Listener;
+use front::{Front, NewListeners};
 use notes::Notes;
-use places::{Crowded, Doorway, Place, Places, Register};
+use places::{Doorway, Places, Register};
 use session::Attachment;
 use socket::Socket;
 use sys::SysTree;
 
 mod access;
+mod aliases;
 mod door;
 mod durable;
 mod files;
+mod front;
 mod inbound;
 mod limits;
 mod listener;
@@ -66,8 +70,6 @@ mod sys;
 const PARTINGS_MAX: usize = 256;
 /// Sockets for which there is no place, at once: they are told so.
 const SPARE_PLACES: usize = 64;
-/// After an accept that failed, most often because there are no more file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What sessions get beyond their own patience, when the gateway stops.
 const STOP_MARGIN: Duration = Duration::from_millis(500);
 
@@ -95,7 +97,10 @@ pub enum BrokerError {
 /// The broker, with its listeners open and nobody served yet.
 #[derive(Debug)]
 pub struct Broker {
-    listeners: BTreeMap<Arc<str>, Listener>,
+    listeners: BTreeMap<Arc<str>, (ListenerConfig, Listener)>,
+    certificates: Certificates,
+    hand: BrokerHand,
+    changes: mpsc::Receiver<NewListeners>,
     services: Arc<Services>,
     /// Zero: there is no `$SYS` tree.
     sys_interval: Duration,
@@ -112,7 +117,8 @@ struct Services {
     health: Health,
     access: Access,
     limits: BrokerLimits,
-    register: Register<Attachment>,
+    /// Boxed: a channel keeps room for 32 of them, for each session.
+    register: Register<Box<Attachment>>,
     sys: SysTree,
     partings: mpsc::Sender<Socket>,
     failures: mpsc::Sender<RouterError>,
@@ -182,8 +188,11 @@ impl Broker {
     ) -> Result<Broker, BindError> {
         let mut listeners = BTreeMap::new();
         for (name, listener) in &config.listeners {
-            listeners.insert(name.clone(), Listener::open(name, listener, intake.clock())?);
+            listeners.insert(name.clone(), (listener.clone(), Listener::open(name, listener, intake.clock())?));
         }
+        let certificates = Certificates::default();
+        certificates.set(listeners.values().map(|(_, listener)| listener.door.clone()));
+        let (hand, changes) = front::hand();
         let limits = files::fit(limits);
         let (parting, partings) = mpsc::channel(PARTINGS_MAX);
         let (failing, failures) = mpsc::channel(1);
@@ -194,7 +203,7 @@ impl Broker {
             store_share: limits.kept_share,
         });
         let services = Services {
-            access: Access::new(&config.access, health.clone()),
+            access: Access::new(&config.access, health.clone(), intake.clock().clone()),
             intake,
             inlet,
             router,
@@ -208,12 +217,12 @@ impl Broker {
             notes: Notes::default(),
         };
         let (services, sys_interval) = (Arc::new(services), config.sys_interval);
-        Ok(Broker { listeners, services, sys_interval, partings, failures })
+        Ok(Broker { listeners, certificates, hand, changes, services, sys_interval, partings, failures })
     }
 
     /// Where the listeners on the network are, by name: the port that was found where the configuration says 0.
     pub fn local_addrs(&self) -> BTreeMap<Arc<str>, SocketAddr> {
-        let found = |(name, listener): (&Arc<str>, &Listener)| match listener.address() {
+        let found = |(name, (_, listener)): (&Arc<str>, &(ListenerConfig, Listener))| match listener.address() {
             ListenerAddress::Network(address) => Some((name.clone(), address)),
             ListenerAddress::Unix { .. } => None,
         };
@@ -227,7 +236,12 @@ impl Broker {
 
     /// What can be renewed while it runs.
     pub fn certificates(&self) -> Certificates {
-        Certificates::of(self.listeners.values())
+        self.certificates.clone()
+    }
+
+    /// To change the listeners while it runs.
+    pub fn hand(&self) -> BrokerHand {
+        self.hand.clone()
     }
 
     /// Serves clients until `stop`; then accepts nobody, lets sessions finish what they have begun, and says goodbye.
@@ -235,29 +249,21 @@ impl Broker {
     /// # Errors
     /// When the router is gone.
     pub async fn run(self, stop: CancellationToken) -> Result<(), BrokerError> {
-        let Broker { listeners, services, sys_interval, mut partings, mut failures } = self;
+        let Broker { listeners, certificates, hand: _hand, mut changes, services, sys_interval, .. } = self;
+        let (mut partings, mut failures) = (self.partings, self.failures);
         let limits = services.limits.clone();
         // Of our own, so that a failure ends the sessions and leaves the other stages to the supervisor.
         let stop = stop.child_token();
         let places = Places::new(limits.connections, limits.connections_per_address);
         let spare = Places::new(SPARE_PLACES, SPARE_PLACES);
-        for (name, listener) in &listeners {
-            info!(listener = name.as_ref(), address:% = listener.address(); "The broker listens");
-        }
-        let mut accepting = JoinSet::new();
         let (accepted, mut sockets) = mpsc::channel(1);
-        for listener in listeners.into_values() {
-            accepting.spawn(accept(
-                listener,
-                [places.clone(), spare.clone()],
-                accepted.clone(),
-                services.clone(),
-                stop.clone(),
-            ));
+        let mut front = Front::new([places, spare], accepted, services.clone(), certificates, stop.clone());
+        for (name, (config, listener)) in listeners {
+            front.open(&name, config, listener);
         }
-        drop(accepted);
+        let mut publishing = JoinSet::new();
         if !sys_interval.is_zero() {
-            accepting.spawn(sys::run(services.clone(), sys_interval, stop.clone()));
+            publishing.spawn(sys::run(services.clone(), sys_interval, stop.clone()));
         }
 
         let mut sessions = JoinSet::new();
@@ -273,6 +279,15 @@ impl Broker {
                 Some((caller, place, crowded)) = sockets.recv() => {
                     sessions.spawn(listener::serve(caller, place, crowded, services.clone(), stop.clone()));
                 }
+                Some(NewListeners { listeners, done }) = changes.recv() => {
+                    let mut early = Vec::new();
+                    let changed = front.change(&listeners, &mut sockets, &mut early).await;
+                    for (caller, place, crowded) in early {
+                        sessions.spawn(listener::serve(caller, place, crowded, services.clone(), stop.clone()));
+                    }
+                    // Whoever asked may be gone.
+                    let _unheard = done.send(changed);
+                }
                 Some(socket) = partings.recv(), if farewells.len() < PARTINGS_MAX => {
                     farewells.spawn(socket.part(limits.farewell));
                 }
@@ -283,7 +298,8 @@ impl Broker {
         // Also after a failure: the sessions must not go on alone.
         stop.cancel();
         drop(sockets);
-        accepting.shutdown().await;
+        front.close().await;
+        publishing.shutdown().await;
         let until = Instant::now() + limits.stop_patience + STOP_MARGIN;
         let settle = async {
             while let Some(ended) = sessions.join_next().await {
@@ -305,48 +321,6 @@ impl Broker {
             note_end(ended);
         }
         end
-    }
-}
-
-/// With its place; a spare one where it is crowded.
-type Accepted = (Caller, Place, Option<Crowded>);
-
-async fn accept(
-    listener: Listener,
-    [places, spare]: [Places; 2],
-    accepted: mpsc::Sender<Accepted>,
-    services: Arc<Services>,
-    stop: CancellationToken,
-) {
-    loop {
-        let caller = tokio::select! {
-            () = stop.cancelled() => return,
-            caller = listener.accept() => caller,
-        };
-        match caller {
-            Ok(caller) => {
-                let arrival = match places.take(caller.address.ip()) {
-                    Ok(place) => (caller, place, None),
-                    Err(crowded) => match spare.take(None) {
-                        Ok(place) => (caller, place, Some(crowded)),
-                        Err(_) => {
-                            services.note_refusal(&listener.door.name, &caller.address, crowded.words());
-                            continue;
-                        }
-                    },
-                };
-                if accepted.send(arrival).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                if let Some(more) = services.notes.note("accept") {
-                    let listener = listener.door.name.as_ref();
-                    warn!(listener = listener, error:% = error, more = more; "A connection could not be accepted");
-                }
-                time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
     }
 }
 

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Services;
 use super::access::{Changes, Identity, Rights};
+use super::aliases::Aliases;
 use super::durable::{Durable, Progress};
 use super::inbound::{Begun, Inbound, Mark, Running, Settled, Signs};
 use super::outbound::Outbound;
@@ -80,6 +81,8 @@ struct Connection {
     expiry_s: u32,
     will: Option<Will>,
     aliases: HashMap<u16, Topic>,
+    /// Those that we set, where the client allows any.
+    our_aliases: Option<Box<Aliases>>,
     /// QoS 1 and 2 messages of the client that are not answered yet.
     unanswered: u16,
     window: usize,
@@ -93,11 +96,13 @@ type Seldom<'s> = Pin<Box<dyn Future<Output = ()> + Send + 's>>;
 pub(super) struct Session {
     client: Arc<str>,
     services: Arc<Services>,
-    attachments: mpsc::Receiver<Attachment>,
+    attachments: mpsc::Receiver<Box<Attachment>>,
     /// Whose it is, what he may do, and when that may have changed.
     identity: Identity,
     rights: Rights,
     changes: Changes,
+    /// When what he showed is to be looked at again, while there is a socket.
+    term: Option<Instant>,
     link: Link,
     subscriptions: HashMap<Filter, Options>,
     /// Its end at the queue, where it is kept there.
@@ -127,7 +132,7 @@ pub(super) struct Session {
 }
 
 enum Event {
-    Attached(Attachment),
+    Attached(Box<Attachment>),
     Stop,
     Settled(Mark, Settled),
     Begun(Mark, Begun),
@@ -144,7 +149,7 @@ impl Session {
     pub(super) fn new(
         client: Arc<str>,
         services: Arc<Services>,
-        attachments: mpsc::Receiver<Attachment>,
+        attachments: mpsc::Receiver<Box<Attachment>>,
         identity: Identity,
         link: Link,
     ) -> Session {
@@ -157,6 +162,7 @@ impl Session {
             attachments,
             identity,
             changes,
+            term: None,
             link,
             subscriptions: HashMap::new(),
             durable: None,
@@ -178,7 +184,7 @@ impl Session {
 
     /// Serves `first` and all later connections of this client, until the session has ended and all that it had begun
     /// is done.
-    pub(super) async fn run(mut self: Box<Self>, first: Attachment, stop: CancellationToken) {
+    pub(super) async fn run(mut self: Box<Self>, first: Box<Attachment>, stop: CancellationToken) {
         Box::pin(self.attach(first)).await;
         loop {
             // Before anything that comes in or goes out after the change.
@@ -320,7 +326,7 @@ impl Session {
             [keep_alive, socket].into_iter().flatten().min()
         });
         let will = self.will.as_ref().map(|(at, _)| *at);
-        [connection, will, self.expires, self.stopping].into_iter().flatten().min()
+        [connection, self.term, will, self.expires, self.stopping].into_iter().flatten().min()
     }
 
     async fn look_at_clock(&mut self) {
@@ -334,6 +340,9 @@ impl Session {
             } else if socket.is_some_and(|at| at <= now) {
                 self.end_connection(None, true).await;
             }
+        }
+        if self.term.is_some_and(|at| at <= now) {
+            self.look_at_term().await;
         }
         if self.expires.is_some_and(|at| at <= now) {
             self.end_session().await;

@@ -14,6 +14,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{self, Instant, Sleep};
 
+use super::door::Door;
 use super::limits::BrokerLimits;
 use super::peer::Peer;
 use super::places::Place;
@@ -56,11 +57,12 @@ pub(super) struct Socket {
     stuck_since: Option<Instant>,
     /// Since when the packet at the front of the input is not whole.
     partial_since: Option<Instant>,
+    door: Arc<Door>,
     _place: Place,
 }
 
 impl Socket {
-    pub(super) fn new(stream: Stream, peer: Arc<Peer>, limits: &BrokerLimits, place: Place) -> Socket {
+    pub(super) fn new(stream: Stream, peer: Arc<Peer>, limits: &BrokerLimits, place: Place, door: Arc<Door>) -> Socket {
         Socket {
             stream,
             peer,
@@ -73,6 +75,7 @@ impl Socket {
             is_unflushed: false,
             stuck_since: None,
             partial_since: None,
+            door,
             _place: place,
         }
     }
@@ -80,6 +83,11 @@ impl Socket {
     /// Who is at the other end.
     pub(super) fn peer(&self) -> &Arc<Peer> {
         &self.peer
+    }
+
+    /// Whether the listener that it came in by is not there any more.
+    pub(super) fn is_shut_out(&self) -> bool {
+        self.door.is_shut()
     }
 
     /// CONNECT has come: from here on packets may be longer, and are written in its version.
@@ -295,7 +303,7 @@ mod tests {
         let address = PeerAddress::Unix { uid: None };
         let peer = Peer { address, listener: Arc::from("web"), is_encrypted: false, certificate: None };
         let place = Places::new(1, 1).take(None).unwrap();
-        let mut socket = Socket::new(stream, Arc::new(peer), &BrokerLimits::default(), place);
+        let mut socket = Socket::new(stream, Arc::new(peer), &BrokerLimits::default(), place, Door::plain("web"));
         // Nobody reads, so at some message the system takes no more: part of the one before it is in the stream then.
         let mut taken = 0;
         loop {

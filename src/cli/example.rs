@@ -1,4 +1,4 @@
-//! `tidegate example`: prints a starting configuration.
+//! `tidegate example`: prints a starting configuration, or what editors need to know of one.
 
 use std::io::Write as _;
 
@@ -10,12 +10,16 @@ use crate::config;
 pub(super) struct ExampleArguments {
     /// Which one; without a name, the list of them
     name: Option<String>,
+    /// Print the JSON Schema of the configuration, for editors
+    #[arg(long, conflicts_with = "name")]
+    schema: bool,
 }
 
 pub(super) fn main(arguments: &ExampleArguments) -> Exit {
     let examples = config::examples();
     let mut out = std::io::stdout().lock();
     let written = match &arguments.name {
+        None if arguments.schema => writeln!(out, "{:#}", config::schema::schema()),
         None => examples.iter().try_for_each(|(name, text)| {
             let about = text.lines().next().unwrap_or_default().trim_start_matches('#').trim();
             writeln!(out, "{name:24} {about}")

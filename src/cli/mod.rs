@@ -18,10 +18,14 @@ mod import;
 mod ledger;
 mod modbus;
 mod passwd;
+mod queue;
+mod reload;
 mod run;
 mod serial;
 mod simulate;
 mod status;
+
+mod progress;
 
 mod publisher;
 
@@ -76,9 +80,15 @@ enum Command {
     /// Ask the running gateway how it is
     #[command(after_help = "Example: tidegate status --wait healthy --timeout 60s")]
     Status(status::StatusArguments),
+    /// Let the running gateway read its configuration again: only what is different changes
+    #[command(after_help = reload::EXAMPLES)]
+    Reload(reload::ReloadArguments),
     /// Account for each day, device and uplink; compare with the cloud's export
     #[command(after_help = ledger::EXAMPLES, after_long_help = format!("{}\n\n{}", ledger::LONG_HELP, ledger::EXAMPLES))]
     Ledger(ledger::LedgerArguments),
+    /// Look into the store, write down what waits, mend it; while the gateway runs and while it does not
+    #[command(after_help = queue::EXAMPLES)]
+    Queue(queue::QueueArguments),
     /// The acceptance test at your site: pull the cable, pull the plug, and see that nothing is lost
     #[command(after_help = drill::EXAMPLES, after_long_help = format!("{}\n\n{}", drill::LONG_HELP, drill::EXAMPLES))]
     Drill(drill::DrillArguments),
@@ -92,16 +102,19 @@ enum Command {
     #[command(after_help = passwd::EXAMPLES)]
     Passwd(passwd::PasswdArguments),
     /// Carry over what Mosquitto has: its configuration, its retained messages
+    #[command(after_help = "Example: tidegate import mosquitto /etc/mosquitto/mosquitto.conf > tidegate.toml")]
     Import(import::ImportArguments),
     /// Print a starting configuration
     #[command(after_help = "Example: tidegate example rs485-aws > tidegate.toml")]
     Example(example::ExampleArguments),
     /// Look at serial ports and at what devices say on them, before any configuration exists
+    #[command(after_help = "Example: tidegate serial watch /dev/ttyUSB0 --baud 9600")]
     Serial(serial::SerialArguments),
     /// Commission Modbus devices before there is a configuration: read, write, scan, guess
     #[command(after_help = modbus::EXAMPLES)]
     Modbus(modbus::ModbusArguments),
     /// Simulate a field device to test against
+    #[command(after_help = "Example: tidegate simulate modbus --listen 127.0.0.1:5020 --units 1-3")]
     Simulate(simulate::SimulateArguments),
 }
 
@@ -111,7 +124,7 @@ struct RunArguments {
     /// Configuration file, instead of /etc/tidegate/tidegate.toml
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Take down what goes over each Modbus line, in this directory, for `tidegate simulate modbus --replay`
+    /// Take down what goes over each line and serial port, in this directory, for `tidegate simulate … --replay`
     #[arg(long, value_name = "DIRECTORY")]
     record: Option<PathBuf>,
 }
@@ -137,7 +150,9 @@ pub fn main() -> ExitCode {
         Command::Demo(arguments) => demo::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
         Command::Status(arguments) => status::main(&arguments),
+        Command::Reload(arguments) => reload::main(&arguments),
         Command::Ledger(arguments) => ledger::main(&arguments),
+        Command::Queue(arguments) => queue::main(&arguments),
         Command::Drill(arguments) => drill::main(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
         Command::Import(arguments) => import::main(arguments),
@@ -217,4 +232,50 @@ fn tried(config: Option<PathBuf>) -> Result<Loaded, Vec<Problem>> {
 /// A duration of the command line, written as in the configuration.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     config::parse_duration(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names from the program to a command, and its help.
+    fn helps(mut command: clap::Command, path: &str, into: &mut Vec<(String, String)>) {
+        let path = format!("{path} {}", command.get_name()).trim().to_owned();
+        into.push((path.clone(), command.render_help().to_string()));
+        for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
+            helps(inner.clone(), &path, into);
+        }
+    }
+
+    #[test]
+    fn each_command_shows_an_example_of_itself_that_can_be_typed() {
+        let mut all = Vec::new();
+        helps(command(), "", &mut all);
+        assert!(all.len() > 20, "{}", all.len());
+        for (path, help) in all.iter().skip(1) {
+            // Wrapped lines are one.
+            let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+            let place = words.find("Example: ").or_else(|| words.find("Examples: "));
+            let examples = &words[place.unwrap_or_else(|| panic!("{path} shows no example:\n{help}"))..];
+            assert!(examples.contains(path), "{path} shows an example of something else:\n{help}");
+        }
+    }
+
+    #[test]
+    fn a_slip_in_a_command_or_an_option_suggests_the_right_one() {
+        for (typed, meant) in [
+            (&["statsu"][..], "'status'"),
+            (&["relaod"], "'reload'"),
+            (&["check", "--efective"], "'--effective'"),
+            (&["status", "--jsn"], "'--json'"),
+            (&["modbus", "scann"], "'scan'"),
+            (&["serial", "lst"], "'list'"),
+            (&["import", "mosquito"], "'mosquitto'"),
+            (&["status", "--wait", "healty"], "'healthy'"),
+        ] {
+            let words = std::iter::once("tidegate").chain(typed.iter().copied());
+            let said = Arguments::try_parse_from(words).unwrap_err().to_string();
+            assert!(said.contains("tip: ") && said.contains(meant), "{typed:?}: {said}");
+        }
+    }
 }

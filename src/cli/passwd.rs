@@ -9,6 +9,7 @@ use crate::config;
 pub(super) const EXAMPLES: &str = "\
 Examples:
   tidegate passwd plc7
+  tidegate passwd --web anna
   pwgen 20 1 | tee /dev/stderr | tidegate passwd plc7 >> /etc/tidegate/conf.d/users.toml
 
 The hash is argon2id with 19 MiB of memory, 2 passes and 1 lane: on a small board that is some tenths of a second, once for \
@@ -22,6 +23,9 @@ pub(super) struct PasswdArguments {
     /// Print the hash only, for a file that `password_hash_file` names
     #[arg(long)]
     hash_only: bool,
+    /// For the status page, not for the broker
+    #[arg(long)]
+    web: bool,
 }
 
 pub(super) fn main(arguments: &PasswdArguments) -> Exit {
@@ -45,9 +49,10 @@ pub(super) fn main(arguments: &PasswdArguments) -> Exit {
         print_out(&format!("{hash}\n"));
         return Exit::Done;
     }
-    let text = format!("[broker.user.{}]\npassword_hash = \"{hash}\"\n", config::toml_key(user));
+    let table = if arguments.web { "web.user" } else { "broker.user" };
+    let text = format!("[{table}.{}]\npassword_hash = \"{hash}\"\n", config::toml_key(user));
     print_out(&text);
-    if secret::is_typed() {
+    if secret::is_typed() && !arguments.web {
         eprintln!("Add publish = [\"…\"] and subscribe = [\"…\"]: without them this user may do nothing.");
     }
     Exit::Done

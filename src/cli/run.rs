@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Exit, block_on};
 use crate::broker::BindError;
 use crate::config::{self, ListenerAddress, Loaded, Problem};
+use crate::control::{ReloadAsk, Reloaded};
 use crate::gateway::{self, GatewayError, Reload};
 use crate::health::chain;
 use crate::queue::OpenError;
@@ -37,8 +38,9 @@ pub(super) fn main(config: Option<PathBuf>, record: Option<PathBuf>) -> Exit {
     block_on(async {
         let stop = CancellationToken::new();
         let (reloads, coming) = mpsc::channel(1);
+        let (asks, asked) = mpsc::channel(1);
         tokio::select! {
-            ended = gateway::run(loaded.config, record, coming, stop.clone().cancelled_owned()) => match ended {
+            ended = gateway::run(loaded.config, record, coming, asks, stop.clone().cancelled_owned()) => match ended {
                 Ok(()) => Exit::Done,
                 Err(error) => {
                     let help = help(&error);
@@ -51,7 +53,7 @@ pub(super) fn main(config: Option<PathBuf>, record: Option<PathBuf>) -> Exit {
                     if error.is_transient() { Exit::TryAgain } else { Exit::Failed }
                 }
             },
-            exit = reload(config, reloads) => exit,
+            exit = reload(config, reloads, asked) => exit,
             () = insisted(&stop) => {
                 log::warn!("A second signal came: the gateway ends without its ordered stop; nothing acknowledged is lost");
                 Exit::Failed
@@ -75,41 +77,41 @@ fn short(problems: &[Problem]) -> String {
     format!("{}{}{help}{more}", place.unwrap_or_default(), first.what)
 }
 
-/// Reads the configuration again at each SIGHUP, and hands it on where it has no problem. Never ends: the others of
-/// `select!` do.
-async fn reload(file: Option<PathBuf>, reloads: mpsc::Sender<Reload>) -> Exit {
+/// Reads the configuration again at each SIGHUP and whenever somebody asks for it, and hands on what came of it. Never ends:
+/// the others of `select!` do.
+async fn reload(file: Option<PathBuf>, reloads: mpsc::Sender<Reload>, mut asked: mpsc::Receiver<ReloadAsk>) -> Exit {
     let Ok(mut hangup) = signal(SignalKind::hangup()) else {
         log::error!("SIGHUP cannot be received: the configuration is read at the start only");
         return std::future::pending().await;
     };
-    while hangup.recv().await.is_some() {
+    loop {
+        let asker = tokio::select! {
+            Some(()) = hangup.recv() => None,
+            Some(asker) = asked.recv() => Some(asker),
+            else => break,
+        };
         service::reloading();
         let file = file.clone();
-        match tokio::task::spawn_blocking(move || super::load_quietly(file)).await {
-            Ok(Ok(Loaded { config, .. })) => {
-                let (done, answer) = oneshot::channel();
-                // Where the gateway stops already, nothing is reloaded.
-                if reloads.send(Reload { config, done }).await.is_err() {
-                    break;
-                }
-                match answer.await {
-                    Ok(waiting) if waiting.is_empty() => log::info!("The configuration was read again and is in force"),
-                    Ok(waiting) => {
-                        let sections = waiting.join(", ");
-                        log::warn!(
-                            sections = sections.as_str();
-                            "The configuration was read again; these sections wait for a restart"
-                        );
-                    }
-                    Err(_stopped) => break,
-                }
+        let loaded = tokio::task::spawn_blocking(move || super::load_quietly(file)).await;
+        let (done, answer) = oneshot::channel();
+        let (reload, problems) = match loaded {
+            Ok(Ok(Loaded { config, warnings, .. })) => {
+                (Reload::Good { config: Box::new(config), done }, config::render(&[], &warnings))
             }
             Ok(Err((problems, warnings))) => {
-                eprint!("{}", config::render(&problems, &warnings));
-                let told = short(&problems);
-                log::error!(problem = told.as_str(); "The new configuration is wrong: nothing was changed");
+                (Reload::Wrong { problem: short(&problems), done }, config::render(&problems, &warnings))
             }
-            Err(_panicked) => log::error!("The new configuration could not be read: nothing was changed"),
+            Err(_panicked) => (Reload::Wrong { problem: "it could not be read".to_owned(), done }, String::new()),
+        };
+        eprint!("{problems}");
+        // Where the gateway stops already, nothing is reloaded.
+        if reloads.send(reload).await.is_err() {
+            break;
+        }
+        let Ok(reloaded) = answer.await else { break };
+        if let Some(asker) = asker {
+            // It may be gone.
+            let _unheard = asker.send(Reloaded { problems, ..reloaded });
         }
         service::ready();
     }

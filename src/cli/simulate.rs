@@ -1,9 +1,9 @@
 //! `tidegate simulate`: a field device to test against, until interrupted.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::io::{self, Read as _};
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Exit, block_on};
 use crate::config::{self, PortConfig, SerialMode};
+use crate::field::record::{self, RECORD_BYTES_MAX, Recording, Wire};
 use crate::field::simulate::{Place, SimulateError, serial};
 use crate::health::chain;
 
@@ -30,8 +31,10 @@ enum Device {
     /// Modbus units, the devices of a configuration, or what was recorded; over TCP or RTU
     #[command(after_help = modbus::EXAMPLES)]
     Modbus(Box<modbus::ModbusArguments>),
-    /// A scale on a serial line
-    #[command(after_help = "Example: tidegate simulate serial --pty --link /tmp/scale --every 1s --decimal ,")]
+    /// A scale on a serial line, or what was recorded
+    #[command(after_help = "Examples:
+  tidegate simulate serial --pty --link /tmp/scale --every 1s --decimal ,
+  tidegate simulate serial --pty --link /tmp/scale --replay scale.serial.rec")]
     Serial(SerialArguments),
 }
 
@@ -55,6 +58,9 @@ struct SerialArguments {
     /// Decimal sign
     #[arg(long, value_name = "SIGN", default_value_t = '.', value_parser = parse_decimal)]
     decimal: char,
+    /// Do what was recorded with `tidegate run --record`
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["every", "decimal"])]
+    replay: Option<PathBuf>,
 }
 
 /// Why a simulated device ended.
@@ -195,16 +201,36 @@ fn also(link: Option<&Link>) -> String {
 }
 
 async fn serve_serial(arguments: SerialArguments, stop: CancellationToken) -> Result<(), ServeError> {
-    let mut settings = serial::Settings::at(arguments.port.map_or(Place::Pty, |port| arguments.settings.at(port)));
-    settings.every = arguments.every;
-    settings.decimal = arguments.decimal;
-    let server = serial::Server::bind(settings).await.map_err(ServeError::Device)?;
+    let place = arguments.port.map_or(Place::Pty, |port| arguments.settings.at(port));
+    let (what, bound) = match &arguments.replay {
+        Some(file) => {
+            let recording = recording(file)?;
+            if recording.wire != Wire::Serial {
+                let why = format!("{} is of a Modbus line: tidegate simulate modbus --replay", file.display());
+                return Err(ServeError::Usage(why));
+            }
+            ("What was recorded", serial::Server::bind_recorded(&place, &recording).await)
+        }
+        None => {
+            let settings = serial::Settings { place, every: arguments.every, decimal: arguments.decimal };
+            ("A scale", serial::Server::bind(settings).await)
+        }
+    };
+    let server = bound.map_err(ServeError::Device)?;
     let link = match arguments.link {
         Some(link) => Some(Link::lay(link, server.path())?),
         None => None,
     };
-    println!("A scale is on {}{}; Ctrl-C ends it", server.path().display(), also(link.as_ref()));
+    println!("{what} is on {}{}; Ctrl-C ends it", server.path().display(), also(link.as_ref()));
     server.run(stop).await.map_err(ServeError::Device)
+}
+
+fn recording(file: &Path) -> Result<Recording, ServeError> {
+    let usage = |why: String| ServeError::Usage(format!("cannot replay {}: {why}", file.display()));
+    let opened = std::fs::File::open(file).map_err(|error| usage(error.to_string()))?;
+    let mut text = String::new();
+    opened.take(RECORD_BYTES_MAX + 1024).read_to_string(&mut text).map_err(|error| usage(error.to_string()))?;
+    record::parse(&text).map_err(|error| usage(error.to_string()))
 }
 
 #[cfg(test)]

@@ -173,6 +173,10 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
         }
         writeln!(out)?;
     }
+    for (name, count) in entries(status, "kept_streams") {
+        writeln!(out, "kept    {count} messages for {name}, which is no uplink of the configuration any more")?;
+        writeln!(out, "        they are delivered when it is back; tidegate queue drop-stream {name} gives them up")?;
+    }
     for (name, device) in entries(status, "devices") {
         writeln!(out, "device  {name}: {}", device_words(device, wall_ms))?;
     }
@@ -181,6 +185,10 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
     match (number(&sessions, "kept"), number(&sessions, "waiting")) {
         (0, _) => writeln!(out)?,
         (kept, waiting) => writeln!(out, ", {kept} sessions kept with {waiting} messages waiting")?,
+    }
+    let refusals = sessions.get("refusals").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    for refusal in refusals.iter().rev().take(PROBLEMS_SHOWN).rev().filter_map(Value::as_str) {
+        writeln!(out, "refused {refusal}")?;
     }
     for (client, count) in entries(status, "unkept_qos0") {
         writeln!(out, "        {client}: {count} QoS 0 messages not kept while the uplink was away")?;
@@ -193,7 +201,25 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
     for (reason, count) in losses {
         writeln!(out, "losses  {count} {}", loss_words(reason))?;
     }
+    write_certificates(out, status)?;
     write_problems(out, status)
+}
+
+/// Days before its end from which on a certificate is shown.
+const DAYS_SHOWN: i64 = 60;
+
+/// Certificates that end before long; `--json` has all of them.
+fn write_certificates(out: &mut String, status: &Value) -> std::fmt::Result {
+    let all = status.get("certificates").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    for one in all {
+        let Some(days) = one.get("days_left").and_then(Value::as_i64).filter(|days| *days < DAYS_SHOWN) else {
+            continue;
+        };
+        let left = if days < 0 { "has ended".to_owned() } else { format!("ends in {days} days") };
+        let (of, key) = (text(one, "of"), text(one, "key"));
+        writeln!(out, "certif. {of}.{key} {left} ({}): {}", text(one, "until"), text(one, "file"))?;
+    }
+    Ok(())
 }
 
 /// What should not be as it is, and what was not: the last of what the store keeps.
@@ -218,6 +244,13 @@ fn write_problems(out: &mut String, status: &Value) -> std::fmt::Result {
     }
     if let Some(reason) = status.get("last_stop").and_then(Value::as_str) {
         writeln!(out, "before  this start the program ended {reason}")?;
+    }
+    let is_other = |table: &str, good: &str| {
+        entries(status, table)
+            .any(|(_, entry)| !matches!(text(entry, "state"), state if state == good || state == "starting"))
+    };
+    if is_other("uplinks", "connected") || is_other("devices", "good") {
+        writeln!(out, "help    `tidegate doctor` says what is wrong and what to change")?;
     }
     Ok(())
 }
@@ -354,7 +387,7 @@ pub(super) fn span(time: Duration) -> String {
     }
 }
 
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     match bytes {
         0..10_240 => format!("{bytes} B"),
         10_240..10_485_760 => format!("{} KiB", bytes / 1024),

@@ -24,6 +24,9 @@ pub(super) fn problems(loaded: &Loaded) -> Vec<Problem> {
             problems.push(problem(&format!("the listener `{name}`"), "client_ca", &error, places));
         }
     }
+    if let Some(Err(error)) = loaded.config.web.as_ref().and_then(|web| web.tls.as_ref()).map(check_server_tls) {
+        problems.push(problem("the status page", "client_ca", &error, &loaded.web_places));
+    }
     for (name, uplink) in &loaded.config.uplinks {
         if let Err(error) = check_tls(uplink) {
             let places = places(loaded, name).unwrap_or(&nowhere);

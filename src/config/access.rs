@@ -23,6 +23,8 @@ pub struct UserConfig {
     pub password: Option<PasswordHash>,
     /// The name in the certificate that he shows instead.
     pub certificate: Option<CertificateName>,
+    /// A token (`[broker.jwt]`) that bears his name is his.
+    pub by_token: bool,
     /// What he may do.
     pub rights: TopicRights,
 }
@@ -40,7 +42,7 @@ pub struct TopicRights {
 
 impl TopicRights {
     /// Adds those of a group.
-    pub(super) fn extend(&mut self, more: &TopicRights) {
+    pub fn extend(&mut self, more: &TopicRights) {
         self.publish.extend(more.publish.iter().cloned());
         self.subscribe.extend(more.subscribe.iter().cloned());
         self.deny.extend(more.deny.iter().cloned());

@@ -5,7 +5,7 @@
 //! has to be remembered between command and answer, so a kill between them costs nothing. What no receive rule allows has
 //! no such rule, and goes nowhere.
 
-use super::{ForwardRule, ReceiveRule, TopicTemplate};
+use super::{ForwardRule, Payload, ReceiveRule, TopicTemplate};
 use crate::message::{Filter, Qos, Topic};
 
 /// The first level of every local topic of an answer.
@@ -64,7 +64,15 @@ pub(super) fn forwards(uplink: &str, rules: &[ReceiveRule]) -> Vec<ForwardRule> 
             let topic = TopicTemplate::parse(&template(&filter), &local, "").ok()?;
             // An answer is worth keeping also where its sender did not think so.
             let qos = Some(Qos::AtLeastOnce);
-            Some(ForwardRule { filter: local, topic, qos, when_full: None, strict_order: false, batch: None })
+            Some(ForwardRule {
+                filter: local,
+                topic,
+                qos,
+                when_full: None,
+                strict_order: false,
+                payload: Payload::JSON,
+                batch: None,
+            })
         });
         if let Some(rule) = rule.filter(|rule| result.iter().all(|other| other.filter != rule.filter)) {
             result.push(rule);

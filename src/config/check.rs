@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::LineKind;
-use super::file::{Draft, ListenerDraft, ModbusDraft, UplinkDraft};
+use super::file::{Draft, ListenerDraft, UplinkDraft};
 use super::tree::Spot;
 use super::units::Wrong;
 use super::walk::{At, Walk, name_fault, nearest};
-use super::{Endpoint, ListenerAddress, ModbusConfig, ModbusPoint, Protocol, WRITES_STREAM};
+use super::{Endpoint, ListenerAddress, ModbusPoint, Protocol, WRITES_STREAM};
 use crate::message::{Topic, is_reserved};
 
 mod cloud;
@@ -66,7 +66,7 @@ fn listeners(walk: &mut Walk, draft: &Draft) {
         }
         bound.push((&bind.value, bind.spot));
     }
-    if let Some(Some(web)) = &draft.web {
+    if let Some(web) = draft.web.as_ref().and_then(|web| web.bind.as_ref()) {
         let place = ListenerAddress::Network(web.value);
         if let Some((_, other)) = bound.iter().find(|(other, _)| is_one_place(other, &place)) {
             let what = format!("the listener at {} binds {} too", walk.findings.name(*other), web.value);
@@ -380,49 +380,85 @@ fn writes(walk: &mut Walk, draft: &Draft) {
         let what = format!("an uplink cannot be called `{WRITES_STREAM}`: that is the way of writes to field devices");
         walk.findings.problem(uplink.spot, what, Some("call it `cloud`, for example".to_owned()));
     }
-    let devices = || draft.modbus.iter().filter_map(|device| Some((device, device.config.as_ref()?)));
-    if !devices().any(|(_, config)| config.points.iter().any(|point| point.write.is_some())) {
+    let modbus = || draft.modbus.iter().filter_map(|device| Some((device, device.config.as_ref()?)));
+    let written = written(draft);
+    if written.is_empty() {
         return;
     }
-    for (device, config) in devices().filter(|(_, config)| !config.points.iter().any(ModbusPoint::is_readable)) {
+    for (device, config) in modbus().filter(|(_, config)| !config.points.iter().any(ModbusPoint::is_readable)) {
         if !config.points.is_empty() {
             let what = format!("nothing of `{}` can be read: whether it is there shows only in a write", device.name);
-            let help = "until the first one `status` calls it starting, and `--wait healthy` waits".to_owned();
+            let help = "until one fails, `status` calls it good as long as its line is open".to_owned();
             walk.findings.warning(device.spot, what, Some(help));
         }
     }
-    let topic = |device: &ModbusDraft, config: &ModbusConfig, point: &str| {
-        config.topic.0.replace("{device}", &device.name).replace("{point}", point)
-    };
     let mut read: HashMap<String, &Arc<str>> = HashMap::new();
-    for (device, config) in devices() {
-        read.extend(config.points.iter().map(|point| (topic(device, config, &point.name), &device.name)));
+    for (device, config) in modbus() {
+        let topic = |point: &ModbusPoint| filled(&config.topic.0, &device.name, &point.name);
+        read.extend(config.points.iter().map(|point| (topic(point), &device.name)));
     }
-    let mut written: HashMap<String, (&Arc<str>, Spot)> = HashMap::new();
-    for (device, config) in devices() {
-        let spots: HashMap<&Arc<str>, Spot> = device.point_names.iter().map(|(name, spot)| (name, *spot)).collect();
-        for point in config.points.iter().filter(|point| point.write.is_some()) {
-            if walk.findings.is_full() {
-                return;
-            }
-            let spot = spots.get(&point.name).copied().unwrap_or(device.spot);
-            let own = topic(device, config, &point.name);
-            for (suffix, word) in [("set", "is written"), ("result", "is answered for")] {
-                if let Some(other) = read.get(&format!("{own}/{suffix}")) {
-                    let what = format!("`{}` {word} on \"{own}/{suffix}\", where `{other}` has a point", point.name);
-                    walk.findings.problem(spot, what, Some("choose another `topic` or another name".to_owned()));
-                }
-            }
-            if let Some((other, first)) = written.insert(own.clone(), (&device.name, spot)) {
-                let place = walk.findings.name(first);
-                let what = format!(
-                    "`{other}` and `{}` are both written on \"{own}/set\"; the other is at {place}",
-                    device.name
-                );
-                walk.findings.problem(spot, what, Some("add {device} to the topic".to_owned()));
+    for device in &draft.serial {
+        let Some(config) = &device.config else { continue };
+        let topic = |point: &Arc<str>| filled(&config.topic.0, &device.name, point);
+        read.extend(device.point_names.iter().map(|(point, _)| (topic(point), &device.name)));
+    }
+    let mut seen: HashMap<String, (&Arc<str>, Spot)> = HashMap::new();
+    for Written { device, name, topic, spot } in written {
+        if walk.findings.is_full() {
+            return;
+        }
+        for (suffix, word) in [("set", "is written"), ("result", "is answered for")] {
+            if let Some(other) = read.get(&format!("{topic}/{suffix}")) {
+                let what = format!("`{name}` {word} on \"{topic}/{suffix}\", where `{other}` has a point");
+                walk.findings.problem(spot, what, Some("choose another `topic` or another name".to_owned()));
             }
         }
+        if is_reserved(&topic) || Topic::new(&format!("{topic}/result")).is_err() {
+            let what = format!("`{name}` cannot be written on \"{topic}/set\": that is no topic for a client");
+            walk.findings.problem(spot, what, Some("choose another `topic` or another name".to_owned()));
+        }
+        if let Some((other, first)) = seen.insert(topic.clone(), (device, spot)) {
+            let place = walk.findings.name(first);
+            let what = format!("`{other}` and `{device}` are both written on \"{topic}/set\"; the other is at {place}");
+            walk.findings.problem(spot, what, Some("add {device} to the topic".to_owned()));
+        }
     }
+}
+
+/// What can be written: a point of a unit, or a command of a serial device.
+struct Written<'d> {
+    device: &'d Arc<str>,
+    name: &'d Arc<str>,
+    topic: String,
+    spot: Spot,
+}
+
+fn written(draft: &Draft) -> Vec<Written<'_>> {
+    let mut written = Vec::new();
+    for device in &draft.modbus {
+        let Some(config) = &device.config else { continue };
+        let spots: HashMap<&Arc<str>, Spot> = device.point_names.iter().map(|(name, spot)| (name, *spot)).collect();
+        written.extend(config.points.iter().filter(|point| point.write.is_some()).map(|point| Written {
+            device: &device.name,
+            name: &point.name,
+            topic: filled(&config.topic.0, &device.name, &point.name),
+            spot: spots.get(&point.name).copied().unwrap_or(device.spot),
+        }));
+    }
+    for device in &draft.serial {
+        let Some(config) = &device.config else { continue };
+        written.extend(device.command_names.iter().map(|(name, spot)| Written {
+            device: &device.name,
+            name,
+            topic: filled(&config.topic.0, &device.name, name),
+            spot: *spot,
+        }));
+    }
+    written
+}
+
+fn filled(topic: &str, device: &str, point: &str) -> String {
+    topic.replace("{device}", device).replace("{point}", point)
 }
 
 fn unused(walk: &mut Walk, draft: &Draft) {

@@ -11,16 +11,18 @@ use super::{Pace, Protocol, Reconnect};
 use crate::message::{Qos, Topic};
 
 pub use aws_iot::{AWS_IOT, authorizer_username};
+pub use azure_event_grid::AZURE_EVENT_GRID;
 pub use azure_iot_hub::{AZURE_IOT_HUB, resource as azure_resource};
 pub use generic::GENERIC;
 
 mod aws_iot;
 pub mod aws_policy;
+mod azure_event_grid;
 mod azure_iot_hub;
 mod generic;
 
 /// Every profile, as `profile` names it.
-pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT, &AZURE_IOT_HUB];
+pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT, &AZURE_IOT_HUB, &AZURE_EVENT_GRID];
 
 /// One kind of cloud.
 #[derive(Debug)]
@@ -78,6 +80,8 @@ pub struct Profile {
     pub has_authorizers: bool,
     /// Knows devices by shared access signatures.
     pub has_signatures: bool,
+    /// Methods of enhanced authentication that it knows; none = nobody knows.
+    pub auth_methods: &'static [&'static str],
     /// Protocol name for the TLS handshake, where none is written.
     pub alpn: fn(port: u16, has_certificate: bool) -> Option<&'static str>,
     /// The user name of a client at a host, where none is written.

@@ -12,12 +12,14 @@ use super::access::{CertificateName, PasswordHash, TopicRights};
 use super::board::Found;
 use super::keys;
 use super::load::KeptId;
+use super::tokens::TokenConfig;
 use super::tree::{Entry, Node, Spot, Tree, Written};
 use super::units::{self, Wrong};
 use super::walk::{At, Reader, Walk, name_fault};
 use super::{
     Endpoint, ForwardRule, GatewayConfig, LimitsConfig, LineConfig, LineKind, ListenerAddress, ListenerConfig,
-    ModbusConfig, PortConfig, QueueConfig, ReceiveRule, SerialConfig, SessionConfig, UplinkConfig, WhenFull,
+    ModbusConfig, PortConfig, QueueConfig, ReceiveRule, SerialConfig, SerialFraming, SessionConfig, UplinkConfig,
+    WebConfig, WhenFull,
 };
 use crate::clock::ClockSource;
 use crate::message::{Qos, is_reserved};
@@ -26,6 +28,8 @@ mod limits;
 mod listener;
 mod modbus;
 mod serial;
+mod share;
+mod token;
 mod uplink;
 mod user;
 mod web;
@@ -56,6 +60,8 @@ pub(super) struct Draft {
     pub(super) users: Vec<UserDraft>,
     pub(super) groups: Vec<GroupDraft>,
     pub(super) anonymous: Option<AnonymousDraft>,
+    /// `[broker.jwt]`, without the rights of groups.
+    pub(super) tokens: Option<(Option<TokenConfig>, Spot)>,
     pub(super) sys_interval: Option<Duration>,
     pub(super) limits: Option<LimitsConfig>,
     pub(super) uplinks: Vec<UplinkDraft>,
@@ -64,7 +70,7 @@ pub(super) struct Draft {
     pub(super) modbus: Vec<ModbusDraft>,
     pub(super) serial: Vec<SerialDraft>,
     /// Where the status page is served; `None` = nowhere.
-    pub(super) web: Option<Option<At<SocketAddr>>>,
+    pub(super) web: Option<WebDraft>,
 }
 
 /// `[broker.listener.<name>]`
@@ -94,9 +100,20 @@ pub(super) struct UserDraft {
     pub(super) has_password: bool,
     pub(super) has_certificate: bool,
     pub(super) certificate: Option<At<CertificateName>>,
+    pub(super) by_token: bool,
     pub(super) groups: Vec<At<String>>,
     /// His own, without those of his groups.
     pub(super) rights: Option<TopicRights>,
+}
+
+/// `[web]`
+#[derive(Debug)]
+pub(super) struct WebDraft {
+    pub(super) bind: Option<At<SocketAddr>>,
+    pub(super) tls: Option<Spot>,
+    pub(super) cert: Option<Spot>,
+    pub(super) key: Option<Spot>,
+    pub(super) config: Option<WebConfig>,
 }
 
 /// `[broker.group.<name>]`
@@ -182,6 +199,7 @@ pub(super) struct SerialDraft {
     pub(super) port: Option<At<PathBuf>>,
     pub(super) topic: Option<At<String>>,
     pub(super) point_names: Vec<(Arc<str>, Spot)>,
+    pub(super) command_names: Vec<(Arc<str>, Spot)>,
     pub(super) config: Option<SerialConfig>,
 }
 
@@ -253,6 +271,7 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
         users: Vec::new(),
         groups: Vec::new(),
         anonymous: None,
+        tokens: None,
         sys_interval: None,
         limits: None,
         uplinks: Vec::new(),
@@ -283,6 +302,9 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     }
     if let Some((tree, spot)) = reader.table(walk, "anonymous") {
         draft.anonymous = Some(user::anonymous(walk, tree, spot));
+    }
+    if let Some((tree, spot)) = reader.table(walk, "jwt") {
+        draft.tokens = Some((token::read(walk, tree, spot), spot));
     }
     let limits = reader.table(walk, "limits").unwrap_or((&empty, nowhere));
     session = reader.table(walk, "session").unwrap_or(session);
@@ -427,8 +449,18 @@ fn line(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> LineDraft {
             network.map(|at| at.value)
         }
     };
+    let framings = [("rtu", SerialFraming::Rtu), ("ascii", SerialFraming::Ascii)];
+    let framing = reader.choice(walk, "framing", &framings, &[]);
+    if reader.has("framing") && matches!(kind, Some(LineKind::Tcp { .. })) {
+        let what = "`framing` is for serial lines and rtu-tcp://; Modbus TCP has its own";
+        walk.findings.problem(reader.spot_of("framing"), what, None);
+    }
     let pacing = pacing(walk, &reader);
-    let config = kind.zip(pacing).map(|(kind, pacing)| pacing.line(kind));
+    let share = share::read(walk, &reader);
+    let config = (|| {
+        let line = pacing?.line(kind?);
+        Some(LineConfig { framing: framing?.value, share: share?, ..line })
+    })();
     let place = if reader.has("port") { reader.spot_of("port") } else { reader.spot_of("url") };
     LineDraft { name: Arc::from(name), spot: place, is_in_place: false, config }
 }
@@ -451,7 +483,7 @@ fn pacing(walk: &mut Walk, reader: &Reader<'_>) -> Option<Pacing> {
 impl Pacing {
     fn line(self, kind: LineKind) -> LineConfig {
         let Pacing { timeout, pause, connect_pause } = self;
-        LineConfig { kind, timeout, pause, connect_pause }
+        LineConfig { pause, connect_pause, ..LineConfig::new(kind, timeout) }
     }
 }
 

@@ -60,6 +60,7 @@ pub static TABLES: &[&KeyTable] = &[
     &USER,
     &GROUP,
     &ANONYMOUS,
+    &BROKER_JWT,
     &LIMITS,
     &RATE,
     &UPLINK,
@@ -71,9 +72,11 @@ pub static TABLES: &[&KeyTable] = &[
     &PROVISION,
     &PROXY,
     &FORWARD,
+    &TEMPLATE,
     &BATCH,
     &RECEIVE,
     &LINE,
+    &SHARE,
     &MODEL,
     &MODBUS,
     &MODBUS_POINT,
@@ -87,7 +90,10 @@ pub static TABLES: &[&KeyTable] = &[
     &CHECKSUM,
     &PARSE,
     &SERIAL_POINT,
+    &SERIAL_COMMAND,
     &WEB,
+    &WEB_TLS,
+    &WEB_USER,
 ];
 
 /// The top of the file.
@@ -127,13 +133,30 @@ pub static ROOT: KeyTable = KeyTable {
 /// `[web]`
 pub static WEB: KeyTable = KeyTable {
     title: "web",
-    keys: &[default("bind", "\"127.0.0.1:9080\"")],
+    keys: &[default("bind", "\"127.0.0.1:9080\""), optional("tls"), optional("user")],
     gone: &[
         ("listen", "it is called `bind`"),
         ("port", "write `bind = \"127.0.0.1:9080\"`"),
         ("address", "it is called `bind`"),
+        ("users", "write `[web.user.<name>]`, one table for each"),
     ],
-    later: &["tls", "user", "users"],
+    later: &[],
+};
+
+/// `tls` in `[web]`
+pub static WEB_TLS: KeyTable = KeyTable {
+    title: "web.tls",
+    keys: &[required("cert"), required("key")],
+    gone: &[("client_ca", "the page knows its users by their passwords: `[web.user.<name>]`")],
+    later: &[],
+};
+
+/// `[web.user.<name>]`
+pub static WEB_USER: KeyTable = KeyTable {
+    title: "web.user.<name>",
+    keys: &[optional("password_hash"), optional("password_hash_file")],
+    gone: &[("password", "write `password_hash`; `tidegate passwd --web NAME` prints it")],
+    later: &[],
 };
 
 /// `[gateway]`
@@ -185,6 +208,7 @@ pub static BROKER: KeyTable = KeyTable {
         optional("user"),
         optional("group"),
         optional("anonymous"),
+        optional("jwt"),
         optional("limits"),
         default("sys_interval", "\"10s\""),
     ],
@@ -285,6 +309,7 @@ pub static USER: KeyTable = KeyTable {
         optional("password_hash"),
         optional("password_hash_file"),
         optional("certificate"),
+        default("jwt", "false"),
         optional("groups"),
         optional("publish"),
         optional("subscribe"),
@@ -307,6 +332,34 @@ pub static ANONYMOUS: KeyTable = KeyTable {
     title: "broker.anonymous",
     keys: &[optional("publish"), optional("subscribe"), optional("deny")],
     gone: RIGHTS_GONE,
+    later: &[],
+};
+
+/// `[broker.jwt]`
+pub static BROKER_JWT: KeyTable = KeyTable {
+    title: "broker.jwt",
+    keys: &[
+        required("keys"),
+        required("audience"),
+        optional("issuer"),
+        default("user_claim", "\"sub\""),
+        default("groups_claim", "\"groups\""),
+        default("leeway", "\"30s\""),
+        default("without_clock", "\"judge\""),
+        optional("publish"),
+        optional("subscribe"),
+        optional("deny"),
+    ],
+    gone: &[
+        ("key", "it is called `keys`: a file, or a list of them"),
+        ("jwks", "it is called `keys`: a file, or a list of them"),
+        ("jwks_url", "the keys stand in a file on this board: `keys`"),
+        ("secret", "a secret that is shared signs nothing here: `keys` are public keys (RS256, ES256)"),
+        ("aud", "it is called `audience`"),
+        ("iss", "it is called `issuer`"),
+        ("algorithm", "the kind of the key decides it: RS256 or ES256"),
+        ("algorithms", "the kind of the key decides it: RS256 or ES256"),
+    ],
     later: &[],
 };
 
@@ -366,6 +419,7 @@ pub static UPLINK: KeyTable = KeyTable {
         optional("password_file"),
         optional("jwt"),
         optional("sas"),
+        optional("auth_method"),
         optional("authorizer"),
         optional("provision"),
         optional("proxy"),
@@ -524,6 +578,8 @@ pub static FORWARD: KeyTable = KeyTable {
         optional("when_full"),
         default("order", "\"normal\""),
         default("payload", "\"json\""),
+        optional("template"),
+        default("compress", "\"none\""),
         optional("batch"),
     ],
     gone: &[
@@ -531,8 +587,17 @@ pub static FORWARD: KeyTable = KeyTable {
         ("to", "it is called `topic`"),
         ("local", "it is called `filter`"),
         ("format", "it is called `payload`"),
+        ("compression", "it is called `compress`"),
     ],
-    later: &["envelope", "compress"],
+    later: &["envelope"],
+};
+
+/// `template = { … }`
+pub static TEMPLATE: KeyTable = KeyTable {
+    title: "uplink.<name>.forward.template",
+    keys: &[required("reading"), default("begin", "\"[\""), default("between", "\",\""), default("end", "\"]\"")],
+    gone: &[],
+    later: &[],
 };
 
 /// `batch = { … }`
@@ -578,9 +643,11 @@ pub static LINE: KeyTable = KeyTable {
         optional("dtr"),
         optional("rts"),
         optional("rs485"),
+        default("framing", "\"rtu\""),
         default("timeout", "\"1s\""),
         default("pause", "\"0s\""),
         default("connect_pause", "\"0s\""),
+        optional("share"),
     ],
     gone: &[
         ("device", "it is called `port`"),
@@ -596,6 +663,14 @@ pub static LINE: KeyTable = KeyTable {
         ("pause_after_connect", "it is called `connect_pause`"),
     ],
     later: &["echo"],
+};
+
+/// `share = { … }` of a line
+pub static SHARE: KeyTable = KeyTable {
+    title: "line.<name>.share",
+    keys: &[required("bind"), default("write", "false"), default("plaintext", "false")],
+    gone: &[("listen", "it is called `bind`"), ("address", "it is called `bind`"), ("port", "it is called `bind`")],
+    later: &[],
 };
 
 const RS485_GONE: &[(&str, &str)] = &[
@@ -786,11 +861,12 @@ pub static SERIAL: KeyTable = KeyTable {
         optional("rs485"),
         optional("ask"),
         optional("frame"),
-        required("parse"),
+        optional("parse"),
         optional("good"),
         default("topic", "\"field/{device}/{point}\""),
         default("qos", "1"),
         optional("point"),
+        optional("command"),
     ],
     gone: &[
         ("device", "it is called `port`"),
@@ -806,7 +882,7 @@ pub static SERIAL: KeyTable = KeyTable {
         ("regex", "write `parse = { regex = '…' }`"),
         ("poll", "write `ask = { send = \"…\", every = \"1s\" }`"),
     ],
-    later: &["command", "capture"],
+    later: &["capture"],
 };
 
 /// `ask = { … }`
@@ -890,6 +966,7 @@ pub static PARSE: KeyTable = KeyTable {
         optional("json"),
         optional("bytes"),
         optional("hex"),
+        optional("nmea"),
         default("decimal", "\".\""),
     ],
     gone: &[
@@ -897,7 +974,7 @@ pub static PARSE: KeyTable = KeyTable {
         ("columns", "write them as `csv = [\"weight\", \"unit\"]`"),
         ("binary", "it is called `bytes`"),
     ],
-    later: &["nmea"],
+    later: &[],
 };
 
 /// One line of `[serial.<name>.point]`
@@ -928,6 +1005,33 @@ pub static SERIAL_POINT: KeyTable = KeyTable {
         ("byte", "it is called `at`"),
         ("factor", "it is called `scale`"),
         ("length", "how many characters a text takes is called `chars`"),
+    ],
+    later: &[],
+};
+
+/// One line of `[serial.<name>.command]`
+pub static SERIAL_COMMAND: KeyTable = KeyTable {
+    title: "serial.<name>.command.<name>",
+    keys: &[
+        required("send"),
+        optional("min"),
+        optional("max"),
+        optional("decimals"),
+        optional("values"),
+        optional("good"),
+        optional("bad"),
+        default("timeout", "\"500ms\""),
+        default("per_minute", "60"),
+        default("expiry", "\"60s\""),
+        default("idempotent", "false"),
+    ],
+    gone: &[
+        ("answer", "the answer that says that it was done is called `good`"),
+        ("reply", "the answer that says that it was done is called `good`"),
+        ("expires", "it is called `expiry`"),
+        ("rate", "it is called `per_minute`"),
+        ("write", "what is sent is called `send`"),
+        ("names", "the words that a request may say are called `values`"),
     ],
     later: &[],
 };

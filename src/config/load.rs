@@ -75,6 +75,8 @@ pub struct Loaded {
     pub uplink_places: BTreeMap<Arc<str>, TlsPlaces>,
     /// The same of each listener.
     pub listener_places: BTreeMap<Arc<str>, TlsPlaces>,
+    /// The same of the status page.
+    pub web_places: TlsPlaces,
     /// Where the port or url of each line is written.
     pub line_places: BTreeMap<Arc<str>, Place>,
 }
@@ -138,6 +140,12 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
         key: listener.key.and_then(place),
     };
     let listener_places = draft.listeners.iter().map(|listener| (listener.name.clone(), places(listener))).collect();
+    let web_places = draft.web.as_ref().map_or_else(TlsPlaces::default, |web| TlsPlaces {
+        table: web.tls.and_then(place),
+        cert: web.cert.and_then(place),
+        key: web.key.and_then(place),
+        ..TlsPlaces::default()
+    });
     let line_places = draft.lines.iter().filter_map(|line| Some((line.name.clone(), place(line.spot)?))).collect();
     let Some(config) = build(draft) else {
         // Each hole in a draft has its problem: this cannot be reached, and must not be a panic if it is.
@@ -145,7 +153,7 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
         return Err(walk.findings.finish().0);
     };
     let warnings = walk.findings.finish().1;
-    Ok(Loaded { config, warnings, effective, files, board, uplink_places, listener_places, line_places })
+    Ok(Loaded { config, warnings, effective, files, board, uplink_places, listener_places, web_places, line_places })
 }
 
 /// The one device of a text that begins with `[serial.<name>]`: for tools that work before any configuration exists.
@@ -330,10 +338,20 @@ fn build(draft: Draft) -> Option<Config> {
             rights.extend(group.rights.as_ref()?);
         }
         let certificate = user.certificate.map(|at| at.value);
-        users.insert(user.name, UserConfig { password: user.password, certificate, rights });
+        users.insert(user.name, UserConfig { password: user.password, certificate, by_token: user.by_token, rights });
     }
     let anonymous = match draft.anonymous {
         Some(anonymous) => Some(anonymous.rights?),
+        None => None,
+    };
+    let tokens = match draft.tokens {
+        Some((tokens, _)) => {
+            let mut tokens = tokens?;
+            for group in draft.groups {
+                tokens.groups.insert(group.name, group.rights?);
+            }
+            Some(tokens)
+        }
         None => None,
     };
     let mut lines = BTreeMap::new();
@@ -361,7 +379,7 @@ fn build(draft: Draft) -> Option<Config> {
         serial.insert(device.name, device.config?);
     }
     let web = match draft.web {
-        Some(bind) => Some(bind?.value),
+        Some(web) => Some(web.config?),
         None => None,
     };
     Some(Config {
@@ -370,7 +388,7 @@ fn build(draft: Draft) -> Option<Config> {
         broker: BrokerConfig {
             listeners,
             sessions: draft.sessions?,
-            access: AccessConfig { users, anonymous },
+            access: AccessConfig { users, anonymous, tokens },
             limits: draft.limits?,
             sys_interval: draft.sys_interval?,
         },

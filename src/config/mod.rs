@@ -24,13 +24,18 @@ pub use modbus::{
     AddressRange, BitRange, Deadband, Meaning, ModbusConfig, ModbusPoint, PointKind, PointTopic, Report, RequestLimits,
     Table, WordOrder, Write, WriteFunction,
 };
+pub use payload::{
+    Compression, Field, Form, Frame, Part, Payload, PayloadTemplate, PayloadTemplateError, TEMPLATE_BYTES_MAX,
+};
 pub use report::{Mark, Place, Problem, render};
 pub use serial::{
-    Ask, ByteOrder, BytesField, Checksum, ChecksumForm, ChecksumKind, Counts, Ending, Escape, Flow, FrameConfig,
-    LengthField, Parity, Parse, PortConfig, Rs485, SerialConfig, SerialMode, SerialPoint, TextKind,
+    Ask, ByteOrder, BytesField, Checksum, ChecksumForm, ChecksumKind, CommandValue, Counts, Ending, Escape, Flow,
+    FrameConfig, LengthField, Parity, Parse, PortConfig, Rs485, SerialCommand, SerialConfig, SerialMode, SerialPoint,
+    TextKind,
 };
 pub use table::points_table;
 pub use template::{TemplateError, TopicTemplate};
+pub use tokens::{PublicKey, TokenConfig, TokenKey};
 
 mod load;
 
@@ -45,6 +50,8 @@ mod walk;
 mod units;
 
 mod access;
+
+mod tokens;
 
 mod file;
 
@@ -65,8 +72,13 @@ pub mod board;
 pub mod template;
 
 pub mod answers;
+pub mod payload;
 
 mod examples;
+
+pub mod describe;
+
+pub mod schema;
 
 /// The stream in the queue by which writes go to field devices; no uplink may have its name.
 pub const WRITES_STREAM: &str = "field";
@@ -135,8 +147,19 @@ pub struct Config {
     pub modbus: BTreeMap<Arc<str>, ModbusConfig>,
     /// `[serial.<name>]`, by device name.
     pub serial: BTreeMap<Arc<str>, SerialConfig>,
-    /// `[web]`: where the status page is served, on loopback; `None` = nowhere.
-    pub web: Option<SocketAddr>,
+    /// `[web]`: where the status page is served, and to whom; `None` = nowhere.
+    pub web: Option<WebConfig>,
+}
+
+/// `[web]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebConfig {
+    /// Where it is served; elsewhere than on loopback only with TLS and users.
+    pub bind: SocketAddr,
+    /// `None` = in the clear.
+    pub tls: Option<ListenerTls>,
+    /// Who may see it, by name, and what his password is compared with; none = whoever is on this machine.
+    pub users: BTreeMap<Arc<str>, PasswordHash>,
 }
 
 /// `[gateway]`
@@ -202,6 +225,8 @@ pub struct AccessConfig {
     /// `[broker.anonymous]`: what whoever has no name may do on this machine. `None`: everything while there are no users,
     /// nothing otherwise.
     pub anonymous: Option<TopicRights>,
+    /// `[broker.jwt]`: whose tokens are as good as a password; `None` = nobody's.
+    pub tokens: Option<TokenConfig>,
 }
 
 /// `[broker.limits]`: what clients may take of the board. The defaults suit one with 512 MB of memory.
@@ -370,6 +395,8 @@ pub struct UplinkConfig {
     pub jwt: Option<JwtConfig>,
     /// A signature instead of the password, at Azure.
     pub sas: Option<SasConfig>,
+    /// Enhanced authentication (MQTT 5.0, 4.12) by this method: the password, or the token, is its data.
+    pub auth_method: Option<String>,
     /// Who judges that, at AWS.
     pub authorizer: Option<AuthorizerConfig>,
     /// How a board without a certificate of its own gets one.
@@ -538,7 +565,9 @@ pub struct ForwardRule {
     pub when_full: Option<WhenFull>,
     /// `order = "strict"`: one message of a topic in flight.
     pub strict_order: bool,
-    /// `payload = "json-batch"`: readings travel together. `None` = one message each.
+    /// How readings are written.
+    pub payload: Payload,
+    /// How readings travel together. `None` = one message each.
     pub batch: Option<BatchLimits>,
 }
 
@@ -587,6 +616,36 @@ pub struct LineConfig {
     pub pause: Duration,
     /// Pause between the opening and the first request.
     pub connect_pause: Duration,
+    /// How frames look where they are not those of Modbus TCP.
+    pub framing: SerialFraming,
+    /// Where another master reaches the line; `None` = nowhere.
+    pub share: Option<ShareConfig>,
+}
+
+/// `share = { bind = "127.0.0.1:1502" }`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShareConfig {
+    /// Where it listens, by Modbus TCP.
+    pub bind: SocketAddr,
+    /// What changes a device is passed on too.
+    pub is_writable: bool,
+}
+
+impl LineConfig {
+    /// A line without anything that need not be said.
+    pub fn new(kind: LineKind, timeout: Duration) -> LineConfig {
+        let (pause, connect_pause) = (Duration::ZERO, Duration::ZERO);
+        LineConfig { kind, timeout, pause, connect_pause, framing: SerialFraming::Rtu, share: None }
+    }
+}
+
+/// `framing`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SerialFraming {
+    /// Bytes with pauses between the frames.
+    Rtu,
+    /// Hexadecimal digits with a colon before each frame.
+    Ascii,
 }
 
 /// What a line is made of.

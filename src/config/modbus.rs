@@ -187,7 +187,7 @@ impl Default for Write {
     }
 }
 
-/// The functions that write (Modbus Application Protocol 1.1b3, 6.5, 6.6, 6.11, 6.12).
+/// The functions that write (Modbus Application Protocol 1.1b3, 6.5, 6.6, 6.11, 6.12, 6.16, 6.17).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WriteFunction {
     /// 5 or 6 for what stands in one place, 16 for more.
@@ -196,6 +196,10 @@ pub enum WriteFunction {
     Single,
     /// 15 or 16, also for one.
     Multiple,
+    /// 22: the unit itself changes some bits of a register.
+    Masked,
+    /// 23: what was written is read back in the same request.
+    AndRead,
 }
 
 impl ModbusPoint {
@@ -286,6 +290,14 @@ pub enum PointKind {
     U64,
     /// Four registers, two's complement.
     I64,
+    /// One register, four decimal digits of four bits each.
+    Bcd16,
+    /// Two registers, eight decimal digits.
+    Bcd32,
+    /// Four registers, sixteen decimal digits.
+    Bcd64,
+    /// One register, IEEE 754 binary16.
+    F16,
     /// Two registers, IEEE 754.
     F32,
     /// Four registers, IEEE 754.
@@ -302,8 +314,9 @@ impl PointKind {
     pub fn width(self) -> u16 {
         match self {
             PointKind::Bool | PointKind::U8 | PointKind::I8 | PointKind::U16 | PointKind::I16 => 1,
-            PointKind::U32 | PointKind::I32 | PointKind::F32 => 2,
-            PointKind::U64 | PointKind::I64 | PointKind::F64 => 4,
+            PointKind::Bcd16 | PointKind::F16 => 1,
+            PointKind::U32 | PointKind::I32 | PointKind::F32 | PointKind::Bcd32 => 2,
+            PointKind::U64 | PointKind::I64 | PointKind::F64 | PointKind::Bcd64 => 4,
             PointKind::String { registers } => registers.get(),
         }
     }
@@ -315,8 +328,14 @@ impl PointKind {
             PointKind::U16 | PointKind::I16 => Some(16),
             PointKind::U32 | PointKind::I32 => Some(32),
             PointKind::U64 | PointKind::I64 => Some(64),
-            PointKind::Bool | PointKind::F32 | PointKind::F64 | PointKind::String { .. } => None,
+            PointKind::Bool | PointKind::F16 | PointKind::F32 | PointKind::F64 | PointKind::String { .. } => None,
+            PointKind::Bcd16 | PointKind::Bcd32 | PointKind::Bcd64 => None,
         }
+    }
+
+    /// How many decimal digits of four bits it has; `None` for what has none.
+    pub fn bcd_digits(self) -> Option<u32> {
+        matches!(self, PointKind::Bcd16 | PointKind::Bcd32 | PointKind::Bcd64).then(|| u32::from(self.width()) * 4)
     }
 
     /// As in `type`.
@@ -331,6 +350,10 @@ impl PointKind {
             PointKind::I32 => "i32",
             PointKind::U64 => "u64",
             PointKind::I64 => "i64",
+            PointKind::Bcd16 => "bcd16",
+            PointKind::Bcd32 => "bcd32",
+            PointKind::Bcd64 => "bcd64",
+            PointKind::F16 => "f16",
             PointKind::F32 => "f32",
             PointKind::F64 => "f64",
             PointKind::String { .. } => "string",

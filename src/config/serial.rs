@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,6 +118,49 @@ pub struct SerialConfig {
     pub qos: Qos,
     /// Points in the order they were written; where none is written, every named group or column.
     pub points: Vec<SerialPoint>,
+    /// What may be sent to it when somebody asks for that.
+    pub commands: Vec<SerialCommand>,
+}
+
+/// One line of `[serial.<name>.command]`.
+#[derive(Debug, Clone)]
+pub struct SerialCommand {
+    /// Unique in its device, among points and commands.
+    pub name: Arc<str>,
+    /// What is sent before the value, or all of it.
+    pub send: Vec<u8>,
+    /// What is sent behind the value.
+    pub rest: Vec<u8>,
+    /// What a request says; `None`: it only says that it is to be done.
+    pub value: Option<CommandValue>,
+    /// The answer that says that it was done.
+    pub good: Option<Regex>,
+    /// The answer that says that it was not.
+    pub bad: Option<Regex>,
+    /// How long to wait for either.
+    pub timeout: Duration,
+    /// Requests within a minute; more are refused.
+    pub per_minute: NonZeroU16,
+    /// What is not begun within this time is never begun.
+    pub expiry: Duration,
+    /// To do it twice is no different.
+    pub is_idempotent: bool,
+}
+
+/// What `{value}` stands for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CommandValue {
+    /// A number.
+    Number {
+        /// What is less is refused.
+        min: Option<f64>,
+        /// What is more is refused.
+        max: Option<f64>,
+        /// So many digits behind the decimal sign; `None`: as many as it has.
+        decimals: Option<u8>,
+    },
+    /// One of these words.
+    Words(Vec<String>),
 }
 
 /// `ask = { send = "SI\r\n", every = "1s", timeout = "500ms" }`
@@ -161,6 +204,19 @@ impl FrameConfig {
             idle: None,
             checksum: None,
             bytes_max,
+        }
+    }
+}
+
+impl FrameConfig {
+    /// Sentences of NMEA 0183: between a dollar sign and CR LF, with a star and two digits that prove them.
+    pub fn nmea() -> FrameConfig {
+        let (kind, form) = (ChecksumKind::Xor, ChecksumForm::Hex);
+        // 82 characters by the standard; makers' own are longer.
+        FrameConfig {
+            start: b"$".to_vec(),
+            checksum: Some(Checksum { kind, form, order: ByteOrder::Big, at: None, from: 1, skip: 1 }),
+            ..FrameConfig::delimited(b"\r\n", 1024)
         }
     }
 }
@@ -362,6 +418,10 @@ pub enum Parse {
         /// The frame writes its bytes as hexadecimal digits.
         is_hex: bool,
     },
+    /// NMEA 0183: the fields behind the name of each sentence, by that name without its talker; an empty one skips one.
+    Nmea(BTreeMap<String, Vec<String>>),
+    /// Not at all: what it says are answers to commands.
+    Nothing,
 }
 
 /// One point of a serial device.

@@ -67,6 +67,8 @@ fn write_text(point: &ModbusPoint, write: &Write) -> String {
         (WriteFunction::Single, _) => Some(6),
         (WriteFunction::Multiple, Table::Coil) => Some(15),
         (WriteFunction::Multiple, _) => Some(16),
+        (WriteFunction::Masked, _) => Some(22),
+        (WriteFunction::AndRead, _) => Some(23),
     };
     let pairs = [
         ("min", write.min.map(|min| min.to_string())),

@@ -130,7 +130,7 @@ impl<'t> Reader<'t> {
             } else {
                 let help = match nearest(key, spec.keys.iter().map(|known| known.name)) {
                     Some(near) => format!("did you mean `{near}`?"),
-                    None => match elsewhere(key) {
+                    None => match elsewhere(key, spec.title) {
                         Some(title) => format!("there is a key `{key}` in [{title}]"),
                         None => {
                             let names: Vec<&str> = spec.keys.iter().map(|known| known.name).collect();
@@ -152,6 +152,11 @@ impl<'t> Reader<'t> {
     /// Whether a key was written.
     pub(super) fn has(&self, key: &str) -> bool {
         self.tree.get(key).is_some()
+    }
+
+    /// Whether it was written as a table.
+    pub(super) fn is_table(&self, key: &str) -> bool {
+        self.tree.get(key).is_some_and(|entry| matches!(entry.node.value, Written::Table(_)))
     }
 
     /// A leaf, or its default.
@@ -423,11 +428,17 @@ pub(super) fn is_column(name: &str, spot: Spot, report_keys: &[&str], findings: 
 }
 
 /// A table that has a key of this name, for a key that stands in the wrong table.
-fn elsewhere(key: &str) -> Option<&'static str> {
-    let mut found = keys::TABLES.iter().filter(|table| table.keys.iter().any(|known| known.name == key));
-    let first = found.next()?;
+fn elsewhere(key: &str, title: &str) -> Option<&'static str> {
+    let section = title.split('.').next().unwrap_or_default();
+    let has_it = |table: &&&keys::KeyTable| table.keys.iter().any(|known| known.name == key);
+    let of_section = |table: &&&keys::KeyTable| table.title.split('.').next() == Some(section);
+    let all: Vec<_> = keys::TABLES.iter().filter(has_it).collect();
+    let near: Vec<_> = keys::TABLES.iter().filter(has_it).filter(of_section).collect();
     // A name that many tables have says nothing.
-    if found.next().is_some() || first.title.is_empty() { None } else { Some(first.title) }
+    match (near.as_slice(), all.as_slice()) {
+        ([one], _) | (_, [one]) if !one.title.is_empty() => Some(one.title),
+        _ => None,
+    }
 }
 
 /// The known name that `written` is a slip of: at most one error in three characters.

@@ -53,6 +53,21 @@ pub(super) struct DeviceSpec {
     pub(super) health: Arc<DeviceHealth>,
 }
 
+impl DeviceSpec {
+    /// The device is not there any more: its retained state goes.
+    pub(super) fn farewell(&self, desk: &Desk) -> Message {
+        Message {
+            topic: self.state_topic.clone(),
+            qos: Qos::AtLeastOnce,
+            retain: true,
+            properties: None,
+            body: Body::Bytes(bytes::Bytes::new()),
+            origin: Origin::Gateway,
+            received: desk.clock.now(),
+        }
+    }
+}
+
 /// A point as configured, with its topic.
 #[derive(Debug, Clone)]
 pub(super) struct PointSpec {

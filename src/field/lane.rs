@@ -87,7 +87,7 @@ impl Lane {
         if let Some(item) = self.items.iter().find(settled) {
             return Some(Move::Verify(item.ticket));
         }
-        if self.owes_poll && is_poll_due {
+        if self.owes(is_poll_due) {
             return None;
         }
         let is_asking = |item: &Item| matches!(item.stage, Stage::Asked | Stage::Ready) && !rests(item);
@@ -101,6 +101,11 @@ impl Lane {
                 Stage::Waiting | Stage::Asked | Stage::Settling(_) => None,
             }
         })
+    }
+
+    /// Whether one may have begun: it is asked for, or sent.
+    pub fn is_any_begun(&self) -> bool {
+        self.items.iter().any(|item| item.stage != Stage::Waiting)
     }
 
     /// When there is something to be done next, if nothing comes in between.
@@ -132,6 +137,11 @@ impl Lane {
     /// It has ended.
     pub fn done(&mut self, ticket: Ticket) {
         self.items.retain(|item| item.ticket != ticket);
+    }
+
+    /// Whether a poll that is due has its turn first.
+    pub fn owes(&self, is_poll_due: bool) -> bool {
+        self.owes_poll && is_poll_due
     }
 
     /// A write has taken a turn.

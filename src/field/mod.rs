@@ -15,18 +15,18 @@
 //! Readings wait for their commit in the carrier, not in the lines: a disk that stalls delays no exchange until the
 //! channel is full; then lines wait and skip polls.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::{error, warn};
+use log::warn;
 use thiserror::Error;
-use tokio::sync::{RwLock, mpsc};
-use tokio::task::{Id, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{RwLock, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -38,8 +38,9 @@ use crate::queue::{AppendError, Outlet};
 
 use device::{Desk, DeviceSpec, PointSpec, point_topic, state_topic};
 use pause::Pauses;
-use record::Recorder;
-use writes::Clerk;
+use record::{Recorder, Wire};
+use tending::{Key, Tended, Tending};
+use writes::{Clerk, Switchboard};
 
 mod device;
 pub mod lane;
@@ -48,6 +49,7 @@ pub mod poll;
 mod port;
 pub mod record;
 mod report;
+mod tending;
 mod writes;
 
 pub mod modbus;
@@ -62,12 +64,6 @@ pub use writes::set_topics;
 const OUTBOX_BATCHES: usize = 256;
 /// Batches that the carrier submits before it waits for their commits.
 const CARRIED_BATCHES: usize = 64;
-/// Pauses of a line that panicked.
-const RESTART: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(60));
-/// A line that ran this long before it panicked is forgiven its former ones.
-const FORGIVEN_AFTER: Duration = Duration::from_secs(300);
-/// How long a stop waits for a write that is under way to end, and to be read back.
-const WRITE_GRACE: Duration = Duration::from_secs(2);
 /// Pauses before a reading that the queue refused is offered again.
 const REFUSED: Pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(5));
 
@@ -164,11 +160,71 @@ impl Readings for Intake {
 /// The field stage: all lines, ready to run.
 #[derive(Debug)]
 pub struct Field<R = Intake> {
-    lines: Vec<Line>,
+    lines: Lines,
     readings: R,
     clock: Clock,
-    /// Takes writes, if any are taken.
-    clerk: Option<Clerk>,
+    /// Takes writes, if any are taken, and connects lines with whoever does.
+    clerk: Option<(Clerk, Switchboard)>,
+    hand: FieldHand,
+    changes: mpsc::Receiver<NewLines>,
+}
+
+/// Lines and their devices as a configuration has them; nothing is open yet.
+#[derive(Debug)]
+pub struct Lines(Vec<Line>);
+
+impl Line {
+    /// Where the way to the clerk of writes belongs, if anything on this line can be written.
+    fn write_end(&mut self) -> Option<&mut Option<writes::LineEnd>> {
+        match self {
+            Line::Modbus(line) => Some(&mut line.writes),
+            Line::Serial(port) => (!port.config.commands.is_empty()).then_some(&mut port.writes),
+        }
+    }
+}
+
+impl Lines {
+    /// Takes them out of the configuration.
+    pub fn new(config: &Config, health: &Health) -> Result<Lines, FieldError> {
+        let mut lines = modbus_lines(config, health)?;
+        for (name, serial) in &config.serial {
+            let device = DeviceSpec {
+                name: name.clone(),
+                qos: serial.qos,
+                topic: serial.topic.clone(),
+                state_topic: state_topic(&config.gateway.id, name)?,
+                points: serial_points(name, serial)?,
+                health: health.device(name),
+            };
+            lines.push(Line::Serial(Box::new(serial::PortSpec {
+                device,
+                config: serial.clone(),
+                writes: None,
+                recorder: None,
+            })));
+        }
+        Ok(Lines(lines))
+    }
+}
+
+/// Lines that are to be run instead of those that are, and the way to say that they do.
+#[derive(Debug)]
+struct NewLines(Lines, oneshot::Sender<()>);
+
+/// Changes the lines of a field stage that runs. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct FieldHand(mpsc::Sender<NewLines>);
+
+impl FieldHand {
+    /// Runs these lines from now on. What is not different goes on as it is: a device on a line that stays is read without
+    /// a gap, whatever comes and goes beside it. Comes back when all that is not wanted any more has ended.
+    pub async fn change(&self, lines: Lines) {
+        let (done, is_done) = oneshot::channel();
+        if self.0.send(NewLines(lines, done)).await.is_ok() {
+            // A stage that ends has no lines at all.
+            let _ended = is_done.await;
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -180,58 +236,71 @@ enum Line {
 impl<R: Readings> Field<R> {
     /// Takes the lines and devices out of the configuration. Opens nothing yet.
     pub fn new(config: &Config, readings: R, clock: Clock, health: &Health) -> Result<Field<R>, FieldError> {
-        let mut lines = modbus_lines(config, health)?;
-        for (name, serial) in &config.serial {
-            let device = DeviceSpec {
-                name: name.clone(),
-                qos: serial.qos,
-                topic: serial.topic.clone(),
-                state_topic: state_topic(&config.gateway.id, name)?,
-                points: serial_points(name, serial)?,
-                health: health.device(name),
-            };
-            lines.push(Line::Serial(Box::new(serial::PortSpec { device, config: serial.clone() })));
-        }
-        Ok(Field { lines, readings, clock, clerk: None })
+        let lines = Lines::new(config, health)?;
+        let (hand, changes) = mpsc::channel(1);
+        Ok(Field { lines, readings, clock, clerk: None, hand: FieldHand(hand), changes })
+    }
+
+    /// To change the lines while it runs.
+    pub fn hand(&self) -> FieldHand {
+        self.hand.clone()
     }
 
     /// Lets points be written by what waits in `outlet`, which is that of `queue::WRITES`; answers leave by `intake`.
     pub fn writing(mut self, outlet: Outlet, intake: Intake) -> Field<R> {
-        self.clerk = Some(Clerk::new(outlet, intake, &mut self.lines));
+        self.clerk = Some(Clerk::new(outlet, intake, &mut self.lines.0));
         self
     }
 
-    /// Takes down what goes over each Modbus line, in a file of its own in this directory.
+    /// Takes down what goes over each line and port, in a file of its own in this directory.
     pub fn recording(mut self, dir: &Path) -> Result<Field<R>, FieldError> {
-        for line in &mut self.lines {
-            let Line::Modbus(spec) = line else { continue };
-            let path = dir.join(record::file_name(&spec.name));
-            let recorder = Recorder::create(&path, modbus::probe::Probe::wire(&spec.config))
-                .map_err(|source| FieldError::Record { path, source })?;
-            spec.recorder = Some(recorder);
+        let create = |file: &str, wire: Wire| {
+            let path = dir.join(record::file_name(file));
+            Recorder::create(&path, wire).map_err(|source| FieldError::Record { path, source })
+        };
+        for line in &mut self.lines.0 {
+            match line {
+                Line::Modbus(spec) => {
+                    spec.recorder = Some(create(&spec.name, modbus::probe::Probe::wire(&spec.config))?);
+                }
+                // A line may bear the same name.
+                Line::Serial(port) => {
+                    port.recorder = Some(create(&format!("{}.serial", port.device.name), Wire::Serial)?);
+                }
+            }
         }
         Ok(self)
     }
 
     /// Reads the devices until `stop`; then hands on what was read and ends.
     pub async fn run(self, stop: CancellationToken) -> Result<(), FieldError> {
-        let Field { lines, readings, clock, clerk } = self;
+        let stopping = stop.clone();
+        let Field { lines, readings, clock, clerk, hand: _hand, mut changes } = self;
         let (outbox, inbox) = mpsc::channel(OUTBOX_BATCHES);
         let desk = Desk { outbox, clock };
         let mut carrier = JoinSet::new();
         carrier.spawn(carry(inbox, readings, stop.clone()));
-        if let Some(clerk) = clerk {
+        let switchboard = clerk.map(|(clerk, switchboard)| {
             carrier.spawn(clerk.run(stop.clone()));
-        }
-        // The lines hold the only senders: when they have ended, the carrier empties the channel and ends too.
-        let tend = tend(lines, desk, stop.clone());
+            switchboard
+        });
+        // The lines and their tending hold the only senders: when they have ended, the carrier and the clerk end too.
+        let tend = async move {
+            let mut tending = Tending::new(desk, stop.clone());
+            lines.0.into_iter().for_each(|line| tending.add(line));
+            while let Some(NewLines(lines, done)) = tending.run(&mut changes).await {
+                tending.change(lines.0, switchboard.as_ref()).await;
+                // Whoever asked may be gone.
+                let _unheard = done.send(());
+            }
+        };
         tokio::pin!(tend);
         loop {
             tokio::select! {
                 () = &mut tend => break,
                 Some(ended) = carrier.join_next() => match ended {
                     // The clerk has nothing to bring to an end.
-                    Ok(Ok(())) if stop.is_cancelled() => {}
+                    Ok(Ok(())) if stopping.is_cancelled() => {}
                     Ok(Err(error)) => return Err(FieldError::Intake(error)),
                     Ok(Ok(())) | Err(_) => return Err(FieldError::Carrier),
                 },
@@ -264,6 +333,7 @@ fn modbus_lines(config: &Config, health: &Health) -> Result<Vec<Line>, FieldErro
             units,
             writes: None,
             recorder: None,
+            estate: modbus::Estate::default(),
         })))
     });
     Ok(with_units.collect())
@@ -307,69 +377,6 @@ fn unit(
     Ok(modbus::UnitSpec { config: device.clone(), device: spec })
 }
 
-/// What is run, and run again when it fails.
-trait Tended: Clone + Send + 'static {
-    fn name(&self) -> &str;
-
-    /// What it holds while it must not be dropped at once.
-    fn busy(&self) -> Option<Arc<RwLock<()>>> {
-        None
-    }
-
-    /// Runs until it is dropped.
-    fn run(self, desk: Desk) -> impl Future<Output = ()> + Send;
-}
-
-/// Runs the lines, each in its own task, and starts one that panicked again after a growing pause.
-async fn tend<L: Tended>(lines: Vec<L>, desk: Desk, stop: CancellationToken) {
-    let mut tasks = JoinSet::new();
-    let mut running: HashMap<Id, (usize, Instant)> = HashMap::new();
-    let mut failures = vec![0u32; lines.len()];
-    let start = |tasks: &mut JoinSet<()>, number: usize, pause: Duration| {
-        let line = lines.get(number)?.clone();
-        let (desk, stop, busy) = (desk.clone(), stop.clone(), line.busy());
-        let stopped = async move {
-            stop.cancelled().await;
-            if let Some(busy) = busy {
-                // What is not over by then is told as unknown after the next start.
-                drop(timeout(WRITE_GRACE, busy.write()).await);
-            }
-        };
-        let task = tasks.spawn(async move {
-            tokio::select! {
-                () = stopped => {}
-                () = async {
-                    sleep(pause).await;
-                    line.run(desk).await;
-                } => {}
-            }
-        });
-        Some((task.id(), (number, Instant::now() + pause)))
-    };
-    running.extend((0..lines.len()).filter_map(|number| start(&mut tasks, number, Duration::ZERO)));
-    while let Some(ended) = tasks.join_next_with_id().await {
-        let (id, panicked) = match ended {
-            Ok((id, ())) => (id, None),
-            Err(error) => (error.id(), Some(error)),
-        };
-        let Some((number, since)) = running.remove(&id) else { continue };
-        if stop.is_cancelled() {
-            continue;
-        }
-        let Some(count) = failures.get_mut(number) else { continue };
-        *count = if since.elapsed() > FORGIVEN_AFTER { 1 } else { count.saturating_add(1) };
-        let line = lines.get(number).map_or("", Tended::name);
-        if let Some(panic) = panicked {
-            error!(line, error:% = panic; "A line failed and is started again");
-        } else {
-            warn!(line; "A line ended by itself and is started again");
-        }
-        running.extend(start(&mut tasks, number, RESTART.after(*count)));
-    }
-    // A gateway without field devices has nothing to tend, which is no reason to end.
-    stop.cancelled().await;
-}
-
 /// Hands on readings in order and keeps them until they are taken.
 async fn carry<R: Readings>(
     mut inbox: mpsc::Receiver<Vec<Message>>,
@@ -401,24 +408,98 @@ async fn carry<R: Readings>(
 }
 
 impl Tended for Line {
-    fn name(&self) -> &str {
+    fn key(&self) -> Key {
         match self {
-            Line::Modbus(line) => &line.name,
-            Line::Serial(port) => &port.device.name,
+            Line::Modbus(line) => ("line", line.name.clone()),
+            Line::Serial(port) => ("serial", port.device.name.clone()),
+        }
+    }
+
+    fn is_same(&self, other: &Line) -> bool {
+        match (self, other) {
+            (Line::Modbus(one), Line::Modbus(other)) => one.is_same(other),
+            (Line::Serial(one), Line::Serial(other)) => one.is_same(other),
+            _ => false,
+        }
+    }
+
+    fn succeed(&mut self, former: &Line) {
+        match (self, former) {
+            (Line::Modbus(one), Line::Modbus(former)) => {
+                one.estate = former.estate.clone();
+                one.recorder.clone_from(&former.recorder);
+            }
+            (Line::Serial(one), Line::Serial(former)) => one.recorder.clone_from(&former.recorder),
+            _ => {}
         }
     }
 
     fn busy(&self) -> Option<Arc<RwLock<()>>> {
         match self {
             Line::Modbus(line) => Some(line.writes.as_ref()?.busy.clone()),
-            Line::Serial(_) => None,
+            Line::Serial(port) => Some(port.writes.as_ref()?.busy.clone()),
         }
     }
 
-    async fn run(self, desk: Desk) {
+    async fn run(self, desk: Desk, leave: CancellationToken) {
         match self {
-            Line::Modbus(line) => modbus::run(*line, desk).await,
-            Line::Serial(port) => serial::run(*port, desk).await,
+            Line::Modbus(line) => modbus::run(*line, desk, leave).await,
+            Line::Serial(port) => {
+                let busy = port.writes.as_ref().map(|end| end.busy.clone());
+                let left = async {
+                    leave.cancelled().await;
+                    // A command that is being sent comes to its end first, and none begins after it.
+                    if let Some(busy) = busy {
+                        drop(busy.write().await);
+                    }
+                };
+                tokio::select! {
+                    () = left => {}
+                    () = serial::run(*port, desk) => {}
+                }
+            }
+        }
+    }
+}
+
+impl Tending<Line> {
+    /// Runs these lines and no others. Old ones end first: the new ones may need their ports.
+    async fn change(&mut self, mut lines: Vec<Line>, switchboard: Option<&Switchboard>) {
+        let former = self.end_others(&lines).await;
+        for line in &mut lines {
+            match (self.line(&line.key()), line) {
+                (Some(Line::Modbus(same)), Line::Modbus(line)) => line.writes.clone_from(&same.writes),
+                (Some(Line::Serial(same)), Line::Serial(port)) => port.writes.clone_from(&same.writes),
+                _ => {}
+            }
+        }
+        if let Some(switchboard) = switchboard {
+            switchboard.connect(&mut lines).await;
+        }
+        let devices: HashSet<Arc<str>> =
+            lines.iter().flat_map(Line::devices).map(|device| device.name.clone()).collect();
+        let gone = former.values().flat_map(Line::devices).filter(|device| !devices.contains(&device.name));
+        let gone: Vec<Message> = gone.map(|device| device.farewell(&self.desk)).collect();
+        if !gone.is_empty() && self.desk.outbox.send(gone).await.is_err() {
+            log::debug!("The end of devices found no reader: the stage is ending");
+        }
+        for mut line in lines {
+            if self.line(&line.key()).is_some() {
+                continue;
+            }
+            if let Some(former) = former.get(&line.key()) {
+                line.succeed(former);
+            }
+            self.add(line);
+        }
+    }
+}
+
+impl Line {
+    fn devices(&self) -> Vec<&DeviceSpec> {
+        match self {
+            Line::Modbus(line) => line.units.iter().map(|unit| &unit.device).collect(),
+            Line::Serial(port) => vec![&port.device],
         }
     }
 }
@@ -432,26 +513,6 @@ mod tests {
     use crate::clock::ClockSource;
     use crate::message::{Body, Origin, Qos, Topic};
 
-    /// Panics at its first three starts, or never.
-    #[derive(Clone)]
-    struct Faulty {
-        starts: Arc<AtomicU32>,
-        panics: u32,
-    }
-
-    impl Tended for Faulty {
-        fn name(&self) -> &str {
-            "faulty"
-        }
-
-        async fn run(self, desk: Desk) {
-            let start = self.starts.fetch_add(1, Ordering::SeqCst);
-            assert!(start >= self.panics, "a library failed");
-            desk.outbox.send(vec![message("t")]).await.unwrap();
-            std::future::pending::<()>().await;
-        }
-    }
-
     fn message(topic: &str) -> Message {
         Message {
             topic: Topic::new(topic).unwrap(),
@@ -462,26 +523,6 @@ mod tests {
             origin: Origin::Field,
             received: Clock::new(ClockSource::Trusted).now(),
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_line_that_panics_is_started_again_and_its_neighbour_is_not_touched() {
-        let (outbox, mut inbox) = mpsc::channel(8);
-        let desk = Desk { outbox, clock: Clock::new(ClockSource::Trusted) };
-        let stop = CancellationToken::new();
-        let starts = [Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0))];
-        let line = |number: usize, panics| Faulty { starts: starts[number].clone(), panics };
-        let mut tasks = JoinSet::new();
-        tasks.spawn(tend(vec![line(0, 3), line(1, 0)], desk, stop.clone()));
-        let began = Instant::now();
-        inbox.recv().await.unwrap();
-        assert_eq!(began.elapsed(), Duration::ZERO, "the neighbour starts at once");
-        inbox.recv().await.unwrap();
-        assert_eq!(began.elapsed().as_secs(), 1 + 2 + 4, "growing pauses");
-        assert_eq!(starts.map(|count| count.load(Ordering::SeqCst)), [4, 1]);
-        stop.cancel();
-        tasks.join_next().await.unwrap().unwrap();
-        assert!(inbox.recv().await.is_none(), "the lines' ends are closed");
     }
 
     /// Refuses the first offers, then takes all.

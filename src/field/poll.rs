@@ -110,6 +110,18 @@ impl Plan {
         plan
     }
 
+    /// The plan of a line whose units have changed: of each of them, where it was in `former`, if it stays as it was. Those
+    /// go on as if nothing had happened; the others begin now.
+    pub fn after(former: Plan, units: Vec<(PlanUnit, Option<usize>)>, now: Duration) -> Plan {
+        let Plan { units: mut kept, wary_until, last_cost, .. } = former;
+        let last = units.len().saturating_sub(1);
+        let units = units.into_iter().map(|(unit, place)| match place.and_then(|place| kept.get_mut(place)) {
+            Some(plan) => std::mem::replace(plan, UnitPlan::nothing()),
+            None => UnitPlan::new(unit).from(now),
+        });
+        Plan { units: units.collect(), last, wary_until, last_cost }
+    }
+
     /// Whose turn it is at `now`.
     pub fn next(&self, now: Duration) -> Turn {
         let living = || self.living_turn(now, |_| true);
@@ -259,6 +271,21 @@ impl UnitPlan {
             not_before: Duration::ZERO,
             answered_at: None,
         }
+    }
+
+    fn nothing() -> UnitPlan {
+        let (points, blocks) = (Vec::new(), Vec::new());
+        let (pause_min, not_before) = (Duration::ZERO, Duration::ZERO);
+        UnitPlan { points, blocks, pause_min, fruitless_in_a_row: 0, not_before, answered_at: None }
+    }
+
+    /// Its first requests one after the other, not all at once.
+    fn from(mut self, now: Duration) -> UnitPlan {
+        let count = u32::try_from(self.blocks.len().max(1)).unwrap_or(u32::MAX);
+        for (number, scheduled) in (0u32..).zip(&mut self.blocks) {
+            scheduled.due = now + scheduled.block.interval.min(SPREAD_MAX).saturating_mul(number) / count;
+        }
+        self
     }
 
     fn is_failing(&self) -> bool {
@@ -414,6 +441,25 @@ mod tests {
             }
         }
         (counts, longest)
+    }
+
+    #[test]
+    fn a_unit_that_stays_keeps_its_turns_when_another_comes_and_goes() {
+        let unit = || unit_of(vec![point(Table::Holding, 0, 1)], ms(0));
+        let mut plan = Plan::new(vec![unit(), unit()]);
+        // The second one answers at 500 ms, and is due again a second later.
+        assert_eq!(plan.next(ms(500)), Turn::Ask { unit: 0, block: 0 });
+        plan.done(0, 0, Outcome::Answered, ms(500), ms(510));
+        assert_eq!(plan.next(ms(510)), Turn::Ask { unit: 1, block: 0 });
+        plan.done(1, 0, Outcome::Answered, ms(510), ms(520));
+        let before = plan.next(ms(520));
+        let mut plan = Plan::after(plan, vec![(unit(), Some(1))], ms(700));
+        assert_eq!((before, plan.next(ms(700))), (Turn::Wait(ms(1000)), Turn::Wait(ms(1500))));
+        plan = Plan::after(plan, vec![(unit(), None), (unit(), Some(0))], ms(800));
+        assert_eq!(plan.next(ms(800)), Turn::Ask { unit: 0, block: 0 }, "who is new has its turn at once");
+        plan.done(0, 0, Outcome::Answered, ms(800), ms(810));
+        assert_eq!(plan.next(ms(810)), Turn::Wait(ms(1500)));
+        assert_eq!(plan.done(1, 0, Outcome::Answered, ms(1500), ms(1510)), Some(ms(990)), "and is measured on");
     }
 
     #[test]

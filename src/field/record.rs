@@ -36,6 +36,8 @@ pub enum Wire {
     Tcp,
     /// Modbus RTU, on a serial line or over TCP.
     Rtu,
+    /// A serial device's own.
+    Serial,
 }
 
 impl Wire {
@@ -43,6 +45,7 @@ impl Wire {
         match self {
             Wire::Tcp => "tcp",
             Wire::Rtu => "rtu",
+            Wire::Serial => "serial",
         }
     }
 }
@@ -141,6 +144,11 @@ pub fn file_name(line: &str) -> String {
     format!("{}.rec", line.chars().map(kept).collect::<String>())
 }
 
+/// Whether a text says that it is a recording.
+pub fn is_one(text: &str) -> bool {
+    text.starts_with(HEAD)
+}
+
 /// What happened on a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -165,7 +173,7 @@ pub struct Recording {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum RecordingError {
     /// Its first line.
-    #[error("this is no recording: its first line is not `{HEAD}tcp` or `{HEAD}rtu`")]
+    #[error("this is no recording: its first line is not `{HEAD}tcp`, `{HEAD}rtu` or `{HEAD}serial`")]
     Head,
     /// One of the others.
     #[error("line {number} of the recording is not understood")]
@@ -181,6 +189,7 @@ pub fn parse(text: &str) -> Result<Recording, RecordingError> {
     let wire = match lines.next().and_then(|line| line.strip_prefix(HEAD)).map(str::trim) {
         Some("tcp") => Wire::Tcp,
         Some("rtu") => Wire::Rtu,
+        Some("serial") => Wire::Serial,
         _ => return Err(RecordingError::Head),
     };
     let mut events = Vec::new();

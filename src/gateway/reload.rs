@@ -1,62 +1,86 @@
-//! What a new configuration changes, and which of it can come into force while the gateway runs. Pure.
+//! What is different in a new configuration, and which of it has to wait for a restart. Pure.
 //!
-//! Forward rules can, and users with what they may do: they are asked for each message. So can the TLS files of a listener:
-//! they are asked for each connection. All else is built at the start. What is not said to be changed
-//! is the same to the last key: whole sections are compared as they print themselves, so that no key is forgotten here.
+//! What is not said to be changed is the same to the last key: whole sections are compared as they print themselves, so that
+//! no key is forgotten here. What can change while the gateway runs is named by its table; what is built at the start (the
+//! store and its bounds, the sizes of the broker) by its key.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::config::{AccessConfig, BrokerConfig, Config, UplinkConfig};
+use crate::config::{Config, UplinkConfig};
 
 /// The way from one configuration to another.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Difference {
-    /// Uplinks whose forward rules are others.
+    /// Uplinks of which only the forward rules are others: their sessions go on.
     pub rules: Vec<Arc<str>>,
-    /// Users, or what they may do, are others.
+    /// Uplinks that are new, gone, or others.
+    pub uplinks: Vec<Arc<str>>,
+    /// Users of the broker, or what they may do, are others.
     pub access: bool,
-    /// Listeners whose TLS files are to be read again, whether they are others or the same.
-    pub certificates: Vec<Arc<str>>,
-    /// Sections that wait for a restart, as they are written in the file.
+    /// Listeners that are new, gone, or others in more than their TLS files.
+    pub listeners: Vec<Arc<str>>,
+    /// Lines that are new, gone, or others.
+    pub lines: Vec<String>,
+    /// Devices that are new, gone, or others, by their tables.
+    pub devices: Vec<String>,
+    /// The status page is served elsewhere, to others, or no more.
+    pub web: bool,
+    /// What gives way, and what is too old, is another.
+    pub bounds: Vec<&'static str>,
+    /// What waits for a restart, as it is written in the file.
     pub restart: Vec<String>,
 }
 
 impl Difference {
     pub fn between(old: &Config, new: &Config) -> Difference {
-        let access = old.broker.access != new.broker.access;
-        let mut difference = Difference { access, ..Difference::default() };
+        let mut difference = Difference {
+            access: old.broker.access != new.broker.access,
+            web: web(old) != web(new),
+            ..Difference::default()
+        };
         let restart = &mut difference.restart;
         note(restart, "gateway", &old.gateway, &new.gateway);
-        note(restart, "queue", &old.queue, &new.queue);
-        note(restart, "web", &old.web, &new.web);
-        let mut broker = old.broker.clone();
-        for (name, listener) in &mut broker.listeners {
-            let files = new.broker.listeners.get(name).and_then(|listener| listener.tls.as_ref());
-            if let (Some(tls), Some(files)) = (&mut listener.tls, files) {
+        note(restart, "queue.max_bytes", &old.queue.bytes_max, &new.queue.bytes_max);
+        note(restart, "queue.flash", &old.queue.hold, &new.queue.hold);
+        note(restart, "broker.session", &old.broker.sessions, &new.broker.sessions);
+        note(restart, "broker.limits", &old.broker.limits, &new.broker.limits);
+        note(restart, "broker.sys_interval", &old.broker.sys_interval, &new.broker.sys_interval);
+        let bounds = &mut difference.bounds;
+        note(bounds, "queue.max_age", &old.queue.age_max, &new.queue.age_max);
+        note(bounds, "queue.when_full", &old.queue.when_full, &new.queue.when_full);
+        for name in names(old.broker.listeners.keys().chain(new.broker.listeners.keys())) {
+            let (before, after) = (old.broker.listeners.get(&name), new.broker.listeners.get(&name));
+            let mut before = before.cloned();
+            if let (Some(Some(tls)), Some(Some(files))) =
+                (before.as_mut().map(|before| before.tls.as_mut()), after.map(|after| after.tls.as_ref()))
+            {
                 tls.clone_from(files);
-                difference.certificates.push(name.clone());
+            }
+            if before.as_ref() != after {
+                difference.listeners.push(name);
             }
         }
-        note(restart, "broker", &bound(&broker), &bound(&new.broker));
-        let names = |one: Vec<&Arc<str>>| one.into_iter().cloned().collect::<BTreeSet<_>>();
-        for name in names(old.lines.keys().chain(new.lines.keys()).collect()) {
+        for name in names(old.lines.keys().chain(new.lines.keys())) {
             // A line that is written in place is named by its url, which its device names.
             if !name.contains("://") {
-                note(restart, &format!("line.{name}"), &old.lines.get(&name), &new.lines.get(&name));
+                let (before, after) = (old.lines.get(&name), new.lines.get(&name));
+                note(&mut difference.lines, format!("line.{name}"), &before, &after);
             }
         }
-        for name in names(old.modbus.keys().chain(new.modbus.keys()).collect()) {
-            note(restart, &format!("modbus.{name}"), &old.modbus.get(&name), &new.modbus.get(&name));
+        let devices = &mut difference.devices;
+        for name in names(old.modbus.keys().chain(new.modbus.keys())) {
+            note(devices, format!("modbus.{name}"), &old.modbus.get(&name), &new.modbus.get(&name));
         }
-        for name in names(old.serial.keys().chain(new.serial.keys()).collect()) {
-            note(restart, &format!("serial.{name}"), &old.serial.get(&name), &new.serial.get(&name));
+        for name in names(old.serial.keys().chain(new.serial.keys())) {
+            note(devices, format!("serial.{name}"), &old.serial.get(&name), &new.serial.get(&name));
         }
-        for name in names(old.uplinks.keys().chain(new.uplinks.keys()).collect()) {
+        for name in names(old.uplinks.keys().chain(new.uplinks.keys())) {
             let (before, after) = (old.uplinks.get(&name), new.uplinks.get(&name));
-            note(&mut difference.restart, &format!("uplink.{name}"), &before.map(built), &after.map(built));
-            if let (Some(before), Some(after)) = (before, after)
+            if print(&before.map(built)) != print(&after.map(built)) {
+                difference.uplinks.push(name);
+            } else if let (Some(before), Some(after)) = (before, after)
                 && print(&before.forward) != print(&after.forward)
             {
                 difference.rules.push(name);
@@ -64,21 +88,46 @@ impl Difference {
         }
         difference
     }
+
+    /// Whether any line or device is another.
+    pub fn is_in_field(&self) -> bool {
+        !self.lines.is_empty() || !self.devices.is_empty()
+    }
+
+    /// What is in force when all of it is done, as it is written in the file.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.bounds.iter().map(|name| (*name).to_owned()).collect();
+        names.extend(self.listeners.iter().map(|name| format!("broker.listener.{name}")));
+        names.extend(self.access.then(|| "broker.user".to_owned()));
+        names.extend(self.uplinks.iter().map(|name| format!("uplink.{name}")));
+        names.extend(self.rules.iter().map(|name| format!("uplink.{name}.forward")));
+        names.extend(self.lines.iter().chain(&self.devices).cloned());
+        names.extend(self.web.then(|| "web".to_owned()));
+        names
+    }
 }
 
-/// What of the broker is built at the start: all but who may do what.
-fn bound(broker: &BrokerConfig) -> BrokerConfig {
-    BrokerConfig { access: AccessConfig::default(), ..broker.clone() }
+fn names<'n>(all: impl Iterator<Item = &'n Arc<str>>) -> BTreeSet<Arc<str>> {
+    all.cloned().collect()
 }
 
-/// What of an uplink is built at the start.
+/// The page without the files of its certificate, which are read again anyway.
+fn web(config: &Config) -> Option<crate::config::WebConfig> {
+    let mut web = config.web.clone()?;
+    if let Some(tls) = &mut web.tls {
+        (tls.cert, tls.key) = Default::default();
+    }
+    Some(web)
+}
+
+/// What of an uplink is built when it starts.
 fn built(uplink: &UplinkConfig) -> UplinkConfig {
     UplinkConfig { forward: Vec::new(), ..uplink.clone() }
 }
 
-fn note<T: Debug>(restart: &mut Vec<String>, section: &str, old: &T, new: &T) {
+fn note<T: Debug, N>(names: &mut Vec<N>, name: impl Into<N>, old: &T, new: &T) {
     if print(old) != print(new) {
-        restart.push(section.to_owned());
+        names.push(name.into());
     }
 }
 
@@ -104,35 +153,60 @@ mod tests {
     }
 
     #[test]
-    fn forward_rules_come_into_force_at_once_and_the_rest_is_named_as_it_is_written() {
+    fn what_is_different_is_named_as_it_is_written_and_nothing_else() {
         let uplink = "[uplink.cloud]\nurl = \"mqtt://127.0.0.1\"\n";
         let rule = "[[uplink.cloud.forward]]\nfilter = \"a/#\"\n";
-        assert_eq!(changes(uplink, uplink), Difference::default());
-        let rules = changes(uplink, &format!("{uplink}{rule}"));
-        assert_eq!((rules.rules, rules.restart), (vec![Arc::from("cloud")], Vec::new()));
-        let both = changes(uplink, &format!("{uplink}keep_alive = \"7s\"\n{rule}[queue]\nmax_bytes = \"32 MiB\"\n"));
-        assert_eq!((both.rules.len(), both.restart), (1, vec!["queue".to_owned(), "uplink.cloud".to_owned()]));
         let device = "[modbus.meter]\nline = \"tcp://127.0.0.1:5020\"\nunit_id = 1\n\
                       [modbus.meter.point]\nlevel = { address = \"holding:0\", type = \"u16\" }\n";
-        assert_eq!(changes(uplink, &format!("{uplink}{device}")).restart, ["modbus.meter"]);
-        assert_eq!(changes(uplink, "").restart, ["uplink.cloud"]);
+        let all = format!("{uplink}{device}[web]\n");
+        assert_eq!(changes(&all, &all), Difference::default());
+        for (old, new, expected) in [
+            (uplink, &*format!("{uplink}{rule}"), "uplink.cloud.forward"),
+            (uplink, &format!("{uplink}keep_alive = \"7s\"\n{rule}"), "uplink.cloud"),
+            (uplink, &format!("{uplink}{device}"), "modbus.meter"),
+            (uplink, "", "uplink.cloud"),
+            ("", "[queue]\nmax_age = \"7 days\"\nwhen_full = \"refuse\"\n", "queue.max_age queue.when_full"),
+            ("", "[web]\n", "web"),
+            ("[web]\n", "[web]\nbind = \"127.0.0.1:9081\"\n", "web"),
+            ("", "[broker.listener.local]\nbind = \"127.0.0.1:1884\"\n", "broker.listener.local"),
+        ] {
+            let difference = changes(old, new);
+            assert_eq!((difference.names().join(" "), difference.restart), (expected.to_owned(), Vec::new()));
+        }
     }
 
     #[test]
-    fn users_and_what_they_may_do_come_into_force_at_once() {
+    fn what_is_built_at_the_start_waits_for_a_restart() {
+        for (new, expected) in [
+            ("[queue]\nmax_bytes = \"32 MiB\"\n", "queue.max_bytes"),
+            ("[queue]\nflash = \"spare\"\n", "queue.flash"),
+            ("[broker.session]\nexpiry = \"1 day\"\n", "broker.session"),
+            ("[broker.limits]\nconnections = 7\n", "broker.limits"),
+            ("[broker]\nsys_interval = \"7s\"\n", "broker.sys_interval"),
+        ] {
+            let difference = changes("", new);
+            assert_eq!((difference.restart.join(" "), difference.names()), (expected.to_owned(), Vec::new()));
+        }
+        let other = config("");
+        let gateway = crate::config::GatewayConfig { state_dir: "/elsewhere".into(), ..other.gateway.clone() };
+        let difference = Difference::between(&config(""), &Config { gateway, ..other });
+        assert_eq!(difference.restart, ["gateway"]);
+    }
+
+    #[test]
+    fn users_and_what_they_may_do_are_no_change_of_a_listener() {
         let user = |topic: &str| format!("[broker.user.plc7]\ncertificate = \"CN=plc7\"\npublish = [\"{topic}\"]\n");
         assert_eq!(changes(&user("a"), &user("a")), Difference::default());
-        for (old, new) in [(String::new(), user("a")), (user("a"), user("b")), (user("a"), String::new())] {
-            let changed = changes(&old, &new);
-            assert!(changed.access && changed.restart.is_empty(), "{changed:?}");
+        let anonymous = format!("{}[broker.anonymous]\n", user("a"));
+        for (old, new) in
+            [(String::new(), user("a")), (user("a"), user("b")), (user("a"), String::new()), (user("a"), anonymous)]
+        {
+            assert_eq!(changes(&old, &new).names(), ["broker.user"]);
         }
-        let anonymous = changes(&user("a"), &format!("{}[broker.anonymous]\n", user("a")));
-        assert!(anonymous.access && anonymous.restart.is_empty());
-        assert_eq!(changes("", "[broker.session]\nexpiry = \"1 day\"\n").restart, ["broker"]);
     }
 
     #[test]
-    fn certificates_are_read_again_each_time_and_what_else_a_listener_is_waits_for_a_restart() {
+    fn other_files_of_certificates_are_no_difference_and_tls_itself_is_one() {
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str| {
             use std::os::unix::fs::PermissionsExt as _;
@@ -142,16 +216,15 @@ mod tests {
             path.display().to_string()
         };
         let tls = |cert: &str| format!("tls = {{ cert = \"{}\", key = \"{}\" }}\n", file(cert), file("key"));
-        let listener = |more: &str| format!("[broker.listener.plant]\nbind = \"127.0.0.1:8883\"\n{more}");
-        for cert in ["old", "new"] {
-            let difference = changes(&listener(&tls("old")), &listener(&tls(cert)));
-            assert_eq!((difference.certificates, difference.restart), (vec![Arc::from("plant")], Vec::new()));
+        for table in ["[broker.listener.plant]\nbind = \"127.0.0.1:8883\"\n", "[web]\n"] {
+            let with = |more: &str| format!("{table}{more}");
+            let name = if table.contains("web") { "web" } else { "broker.listener.plant" };
+            assert_eq!(changes(&with(&tls("old")), &with(&tls("new"))), Difference::default());
+            assert_eq!(changes(&with(""), &with(&tls("old"))).names(), [name]);
+            assert_eq!(changes(&with(&tls("old")), &with("")).names(), [name]);
         }
-        for (old, new) in [("", tls("old")), (&tls("old"), String::new())] {
-            let difference = changes(&listener(old), &listener(&new));
-            assert_eq!((difference.certificates, difference.restart), (Vec::new(), vec!["broker".to_owned()]));
-        }
-        let difference = changes(&listener(&tls("old")), &listener(&(tls("old") + "transport = \"websocket\"")));
-        assert_eq!(difference.restart, ["broker"]);
+        let listener = |more: &str| format!("[broker.listener.plant]\nbind = \"127.0.0.1:8883\"\n{}{more}", tls("old"));
+        let difference = changes(&listener(""), &listener("transport = \"websocket\""));
+        assert_eq!(difference.names(), ["broker.listener.plant"]);
     }
 }

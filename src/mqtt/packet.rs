@@ -344,6 +344,8 @@ impl ReasonCode {
     pub const GRANTED_QOS_1: ReasonCode = ReasonCode(0x01);
     /// Granted QoS 2.
     pub const GRANTED_QOS_2: ReasonCode = ReasonCode(0x02);
+    /// A client shows who it is once more.
+    pub const RE_AUTHENTICATE: ReasonCode = ReasonCode(0x19);
     /// The client leaves but wants its will published.
     pub const DISCONNECT_WITH_WILL: ReasonCode = ReasonCode(0x04);
     /// Taken, though nobody subscribes: a success.

@@ -10,8 +10,9 @@
 use bytes::Bytes;
 use serde::Serialize;
 
+use super::time::Time;
 use crate::clock::{Timing, rfc3339};
-use crate::message::{ClockState, MessageId, Reading, Stamp, Value};
+use crate::message::{MessageId, Reading, Value};
 
 #[derive(Serialize)]
 struct Object<'a> {
@@ -38,7 +39,7 @@ struct Object<'a> {
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum JsonValue<'a> {
+pub(super) enum JsonValue<'a> {
     Null,
     Bool(bool),
     Int(i64),
@@ -47,26 +48,27 @@ enum JsonValue<'a> {
     Text(&'a str),
 }
 
+impl JsonValue<'_> {
+    pub(super) fn of(value: &Value) -> JsonValue<'_> {
+        match value {
+            Value::Null => JsonValue::Null,
+            Value::Bool(value) => JsonValue::Bool(*value),
+            Value::Int(value) => JsonValue::Int(*value),
+            Value::Uint(value) => JsonValue::Uint(*value),
+            // JSON has no NaN and no infinity (RFC 8259, 6).
+            Value::Float(value) if !value.is_finite() => JsonValue::Null,
+            Value::Float(value) => JsonValue::Float(*value),
+            Value::Text(value) => JsonValue::Text(value),
+        }
+    }
+}
+
 /// `reading` as JSON, with its time as `timing` says.
 pub fn encode(reading: &Reading, id: &MessageId, timing: Timing) -> Bytes {
-    let value = match &reading.value {
-        Value::Null => JsonValue::Null,
-        Value::Bool(value) => JsonValue::Bool(*value),
-        Value::Int(value) => JsonValue::Int(*value),
-        Value::Uint(value) => JsonValue::Uint(*value),
-        // JSON has no NaN and no infinity (RFC 8259, 6).
-        Value::Float(value) if !value.is_finite() => JsonValue::Null,
-        Value::Float(value) => JsonValue::Float(*value),
-        Value::Text(value) => JsonValue::Text(value),
-    };
-    let Time { wall_ms, clock, after_ms, before_ms } = time(reading.stamp, timing);
-    let error_ms = match clock {
-        ClockState::Holdover { error_ms } => Some(error_ms),
-        ClockState::Synced | ClockState::Unset => None,
-    };
+    let time = Time::new(reading.stamp, timing);
     let object = Object {
-        ts: rfc3339(wall_ms),
-        value,
+        ts: rfc3339(time.wall_ms),
+        value: JsonValue::of(&reading.value),
         unit: reading.unit.as_deref(),
         quality: reading.quality.name(),
         reason: reading.reason.as_deref(),
@@ -74,10 +76,10 @@ pub fn encode(reading: &Reading, id: &MessageId, timing: Timing) -> Bytes {
         point: &reading.point,
         seq: reading.seq,
         id: id.to_string(),
-        clock: (clock != ClockState::Synced).then(|| clock.name()),
-        ts_error_ms: error_ms,
-        ts_after: after_ms.map(rfc3339),
-        ts_before: before_ms.map(rfc3339),
+        clock: time.clock_name(),
+        ts_error_ms: time.error_ms(),
+        ts_after: time.after_ms.map(rfc3339),
+        ts_before: time.before_ms.map(rfc3339),
     };
     // Strings, numbers and options only: there is nothing in it that cannot be written.
     Bytes::from(serde_json::to_vec(&object).unwrap_or_default())
@@ -99,34 +101,10 @@ pub fn array(objects: impl Iterator<Item = Bytes>) -> Bytes {
     Bytes::from(all)
 }
 
-struct Time {
-    wall_ms: i64,
-    clock: ClockState,
-    after_ms: Option<i64>,
-    before_ms: Option<i64>,
-}
-
-fn time(stamp: Stamp, timing: Timing) -> Time {
-    let Stamp { wall_ms, clock, .. } = stamp;
-    let known = |wall_ms, clock| Time { wall_ms, clock, after_ms: None, before_ms: None };
-    let unset = |after_ms: i64, before_ms: Option<i64>| {
-        // Should the two cross, which only a clock that was set wrongly can do, the later word stands.
-        let before_ms = before_ms.filter(|before_ms| *before_ms >= after_ms);
-        let wall_ms = wall_ms.clamp(after_ms, before_ms.unwrap_or(i64::MAX));
-        Time { wall_ms, clock: ClockState::Unset, after_ms: Some(after_ms), before_ms }
-    };
-    match timing {
-        Timing::Stamped => known(wall_ms, clock),
-        Timing::Corrected { offset_ms, clock } => known(wall_ms.saturating_add(offset_ms), clock),
-        Timing::Between { after_ms, before_ms } => unset(after_ms, before_ms),
-        Timing::Open { after_ms } => unset(after_ms, None),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Quality, Stamp};
+    use crate::message::{ClockState, Quality, Stamp};
     use std::sync::Arc;
 
     fn reading(value: Value) -> Reading {

@@ -907,6 +907,8 @@ impl Books {
             let waiting = stream.waiting + self.held.count_of(&stream.name);
             health.uplink(&stream.name).waiting.store(waiting, Ordering::Relaxed);
         }
+        let kept = self.streams.iter().filter(|stream| !stream.is_active && stream.waiting > 0);
+        health.set_kept_streams(kept.map(|stream| (stream.name.clone(), stream.waiting)));
         Ok(())
     }
 

@@ -43,12 +43,14 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Clock, Timing};
-use crate::config::{BatchLimits, ForwardRule, TopicTemplate, WRITES_STREAM, WhenFull};
+use crate::config::{BatchLimits, ForwardRule, Payload, TopicTemplate, WRITES_STREAM, WhenFull};
 use crate::health::{self, Health, LossReason};
 use crate::message::{Filter, Message, MessageId, Ordinal, Origin, Qos, Sequence, Topic};
 
+use inspect::{Answer, Question};
 use opening::Past;
 use outward::Fetched;
+use upkeep::Order;
 use worker::{Away, JOBS_MAX, Job, Reply};
 
 pub use worker::Worker;
@@ -65,6 +67,7 @@ mod removal;
 
 mod opening;
 
+pub mod inspect;
 pub mod ledger;
 mod newer;
 
@@ -106,6 +109,8 @@ mod salvage;
 
 mod scrub;
 
+pub mod upkeep;
+
 mod store;
 
 #[cfg(test)]
@@ -135,6 +140,15 @@ pub struct QueueSettings {
     pub clock: Clock,
     /// Where counters go.
     pub health: Health,
+}
+
+/// Those of `QueueSettings` that may change while the queue runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// As there.
+    pub age_max: Option<Duration>,
+    /// As there.
+    pub when_full: WhenFull,
 }
 
 /// The stream of writes to field devices. No uplink may have its name. It wants what comes to one of `SetTopics` and nothing
@@ -167,6 +181,7 @@ impl StreamSpec {
             qos: Some(Qos::AtLeastOnce),
             when_full: Some(WhenFull::Refuse),
             strict_order: false,
+            payload: crate::config::Payload::JSON,
             batch: None,
         };
         let rules = Filter::new("#").map(rule).into_iter().collect();
@@ -411,9 +426,48 @@ impl Inlet {
         ask(&self.jobs, |reply| Job::SetRules(spec, reply)).await
     }
 
+    /// Opens a stream while the queue runs: a new one, one that is kept since it was configured no more, or one whose
+    /// outlet has ended, whose place and rules go on. An outlet that it still has gets nothing more (Q5).
+    pub async fn open_stream(&self, spec: StreamSpec) -> Result<Outlet, AppendError> {
+        let (name, (waker, woken)) = (spec.name.clone(), watch::channel(0));
+        ask(&self.jobs, |reply| Job::OpenStream(spec, waker, reply)).await?;
+        Ok(Outlet { name, jobs: self.jobs.clone(), woken, place: 0, head: 0, asked: None })
+    }
+
+    /// From this commit on a stream takes nothing more in. What waits in it is kept, ages, and is delivered when it is
+    /// opened again. Its outlet must have ended.
+    pub async fn close_stream(&self, name: &Arc<str>) -> Result<(), AppendError> {
+        ask(&self.jobs, |reply| Job::CloseStream(name.clone(), reply)).await
+    }
+
+    /// The topics on which points are written, from this commit on.
+    pub async fn set_writes(&self, topics: SetTopics) -> Result<(), AppendError> {
+        ask(&self.jobs, |reply| Job::SetWrites(topics, reply)).await
+    }
+
+    /// What gives way at the ceiling, and what is too old, from now on.
+    pub async fn set_bounds(&self, bounds: Bounds) -> Result<(), AppendError> {
+        ask(&self.jobs, |reply| Job::SetBounds(bounds, reply)).await
+    }
+
+    /// Keeps a problem in the store and shows it in `status`.
+    pub async fn note_problem(&self, text: String) -> Result<(), AppendError> {
+        ask(&self.jobs, |reply| Job::NoteProblem(text, reply)).await
+    }
+
     /// What is in the store at the moment. The answer also proves that the worker is alive.
     pub async fn stats(&self) -> Result<Stats, AppendError> {
         ask(&self.jobs, Job::Stats).await
+    }
+
+    /// What a person asks of the store; one job's share.
+    pub async fn ask(&self, question: Question) -> Result<Answer, AppendError> {
+        ask(&self.jobs, |reply| Job::Ask(question, reply)).await
+    }
+
+    /// Does what a person orders; one job's share. The answer comes after the commit.
+    pub async fn order(&self, order: Order) -> Result<Answer, AppendError> {
+        ask(&self.jobs, |reply| Job::Order(order, reply)).await
     }
 
     /// Comes back when the queue's thread has taken note, whatever is with its disk: it is alive then.
@@ -539,34 +593,10 @@ pub struct Wanted {
 pub struct Encoding {
     /// The topic at the cloud.
     pub topic: Topic,
-    /// Payload format of readings.
-    pub format: Format,
+    /// How readings are written.
+    pub payload: Payload,
     /// How a reading's time is written (DESIGN.md 6.4).
     pub timing: Timing,
-}
-
-/// Payload format of readings on a way out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// DESIGN.md 5: one JSON object for each reading.
-    Json,
-    /// An array of such objects.
-    JsonBatch,
-}
-
-impl Format {
-    /// As it stands in the store.
-    fn code(self) -> i64 {
-        match self {
-            Format::Json => 0,
-            Format::JsonBatch => 1,
-        }
-    }
-
-    /// What a store says. Each reading can be told in JSON, also one that a newer program knew a better way for.
-    fn from_code(code: i64) -> Format {
-        if code == 1 { Format::JsonBatch } else { Format::Json }
-    }
 }
 
 /// With which others a reading may travel.
@@ -637,6 +667,8 @@ pub enum Change {
     SessionKey(u64),
     /// The cloud had no session: received ids of the old one are void. `Outlet::restore` gives the new number.
     NewSession,
+    /// Something is written to the field on this topic: to be known for a minute.
+    Pace(Topic),
 }
 
 /// How a delivery ended.
@@ -662,6 +694,8 @@ pub struct Restored {
     pub session: SessionNumber,
     /// QoS 2 messages in flight, by order of admission.
     pub in_flight: Vec<InFlight>,
+    /// Of `WRITES`: what was written within the last minute and how long ago at most, oldest first.
+    pub paced: Vec<(Topic, Duration)>,
 }
 
 /// One QoS 2 packet id in flight.
@@ -880,8 +914,16 @@ pub enum WorkerError {}
 /// the directory can be had and the disk fails (full, read-only, I/O error), the queue opens all the same: the worker
 /// goes on trying, and whoever asks meanwhile hears `AppendError::Failed`.
 pub fn open(settings: QueueSettings) -> Result<Opened, OpenError> {
+    open_after(settings, Past::default())
+}
+
+/// As `open`, of a store that is known to be damaged where a start does not look: it is moved aside and salvaged.
+pub fn open_as_damaged(settings: QueueSettings, reason: String) -> Result<Opened, OpenError> {
+    open_after(settings, Past { damage: Some(reason), ..Past::default() })
+}
+
+fn open_after(settings: QueueSettings, mut past: Past) -> Result<Opened, OpenError> {
     let lock = opening::take_dir(&settings.dir)?;
-    let mut past = Past::default();
     let hall = past.hall.clone();
     let books = opening::open_books(&settings, &mut past).map_err(|error| {
         let reason = health::chain(&error);

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 use log::{error, info, warn};
 
+use super::QueueSettings;
 use super::identity::sync_dir;
 use super::store::Store;
+use crate::health::Alarm;
 
 const NEWER: &str = "newer";
 
@@ -66,6 +68,21 @@ pub(super) fn take_back(dir: &Path, database: &str, retire: impl FnOnce() -> io:
 /// Whether a store was put aside.
 pub(super) fn is_any(dir: &Path) -> bool {
     !places(&dir.join(NEWER)).is_empty()
+}
+
+/// Shows in `status` what is aside, or that nothing is any more.
+pub(super) fn show(settings: &QueueSettings) {
+    let places = places(&settings.dir.join(NEWER));
+    let Some((_, oldest)) = places.first() else {
+        settings.health.clear(Alarm::StoreAside);
+        return;
+    };
+    let more = if places.len() > 1 { format!(", and {} more beside it", places.len() - 1) } else { String::new() };
+    let text = format!(
+        "a store that a newer program wrote is kept in {}{more}: what waits in it is delivered when that program is back",
+        oldest.display()
+    );
+    settings.health.raise(Alarm::StoreAside, settings.clock.now().wall_ms, &text);
 }
 
 /// What is aside, the oldest first.

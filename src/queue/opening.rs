@@ -34,7 +34,7 @@ use crate::config::{ForwardRule, TopicTemplate};
 use crate::health::LossReason;
 use crate::message::{Filter, Qos};
 
-const QUARANTINE: &str = "quarantine";
+pub(super) const QUARANTINE: &str = "quarantine";
 /// The key in `meta` of the bytes that intake might use when the disk was not crowded.
 const HAD: &str = "had";
 /// Why the program stopped, where nothing else is known.
@@ -124,6 +124,7 @@ pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Bo
             Err(error) => error!(error:%; "The store of a newer program cannot be taken back"),
         }
     }
+    newer::show(settings);
     if past.damage.is_none() {
         match attach(settings, past) {
             Ok(books) => return Ok(books),
@@ -131,10 +132,18 @@ pub(super) fn open_books(settings: &QueueSettings, past: &mut Past) -> Result<Bo
             Err(StoreError::Damaged(reason)) => past.damage = Some(reason),
             Err(StoreError::Newer(step)) => {
                 let failed = |source| OpenError::Directory { dir: settings.dir.clone(), source };
-                newer::set_aside(&settings.dir, DATABASE, step).map_err(failed)?;
+                let place = newer::set_aside(&settings.dir, DATABASE, step).map_err(failed)?;
+                newer::show(settings);
                 // What waits in it is not lost.
                 (past.waiting, past.is_put_aside) = (Some(Waiting::new()), true);
-                return attach(settings, past).map_err(|error| failure(settings, error));
+                let mut books = attach(settings, past).map_err(|error| failure(settings, error))?;
+                let text = format!(
+                    "a newer program wrote the store and this one may not open it: it was put aside in {}",
+                    place.display()
+                );
+                // With the next commit; it is among the alarms in any case.
+                books.add_problem(&text).unwrap_or_default();
+                return Ok(books);
             }
         }
     }
@@ -380,6 +389,31 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
             Err(error)
         }
     }
+}
+
+/// Opens the store as a start does and changes nothing: what a start would move aside is only said. `None`: there is none.
+pub(super) fn open_to_look(dir: &Path) -> Result<Option<Store>, StoreError> {
+    let file = StartFile::new(dir);
+    let kept = file.read().unwrap_or_default();
+    forget_cached(dir).map_err(|error| io_error(&error))?;
+    let is_no_surprise = newer::is_any(dir) || !salvage::places(&dir.join(QUARANTINE)).is_empty();
+    let found = files::look(dir, file.exists() && !is_no_surprise, kept.waiting.is_some())?;
+    if let Some(fault) = found.fault {
+        return Err(StoreError::Damaged(fault.to_string()));
+    }
+    if found.is_new {
+        return Ok(None);
+    }
+    let store = Store::open_to_look(&dir.join(DATABASE))?;
+    let has_log = files::has_log(dir);
+    if has_log && !store.is_in_order().map_err(opening)? {
+        return Err(StoreError::Damaged("its pages do not belong together".to_owned()));
+    }
+    let past = Past { kept: Some(kept), ..Past::default() };
+    if has_log && is_foreign(&store.starts().map_err(opening)?, &past) {
+        return Err(StoreError::Damaged("its write-ahead log is another store's".to_owned()));
+    }
+    Ok(Some(store))
 }
 
 /// Makes the kernel read both files from the disk, before anything is built on what they say.
@@ -731,6 +765,35 @@ impl Books {
         self.set_rules(&spec)
     }
 
+    /// A stream is configured from now on. What waits in one that was there keeps its place.
+    pub fn open_stream(&mut self, spec: StreamSpec) -> rusqlite::Result<()> {
+        match self.settings.streams.iter_mut().find(|known| known.name == spec.name) {
+            Some(known) => known.clone_from(&spec),
+            None => self.settings.streams.push(spec.clone()),
+        }
+        self.set_rules(&spec)?;
+        self.rest_stream(&spec.name)
+    }
+
+    /// A stream is not configured any more: it takes nothing more in, and what waits in it is kept and ages.
+    pub fn close_stream(&mut self, name: &Arc<str>) -> rusqlite::Result<()> {
+        self.settings.streams.retain(|known| known.name != *name);
+        self.rest_stream(name)?;
+        if let Some(stream) = self.streams.iter_mut().find(|stream| stream.name == *name) {
+            stream.is_active = false;
+            info!(stream = &**name, waiting = stream.waiting; "A stream is not configured any more and is kept");
+        }
+        Ok(())
+    }
+
+    /// Nobody delivers what a stream holds at the moment: nothing of it may be in memory only.
+    fn rest_stream(&mut self, name: &Arc<str>) -> rusqlite::Result<()> {
+        match self.streams.iter().position(|stream| stream.name == *name) {
+            Some(index) => self.set_live(index, false),
+            None => Ok(()),
+        }
+    }
+
     /// Lets a stream match by these rules from now on; makes it where it is new.
     pub fn set_rules(&mut self, spec: &StreamSpec) -> rusqlite::Result<()> {
         self.store.write()?;
@@ -833,6 +896,7 @@ fn own_rules(spec: &StreamSpec, gateway: &str) -> Option<ForwardRule> {
             qos: Some(Qos::AtLeastOnce),
             when_full: None,
             strict_order: false,
+            payload: crate::config::Payload::JSON,
             batch: None,
         }),
         Err(error) => {

@@ -3,6 +3,8 @@
 //! Promises: a row is proven before it is handed out; what cannot be handed out is counted and declared; a message
 //! leaves under the topic of today's configuration, or, once it was admitted, under the recorded one.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use log::warn;
 
@@ -10,10 +12,12 @@ use super::books::{Books, JOB_ROWS_MAX, Stream, gap_topic};
 use super::retention;
 use super::routes::Route;
 use super::row;
+use super::rules::RuleList;
 use super::spans::{self, Span};
 use super::store::{InFlightRow, PAGE_BYTES, missing};
-use super::{Change, Encoding, Format, InFlight, Queued, Restored, RetainedPage, SessionNumber, Verdict};
+use super::{Change, Encoding, InFlight, Queued, Restored, RetainedPage, SessionNumber, Verdict};
 use crate::clock::{Timing, rfc3339};
+use crate::config::Payload;
 use crate::health::LossReason;
 use crate::message::{Body, ClockState, Filter, Message, MessageId, Ordinal, Origin, Qos, Sequence, Stamp, Topic};
 
@@ -304,7 +308,6 @@ impl Books {
         let mut in_flight = Vec::new();
         for entry in self.store.in_flight(id)? {
             let now = self.settings.clock.now();
-            let encoding = recorded(&entry);
             let mut rows = Vec::new();
             let mut damaged = Vec::new();
             for sequence in entry.rows.iter().copied() {
@@ -315,7 +318,7 @@ impl Books {
                         if !stream.is_writes() {
                             self.ledger.hand_out(stream.id, sequence, &id, &message);
                         }
-                        let way = match encoding.clone() {
+                        let way = match recorded(&entry, &list, &stream.rules) {
                             Some(encoding) => Way::Again(encoding),
                             None => Way::First(entry.timing),
                         };
@@ -338,7 +341,16 @@ impl Books {
             let InFlightRow { packet_id, released, order, .. } = entry;
             in_flight.push(InFlight { packet_id, released, order, rows });
         }
-        Ok(Restored { session_key, session, in_flight })
+        let is_writes = self.streams.get(index).is_some_and(Stream::is_writes);
+        let paced = if is_writes { self.paced()? } else { Vec::new() };
+        Ok(Restored { session_key, session, in_flight, paced })
+    }
+
+    fn paced(&self) -> rusqlite::Result<Vec<(Topic, Duration)>> {
+        let clock = &self.settings.clock;
+        let paces = self.store.paces(clock.boot_id(), clock.now().mono_ms)?;
+        let known = |(topic, age_ms): (String, u64)| Some((Topic::new(&topic).ok()?, Duration::from_millis(age_ms)));
+        Ok(paces.into_iter().filter_map(known).collect())
     }
 
     /// Applies the changes of one transaction of an uplink.
@@ -365,10 +377,10 @@ impl Books {
                     if let Some(stream) = self.streams.get_mut(index) {
                         stream.in_flight.extend(rows.iter().copied());
                     }
-                    let Encoding { topic, format, timing } = encoding;
+                    let Encoding { topic, payload, timing } = encoding;
                     let topic = topic.as_str().to_owned();
                     let row =
-                        InFlightRow { packet_id, rows, released: false, order, topic, format: format.code(), timing };
+                        InFlightRow { packet_id, rows, released: false, order, topic, format: payload.code(), timing };
                     self.store.insert_in_flight(stream_id, &row)?;
                 }
                 Change::Release { packet_id } => self.store.set_released(stream_id, packet_id)?,
@@ -387,6 +399,10 @@ impl Books {
                     }
                 }
                 Change::NewSession => self.renew_session(index)?,
+                Change::Pace(topic) => {
+                    let clock = &self.settings.clock;
+                    self.store.note_pace(topic.as_str(), clock.boot_id(), clock.now().mono_ms)?;
+                }
             }
         }
         delivered.sort_unstable();
@@ -396,7 +412,7 @@ impl Books {
         self.remove_due()
     }
 
-    fn forget(&mut self, index: usize, packet_id: u16) -> rusqlite::Result<()> {
+    pub fn forget(&mut self, index: usize, packet_id: u16) -> rusqlite::Result<()> {
         let Some(stream) = self.streams.get_mut(index) else { return Ok(()) };
         for sequence in self.store.delete_in_flight(stream.id, packet_id)? {
             stream.in_flight.remove(&sequence);
@@ -519,9 +535,11 @@ fn end_of_prefix(prefix: &str) -> Option<String> {
     Some(format!("{}{next}", prefix.get(..cut)?))
 }
 
-fn recorded(entry: &InFlightRow) -> Option<Encoding> {
+/// A template is found again among those of the day that the message came and of today.
+fn recorded(entry: &InFlightRow, then: &RuleList, now: &RuleList) -> Option<Encoding> {
     let topic = Topic::new(&entry.topic).ok()?;
-    Some(Encoding { topic, format: Format::from_code(entry.format), timing: entry.timing })
+    let known = now.rules.iter().chain(&then.rules).map(|rule| &rule.payload);
+    Some(Encoding { topic, payload: Payload::from_code(entry.format, known), timing: entry.timing })
 }
 
 /// Whether a message was sent before.
@@ -533,13 +551,14 @@ enum Way {
 /// A message as it leaves: by the recorded encoding, else by its route.
 fn queued(sequence: u64, id: MessageId, message: Message, route: Route, way: Way) -> Queued {
     let qos = route.qos(&message);
-    let Route { topic, strict_order, batching, .. } = route;
-    let batching = batching.filter(|_| matches!(message.body, Body::Reading(_)));
+    let Route { topic, strict_order, payload, batching, .. } = route;
+    let is_reading = matches!(message.body, Body::Reading(_));
+    let batching = batching.filter(|_| is_reading);
     let encoding = match way {
         Way::Again(encoding) => encoding,
         Way::First(timing) => {
-            let format = if batching.is_some() { Format::JsonBatch } else { Format::Json };
-            Encoding { topic, format, timing }
+            let payload = if is_reading { payload } else { Payload::JSON };
+            Encoding { topic, payload, timing }
         }
     };
     // What belongs to one reading only, no batch can bear.

@@ -5,6 +5,7 @@
 
 use super::Batching;
 use super::rules::{self, RuleList};
+use crate::config::Payload;
 use crate::message::{Message, Qos, Topic};
 
 /// Topics that are kept; two that fall into one place take turns.
@@ -21,6 +22,8 @@ pub(super) struct Route {
     pub qos: Option<Qos>,
     pub strict_order: bool,
     /// For readings, of today's rule.
+    pub payload: Payload,
+    /// The same.
     pub batching: Option<Batching>,
 }
 
@@ -42,6 +45,7 @@ impl Route {
             topic: today.or_else(first).unwrap_or_else(|| topic.clone()),
             qos: matched.and_then(|rule| rule.qos),
             strict_order: current.is_some_and(|rule| rule.strict_order),
+            payload: current.map_or(Payload::JSON, |rule| rule.payload.clone()),
             batching,
         }
     }
@@ -120,7 +124,15 @@ mod tests {
     fn list(id: i64, prefix: &str) -> RuleList {
         let filter = Filter::new("#").unwrap();
         let topic = TopicTemplate::parse(&format!("{prefix}/{{topic}}"), &filter, "g").unwrap();
-        let rule = ForwardRule { filter, topic, qos: None, when_full: None, strict_order: false, batch: None };
+        let rule = ForwardRule {
+            filter,
+            topic,
+            qos: None,
+            when_full: None,
+            strict_order: false,
+            payload: crate::config::Payload::JSON,
+            batch: None,
+        };
         RuleList { id, is_own: false, rules: vec![rule] }
     }
 

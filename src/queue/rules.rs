@@ -4,11 +4,14 @@
 //! that a message keeps its QoS and its topic although the configuration has changed since.
 
 use std::num::{NonZeroU16, NonZeroU32};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{BatchLimits, ForwardRule, TopicTemplate, WhenFull};
+use crate::config::{
+    BatchLimits, Compression, Form, ForwardRule, Frame, Payload, PayloadTemplate, TopicTemplate, WhenFull,
+};
 use crate::message::{Filter, Message, Qos, Topic};
 
 /// A stream's rules at one time.
@@ -37,6 +40,61 @@ struct Written {
     strict: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     batch: Option<WrittenBatch>,
+    /// Not written for the two forms that there were at first: with a batch an array, without one an object each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    payload: Option<WrittenPayload>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WrittenPayload {
+    form: String,
+    gzip: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    template: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    frame: Option<Frame>,
+}
+
+impl WrittenPayload {
+    fn of(rule: &ForwardRule) -> Option<WrittenPayload> {
+        if rule.payload == usual(rule.batch.is_some()) {
+            return None;
+        }
+        let (form, template) = match &rule.payload.form {
+            Form::Json => ("json", None),
+            Form::JsonDevice => ("json-device", None),
+            Form::JsonBatch => ("json-batch", None),
+            Form::LineProtocol => ("line-protocol", None),
+            Form::SenmlCbor => ("senml-cbor", None),
+            Form::Template(template) => ("template", Some(template)),
+        };
+        Some(WrittenPayload {
+            form: form.to_owned(),
+            gzip: rule.payload.compression == Compression::Gzip,
+            template: template.map(|template| template.text().to_owned()),
+            frame: template.and_then(|template| template.frame().cloned()),
+        })
+    }
+
+    /// What a later program has written in a way that is not known here is told in JSON.
+    fn read(self) -> Payload {
+        let form = match (self.form.as_str(), self.template) {
+            ("json-device", _) => Form::JsonDevice,
+            ("json-batch", _) => Form::JsonBatch,
+            ("line-protocol", _) => Form::LineProtocol,
+            ("senml-cbor", _) => Form::SenmlCbor,
+            ("template", Some(text)) => match PayloadTemplate::parse(&text, self.frame) {
+                Ok(template) => Form::Template(Arc::new(template)),
+                Err(_unknown) => Form::Json,
+            },
+            _ => Form::Json,
+        };
+        Payload { form, compression: if self.gzip { Compression::Gzip } else { Compression::None } }
+    }
+}
+
+fn usual(is_batch: bool) -> Payload {
+    if is_batch { Payload::JSON_BATCH } else { Payload::JSON }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -59,6 +117,7 @@ pub(super) fn write(rules: &[ForwardRule], is_own: bool, gateway: &str) -> Strin
             bytes,
             within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
         }),
+        payload: WrittenPayload::of(rule),
     });
     let definition = Definition { own: is_own, gateway: gateway.to_owned(), rules: rules.collect() };
     // Texts and numbers only: nothing in it that cannot be written.
@@ -84,7 +143,10 @@ pub(super) fn read(id: i64, definition: &str) -> Option<RuleList> {
             bytes,
             within: Duration::from_millis(within_ms),
         });
-        Some(ForwardRule { filter, topic, qos, when_full, strict_order: rule.strict, batch })
+        let payload = rule.payload.map_or_else(|| usual(batch.is_some()), WrittenPayload::read);
+        // A form that is not known here is no batch either.
+        let batch = batch.filter(|_| payload.is_batch());
+        Some(ForwardRule { filter, topic, qos, when_full, strict_order: rule.strict, payload, batch })
     });
     Some(RuleList { id, is_own: definition.own, rules: rules.collect::<Option<_>>()? })
 }
@@ -141,6 +203,7 @@ mod tests {
             qos: Some(Qos::ExactlyOnce),
             when_full: Some(WhenFull::Refuse),
             strict_order: true,
+            payload: Payload::JSON_BATCH,
             batch: Some(BatchLimits { within: Duration::from_millis(1500), ..BatchLimits::default() }),
         };
         let list = read(4, &write(&[rule], false, "g7")).unwrap();
@@ -151,6 +214,21 @@ mod tests {
         assert_eq!(read_back.batch.unwrap().within, Duration::from_millis(1500));
         let older = r#"{"own":false,"gateway":"g7","rules":[{"filter":"a","topic":"b","qos":1,"when_full":null,"strict":false}]}"#;
         assert_eq!(read(4, older).unwrap().rules[0].batch, None);
+        assert_eq!(read(4, older).unwrap().rules[0].payload, Payload::JSON);
+        let frame = || Some(Frame { begin: "<".to_owned(), between: "\n".to_owned(), end: ">".to_owned() });
+        let template = |frame| Form::Template(Arc::new(PayloadTemplate::parse("{device} {value}", frame).unwrap()));
+        let batches = [Form::JsonDevice, Form::JsonBatch, Form::LineProtocol, Form::SenmlCbor, template(frame())];
+        for form in batches.into_iter().chain([Form::Json, template(None)]) {
+            for compression in [Compression::None, Compression::Gzip] {
+                let payload = Payload { form: form.clone(), compression };
+                let batch = payload.is_batch().then(BatchLimits::default);
+                let text = write(&[ForwardRule { payload: payload.clone(), batch, ..read_back.clone() }], false, "g7");
+                let again = read(4, &text).unwrap();
+                assert_eq!((&again.rules[0].payload, again.rules[0].batch), (&payload, batch));
+                let is_usual = payload == Payload::JSON || payload == Payload::JSON_BATCH;
+                assert_eq!(text.contains("payload"), !is_usual, "{text}");
+            }
+        }
         assert_eq!(list.when_full(WhenFull::DropOldest), Some(WhenFull::Refuse));
         assert!(read(4, "{}").is_none());
     }

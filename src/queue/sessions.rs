@@ -18,10 +18,11 @@ use super::{AppendError, Inlet, RetainedFound, RetainedPage, SessionNumber, ask}
 use crate::health::LossReason;
 use crate::message::tree::Tree;
 use crate::message::{Filter, Message, Ordinal, Origin, Qos, Sequence, Stamp};
-use tables::{FlightRow, LaneKey, SessionRow, SubscriptionRow};
+use tables::{FlightRow, SessionRow, SubscriptionRow};
 use waiting::Lane;
 
 pub(super) use salvaged::OldSessions;
+pub(super) use tables::LaneKey;
 pub(super) use waiting::{Cover, Match};
 
 mod salvaged;
@@ -294,7 +295,7 @@ impl fmt::Debug for Later {
 }
 
 impl Later {
-    fn new<T: Send + 'static>(reply: Reply<T>, answer: T) -> Later {
+    pub fn new<T: Send + 'static>(reply: Reply<T>, answer: T) -> Later {
         Later(Box::new(move |failure| {
             // The caller may have given up.
             drop(reply.send(failure.cloned().map_or(Ok(answer), Err)));
@@ -305,7 +306,7 @@ impl Later {
         Later(Box::new(|_| {}))
     }
 
-    fn never<T: Send + 'static>(reply: Reply<T>) -> Later {
+    pub fn never<T: Send + 'static>(reply: Reply<T>) -> Later {
         Later(Box::new(move |failure| {
             drop(reply.send(Err(failure.cloned().unwrap_or(AppendError::Stopped))));
         }))
@@ -533,6 +534,12 @@ impl Sessions {
     /// How many subscriptions they have.
     pub fn subscriptions(&self) -> u64 {
         self.by_number.values().map(|session| session.subscriptions.len() as u64).sum()
+    }
+
+    /// How much waits for each client.
+    pub fn waiting_by_client(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
+        let live = self.by_number.values().filter(|session| !session.is_ended);
+        live.map(|session| (&session.client, session.count))
     }
 
     /// What waits is on the disk.

@@ -33,18 +33,21 @@ pub(super) const LOG_BYTES: u64 = CHECKPOINT_PAGES_MIN as u64 * (PAGE_BYTES + WA
 const APPLICATION_ID: i32 = 0x5449_4447;
 /// The steps of the schema. Each only adds, so that an older program can drain what a newer one stored; a step that it
 /// could not live with names the oldest program that can, in `meta`.
-const SCHEMA: [&str; 5] = [
+const SCHEMA: [&str; 6] = [
     include_str!("schema.sql"),
     include_str!("schema_2.sql"),
     include_str!("ledger/schema.sql"),
     include_str!("schema_4.sql"),
     include_str!("schema_5.sql"),
+    include_str!("schema_6.sql"),
 ];
 /// The step that this program writes.
 pub(super) const SCHEMA_STEP: i64 = SCHEMA.len() as i64;
 /// The oldest program that may open what this one writes, by its step. That of step 1, which was never released, named
 /// no columns when it inserted, so that it cannot live with new ones.
 const OLDEST_PROGRAM: u64 = 2;
+/// How long it matters what was written to a field device: bounds are by the minute.
+const PACE_MS: u64 = 60_000;
 /// Before 3.51.3 two connections on one WAL could spoil the database ("WAL-reset").
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 /// A store of so many pages is looked through at a start after a crash.
@@ -142,6 +145,17 @@ pub(super) struct InFlightRow {
     pub timing: Timing,
 }
 
+/// A message that was refused for good.
+#[derive(Debug)]
+pub(super) struct DeadLetterRow {
+    pub number: i64,
+    pub stream: i64,
+    pub sequence: u64,
+    pub reason: String,
+    pub wall_ms: i64,
+    pub body: Vec<u8>,
+}
+
 /// A column of a table: what it holds, and whether each row has something in it.
 #[derive(Debug)]
 pub(super) struct Column {
@@ -162,6 +176,15 @@ pub(super) struct Store {
 impl Store {
     /// Opens the database at `path`, or makes one.
     pub fn open(path: &Path) -> Result<Store, StoreError> {
+        Store::open_as(path, true)
+    }
+
+    /// Opens the database at `path`, which is there, and leaves it as it is.
+    pub fn open_to_look(path: &Path) -> Result<Store, StoreError> {
+        Store::open_as(path, false)
+    }
+
+    fn open_as(path: &Path, may_write: bool) -> Result<Store, StoreError> {
         if rusqlite::version_number() < SQLITE_VERSION_MIN {
             let reason = format!("SQLite {} is older than 3.51.3", rusqlite::version());
             return Err(StoreError::Unusable(rusqlite::Error::InvalidParameterName(reason)));
@@ -185,14 +208,19 @@ impl Store {
         }
         match (application_id, tables) {
             // A new file, or one whose making was interrupted before its first commit.
-            (0, 0) => store.make().map_err(opening)?,
+            (0, 0) if may_write => store.make().map_err(opening)?,
             (APPLICATION_ID, _) => {}
             _ => return Err(StoreError::Damaged(format!("its application id is {application_id:#x}, not ours"))),
         }
         let oldest = store.meta("oldest_program").map_err(opening)?;
         match oldest {
             Some(step) if step.cast_signed() <= SCHEMA_STEP => {
-                store.add_steps().map_err(opening)?;
+                if may_write {
+                    store.add_steps().map_err(opening)?;
+                } else if store.pragma::<i64>("user_version").map_err(opening)? < SCHEMA_STEP {
+                    let reason = "an older program wrote it: start the gateway once".to_owned();
+                    return Err(StoreError::Unusable(rusqlite::Error::InvalidParameterName(reason)));
+                }
                 if !store.has_all_columns().map_err(opening)? {
                     return Err(StoreError::Damaged("its list of tables is not the one that was made".to_owned()));
                 }
@@ -204,8 +232,10 @@ impl Store {
                 Err(StoreError::Damaged("it says that only a program newer than its own may open it".to_owned()))
             }
             Some(step) => {
-                // All of it into the one file, so that it can be put aside whole.
-                store.close().map_err(opening)?;
+                if may_write {
+                    // All of it into the one file, so that it can be put aside whole.
+                    store.close().map_err(opening)?;
+                }
                 Err(StoreError::Newer(step))
             }
             None => Err(StoreError::Damaged("it does not say which program may open it".to_owned())),
@@ -373,11 +403,13 @@ impl Store {
     /// Whether each page has its one place, as SQLite sees it. Of a store with more than `CHECKED_PAGES_MAX` pages in
     /// use nothing is said: a start takes the same time whatever waits.
     pub fn is_in_order(&self) -> rusqlite::Result<bool> {
-        if self.pages_used()? > CHECKED_PAGES_MAX {
-            return Ok(true);
-        }
+        Ok(self.pages_used()? > CHECKED_PAGES_MAX || self.fault()?.is_none())
+    }
+
+    /// The first thing that SQLite finds wrong with the pages. Looks at all of them.
+    pub fn fault(&self) -> rusqlite::Result<Option<String>> {
         let said: String = self.connection.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
-        Ok(said.eq_ignore_ascii_case("ok"))
+        Ok((!said.eq_ignore_ascii_case("ok")).then_some(said))
     }
 
     /// Puts what is in the WAL into the database, as far as the disk has room.
@@ -448,6 +480,29 @@ impl Store {
     pub fn set_meta(&self, key: &str, value: u64) -> rusqlite::Result<()> {
         let sql = "INSERT INTO meta(key, value) VALUES (?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2";
         self.run(sql, params![key, value.cast_signed()]).map(drop)
+    }
+
+    /// Notes that something was written to a field device on this topic, and forgets what was longer ago than `PACE_MS`.
+    pub fn note_pace(&self, topic: &str, boot_id: &str, mono_ms: u64) -> rusqlite::Result<()> {
+        // What another boot did was before this one began.
+        let sql = "DELETE FROM pace WHERE CASE boot_id WHEN ?1 THEN mono_ms ELSE 0 END <= ?2";
+        if let Some(past) = mono_ms.checked_sub(PACE_MS) {
+            self.run(sql, params![boot_id, past.cast_signed()])?;
+        }
+        let sql = "INSERT INTO pace(topic, boot_id, mono_ms) VALUES (?1, ?2, ?3)";
+        self.run(sql, params![topic, boot_id, mono_ms.cast_signed()]).map(drop)
+    }
+
+    /// What was written within the last `PACE_MS`, oldest first: topic and age. What another boot did is as old as this
+    /// one, or older.
+    pub fn paces(&self, boot_id: &str, mono_ms: u64) -> rusqlite::Result<Vec<(String, u64)>> {
+        let sql = "SELECT topic, boot_id, mono_ms FROM pace ORDER BY id";
+        let rows = self.all(sql, (), |row| {
+            let is_this = row.get_ref(1)?.as_str().is_ok_and(|boot| boot == boot_id);
+            let at = if is_this { unsigned(row, 2)? } else { 0 };
+            Ok((row.get::<_, String>(0)?, mono_ms.saturating_sub(at)))
+        })?;
+        Ok(rows.into_iter().filter(|(_, age_ms)| *age_ms < PACE_MS).collect())
     }
 
     pub fn starts(&self) -> rusqlite::Result<Starts> {
@@ -939,6 +994,16 @@ impl Store {
     pub fn dead_letters(&self, after: i64, count_max: i64) -> rusqlite::Result<Vec<(i64, u64, Vec<u8>)>> {
         let sql = "SELECT id, sequence, body FROM dead_letter WHERE id > ? ORDER BY id LIMIT ?";
         self.all(sql, params![after, count_max], |row| Ok((row.get(0)?, unsigned(row, 1)?, row.get(2)?)))
+    }
+
+    /// At most `count_max` dead letters after a number, with all that is known of them.
+    pub fn dead_letter_rows(&self, after: i64, count_max: i64) -> rusqlite::Result<Vec<DeadLetterRow>> {
+        let sql =
+            "SELECT id, stream, sequence, reason, wall_ms, body FROM dead_letter WHERE id > ? ORDER BY id LIMIT ?";
+        self.all(sql, params![after, count_max], |row| {
+            let (number, stream, sequence) = (row.get(0)?, row.get(1)?, unsigned(row, 2)?);
+            Ok(DeadLetterRow { number, stream, sequence, reason: row.get(3)?, wall_ms: row.get(4)?, body: row.get(5)? })
+        })
     }
 
     pub fn remove_dead_letter(&self, id: i64) -> rusqlite::Result<()> {

@@ -37,7 +37,15 @@ const DEADLINE: Duration = Duration::from_secs(30);
 fn rule(filter: &str, topic: &str) -> ForwardRule {
     let filter = Filter::new(filter).unwrap();
     let topic = TopicTemplate::parse(topic, &filter, "g7").unwrap();
-    ForwardRule { filter, topic, qos: None, when_full: None, strict_order: false, batch: None }
+    ForwardRule {
+        filter,
+        topic,
+        qos: None,
+        when_full: None,
+        strict_order: false,
+        payload: crate::config::Payload::JSON,
+        batch: None,
+    }
 }
 
 fn stream(name: &str, rules: Vec<ForwardRule>) -> StreamSpec {
@@ -711,6 +719,25 @@ async fn q4_drop_newest_keeps_the_oldest_and_refuse_keeps_all_it_took() {
 }
 
 #[tokio::test]
+async fn q4_a_refusal_costs_the_disk_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let streams = vec![stream("cloud", vec![rule("plant/#", "{topic}")])];
+    let rig = Rig::start(QueueSettings { streams, ..small(dir.path(), WhenFull::Refuse) });
+    while rig.inlet.append(submission(numbered(0, 200))).await.is_ok() {}
+    let commits = || rig.health.queue().commits.load(std::sync::atomic::Ordering::Relaxed);
+    // What is due once a second may be written; a refusal beside it is not.
+    let before = commits();
+    for _ in 0..500 {
+        assert_eq!(rig.inlet.append(submission(numbered(0, 200))).await, Err(AppendError::Full));
+        // And what nobody keeps passes beside it.
+        let passing = rig.append(message("elsewhere/x", b"x")).await;
+        assert_eq!(passing.fate, Fate::Unwanted);
+    }
+    assert!(commits() - before < 100, "{} commits for 500 refusals", commits() - before);
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn q4_a_rule_of_its_own_protects_its_messages_from_those_that_drop_the_oldest() {
     let dir = tempfile::tempdir().unwrap();
     let mut settings = small(dir.path(), WhenFull::DropOldest);
@@ -886,10 +913,10 @@ async fn admitted_rows_come_back_with_id_order_and_encoding() {
         7 => Timing::Between { after_ms: 7, before_ms: Some(8) },
         _ => Timing::Stamped,
     };
-    let formats = |packet_id: u16| if packet_id == 3 { Format::JsonBatch } else { Format::Json };
+    let formats = |packet_id: u16| if packet_id == 3 { Payload::JSON_BATCH } else { Payload::JSON };
     let encoding = |row: &Queued, packet_id| Encoding {
         timing: timings(packet_id),
-        format: formats(packet_id),
+        payload: formats(packet_id),
         ..row.encoding.clone()
     };
     let admit = |packet_id, places: &[usize], order| Change::Admit {
@@ -921,7 +948,7 @@ async fn admitted_rows_come_back_with_id_order_and_encoding() {
         for row in &entry.rows {
             assert_eq!(row.encoding.topic.as_str(), "up/plant/press/3/sensor", "as recorded, not as configured now");
             assert_eq!(row.encoding.timing, timings(entry.packet_id));
-            assert_eq!(row.encoding.format, formats(entry.packet_id));
+            assert_eq!(row.encoding.payload, formats(entry.packet_id));
             assert_eq!(row.id, rows[usize::try_from(number_of(&row.message)).unwrap()].id);
         }
     }
@@ -1047,6 +1074,73 @@ async fn new_rules_hold_from_their_commit_on() {
     let seen: Vec<_> = rows.iter().map(|row| (number_of(&row.message), row.encoding.topic.as_str())).collect();
     assert_eq!(seen, [(1, "new/plant/press/3/sensor"), (3, "new/plant/press/3/sensor")]);
     rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_is_closed_and_opened_while_it_runs_and_what_waits_in_it_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(settings(dir.path()));
+    rig.append(numbered(1, 20)).await;
+    let (cloud, other): (Arc<str>, Arc<str>) = (Arc::from("cloud"), Arc::from("other"));
+    let old = rig.outlets.remove(&cloud).unwrap();
+    rig.inlet.close_stream(&cloud).await.unwrap();
+    assert_eq!(rig.append(numbered(2, 20)).await.fate, Fate::Unwanted, "nobody wants it any more");
+    let stats = rig.inlet.stats().await.unwrap();
+    assert_eq!((stats.streams["cloud"].is_active, stats.streams["cloud"].waiting), (false, 1));
+    assert_eq!(rig.health.snapshot(rig_now()).kept_streams, BTreeMap::from([("cloud".to_owned(), 1)]));
+
+    let outlet = rig.inlet.open_stream(stream("other", vec![rule("#", "{topic}")])).await.unwrap();
+    rig.outlets.insert(other, outlet);
+    rig.append(numbered(3, 20)).await;
+    assert_eq!(number_of(&rig.drain("other").await[0].message), 3);
+
+    let again = rig.inlet.open_stream(stream("cloud", vec![rule("#", "again/{topic}")])).await.unwrap();
+    rig.outlets.insert(cloud.clone(), again);
+    rig.append(numbered(4, 20)).await;
+    let mut old = old;
+    let stirred = *old.woken.borrow();
+    let late = tokio::time::timeout(DEADLINE, old.wait(stirred, None)).await.unwrap();
+    assert_eq!(late, Err(AppendError::Stopped), "the outlet of before ends");
+    let rows = rig.drain("cloud").await;
+    let seen: Vec<_> = rows.iter().map(|row| (number_of(&row.message), row.encoding.topic.as_str())).collect();
+    assert_eq!(seen, [(1, "again/plant/press/3/sensor"), (4, "again/plant/press/3/sensor")]);
+    assert!(rig.health.snapshot(rig_now()).kept_streams.is_empty());
+
+    // Waiting outlets are woken also after the store was opened anew.
+    rig.stop().await;
+    let rig = Rig::start(settings(dir.path()));
+    assert_eq!(rig.waiting("cloud").await, 0);
+    let mut outlet = rig.inlet.open_stream(stream("third", vec![rule("#", "{topic}")])).await.unwrap();
+    let (next, _) = tokio::join!(tokio::time::timeout(DEADLINE, outlet.next(1, 1 << 20)), rig.append(numbered(5, 20)));
+    assert_eq!(number_of(&next.unwrap().unwrap()[0].message), 5);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_only_in_memory_for_a_stream_is_on_disk_when_that_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let hold = Some(Duration::from_secs(3600));
+    let mut rig = Rig::start(QueueSettings { hold, ..settings(dir.path()) });
+    let cloud: Arc<str> = Arc::from("cloud");
+    let mut outlet = rig.outlets.remove(&cloud).unwrap();
+    // The ledger knows the client from its first message on.
+    rig.append(numbered(0, 20)).await;
+    let first = outlet.next(10, 1 << 20).await.unwrap();
+    outlet.commit(vec![delivered(first[0].sequence)]).await.unwrap();
+    outlet.set_live(true).await.unwrap();
+    let held = rig.inlet.begin_append(submission(numbered(1, 20))).await.unwrap();
+    assert_eq!(number_of(&outlet.next(10, 1 << 20).await.unwrap()[0].message), 1);
+    drop(outlet);
+    rig.inlet.close_stream(&cloud).await.unwrap();
+    assert!(matches!(held.outcome().await.unwrap().fate, Fate::Stored { .. }), "acknowledged, so on disk");
+    rig.stop().await;
+    let mut rig = Rig::start(settings(dir.path()));
+    assert_eq!(number_of(&rig.drain("cloud").await[0].message), 1);
+    rig.stop().await;
+}
+
+fn rig_now() -> crate::message::Stamp {
+    Clock::new(ClockSource::Trusted).now()
 }
 
 #[tokio::test]

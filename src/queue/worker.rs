@@ -16,14 +16,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::books::Books;
+use super::inspect::{self, Question};
 use super::ledger::{Page, PageAsk};
 use super::opening::{self, Past};
 use super::outward::Fetched;
 use super::sessions::{Later, SessionJob};
 use super::store::{is_damage, is_unreadable};
+use super::upkeep::Order;
 use super::{
-    AppendError, Appended, Change, Once, OpenError, QueueSettings, Restored, RetainedPage, SessionNumber, Stats,
-    StreamSpec, Submission, WorkerError,
+    AppendError, Appended, Bounds, Change, Once, OpenError, QueueSettings, Restored, RetainedPage, SessionNumber,
+    SetTopics, Stats, StreamSpec, Submission, WorkerError,
 };
 use crate::health::{Alarm, chain};
 use crate::message::{Body, Filter};
@@ -64,6 +66,11 @@ pub(super) enum Job {
     OpenSession(Reply<SessionNumber>),
     CloseSession(SessionNumber, Reply<()>),
     SetRules(StreamSpec, Reply<()>),
+    OpenStream(StreamSpec, watch::Sender<u64>, Reply<()>),
+    CloseStream(Arc<str>, Reply<()>),
+    SetWrites(SetTopics, Reply<()>),
+    SetBounds(Bounds, Reply<()>),
+    NoteProblem(String, Reply<()>),
     DeclareStop(String, Reply<()>),
     Commit(Arc<str>, Vec<Change>, Reply<()>),
     AppendWith { stream: Arc<str>, changes: Vec<Change>, submissions: Vec<(Submission, Reply<Appended>)> },
@@ -73,6 +80,8 @@ pub(super) enum Job {
     Retained { filter: Filter, after: Option<String>, reply: Reply<RetainedPage> },
     Stats(Reply<Stats>),
     Ledger(PageAsk, Reply<Page>),
+    Ask(Question, Reply<inspect::Answer>),
+    Order(Order, Reply<inspect::Answer>),
     Tick(Reply<()>),
     Session(SessionJob),
     Ping(Reply<()>),
@@ -392,11 +401,26 @@ impl Thread {
                     self.stopping = Some(Some(reply));
                     break;
                 }
+                Job::OpenStream(spec, waker, reply) => {
+                    // Before anything can wait for it. Whoever had the stream before hears that it is over.
+                    self.wakers.insert(spec.name.clone(), waker.clone());
+                    writes.push(Job::OpenStream(spec, waker, reply));
+                }
+                Job::SetBounds(bounds, reply) => {
+                    self.settings.age_max = bounds.age_max;
+                    self.settings.when_full = bounds.when_full;
+                    // What is too old by the new one is looked for at once.
+                    self.expired_ms = None;
+                    writes.push(Job::SetBounds(bounds, reply));
+                }
                 // Not written: an idle disk is left alone.
                 Job::Ping(reply) => send(reply, Ok(())),
-                Job::Next { .. } | Job::Restore(..) | Job::Retained { .. } | Job::Stats(_) | Job::Ledger(..) => {
-                    self.reads.push_back(job);
-                }
+                Job::Next { .. }
+                | Job::Restore(..)
+                | Job::Retained { .. }
+                | Job::Stats(_)
+                | Job::Ledger(..)
+                | Job::Ask(..) => self.reads.push_back(job),
                 _ => writes.push(job),
             }
             if writes.len() + self.reads.len() < GROUP_JOBS_MAX && bytes < GROUP_BYTES_MAX {
@@ -468,8 +492,8 @@ impl Thread {
         let held = held.failed(&AppendError::Failed { reason: error.to_string() });
         identity.sessions = streams.into_iter().map(|stream| (stream.name, stream.session)).collect();
         drop(store);
-        // Rules may have come since the start.
-        self.settings.streams = settings.streams;
+        // Rules, streams and points may have come since the start.
+        (self.settings.streams, self.settings.set_topics) = (settings.streams, settings.set_topics);
         let past = Past {
             identity: Some(identity),
             was_open: true,
@@ -619,6 +643,7 @@ fn refuse(job: Job, failure: &AppendError) {
         Job::Retained { reply, .. } => send(reply, Err(failure.clone())),
         Job::Stats(reply) => send(reply, Err(failure.clone())),
         Job::Ledger(_, reply) => send(reply, Err(failure.clone())),
+        Job::Ask(_, reply) => send(reply, Err(failure.clone())),
         Job::Ping(reply) => send(reply, Ok(())),
         job => unapplied(job).into_iter().for_each(|answer| answer.give(Some(failure))),
     }
@@ -673,6 +698,28 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
             answers.push(Answer::Done(reply));
             books.change_rules(spec)
         }
+        Job::OpenStream(spec, _, reply) => {
+            answers.push(Answer::Done(reply));
+            books.open_stream(spec)
+        }
+        Job::CloseStream(name, reply) => {
+            answers.push(Answer::Done(reply));
+            books.close_stream(&name)
+        }
+        Job::SetWrites(topics, reply) => {
+            answers.push(Answer::Done(reply));
+            books.settings.set_topics = topics;
+            Ok(())
+        }
+        Job::SetBounds(bounds, reply) => {
+            answers.push(Answer::Done(reply));
+            (books.settings.age_max, books.settings.when_full) = (bounds.age_max, bounds.when_full);
+            Ok(())
+        }
+        Job::NoteProblem(text, reply) => {
+            answers.push(Answer::Done(reply));
+            books.add_problem(&text)
+        }
         Job::DeclareStop(reason, reply) => {
             answers.push(Answer::Done(reply));
             let kept = books.add_problem(&format!("the program stopped {reason}"));
@@ -705,6 +752,15 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
             answers.push(Answer::Done(reply));
             books.tick_ledger()
         }
+        Job::Order(order, reply) => {
+            let done = books.carry_out(&order);
+            let (later, outcome) = match done {
+                Ok(answer) => (Later::new(reply, answer), Ok(())),
+                Err(error) => (Later::never(reply), Err(error)),
+            };
+            answers.push(Answer::Later(later));
+            outcome
+        }
         Job::Session(job) => {
             let (later, outcome) = books.apply_session(job);
             answers.push(Answer::Later(later));
@@ -715,6 +771,7 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
         | Job::Retained { .. }
         | Job::Stats(_)
         | Job::Ledger(..)
+        | Job::Ask(..)
         | Job::Ping(_)
         | Job::Stop(_) => Ok(()),
     }
@@ -761,15 +818,22 @@ fn unapplied_one(job: Job) -> Option<Answer> {
         Job::OpenSession(reply) => Some(Answer::Session(reply, SessionNumber(0))),
         Job::CloseSession(_, reply)
         | Job::SetRules(_, reply)
+        | Job::OpenStream(_, _, reply)
+        | Job::CloseStream(_, reply)
+        | Job::SetWrites(_, reply)
+        | Job::SetBounds(_, reply)
+        | Job::NoteProblem(_, reply)
         | Job::DeclareStop(_, reply)
         | Job::Commit(_, _, reply)
         | Job::Tick(reply) => Some(Answer::Done(reply)),
+        Job::Order(_, reply) => Some(Answer::Later(Later::never(reply))),
         Job::Session(job) => job.unapplied().map(Answer::Later),
         Job::Next { .. }
         | Job::Restore(..)
         | Job::Retained { .. }
         | Job::Stats(_)
         | Job::Ledger(..)
+        | Job::Ask(..)
         | Job::AppendWith { .. }
         | Job::Live(..)
         | Job::Ping(_)
@@ -809,6 +873,10 @@ fn read(books: &mut Books, job: Job) -> rusqlite::Result<()> {
         }
         Job::Ledger(page, reply) => {
             let found = books.ledger_page(page);
+            answer(books, found, reply)
+        }
+        Job::Ask(question, reply) => {
+            let found = books.answer_to(&question);
             answer(books, found, reply)
         }
         _ => Ok(()),

@@ -72,6 +72,19 @@ impl Watch {
         }
     }
 
+    /// Tells the line as it is now. Whoever waits for the end of a reload looks at it right after.
+    pub fn tell_now(&self, note: Option<String>) {
+        status(&self.line(note));
+    }
+
+    fn line(&self, note: Option<String>) -> String {
+        let line = status_line(&self.health.snapshot(self.clock.now()));
+        match note {
+            Some(note) => format!("{note}; {line}"),
+            None => line,
+        }
+    }
+
     /// Keeps the line right until `stop`; `note` says what else it should tell.
     pub async fn tell(self, stop: CancellationToken, note: impl Fn() -> Option<String>) -> Result<(), Infallible> {
         let mut every = interval(LINE_EVERY);
@@ -81,10 +94,7 @@ impl Watch {
                 () = stop.cancelled() => return Ok(()),
                 _ = every.tick() => {}
             }
-            let mut line = status_line(&self.health.snapshot(self.clock.now()));
-            if let Some(note) = note() {
-                line = format!("{note}; {line}");
-            }
+            let line = self.line(note());
             if line != told {
                 status(&line);
                 told = line;

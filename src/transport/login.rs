@@ -57,6 +57,8 @@ pub struct Login {
     pub username: Option<String>,
     /// Password, or a token in its place.
     pub password: Option<Bytes>,
+    /// Enhanced authentication: its method and, instead of a password, its data.
+    pub auth: Option<(String, Bytes)>,
     /// When the password ends, in milliseconds since 1970.
     pub expires_ms: Option<i64>,
 }
@@ -79,7 +81,11 @@ impl Login {
             username = Some(asking);
             expires_s = expires_s.into_iter().chain(token_expires_s).min();
         }
-        Ok(Login { username, password, expires_ms: expires_s.map(|s| s.saturating_mul(1000)) })
+        let (password, auth) = match (&config.auth_method, password) {
+            (Some(method), Some(token)) => (None, Some((method.clone(), token))),
+            (_, password) => (password, None),
+        };
+        Ok(Login { username, password, auth, expires_ms: expires_s.map(|s| s.saturating_mul(1000)) })
     }
 }
 
@@ -95,7 +101,8 @@ async fn signed(config: &UplinkConfig, sas: &SasConfig, endpoint: &Endpoint, now
     let token = sas::token(&azure_resource(&endpoint.host, &config.client_id), &key, expires_s)
         .map_err(|source| LoginError::Signature { path: sas.key.clone(), source })?;
     let username = own_username(config, endpoint);
-    Ok(Login { username, password: Some(Bytes::from(token)), expires_ms: Some(expires_s.saturating_mul(1000)) })
+    let expires_ms = Some(expires_s.saturating_mul(1000));
+    Ok(Login { username, password: Some(Bytes::from(token)), auth: None, expires_ms })
 }
 
 /// The user name that asks for an authoriser, and when its token ends.

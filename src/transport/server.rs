@@ -170,7 +170,10 @@ fn server_config(files: &ListenerTls, clock: &Clock) -> Result<ServerConfig, Tls
         path: files.key.clone(),
         source,
     })?;
-    builder.with_single_cert(chain, key).map_err(TlsError::Identity)
+    let mut config = builder.with_single_cert(chain, key).map_err(TlsError::Identity)?;
+    // Who takes a session up again uses one ticket, and is given the next with it; each is kept in memory here.
+    config.send_tls13_tickets = 1;
+    Ok(config)
 }
 
 fn fault(error: &io::Error) -> HandshakeFault {

@@ -35,6 +35,11 @@ impl UnixDoor {
         Ok(UnixDoor { listener, path: path.to_owned(), identity })
     }
 
+    /// Who may connect from now on.
+    pub fn set_mode(&self, mode: u32) -> io::Result<()> {
+        std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(mode))
+    }
+
     /// The next one who connects, and the user id of its process.
     pub async fn accept(&self) -> io::Result<(UnixStream, Option<u32>)> {
         let (stream, _) = self.listener.accept().await?;

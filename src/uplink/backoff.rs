@@ -38,6 +38,8 @@ pub struct Backoff {
     connected_at: Option<Duration>,
     takeovers: u32,
     taken_over_at: Duration,
+    /// Connections in a row that the cloud had accepted and that ended before they were stable.
+    short_lived: u32,
     idle_drops: u32,
 }
 
@@ -50,6 +52,7 @@ impl Backoff {
             connected_at: None,
             takeovers: 0,
             taken_over_at: Duration::ZERO,
+            short_lived: 0,
             idle_drops: 0,
         }
     }
@@ -63,9 +66,10 @@ impl Backoff {
     /// number, evenly spread.
     pub fn pause(&mut self, now: Duration, chance: u32) -> Duration {
         let lasted = self.connected_at.take().map(|since| now.saturating_sub(since));
-        if lasted.is_some_and(|lasted| lasted >= STABLE_AFTER) {
-            self.failures = 0;
-            self.idle_drops = 0;
+        match lasted {
+            Some(lasted) if lasted >= STABLE_AFTER => (self.failures, self.short_lived, self.idle_drops) = (0, 0, 0),
+            Some(_) => self.short_lived = self.short_lived.saturating_add(1),
+            None => {}
         }
         let ceiling = self.ceiling();
         self.failures = self.failures.saturating_add(1);
@@ -83,6 +87,11 @@ impl Backoff {
         let pause = TAKEN_OVER_FIRST.saturating_mul(1 << self.takeovers.min(DOUBLINGS_MAX)).min(TAKEN_OVER_MAX);
         self.takeovers = self.takeovers.saturating_add(1);
         pause
+    }
+
+    /// How many connections in a row the cloud has accepted and ended soon.
+    pub fn short_lived(&self) -> u32 {
+        self.short_lived
     }
 
     /// The cloud has closed the connection at `now` though nothing was under way that it could take offence at. Whether
@@ -130,6 +139,19 @@ mod tests {
         let mut backoff = backoff();
         let pauses: Vec<u64> = (0..8).map(|_| backoff.pause(Duration::ZERO, u32::MAX).as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
+    }
+
+    #[test]
+    fn connections_that_end_soon_are_counted_until_one_lasts() {
+        let mut backoff = backoff();
+        let mut now = Duration::ZERO;
+        for (lasts_s, counted) in [(1, 1), (59, 2), (60, 0), (5, 1)] {
+            backoff.connected(now);
+            now += Duration::from_secs(lasts_s);
+            backoff.pause(now, 0);
+            backoff.pause(now, 0);
+            assert_eq!(backoff.short_lived(), counted, "after one of {lasts_s} s");
+        }
     }
 
     #[test]

@@ -11,15 +11,20 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::commands;
+use super::waiting::Attempt;
 use crate::clock::Timing;
 use crate::config::clouds::Profile;
+use crate::config::{Compression, Form, Payload};
 use crate::message::{Body, Message, MessageId, Properties, Qos, Stamp, Topic};
 use crate::mqtt::{Connack, Publish, Version};
-use crate::payload::json;
-use crate::queue::{Format, Queued};
+use crate::payload::{self, Outgoing, json, json_device};
+use crate::queue::Queued;
 
 /// The user property that names a message for its receiver (DESIGN.md 6.8).
 pub const ID_PROPERTY: &str = "tidegate-id";
+
+/// The user property that says how a payload is compressed: MQTT has no word of its own for it.
+pub const ENCODING_PROPERTY: &str = "content-encoding";
 
 /// The longest packet that MQTT can write (MQTT 5.0, 2.1.4): fixed header, four bytes of length, 268,435,455 bytes.
 const PACKET_BYTES_MAX: usize = 268_435_455 + 5;
@@ -103,37 +108,65 @@ pub fn publish(row: &Queued, others: &[Queued], terms: &Terms, now: Stamp) -> Op
     let message = &row.message;
     let expiry_s = remaining_expiry_s(message, row.expires_mono_ms, now)?;
     let qos = row.qos.min(terms.qos_max);
-    let (payload, name) = match (&message.body, row.encoding.format) {
-        (Body::Bytes(bytes), _) => (bytes.clone(), row.id.to_string()),
-        (Body::Reading(reading), Format::Json) => {
-            (json::encode(reading, &row.id, row.encoding.timing), row.id.to_string())
-        }
-        (Body::Reading(_), Format::JsonBatch) => {
-            let rows = std::iter::once(row).chain(others);
-            let objects = rows.filter_map(|row| match &row.message.body {
-                Body::Reading(reading) => Some(json::encode(reading, &row.id, row.encoding.timing)),
-                Body::Bytes(_) => None,
-            });
-            (json::array(objects), format!("{}+{}", row.id, 1 + others.len()))
-        }
-    };
-    Some(assemble(
-        message,
-        &row.encoding.topic,
-        payload,
-        qos,
-        Sender { gateway: &row.id.gateway, name: Some(name) },
-        expiry_s,
-        terms,
-    ))
+    let (body, marks) = written(row, others);
+    let sender = Sender { gateway: &row.id.gateway, name: Some(name(row, others)) };
+    Some(assemble(message, &row.encoding.topic, body, marks, qos, sender, expiry_s, terms))
 }
 
-/// The bytes that `row` adds to a batch.
-pub fn bytes_in_batch(row: &Queued) -> usize {
+/// What names `row` and those that travel with it: of a batch the first one's id and how many there are.
+pub fn name(row: &Queued, others: &[Queued]) -> String {
     match &row.message.body {
-        Body::Reading(reading) => json::encode(reading, &row.id, row.encoding.timing).len() + json::JOINT_BYTES,
-        Body::Bytes(bytes) => bytes.len(),
+        Body::Reading(_) if row.encoding.payload.is_batch() => format!("{}+{}", row.id, 1 + others.len()),
+        _ => row.id.to_string(),
     }
+}
+
+/// How a receiver knows what it has got, where that is not the plain JSON that a reading always was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Marks {
+    /// MIME type of the payload before it was compressed.
+    pub content_type: Option<&'static str>,
+    /// What was done to it, as HTTP names it (RFC 9110, 8.4).
+    pub content_encoding: Option<&'static str>,
+}
+
+/// The body of `row` and those that travel with it.
+pub fn written(row: &Queued, others: &[Queued]) -> (Bytes, Marks) {
+    if let Body::Bytes(bytes) = &row.message.body {
+        return (bytes.clone(), Marks::default());
+    }
+    let payload = &row.encoding.payload;
+    let readings: Vec<Outgoing<'_>> = std::iter::once(row).chain(others).filter_map(outgoing).collect();
+    let is_plain = [Payload::JSON, Payload::JSON_BATCH].contains(payload);
+    let marks = Marks {
+        content_type: Some(payload.content_type()).filter(|_| !is_plain),
+        content_encoding: Some("gzip").filter(|_| payload.compression == Compression::Gzip),
+    };
+    (payload::encode(payload, &readings), marks)
+}
+
+fn outgoing(row: &Queued) -> Option<Outgoing<'_>> {
+    let Body::Reading(reading) = &row.message.body else { return None };
+    Some(Outgoing { reading, id: &row.id, timing: row.encoding.timing, topic: &row.message.topic })
+}
+
+/// The most bytes that `row` adds to a batch, before that is compressed.
+pub fn bytes_in_batch(row: &Queued) -> usize {
+    match outgoing(row) {
+        Some(one) => payload::bytes_alone(&row.encoding.payload, one),
+        None => 0,
+    }
+}
+
+/// Whether `next` may stand in one message with `rows`, for the form's sake.
+pub fn is_kin(rows: &Attempt, next: &Queued, within: Duration) -> bool {
+    if rows.row.encoding.payload.form != Form::JsonDevice {
+        return true;
+    }
+    let (Some(first), Some(other)) = (outgoing(&rows.row), outgoing(next)) else { return false };
+    let within_ms = i64::try_from(within.as_millis()).unwrap_or(i64::MAX);
+    json_device::is_kin(first, other, within_ms)
+        && rows.rows().filter_map(outgoing).all(|one| one.reading.point != other.reading.point)
 }
 
 /// A QoS 0 message, which has no place in the queue and therefore no id of its own; `None` when it has expired.
@@ -146,7 +179,8 @@ pub fn live(message: &Message, topic: &Topic, gateway: &str, terms: &Terms, now:
         // A reading is always stored; one that comes this way all the same has no name to bear.
         Body::Reading(reading) => json::encode(reading, &unnamed(), Timing::Stamped),
     };
-    Some(assemble(message, topic, payload, Qos::AtMostOnce, Sender { gateway, name: None }, expiry_s, terms))
+    let sender = Sender { gateway, name: None };
+    Some(assemble(message, topic, payload, Marks::default(), Qos::AtMostOnce, sender, expiry_s, terms))
 }
 
 /// How many bytes `publish` takes on the wire, exactly (MQTT 5.0, 3.3).
@@ -180,17 +214,21 @@ struct Sender<'a> {
     name: Option<String>,
 }
 
+#[expect(clippy::too_many_arguments, reason = "each is another part of the packet")]
 fn assemble(
     message: &Message,
     topic: &Topic,
     payload: Bytes,
+    marks: Marks,
     qos: Qos,
     sender: Sender<'_>,
     expiry_s: Option<u32>,
     terms: &Terms,
 ) -> Publish {
     let content_type = match &message.body {
-        Body::Reading(_) => Some("application/json"),
+        // What is compressed nobody can look into.
+        Body::Reading(_) if marks.content_encoding.is_some() => None,
+        Body::Reading(_) => Some(marks.content_type.unwrap_or("application/json")),
         Body::Bytes(_) => message.properties.as_ref().and_then(|properties| properties.content_type.as_deref()),
     };
     let enveloped = terms.enveloped(topic, &payload, sender.name.as_deref(), content_type);
@@ -200,6 +238,12 @@ fn assemble(
             let mut properties = message.properties.as_deref().cloned().unwrap_or_default();
             properties.expiry_s = expiry_s;
             commands::note_passage(sender.gateway, message, &mut properties.user);
+            if let Some(content_type) = marks.content_type {
+                properties.content_type = Some(content_type.to_owned());
+            }
+            if let Some(encoding) = marks.content_encoding {
+                properties.user.push((ENCODING_PROPERTY.to_owned(), encoding.to_owned()));
+            }
             if let Some(name) = sender.name {
                 // A client's own property of this name would make two messages look like one, or one like two.
                 properties.user.retain(|(name, _)| name != ID_PROPERTY);
@@ -296,7 +340,7 @@ mod tests {
                 received: Stamp { wall_ms: 2_000_000, mono_ms: 10_000, clock: ClockState::Synced },
             },
             qos: Qos::ExactlyOnce,
-            encoding: Encoding { topic, format: Format::Json, timing: Timing::Stamped },
+            encoding: Encoding { topic, payload: Payload::JSON, timing: Timing::Stamped },
             strict_order: false,
             batching: None,
             expires_mono_ms: None,

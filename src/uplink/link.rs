@@ -55,6 +55,9 @@ const PACKETS_AT_ONCE: usize = 128;
 /// Reports and live messages of one turn.
 const TURN_MAX: usize = 64;
 
+/// How often another token is looked for where there is none.
+const TOKEN_LOOK_EVERY: Duration = Duration::from_secs(2);
+
 /// A token is replaced this long before its end, and before a tenth of what is left of it.
 const RENEW_BEFORE_MAX: Duration = Duration::from_secs(300);
 
@@ -157,6 +160,8 @@ impl Uplink {
             tried: 0,
             introduced_at,
             renew_at: None,
+            token_ends_ms: [None; 2],
+            reading: None,
             was_up: false,
             is_outage: false,
             is_stopping: false,
@@ -178,6 +183,7 @@ impl Uplink {
     }
 }
 
+type Reading = Pin<Box<dyn Future<Output = Result<Login, LoginError>> + Send>>;
 type Connecting = Pin<Box<dyn Future<Output = Result<(Stream, Login), AttemptError>> + Send>>;
 
 enum Line {
@@ -206,6 +212,8 @@ enum AttemptError {
     Connect(ConnectError),
 }
 
+/// So many connections that the cloud ended soon after it had accepted them are no chance.
+const SHORT_LIVED_TOLD: u32 = 3;
 /// What comes with each message, and is said now and then.
 #[derive(Debug, Clone, Copy)]
 enum Complaint {
@@ -304,6 +312,10 @@ struct Link {
     tried: usize,
     /// When this connection's token is to be replaced.
     renew_at: Option<Instant>,
+    /// When it ends, in milliseconds since 1970; and when the one does that was shown after it.
+    token_ends_ms: [Option<i64>; 2],
+    /// Another one that is being read, for the connection that there is.
+    reading: Option<Reading>,
     /// When CONNECT was sent last.
     introduced_at: Option<Instant>,
     /// The session was set up on this connection.
@@ -333,8 +345,7 @@ impl Link {
         loop {
             if self.renew_at.is_some_and(|renew_at| renew_at <= Instant::now()) {
                 self.renew_at = None;
-                let at = self.at();
-                self.machine.handle(at, Event::Renew);
+                self.renew();
             }
             self.turn().await;
             if self.is_stopping && !matches!(self.line, Line::Open(_)) {
@@ -382,10 +393,46 @@ impl Link {
                     });
                 }
                 () = sleep_until(deadline) => continue,
+                read = read(&mut self.reading) => {
+                    self.reading = None;
+                    self.reauthenticate(read);
+                    continue;
+                }
                 event = self.line.event(may_open, may_read) => event,
             };
             self.line_event(event);
         }
+    }
+
+    /// What the gateway logged in with ends soon. Where the cloud takes another token on the connection that there is, it gets
+    /// one; else it gets another connection.
+    fn renew(&mut self) {
+        let at = self.at();
+        if self.config.auth_method.is_none() {
+            return self.machine.handle(at, Event::Renew);
+        }
+        let Some(endpoint) = self.endpoint().cloned() else { return };
+        let (config, now) = (self.config.clone(), self.clock.now());
+        self.reading = Some(Box::pin(async move { Login::read(&config, &endpoint, now).await }));
+    }
+
+    fn reauthenticate(&mut self, read: Result<Login, LoginError>) {
+        if !matches!(self.line, Line::Open(_)) {
+            return;
+        }
+        let at = self.at();
+        let [ends_ms, next_ends_ms] = &mut self.token_ends_ms;
+        match read {
+            Ok(Login { auth: Some((method, data)), expires_ms, .. }) if expires_ms > *ends_ms => {
+                *next_ends_ms = expires_ms;
+                return self.machine.handle(at, Event::Reauthenticate { method, data });
+            }
+            Ok(_) => debug!(uplink = self.name.as_ref(); "There is no other token yet"),
+            Err(error) => debug!(uplink = self.name.as_ref(), error:% = error; "There is no other token"),
+        }
+        // Whoever renews it may be late. When it has ended the cloud says so, and the next attempt reads it again.
+        self.machine.handle(at, Event::TokenEnds);
+        self.renew_at = Some(Instant::now() + TOKEN_LOOK_EVERY);
     }
 
     fn at(&mut self) -> Moment {
@@ -621,10 +668,13 @@ impl Link {
         let at = self.at();
         let Some(endpoint) = self.endpoint() else { return };
         let key = session_key(endpoint, &self.client_id, self.config.username.as_deref());
+        self.reading = None;
+        self.token_ends_ms = [login.expires_ms, None];
         self.renew_at = login.expires_ms.and_then(|expires_ms| renewal(self.clock.now().wall_ms, expires_ms));
         let mut connect = self.machine.open(at, key, login.password);
         if let Packet::Connect(connect) = &mut connect {
             connect.username = login.username;
+            (connect.auth_method, connect.auth_data) = login.auth.unzip();
         }
         let (reader, writer) = tokio::io::split(stream);
         let version = match &connect {
@@ -688,7 +738,7 @@ impl Link {
     }
 
     /// Plans the next attempt after a failure or a loss, and says so once an outage.
-    fn lost(&mut self, reason: String, closed: Option<CloseReason>) {
+    fn lost(&mut self, mut reason: String, closed: Option<CloseReason>) {
         let at = self.at();
         let code = match closed {
             Some(CloseReason::Disconnected { reason, .. } | CloseReason::Refused { reason, .. }) => Some(reason),
@@ -718,6 +768,15 @@ impl Link {
                 }
             }
         }
+        // Mosquitto 2.0 throws the older of two out without a word.
+        let again = self.backoff.short_lived();
+        if self.was_up && code.is_none() && again >= SHORT_LIVED_TOLD {
+            reason += &format!(
+                ", {again} times now soon after it had let the gateway in: another client with the client id {:?} may be there, or a \
+                 message that the cloud does not take",
+                self.client_id
+            );
+        }
         self.line = Line::Idle { until: Instant::now() + pause };
         if !self.is_outage {
             self.is_outage = true;
@@ -746,6 +805,12 @@ impl Link {
                 self.set_state(UplinkState::Connected, None);
                 let server = self.endpoint().map(|endpoint| format!("{}:{}", endpoint.host, endpoint.port));
                 info!(uplink, server = server.unwrap_or_default().as_str(), session_present; "The uplink is connected");
+            }
+            Note::Reauthenticated => {
+                let [ends_ms, next_ends_ms] = &mut self.token_ends_ms;
+                *ends_ms = next_ends_ms.take();
+                self.renew_at = ends_ms.and_then(|ends_ms| renewal(self.clock.now().wall_ms, ends_ms));
+                debug!(uplink; "The cloud has taken the next token");
             }
             Note::SessionLost { in_flight } => {
                 warn!(uplink, in_flight; "The cloud has not kept the session; what was in flight is sent again");
@@ -846,6 +911,13 @@ impl Link {
         health.live_dropped.store(counts.live_dropped, Ordering::Relaxed);
         health.uncertain.store(counts.uncertain, Ordering::Relaxed);
         health.note_drain(self.stamp);
+    }
+}
+
+async fn read(reading: &mut Option<Reading>) -> Result<Login, LoginError> {
+    match reading {
+        Some(reading) => reading.as_mut().await,
+        None => std::future::pending().await,
     }
 }
 

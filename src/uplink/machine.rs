@@ -40,8 +40,8 @@ use crate::health::LossReason;
 use crate::intake::LiveForward;
 use crate::message::{Body, Message, Origin, Properties, Qos, Sequence, Stamp, Topic};
 use crate::mqtt::{
-    Ack, Connack, Connect, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Subscribe, Subscription, Version,
-    Will,
+    Ack, Auth, Connack, Connect, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Subscribe, Subscription,
+    Version, Will,
 };
 use crate::queue::numbers::ByNumber;
 use crate::queue::{Change, Once, Queued, Restored, SessionNumber, Verdict, Wanted};
@@ -159,7 +159,10 @@ impl Settings {
             username: config.username.clone(),
             window: config.profile.window(config.window),
             keep_alive: config.keep_alive,
-            session_expiry: config.session_expiry,
+            session_expiry: config
+                .profile
+                .session_expiry
+                .map_or(config.session_expiry, |max| config.session_expiry.min(max)),
             drain: config.drain,
             pace: config.pace,
             own_topic: config.own_topic.clone(),
@@ -231,6 +234,15 @@ pub enum Event {
     },
     /// What the gateway logged in with ends soon.
     Renew,
+    /// The token ends soon, and there is no other one yet: an end of the connection may be about that.
+    TokenEnds,
+    /// Another token, to be shown on the connection that there is (MQTT 5.0, 4.12.1).
+    Reauthenticate {
+        /// As in CONNECT.
+        method: String,
+        /// The token.
+        data: Bytes,
+    },
     /// The gateway stops.
     Stop,
 }
@@ -352,6 +364,8 @@ pub enum Note {
         /// Messages.
         in_flight: usize,
     },
+    /// The cloud has taken another token.
+    Reauthenticated,
     /// The cloud does not allow a topic; its messages wait.
     Held {
         /// The topic.
@@ -613,6 +627,10 @@ pub struct Machine {
     submit_at: Option<Duration>,
     /// Until then what is in flight may be answered, before a connection with another token takes the place of this one.
     renew_by: Option<Duration>,
+    /// When another token was shown that the cloud has not answered.
+    reauth_at: Option<Duration>,
+    /// The token may have ended.
+    token_ends: bool,
     stop_by: Option<Duration>,
     counts: Counts,
     actions: Vec<Action>,
@@ -679,6 +697,8 @@ impl Machine {
             inbound: Inbound::default(),
             submit_at: None,
             renew_by: None,
+            reauth_at: None,
+            token_ends: false,
             stop_by: None,
             counts: Counts::default(),
             actions: Vec::new(),
@@ -768,6 +788,14 @@ impl Machine {
             Event::Renew => {
                 if matches!(self.phase, Phase::Opening { .. } | Phase::Settling { .. } | Phase::Renewing | Phase::Up) {
                     self.renew_by = Some(at.now + STOP_WITHIN);
+                }
+            }
+            Event::TokenEnds => self.token_ends = true,
+            Event::Reauthenticate { method, data } => {
+                if self.is_connected() && !self.is_ending() {
+                    self.reauth_at = Some(at.now);
+                    let (reason, method, data) = (ReasonCode::RE_AUTHENTICATE, Some(method), Some(data));
+                    self.send(at, Packet::Auth(Auth { reason, method, data, reason_string: None }));
                 }
             }
             Event::Stop => {
@@ -869,6 +897,7 @@ impl Machine {
             }
             _ => {}
         }
+        self.reauth_at.map(|since| since + CONNACK_WITHIN).into_iter().for_each(&mut at);
         self.stop_by.into_iter().chain(self.renew_by).chain(self.submit_at).for_each(&mut at);
         earliest
     }
@@ -904,6 +933,17 @@ impl Machine {
             (Phase::Opening { .. }, Packet::Connack(connack)) => self.connack(&connack),
             (_, Packet::Disconnect(disconnect)) => self.disconnected(at, disconnect),
             (Phase::Opening { .. }, _) => self.close(CloseReason::Protocol { what: "a packet before CONNACK" }),
+            // What there is to show was shown at once.
+            (_, Packet::Auth(auth)) if self.reauth_at.is_none() || auth.reason != ReasonCode::SUCCESS => {
+                self.close(CloseReason::Protocol {
+                    what: "an AUTH that was not asked for, or asks for more than the token",
+                });
+            }
+            (_, Packet::Auth(_)) => {
+                self.reauth_at = None;
+                self.token_ends = false;
+                self.actions.push(Action::Note(Note::Reauthenticated));
+            }
             (_, Packet::Publish(publish)) => self.publish_in(at, publish),
             (_, Packet::Puback(ack)) => self.puback(at, &ack),
             (_, Packet::Pubrec(ack)) => self.pubrec(at, &ack),
@@ -964,7 +1004,9 @@ impl Machine {
                 | ReasonCode::RETAIN_NOT_SUPPORTED
                 | ReasonCode::QOS_NOT_SUPPORTED
         );
-        if is_about_a_message {
+        // A token that is refused is no message's fault.
+        let is_about_the_token = self.reauth_at.is_some() || self.token_ends;
+        if is_about_a_message && !is_about_the_token {
             self.died(at, Some(disconnect.reason));
         }
         let text = disconnect.reason_string.unwrap_or_default();
@@ -1030,6 +1072,8 @@ impl Machine {
         self.own_next = None;
         self.pace_until = None;
         self.renew_by = None;
+        self.reauth_at = None;
+        self.token_ends = false;
     }
 
     /// The cloud closed the connection, as a broker does that has no other way to refuse what it was sent. Whatever
@@ -1364,6 +1408,11 @@ impl Machine {
     }
 
     fn watch(&mut self, at: Moment) {
+        if self.reauth_at.is_some_and(|since| at.now >= since + CONNACK_WITHIN) {
+            // Another connection shows it again.
+            self.reauth_at = None;
+            self.renew_by = self.renew_by.or(Some(at.now + STOP_WITHIN));
+        }
         match self.phase {
             Phase::Opening { since } if at.now >= since + CONNACK_WITHIN => {
                 self.own.connect_failed(None);

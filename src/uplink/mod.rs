@@ -24,7 +24,6 @@
 //! The session's durable state is rows of the queue (`Change`, `Restored`); at QoS 1 what is in flight is in memory,
 //! because the cloud keeps nothing about an unacknowledged QoS 1 id: after a restart the rows are simply sent again.
 
-pub use expiry::CertificateWatch;
 pub use link::{Uplink, UplinkError, UplinkSettings};
 
 pub mod machine;
@@ -52,5 +51,3 @@ pub mod provision;
 mod link;
 
 mod tasks;
-
-mod expiry;

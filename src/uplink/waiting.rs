@@ -9,8 +9,10 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-use super::compose::{bytes_in_batch, fix_time, weight};
+use super::compose::{bytes_in_batch, fix_time, is_kin, weight, written};
+use crate::config::Compression;
 use crate::message::{Sequence, Stamp, Topic};
+use crate::payload::{COMPRESSION_BYTES_MAX, is_additive};
 use crate::queue::{Batching, Queued};
 
 /// First and longest pause of a row that the cloud refused for the moment.
@@ -40,6 +42,12 @@ const LIVE_IN_A_ROW: u32 = 4;
 
 /// Readings that wait for others to travel with them, over all topics; beyond it batches leave before their time.
 const FORMING: Load = Load { count: 4096, bytes: 4 * 1024 * 1024 };
+
+/// The brackets of an array are one byte more than its joints.
+const FRAME_BYTES: usize = 1;
+
+/// By how much worse than those before the next ones of a compressed batch may be.
+const RATE_MARGIN: f64 = 1.25;
 
 /// What travels as one message: a row or a batch, and how often the cloud refused it for the moment. A batch has the
 /// place of its first row.
@@ -94,22 +102,127 @@ impl Attempt {
 }
 
 /// A batch that has room.
+///
+/// How long a message gets is known of a plain array without writing it; of every other form only the most that each
+/// reading adds. So it is written now and then to see, the oftener the fuller it gets. Compressed, what is yet to come
+/// counts at the rate of what is in there already; where it turns out to need more, the last ones go with the next batch.
 #[derive(Debug)]
 struct Forming {
     attempt: Attempt,
-    bytes: usize,
+    /// Rows of which it is known that they fit, and how long they are.
+    checked: usize,
+    checked_bytes: usize,
+    /// What those after them add, not compressed.
+    added_bytes: usize,
+    /// What an added byte is likely to take.
+    rate: f64,
+    /// All of it, not compressed.
+    plain_bytes: usize,
+    /// It has been written.
+    is_checked: bool,
     due: Duration,
 }
 
 impl Forming {
+    fn new(attempt: Attempt, bytes: usize, due: Duration) -> Forming {
+        Forming {
+            attempt,
+            checked: 1,
+            checked_bytes: bytes + FRAME_BYTES,
+            added_bytes: 0,
+            rate: 1.0,
+            plain_bytes: bytes,
+            is_checked: false,
+            due,
+        }
+    }
+
+    fn limit(&self) -> usize {
+        let limit = self.attempt.row.batching.map_or(0, |Batching { limits, .. }| limits.bytes.get());
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    }
+
     /// Whether `row` may travel with these: of one rule and QoS, and told in the same way.
-    fn takes(&self, row: &Queued, bytes: usize) -> bool {
+    fn is_kin(&self, row: &Queued) -> bool {
         let first = &self.attempt.row;
-        let fits = first.batching.is_some_and(|Batching { limits, .. }| {
+        first.batching.is_some_and(|Batching { limits, .. }| {
             self.attempt.others.len() + 1 < usize::from(limits.readings.get())
-                && self.bytes + bytes <= usize::try_from(limits.bytes.get()).unwrap_or(usize::MAX)
-        });
-        fits && first.batching == row.batching && first.qos == row.qos && first.encoding == row.encoding
+                && first.batching == row.batching
+                && first.qos == row.qos
+                && first.encoding == row.encoding
+                && is_kin(&self.attempt, row, limits.within)
+        })
+    }
+
+    /// Whether there is room for `bytes` more.
+    fn has_room(&mut self, bytes: usize) -> bool {
+        if self.is_likely_to_fit(bytes) {
+            return true;
+        }
+        if (self.added_bytes == 0 && self.is_checked) || is_additive(&self.attempt.row.encoding.payload) {
+            return false;
+        }
+        self.check();
+        // The last hundredths are not worth a look each.
+        self.is_likely_to_fit(bytes.max(self.limit() / 64))
+    }
+
+    fn is_likely_to_fit(&self, bytes: usize) -> bool {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_precision_loss,
+            clippy::cast_sign_loss,
+            reason = "at most some MiB, and the rate lies between 0 and 1"
+        )]
+        let likely = ((self.added_bytes + bytes) as f64 * self.rate).ceil() as usize;
+        self.checked_bytes + likely <= self.limit()
+    }
+
+    fn push(&mut self, row: Queued, bytes: usize) {
+        self.attempt.others.push(row);
+        self.added_bytes += bytes;
+        self.plain_bytes += bytes;
+    }
+
+    /// Writes it to see.
+    fn check(&mut self) {
+        self.is_checked = true;
+        let payload = &self.attempt.row.encoding.payload;
+        let bytes = written(&self.attempt.row, &self.attempt.others).0.len();
+        if bytes > self.limit() {
+            // Full, but for the last ones.
+            self.checked_bytes = self.checked_bytes.max(self.limit());
+            return;
+        }
+        if payload.compression != Compression::None {
+            #[expect(clippy::cast_precision_loss, reason = "at most some MiB")]
+            let rate = bytes as f64 / self.plain_bytes.max(1) as f64;
+            self.rate = (rate * RATE_MARGIN).min(1.0);
+        }
+        self.checked = 1 + self.attempt.others.len();
+        self.checked_bytes = bytes;
+        self.added_bytes = 0;
+    }
+
+    /// What fits, and what was too much.
+    fn cut(mut self) -> (Attempt, Vec<Queued>) {
+        // What counts in full cannot be too much.
+        if self.added_bytes > 0 && self.rate < 1.0 {
+            self.check();
+        }
+        if self.added_bytes == 0 || self.rate >= 1.0 {
+            return (self.attempt, Vec::new());
+        }
+        let count = 1 + self.attempt.others.len();
+        let (mut fits, mut too_many) = (self.checked, count);
+        while too_many - fits > 1 + count / 32 {
+            let middle = usize::midpoint(fits, too_many);
+            let others = self.attempt.others.get(..middle - 1).unwrap_or_default();
+            let is_short = written(&self.attempt.row, others).0.len() <= self.limit();
+            if is_short { fits = middle } else { too_many = middle }
+        }
+        let surplus = self.attempt.others.split_off(fits.saturating_sub(1));
+        (self.attempt, surplus)
     }
 }
 
@@ -521,33 +634,42 @@ impl Waiting {
     fn gather(&mut self, mut next: Attempt, now: Duration, stamp: Stamp) -> Option<Attempt> {
         let topic = next.row.encoding.topic.clone();
         let Some(Batching { limits, .. }) = next.row.batching else {
-            let Some(earlier) = self.take_forming(&topic) else { return Some(next) };
+            let Some((earlier, surplus)) = self.remove_forming(&topic) else { return Some(next) };
             self.ready_load.add(&next);
             self.ready.push_front(next);
+            self.put_surplus_back(surplus);
             return Some(earlier);
         };
         // Batches are told apart by how their times are told; and these fix their lengths.
         fix_time(&mut next.row, stamp);
         let bytes = bytes_in_batch(&next.row);
         let added = next.weight();
-        if let Some(batch) = self.forming.get_mut(&topic).filter(|batch| batch.takes(&next.row, bytes)) {
-            batch.attempt.others.push(next.row);
-            batch.bytes += bytes;
+        if let Some(batch) = self.forming.get_mut(&topic).filter(|batch| batch.is_kin(&next.row))
+            && batch.has_room(bytes)
+        {
+            batch.push(next.row, bytes);
             self.forming_load.count += 1;
             self.forming_load.bytes += added;
             let is_full = batch.attempt.others.len() + 1 >= usize::from(limits.readings.get());
             return if is_full { self.take_forming(&topic) } else { None };
         }
-        let earlier = self.take_forming(&topic);
+        let (earlier, surplus) = self.remove_forming(&topic).unzip();
         if earlier.is_none() && limits.readings.get() == 1 {
             return Some(next);
+        }
+        if let Some(surplus) = surplus.filter(|surplus| !surplus.is_empty()) {
+            // They are older: the next one waits behind them.
+            self.ready_load.add(&next);
+            self.ready.push_front(next);
+            self.put_surplus_back(surplus);
+            return earlier;
         }
         let due = now + limits.within;
         self.forming_due.insert((due, next.row.sequence), topic.clone());
         self.forming_load.count += 1;
         self.forming_load.bytes += added;
-        // The brackets of the array are one byte more than its joints.
-        self.forming.insert(topic, Forming { attempt: next, bytes: bytes + 1, due });
+        let frame = if is_additive(&next.row.encoding.payload) { 0 } else { COMPRESSION_BYTES_MAX };
+        self.forming.insert(topic, Forming::new(next, bytes + frame, due));
         earlier
     }
 
@@ -557,11 +679,26 @@ impl Waiting {
     }
 
     fn take_forming(&mut self, topic: &Topic) -> Option<Attempt> {
-        let Forming { attempt, due, .. } = self.forming.remove(topic)?;
-        self.forming_due.remove(&(due, attempt.row.sequence));
-        self.forming_load.count = self.forming_load.count.saturating_sub(1 + attempt.others.len());
-        self.forming_load.bytes = self.forming_load.bytes.saturating_sub(attempt.weight());
+        let (attempt, surplus) = self.remove_forming(topic)?;
+        self.put_surplus_back(surplus);
         Some(attempt)
+    }
+
+    /// A batch, and those of its rows that were too much.
+    fn remove_forming(&mut self, topic: &Topic) -> Option<(Attempt, Vec<Queued>)> {
+        let batch = self.forming.remove(topic)?;
+        self.forming_due.remove(&(batch.due, batch.attempt.row.sequence));
+        self.forming_load.count = self.forming_load.count.saturating_sub(1 + batch.attempt.others.len());
+        self.forming_load.bytes = self.forming_load.bytes.saturating_sub(batch.attempt.weight());
+        Some(batch.cut())
+    }
+
+    fn put_surplus_back(&mut self, surplus: Vec<Queued>) {
+        for row in surplus.into_iter().rev() {
+            let attempt = Attempt::first(row);
+            self.ready_load.add(&attempt);
+            self.ready.push_front(attempt);
+        }
     }
 
     /// The next fresh row or batch that no strict topic holds up.

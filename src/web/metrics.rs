@@ -228,6 +228,10 @@ impl Collector for Moment {
             .into_iter()
             .map(|alarm| (vec![("alarm", alarm.name())], u64::from(stages.alarms.contains_key(alarm.name()))));
         family.gauges("alarm", "1: raised", alarms)?;
+        let kept = stages.kept_streams.iter().map(|(stream, count)| (vec![("stream", stream.as_str())], *count));
+        family.gauges("kept_messages", "Messages of uplinks that are not configured any more", kept)?;
+        let ends = stages.certificates.iter().map(|one| (vec![("of", one.of.as_str()), ("key", one.key)], one.until_s));
+        family.gauges("certificate_end_timestamp_seconds", "When a certificate ends, in seconds since 1970", ends)?;
         family.counters(
             "disk_written_bytes",
             "Bytes that were written to the disk",

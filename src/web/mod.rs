@@ -11,30 +11,36 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::header::{self, HeaderValue};
-use axum::http::{HeaderMap, StatusCode};
-use axum::middleware::{self, Next};
+use axum::extract::{ConnectInfo, State};
+use axum::http::StatusCode;
+use axum::http::header;
+use axum::middleware;
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use socket2::SockRef;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::Clock;
+use crate::config::WebConfig;
 use crate::health::Alarm;
 use crate::health::status::Told;
+use door::{Door, Keeper};
 use history::History;
 
+mod door;
+
 mod history;
-mod metrics;
+pub mod metrics;
 
 /// Callers at one time; more wait in the socket's backlog.
 const CALLERS_MAX: usize = 32;
@@ -61,16 +67,49 @@ const STYLE: &str = include_str!("page.css");
 pub struct WebError {
     /// Where.
     address: SocketAddr,
-    /// What the system said.
+    /// What the system said, or what is wrong with its TLS files.
     #[source]
     source: io::Error,
 }
 
-/// The page as a stage.
+impl WebError {
+    fn new(address: SocketAddr, source: io::Error) -> WebError {
+        WebError { address, source }
+    }
+}
+
+/// Another page, or none, and the way to say what came of it.
+#[derive(Debug)]
+struct NewPage(Option<WebConfig>, oneshot::Sender<Result<(), WebError>>);
+
+/// Changes where the page of a stage that runs is served. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct WebHand(mpsc::Sender<NewPage>);
+
+impl WebHand {
+    /// Serves the page as this says from now on. Where nothing is different, its certificate is read again and whoever looks
+    /// at it goes on.
+    ///
+    /// # Errors
+    /// When that cannot be: then it is served as before.
+    pub async fn change(&self, config: Option<WebConfig>) -> Result<(), WebError> {
+        let (done, is_done) = oneshot::channel();
+        if self.0.send(NewPage(config, done)).await.is_err() {
+            // The gateway ends, and the page with it.
+            return Ok(());
+        }
+        is_done.await.unwrap_or(Ok(()))
+    }
+}
+
+/// The page as a stage; there may be none at the moment.
 #[derive(Debug)]
 pub struct Web {
-    listener: TcpListener,
+    door: Option<Door>,
     desk: Arc<Desk>,
+    clock: Clock,
+    hand: WebHand,
+    changes: mpsc::Receiver<NewPage>,
 }
 
 #[derive(Debug)]
@@ -82,56 +121,136 @@ struct Desk {
 }
 
 impl Web {
-    /// Opens the port.
-    pub async fn bind(address: SocketAddr, told: Told) -> Result<Web, WebError> {
-        let listener = TcpListener::bind(address).await.map_err(|source| WebError { address, source })?;
+    /// A stage that serves nothing yet.
+    pub fn new(told: Told, clock: Clock) -> Web {
+        let (sender, changes) = mpsc::channel(1);
         let desk =
             Desk { told, history: History::default(), viewers: AtomicUsize::new(0), stop: CancellationToken::new() };
-        Ok(Web { listener, desk: Arc::new(desk) })
+        Web { door: None, desk: Arc::new(desk), clock, hand: WebHand(sender), changes }
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    /// To change where it is served while it runs.
+    pub fn hand(&self) -> WebHand {
+        self.hand.clone()
+    }
+
+    /// Opens the page, or another one, or closes it; says whether whoever looks at it has to go.
+    ///
+    /// # Errors
+    /// When that cannot be: then all is as before.
+    pub async fn change(&mut self, config: Option<WebConfig>) -> Result<bool, WebError> {
+        let Some(config) = config else {
+            let was_open = self.door.take().is_some();
+            if was_open {
+                log::info!("The status page is not served any more");
+            }
+            return Ok(was_open);
+        };
+        if let Some(door) = &mut self.door
+            && is_same(&door.config, &config)
+        {
+            if let (Some(tls), Some(files)) = (&door.keeper.tls, &config.tls) {
+                let renewed = tls.renew(files).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+                renewed.map_err(|source| WebError::new(config.bind, source))?;
+            }
+            door.config = config;
+            return Ok(false);
+        }
+        let keeper = Keeper::new(&config, &self.clock)?;
+        let failed = |source| WebError::new(config.bind, source);
+        let listener = match self.door.take() {
+            None => TcpListener::bind(config.bind).await.map_err(failed)?,
+            Some(door) if door.config.bind == config.bind => door.listener,
+            Some(former) => match TcpListener::bind(config.bind).await {
+                Ok(listener) => listener,
+                // The old one may be in its way, as 127.0.0.1 is in that of 0.0.0.0.
+                Err(_) => {
+                    let Door { listener, config: old, keeper: old_keeper } = former;
+                    drop(listener);
+                    match TcpListener::bind(config.bind).await {
+                        Ok(listener) => listener,
+                        Err(error) => {
+                            self.door = match TcpListener::bind(old.bind).await {
+                                Ok(listener) => Some(Door { listener, config: old, keeper: old_keeper }),
+                                Err(_) => None,
+                            };
+                            return Err(failed(error));
+                        }
+                    }
+                }
+            },
+        };
+        let address = listener.local_addr().map_or_else(|_| config.bind.to_string(), |address| address.to_string());
+        log::info!(address = address.as_str(), tls = keeper.tls.is_some(), users = config.users.len(); "The status page is served");
+        self.door = Some(Door { listener, config, keeper });
+        Ok(true)
     }
 
     /// Answers until told to stop.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
-        let Web { listener, desk } = self;
-        let routes = routes(desk.clone());
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), Infallible> {
         let mut callers = JoinSet::new();
         let mut sample = tokio::time::interval(history::EVERY);
         loop {
+            let keeper = self.door.as_ref().map(|door| door.keeper.clone());
             tokio::select! {
                 () = stop.cancelled() => break,
-                _ = sample.tick() => desk.history.note(&desk.told.status()),
+                _ = sample.tick() => self.desk.history.note(&self.desk.told.status()),
                 _ended = callers.join_next(), if !callers.is_empty() => {}
-                accepted = listener.accept(), if callers.len() < CALLERS_MAX => match accepted {
-                    Ok((socket, _)) => drop(callers.spawn(serve(socket, routes.clone()))),
+                Some(NewPage(config, done)) = self.changes.recv() => {
+                    let changed = self.change(config).await;
+                    if matches!(changed, Ok(true)) {
+                        // Who looked at it may not be let in any more.
+                        callers.shutdown().await;
+                    }
+                    // Whoever asked may be gone.
+                    let _unheard = done.send(changed.map(drop));
+                }
+                accepted = accept(self.door.as_ref()), if callers.len() < CALLERS_MAX => match (accepted, keeper) {
+                    (Ok((socket, from)), Some(keeper)) => {
+                        drop(callers.spawn(serve(socket, from, keeper, self.desk.clone())));
+                    }
                     // Out of file descriptors, most likely: it passes, and a tight loop would not help it.
-                    Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                    _ => tokio::time::sleep(Duration::from_millis(100)).await,
                 },
             }
         }
-        desk.stop.cancel();
+        self.desk.stop.cancel();
         Ok(())
     }
 }
 
-async fn serve(socket: TcpStream, routes: Router) {
+/// Whether the same page is served to the same users; its certificates are read again anyway.
+fn is_same(one: &WebConfig, other: &WebConfig) -> bool {
+    one.bind == other.bind && one.users == other.users && one.tls.is_some() == other.tls.is_some()
+}
+
+async fn accept(door: Option<&Door>) -> io::Result<(TcpStream, SocketAddr)> {
+    match door {
+        Some(door) => door.listener.accept().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn serve(socket: TcpStream, from: SocketAddr, keeper: Keeper, desk: Arc<Desk>) {
     // Where the system does not know it, a caller who does not read keeps his place.
     let _unknown = SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD_DEADLINE));
+    let stream = match tokio::time::timeout(HEAD_DEADLINE, keeper.accept(socket)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(fault)) => return log::debug!(reason = fault.words(); "A caller of the status page came no further"),
+        Err(_late) => return,
+    };
     let mut http = hyper::server::conn::http1::Builder::new();
     // A caller may have said all and wait for the answer.
     http.half_close(true);
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE).max_buf_size(HEAD_BYTES_MAX);
+    let routes = routes(desk, keeper).layer(Extension(ConnectInfo(from)));
     // Whatever is wrong with a caller is his.
-    if let Err(error) = http.serve_connection(TokioIo::new(socket), TowerToHyperService::new(routes)).await {
+    if let Err(error) = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes)).await {
         log::debug!(error:%; "A caller of the status page is gone");
     }
 }
 
-fn routes(desk: Arc<Desk>) -> Router {
+fn routes(desk: Arc<Desk>, keeper: Keeper) -> Router {
     Router::new()
         .route("/", get(|| file("text/html; charset=utf-8", PAGE)))
         .route("/page.js", get(|| file("text/javascript; charset=utf-8", SCRIPT)))
@@ -145,40 +264,8 @@ fn routes(desk: Arc<Desk>) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is no such page\n") })
-        .layer(middleware::from_fn(guard))
+        .layer(middleware::from_fn_with_state(keeper, door::guard))
         .with_state(desk)
-}
-
-/// Lets in who asks for this machine by an address or as `localhost`: a page of somebody else that has its own name point
-/// here (DNS rebinding) asks by that name. And tells the browser what this page may do.
-async fn guard(request: Request, next: Next) -> Response {
-    let mut answer = match is_for_us(request.headers()) {
-        true => next.run(request).await,
-        false => (StatusCode::FORBIDDEN, "ask for this page by its address: http://127.0.0.1:9080\n").into_response(),
-    };
-    let headers = answer.headers_mut();
-    for (name, value) in [
-        (
-            header::CONTENT_SECURITY_POLICY,
-            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; \
-             form-action 'none'; frame-ancestors 'none'",
-        ),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::CACHE_CONTROL, "no-store"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
-    answer
-}
-
-fn is_for_us(headers: &HeaderMap) -> bool {
-    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return false };
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').map(|(name, _)| name),
-        None => host.split(':').next(),
-    };
-    name.is_some_and(|name| name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok())
 }
 
 async fn file(kind: &'static str, text: &'static str) -> impl IntoResponse {

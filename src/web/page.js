@@ -174,6 +174,11 @@ function clients(status, list) {
   keep(byId("clients"), entries, () => document.createElement("tr"), (row, client, name) => {
     cells(row, [name, client.user || "–", client.peer, client.protocol, client.is_kept ? "kept" : "ends with it"]);
   });
+  const refused = status.sessions.refusals.slice().reverse().map((text) => [text, text]);
+  byId("refused-part").hidden = refused.length === 0;
+  keep(byId("refused"), refused, () => document.createElement("li"), (row, text) => {
+    row.textContent = text;
+  });
   const unkept = Object.entries(status.unkept_qos0);
   byId("unkept-part").hidden = unkept.length === 0;
   keep(byId("unkept"), unkept, () => document.createElement("li"), (row, count, name) => {
@@ -199,6 +204,22 @@ function lists(status) {
   const alarms = Object.entries(status.alarms);
   byId("alarms-section").hidden = alarms.length === 0;
   keep(byId("alarms"), alarms, () => document.createElement("li"), tell);
+}
+
+function certificates(status) {
+  const entries = status.certificates.map((one) => [`${one.of}.${one.key}`, one]);
+  byId("certificates-section").hidden = entries.length === 0;
+  keep(byId("certificates"), entries, () => document.createElement("tr"), (row, one, name) => {
+    const days = one.days_left;
+    row.className = days === null || days >= 30 ? "good" : days >= 7 ? "warn" : "bad";
+    const left = days === null ? "clock not set" : days < 0 ? "ended" : number(days);
+    cells(row, [[name, "", one.file], new Date(one.until).toLocaleDateString(), [left, "n state"]]);
+  });
+  const kept = Object.entries(status.kept_streams);
+  byId("kept-section").hidden = kept.length === 0;
+  keep(byId("kept"), kept, () => document.createElement("li"), (row, count, name) => {
+    row.textContent = `${name}: ${number(count)} messages`;
+  });
 }
 
 function verdict(status) {
@@ -234,6 +255,7 @@ function show({ status, points: seen, clients: list }) {
   devices(status);
   clients(status, list);
   lists(status);
+  certificates(status);
   const clock = status.clock.state === "synced" ? "clock synced" : `clock ${status.clock.state}: times may be wrong`;
   setText("foot", `Version ${status.version} · running for ${span(status.uptime_s)} · ${clock}`);
 }

@@ -87,6 +87,7 @@ pub fn rule(filter: &str, qos: Option<Qos>) -> ForwardRule {
         qos,
         when_full: None,
         strict_order: false,
+        payload: tidegate::config::Payload::JSON,
         batch: None,
     }
 }

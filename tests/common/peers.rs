@@ -191,6 +191,11 @@ impl Publisher {
         Publisher { process: script("publisher", &arguments) }
     }
 
+    /// All that it has said.
+    pub fn said(&self) -> Vec<String> {
+        self.process.stdout()
+    }
+
     /// The numbers that were acknowledged so far.
     pub fn acknowledged(&self) -> Vec<u64> {
         self.process.stdout().iter().filter_map(|line| line.strip_prefix("ack ")?.parse().ok()).collect()
@@ -245,6 +250,12 @@ impl ModbusServer {
         let process = serving(&["--tcp", &port.to_string(), "--framer", framer], units);
         assert!(port::is_served_by(port, process.id()), "another process answers on the port of the Modbus server");
         ModbusServer { process, port }
+    }
+
+    /// On a serial port, in letters.
+    pub fn on_serial_ascii(path: &Path, units: &Value) -> ModbusServer {
+        let arguments = ["--serial", &path.display().to_string(), "--framer", "ascii"];
+        ModbusServer { process: serving(&arguments, units), port: 0 }
     }
 
     /// On a serial port.

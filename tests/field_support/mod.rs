@@ -191,8 +191,7 @@ pub fn tcp(address: std::net::SocketAddr) -> LineKind {
 }
 
 pub fn add_line(config: &mut Config, name: &str, kind: LineKind) {
-    let line =
-        LineConfig { kind, timeout: Duration::from_millis(300), pause: Duration::ZERO, connect_pause: Duration::ZERO };
+    let line = LineConfig::new(kind, Duration::from_millis(300));
     config.lines.insert(Arc::from(name), line);
 }
 
@@ -237,6 +236,7 @@ pub fn add_serial(config: &mut Config, name: &str, path: &Path, parse: tidegate:
         topic: PointTopic("field/{device}/{point}".to_owned()),
         qos: Qos::AtLeastOnce,
         points: Vec::new(),
+        commands: Vec::new(),
     };
     config.serial.insert(Arc::from(name), serial);
 }

@@ -1,8 +1,7 @@
 //! What no library would send: the gateway answers with the right reason, and nobody else is disturbed.
 //!
 //! `./test.sh --torture` runs the long form: 100,000 mutated sequences and serial streams for 5,000, 5,000 silent sockets
-//! for 500, floods of
-//! twenty times the length.
+//! for 500, 10,000 mutated requests at the control socket for 2,000, floods of twenty times the length.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
@@ -12,6 +11,7 @@ mod common;
 mod random;
 
 mod bystander;
+mod control;
 mod floods;
 mod log;
 mod mutants;

@@ -20,7 +20,7 @@ from pymodbus.simulator import DataType, SimData, SimDevice
 ask = argparse.ArgumentParser()
 ask.add_argument("--tcp", type=int)
 ask.add_argument("--serial")
-ask.add_argument("--framer", choices=["socket", "rtu"], default="socket")
+ask.add_argument("--framer", choices=["socket", "rtu", "ascii"], default="socket")
 asked = ask.parse_args()
 
 FORMATS = {"u16": ">H", "i16": ">h", "u32": ">I", "i32": ">i", "u64": ">Q", "i64": ">q", "f32": ">f", "f64": ">d"}
@@ -73,8 +73,14 @@ async def serve():
     place_of_unit = 6 if is_tcp_framing else 0
 
     def only_living_units(is_sending, packet):
+        if asked.framer == "ascii":
+            # Unit, PDU and LRC in letters, between a colon and CR LF. Here are no dead units.
+            whole = bytes.fromhex(packet.strip()[1:].decode()) if packet.endswith(b"\n") else b""
+            if not is_sending and whole[1:2] and whole[1] in (5, 6, 15, 16, 22, 23):
+                print(f"wrote {whole[0]} {whole[1:-1].hex()}", flush=True)
+            return packet
         pdu = packet[7:] if is_tcp_framing else packet[1:-2]
-        if not is_sending and pdu and pdu[0] in (5, 6, 15, 16):
+        if not is_sending and pdu and pdu[0] in (5, 6, 15, 16, 22, 23):
             print(f"wrote {packet[place_of_unit]} {pdu.hex()}", flush=True)
         if is_sending and str(packet[place_of_unit]) not in spec:
             return b""
@@ -89,7 +95,11 @@ async def serve():
         )
     else:
         server = ModbusSerialServer(
-            devices, framer=FramerType.RTU, port=asked.serial, baudrate=19200, trace_packet=only_living_units
+            devices,
+            framer=FramerType.ASCII if asked.framer == "ascii" else FramerType.RTU,
+            port=asked.serial,
+            baudrate=19200,
+            trace_packet=only_living_units,
         )
     await server.serve_forever(background=True)
     print("ready", flush=True)

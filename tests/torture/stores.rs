@@ -46,6 +46,7 @@ fn settings(dir: &Path, health: &Health) -> QueueSettings {
         qos: None,
         when_full: None,
         strict_order: false,
+        payload: tidegate::config::Payload::JSON,
         batch: None,
     };
     QueueSettings {

@@ -10,14 +10,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidegate::clock::Timing;
 use tidegate::config::clouds::GENERIC;
-use tidegate::config::{BatchLimits, DrainOrder, Pace, ReceiveRule, TopicTemplate};
+use tidegate::config::{BatchLimits, DrainOrder, Pace, Payload, ReceiveRule, TopicTemplate};
 use tidegate::message::{
     Body, Filter, Message, MessageId, Origin, Properties, Qos, Quality, Reading, Sequence, Stamp, Topic, Value,
 };
 use tidegate::mqtt::{Ack, Connack, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Version};
-use tidegate::queue::{
-    Batching, Change, Encoding, Format, InFlight, Once, Queued, Restored, SessionNumber, Verdict, Wanted,
-};
+use tidegate::queue::{Batching, Change, Encoding, InFlight, Once, Queued, Restored, SessionNumber, Verdict, Wanted};
 use tidegate::uplink::machine::{Action, CloseReason, Event, Machine, Moment, Note, Settings};
 
 // --- the model store --------------------------------------------------------------------------------------------
@@ -57,6 +55,7 @@ impl Store {
                 }
                 Change::SessionKey(key) => self.session_key = Some(key),
                 Change::NewSession => self.session += 1,
+                Change::Pace(topic) => panic!("an uplink writes nothing to the field, and not on {topic}"),
             }
         }
         for sequence in self.in_flight.values().flat_map(|(_, rows, _)| rows) {
@@ -77,7 +76,7 @@ impl Store {
             })
             .collect();
         in_flight.sort_by_key(|one| one.order);
-        Restored { session_key: self.session_key, session: SessionNumber(self.session), in_flight }
+        Restored { session_key: self.session_key, session: SessionNumber(self.session), in_flight, paced: Vec::new() }
     }
 
     pub fn next(&mut self, count: usize) -> Vec<Queued> {
@@ -268,8 +267,7 @@ impl Cloud {
             self.closes = true;
             return None;
         }
-        let holds =
-            |number: u64| publish.payload.first() == Some(&b'[') && numbers_of(&publish.payload).contains(&number);
+        let holds = |number: u64| numbers_in(&publish.payload).is_some_and(|numbers| numbers.contains(&number));
         if self.temper.closes_on_reading.is_some_and(holds) {
             self.closes = true;
             return None;
@@ -447,7 +445,7 @@ pub fn row(number: u64, qos: Qos, topic: &str, body: &[u8]) -> Queued {
             received: Stamp::default(),
         },
         qos,
-        encoding: Encoding { topic: Topic::new(topic).unwrap(), format: Format::Json, timing: Timing::Stamped },
+        encoding: Encoding { topic: Topic::new(topic).unwrap(), payload: Payload::JSON, timing: Timing::Stamped },
         strict_order: false,
         batching: None,
         expires_mono_ms: None,
@@ -470,7 +468,7 @@ pub fn reading(number: u64, qos: Qos, topic: &str, limits: BatchLimits) -> Queue
         seq: number,
         stamp: Stamp::default(),
     });
-    row.encoding.format = Format::JsonBatch;
+    row.encoding.payload = Payload::JSON_BATCH;
     row.batching = Some(Batching { rule: 0, limits });
     row
 }
@@ -482,8 +480,13 @@ pub fn number_of(id: &str) -> u64 {
 
 /// The numbers of the readings in a batch, by the ids that they bear.
 pub fn numbers_of(payload: &[u8]) -> Vec<u64> {
-    let objects: Vec<serde_json::Value> = serde_json::from_slice(payload).expect("an array of objects");
-    objects.iter().map(|object| number_of(object["id"].as_str().expect("each has its id"))).collect()
+    numbers_in(payload).expect("an array of objects, each with its id")
+}
+
+/// The same; `None` for another form than the plain array.
+fn numbers_in(payload: &[u8]) -> Option<Vec<u64>> {
+    let objects: Vec<serde_json::Value> = serde_json::from_slice(payload).ok()?;
+    objects.iter().map(|object| Some(number_of(object["id"].as_str()?))).collect()
 }
 
 impl World {
@@ -591,7 +594,11 @@ impl World {
         let user = publish.properties.user.iter();
         let Some(id) = user.filter(|(name, _)| name == "tidegate-id").map(|(_, id)| id).next_back() else { return };
         let numbers = match id.contains('+') {
-            true => numbers_of(&publish.payload),
+            // In another form they are those that follow the first one.
+            true => numbers_in(&publish.payload).unwrap_or_else(|| {
+                let (first, count) = id.split_once('+').unwrap();
+                (0..count.parse().unwrap()).map(|next| number_of(first) + next).collect()
+            }),
             false => vec![number_of(id)],
         };
         for number in numbers.into_iter().map(Sequence) {

@@ -44,7 +44,15 @@ pub struct Gateway {
 pub fn forward(filter: &str, template: &str, qos: Option<Qos>) -> ForwardRule {
     let filter = Filter::new(filter).unwrap();
     let topic = TopicTemplate::parse(template, &filter, "g7").unwrap();
-    ForwardRule { filter, topic, qos, when_full: None, strict_order: false, batch: None }
+    ForwardRule {
+        filter,
+        topic,
+        qos,
+        when_full: None,
+        strict_order: false,
+        payload: tidegate::config::Payload::JSON,
+        batch: None,
+    }
 }
 
 pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
@@ -61,6 +69,7 @@ pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
         username: None,
         password_file: None,
         jwt: None,
+        auth_method: None,
         authorizer: None,
         provision: None,
         sas: None,

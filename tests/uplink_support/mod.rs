@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
 use tidegate::message::Qos;
-use tidegate::mqtt::{Ack, Connack, Decoder, Encoder, Packet, Publish, ReasonCode, Suback, Version};
+use tidegate::mqtt::{Ack, Auth, Connack, Decoder, Disconnect, Encoder, Packet, Publish, ReasonCode, Suback, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -31,6 +31,10 @@ pub struct Temper {
     pub refuses_with: Option<ReasonCode>,
     /// Takes everything and answers nothing but CONNECT.
     pub is_mute: bool,
+    /// Answers a token that is shown on the open connection by DISCONNECT with this.
+    pub refuses_token_with: Option<ReasonCode>,
+    /// Does not answer one at all.
+    pub is_deaf_to_tokens: bool,
 }
 
 /// What the cloud has seen.
@@ -50,6 +54,10 @@ pub struct Seen {
     pub farewells: usize,
     /// User names and passwords of CONNECT, in order.
     pub logins: Vec<(String, String)>,
+    /// Enhanced authentication: method and data, of CONNECT and of AUTH.
+    pub tokens: Vec<(String, String)>,
+    /// Those of AUTH.
+    pub shown_again: usize,
     /// Wills of CONNECT, by topic.
     pub wills: Vec<String>,
     has_session: bool,
@@ -147,6 +155,11 @@ impl Seen {
         match packet {
             Packet::Connect(connect) => {
                 let mut connack = Connack::new(self.temper.refuses_with.unwrap_or(ReasonCode::SUCCESS));
+                if let Some(method) = &connect.auth_method {
+                    let data = connect.auth_data.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+                    self.tokens.push((method.clone(), data.into_owned()));
+                    connack.auth_method = Some(method.clone());
+                }
                 if !connack.reason.is_failure() {
                     self.connects += 1;
                     let password = connect.password.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
@@ -186,6 +199,17 @@ impl Seen {
                 self.filters.extend(filters.map(|one| one.filter.as_str().to_owned()));
                 let reasons = subscribe.subscriptions.iter().map(|one| ReasonCode(one.qos.level())).collect();
                 Some(Packet::Suback(Suback { packet_id: subscribe.packet_id, reasons }))
+            }
+            Packet::Auth(auth) => {
+                assert_eq!(auth.reason, ReasonCode::RE_AUTHENTICATE);
+                let data = auth.data.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+                self.tokens.push((auth.method.clone().unwrap(), data.into_owned()));
+                self.shown_again += 1;
+                if let Some(reason) = self.temper.refuses_token_with {
+                    return Some(Packet::Disconnect(Disconnect::new(reason)));
+                }
+                let answer = Auth { reason: ReasonCode::SUCCESS, data: None, ..auth };
+                (!self.temper.is_deaf_to_tokens).then_some(Packet::Auth(answer))
             }
             Packet::Pingreq => Some(Packet::Pingresp),
             Packet::Disconnect(disconnect) => {

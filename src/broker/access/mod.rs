@@ -4,11 +4,12 @@
 //! path, as many as wait at most, and each password once in the life of the process; guessing is slow; a change of the
 //! configuration is in force for whoever is connected already; what is refused is told once, with the reason.
 //!
-//! The decisions are in pure files: `users` (who is this), `acl` (what may he do), `hashes` (is it his password), `throttle`
+//! The decisions are in pure files: `users` (who is this), `acl` (what may he do), `hashes` (is it his password), `tokens` (is it his token, and
+//! until when), `throttle`
 //! (how often may one guess), `known` (whose password was right), `told` (which refusals are told).
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,12 +21,15 @@ use tokio::time::{self, Instant};
 pub(super) use acl::{Reach, Rights};
 pub(super) use users::Identity;
 
-use super::peer::Peer;
+use super::peer::{Peer, PeerAddress};
+use crate::clock::Clock;
 use crate::config::{AccessConfig, PasswordHash};
 use crate::health::Health;
+use crate::message::ClockState;
 use crate::mqtt::{Connect, ReasonCode, Version};
 use known::Known;
 use throttle::Throttle;
+use tokens::{Moment, TokenFault};
 use told::{Telling, Told};
 use users::{Book, Claim, Proof};
 
@@ -34,6 +38,8 @@ mod users;
 mod acl;
 
 mod hashes;
+
+mod tokens;
 
 mod throttle;
 
@@ -48,6 +54,13 @@ const WAITING_OF_ONE_MAX: usize = 64;
 const TURN_PATIENCE: Duration = Duration::from_secs(30);
 /// Of what a client sent, so much is remembered of a refusal.
 const TOLD_CHARACTERS: usize = 128;
+/// Whoever shows a token is looked at again when it ends, and at least this often: the clock may get to be known, or be set.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+const LOOK_MIN: Duration = Duration::from_millis(10);
+/// While the time is not known: it may be at any moment.
+const LOOK_UNSURE: Duration = Duration::from_secs(2);
+/// Under which name bad tokens count that come without one.
+const NAMELESS: &str = "";
 
 /// Why somebody is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +73,8 @@ pub(super) enum Refused {
     TooOften,
     /// Too many wait for their passwords to be compared.
     Busy,
+    /// His token opens nothing.
+    Token(TokenFault),
     /// His will is for a topic that he may not publish to.
     Will,
 }
@@ -69,7 +84,8 @@ impl Refused {
     pub(super) fn reason(self, version: Version) -> ReasonCode {
         match (self, version) {
             (Refused::Nameless | Refused::Will, _) => ReasonCode::NOT_AUTHORIZED,
-            (Refused::Unproven, _) => ReasonCode::BAD_USER_NAME_OR_PASSWORD,
+            (Refused::Token(TokenFault::NoClock), _) => ReasonCode::SERVER_UNAVAILABLE,
+            (Refused::Unproven | Refused::Token(_), _) => ReasonCode::BAD_USER_NAME_OR_PASSWORD,
             (Refused::TooOften, Version::V5) => ReasonCode::CONNECTION_RATE_EXCEEDED,
             (Refused::Busy, Version::V5) => ReasonCode::SERVER_BUSY,
             (Refused::TooOften | Refused::Busy, Version::V311) => ReasonCode::SERVER_UNAVAILABLE,
@@ -82,9 +98,19 @@ impl Refused {
             Refused::Unproven => "user name, password or certificate is wrong",
             Refused::TooOften => "too many wrong passwords; it is let wait",
             Refused::Busy => "too many passwords wait to be compared",
+            Refused::Token(fault) => fault.words(),
             Refused::Will => "its will is for a topic that it may not publish to",
         }
     }
+}
+
+/// Why `Access::log_in` lets somebody not in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotLetIn {
+    /// Name or password is wrong.
+    Wrong,
+    /// Too many were wrong, or too many wait: later.
+    ForNow,
 }
 
 /// What a client did that it may not.
@@ -121,6 +147,16 @@ struct Shared {
     /// What the throttle counts from.
     since: Instant,
     health: Health,
+    clock: Clock,
+}
+
+/// What becomes of somebody who has shown a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Term {
+    /// He may stay, and is to be looked at again after this time.
+    Stays(Duration),
+    /// He may not, and is told this.
+    Over(ReasonCode),
 }
 
 /// Clients whose passwords wait, by address.
@@ -161,7 +197,7 @@ impl Changes {
 
 impl Access {
     /// As the configuration says.
-    pub(super) fn new(config: &AccessConfig, health: Health) -> Access {
+    pub fn new(config: &AccessConfig, health: Health, clock: Clock) -> Access {
         Access(Arc::new(Shared {
             book: watch::Sender::new(Arc::new(Book::new(config.clone()))),
             known: Mutex::new(Known::new()),
@@ -171,6 +207,7 @@ impl Access {
             told: Mutex::default(),
             since: Instant::now(),
             health,
+            clock,
         }))
     }
 
@@ -181,6 +218,11 @@ impl Access {
         lock(&self.0.known).keep(|user| book.has_user(user));
         lock(&self.0.told).forget();
         self.0.book.send_replace(Arc::new(book));
+    }
+
+    /// Lets everybody who is connected look whether he may stay.
+    pub(super) fn call_all(&self) {
+        self.0.book.send_modify(|_| {});
     }
 
     pub(super) fn changes(&self) -> Changes {
@@ -199,6 +241,34 @@ impl Access {
     /// Whether what he showed when he connected would let him in today.
     pub(super) fn vouches_for(&self, identity: &Identity) -> bool {
         self.book().vouches_for(identity)
+    }
+
+    /// Until when somebody may stay; `None` where what he showed has no end.
+    pub(super) fn term(&self, identity: &Identity) -> Option<Term> {
+        let Proof::Token(shown) = &identity.proof else { return None };
+        let book = self.book();
+        // Without tokens he is not vouched for any more, which is another's affair.
+        let left = shown.left_ms(book.tokens()?, self.moment());
+        Some(match left {
+            Ok(Some(left_ms)) => Term::Stays(Duration::from_millis(left_ms).clamp(LOOK_MIN, LOOK_EVERY)),
+            Ok(None) => Term::Stays(LOOK_UNSURE),
+            Err(TokenFault::Ended) => Term::Over(ReasonCode::MAXIMUM_CONNECT_TIME),
+            Err(_) => Term::Over(ReasonCode::NOT_AUTHORIZED),
+        })
+    }
+
+    /// Between which times this moment lies, as far as this board knows.
+    fn moment(&self) -> Moment {
+        let now = self.0.clock.now();
+        match now.clock {
+            ClockState::Synced => Moment { earliest_ms: now.wall_ms, latest_ms: Some(now.wall_ms) },
+            ClockState::Holdover { error_ms } => {
+                let error_ms = i64::from(error_ms);
+                let latest_ms = Some(now.wall_ms.saturating_add(error_ms));
+                Moment { earliest_ms: now.wall_ms.saturating_sub(error_ms), latest_ms }
+            }
+            ClockState::Unset => Moment { earliest_ms: self.0.clock.passed_ms(now.mono_ms), latest_ms: None },
+        }
     }
 
     /// Whether there is a user of this name: his sessions are his. Those of nobody are anybody's.
@@ -231,13 +301,51 @@ impl Access {
                 warn!(client = clip(client_id).as_str(), peer:% = peer, listener = peer.listener.as_ref(),
                       user = clip(name.unwrap_or_default()).as_str(), reason = refused.words();
                       "A client is not let in; it is told once");
+                let (client, user) = (clip(client_id), clip(name.unwrap_or_default()));
+                let text = format!("client {client:?} from {address}, user {user:?}: {}", refused.words());
+                self.0.health.sessions().note_refusal(&text);
             }
             self.say_last(telling, &address);
         }
         admitted
     }
 
+    /// Whether somebody at another door than the broker's, where only names and passwords count, is who he says: compared
+    /// and slowed in the same way, beside whoever logs in there.
+    ///
+    /// # Errors
+    /// When he is not let in; that was told.
+    pub async fn log_in(&self, door: &str, from: SocketAddr, name: &str, password: &[u8]) -> Result<(), NotLetIn> {
+        let peer = Peer {
+            address: PeerAddress::Network(from),
+            listener: Arc::from(door),
+            is_encrypted: false,
+            certificate: None,
+        };
+        let refused = match self.identify(&peer, Some(name), Some(password)).await {
+            Ok(_) => return Ok(()),
+            Err(refused) => refused,
+        };
+        let address = peer.address.to_string();
+        let whose = peer.ip().map_or_else(String::new, |address| address.to_string());
+        let telling = lock(&self.0.told).note(&whose, &format!("{} {refused:?}", clip(name)));
+        if telling != Telling::Not {
+            warn!(peer = address.as_str(), door = door, user = clip(name).as_str(), reason = refused.words();
+                  "Somebody is not let in; it is told once");
+        }
+        self.say_last(telling, &whose);
+        match refused {
+            Refused::TooOften | Refused::Busy | Refused::Token(TokenFault::NoClock) => Err(NotLetIn::ForNow),
+            Refused::Nameless | Refused::Unproven | Refused::Token(_) | Refused::Will => Err(NotLetIn::Wrong),
+        }
+    }
+
     async fn identify(&self, peer: &Peer, name: Option<&str>, password: Option<&[u8]>) -> Result<Identity, Refused> {
+        if let Some(token) = password.filter(|password| tokens::is_token(password))
+            && self.book().tokens_for(name).is_some()
+        {
+            return self.identify_by_token(peer, name, token).await;
+        }
         let (user, hash) = match self.book().claim(peer, name, password.is_some()) {
             Claim::Proven(identity) => return Ok(identity),
             Claim::Nameless => return Err(Refused::Nameless),
@@ -282,6 +390,40 @@ impl Access {
         }
     }
 
+    /// Who bears a token. Signatures are verified one at a time beside the data path, like passwords: on a small board one takes
+    /// some milliseconds.
+    async fn identify_by_token(&self, peer: &Peer, name: Option<&str>, token: &[u8]) -> Result<Identity, Refused> {
+        let name = name.filter(|name| !name.is_empty());
+        let (address, guessed) = (peer.ip(), name.unwrap_or(NAMELESS));
+        if lock(&self.0.throttle).is_blocked(address, guessed, self.now_ms()) {
+            return Err(Refused::TooOften);
+        }
+        let _seat = self.sit_down(address).ok_or(Refused::Busy)?;
+        let Ok(Ok(turn)) = time::timeout(TURN_PATIENCE, self.0.turn.acquire()).await else { return Err(Refused::Busy) };
+        let (book, token) = (self.book(), token.to_vec());
+        let read = tokio::task::spawn_blocking(move || match book.tokens() {
+            Some(tokens) => tokens::read(tokens, &token),
+            None => Err(TokenFault::UnknownKey),
+        });
+        let read = read.await.unwrap_or(Err(TokenFault::Malformed));
+        drop(turn);
+        let book = self.book();
+        let shown = read.and_then(|shown| match book.tokens_for(Some(&shown.user)) {
+            _ if name.is_some_and(|name| name != &*shown.user) => Err(TokenFault::AnotherName),
+            Some(tokens) => shown.left_ms(tokens, self.moment()).map(|_| shown),
+            None => Err(TokenFault::NotByToken),
+        });
+        match shown {
+            Ok(shown) => Ok(Identity { user: shown.user.clone(), proof: Proof::Token(Arc::new(shown)) }),
+            Err(fault) => {
+                if fault.is_guess() {
+                    lock(&self.0.throttle).count(address, guessed, self.now_ms());
+                }
+                Err(Refused::Token(fault))
+            }
+        }
+    }
+
     /// The hash, where this password is known to fit it.
     fn known(&self, user: &str, hash: Option<&PasswordHash>, password: &[u8]) -> Option<PasswordHash> {
         hash.filter(|hash| lock(&self.0.known).is_right(user, hash, password)).cloned()
@@ -315,6 +457,9 @@ impl Access {
         if telling != Telling::Not {
             warn!(client = client, user = user, deed = deed.words(), topic = topic;
                   "A client did what it may not; it is told once");
+            let (whom, to) = (clip(client), clip(topic));
+            let text = format!("client {whom:?}, user {:?}: may not {} {to:?}", clip(user), deed.words());
+            self.0.health.sessions().note_refusal(&text);
         }
         self.say_last(telling, client);
     }
@@ -326,6 +471,9 @@ impl Access {
         if telling != Telling::Not {
             warn!(client = client, user = user, owner = owner;
                   "A client is not let in: this client id has a session of another user; it is told once");
+            let (whom, user) = (clip(client), clip(user));
+            let text = format!("client {whom:?}, user {user:?}: this client id has a session of the user {owner:?}");
+            self.0.health.sessions().note_refusal(&text);
         }
         self.say_last(telling, client);
     }

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::acl::Rights;
+use super::tokens::Shown;
 use crate::broker::peer::Peer;
-use crate::config::{AccessConfig, CertificateName, PasswordHash};
+use crate::config::{AccessConfig, CertificateName, PasswordHash, TokenConfig};
 
 /// Somebody who has shown who he is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,7 @@ pub(super) enum Proof {
     Place,
     Certificate(CertificateName),
     Password(Box<PasswordHash>),
+    Token(Arc<Shown>),
 }
 
 /// What can be said of somebody who wants to connect.
@@ -53,18 +55,31 @@ impl Book {
 
     /// Whether whoever is on this machine needs no name.
     fn has_anonymous(&self) -> bool {
-        self.access.users.is_empty() || self.access.anonymous.is_some()
+        (self.access.users.is_empty() && self.access.tokens.is_none()) || self.access.anonymous.is_some()
     }
 
+    /// Where tokens are taken, whoever makes them may know users that nobody has written down here.
     pub(super) fn has_user(&self, name: &str) -> bool {
-        self.access.users.contains_key(name)
+        self.access.users.contains_key(name) || (self.access.tokens.is_some() && !name.is_empty())
+    }
+
+    /// What a token must say.
+    pub(super) fn tokens(&self) -> Option<&TokenConfig> {
+        self.access.tokens.as_ref()
+    }
+
+    /// What a token must say, where whoever gives this name, or none, may show one. A user who is written down is not to be had
+    /// by anybody's token unless he says so.
+    pub(super) fn tokens_for(&self, name: Option<&str>) -> Option<&TokenConfig> {
+        let is_open = |name: &str| self.access.users.get(name).is_none_or(|user| user.by_token);
+        self.access.tokens.as_ref().filter(|_| name.is_none_or(|name| name.is_empty() || is_open(name)))
     }
 
     pub(super) fn claim(&self, peer: &Peer, username: Option<&str>, has_password: bool) -> Claim {
         let certified = self.certified(peer);
         let name = match username {
             // While nobody has a name, one that is given does not matter: so it was before there were users.
-            Some(name) if !name.is_empty() && !self.access.users.is_empty() => name,
+            Some(name) if !name.is_empty() && (!self.access.users.is_empty() || self.access.tokens.is_some()) => name,
             _ => {
                 return match certified {
                     Some(identity) => Claim::Proven(identity),
@@ -101,6 +116,9 @@ impl Book {
         match &identity.proof {
             Proof::Place => self.has_anonymous(),
             Proof::Certificate(name) => self.by_certificate.get(name) == Some(&identity.user),
+            Proof::Token(shown) => {
+                self.tokens_for(Some(&identity.user)).is_some_and(|tokens| shown.is_vouched_for(tokens).is_ok())
+            }
             Proof::Password(hash) => {
                 self.access.users.get(&identity.user).is_some_and(|user| user.password.as_ref() == Some(hash.as_ref()))
             }
@@ -109,13 +127,23 @@ impl Book {
 
     /// What he may do under a client id, whatever he showed.
     pub(super) fn rights(&self, identity: &Identity, client_id: &str) -> Rights {
-        match identity.proof {
+        match &identity.proof {
             Proof::Place if !self.has_anonymous() => Rights::nothing(),
             Proof::Place => match &self.access.anonymous {
                 Some(rights) => Rights::of(rights, client_id, ""),
                 None => Rights::everything(),
             },
-            _ => match self.access.users.get(&identity.user) {
+            Proof::Token(shown) => match self.tokens_for(Some(&identity.user)) {
+                Some(tokens) => {
+                    let mut rights = tokens.rights.clone();
+                    let own = self.access.users.get(&identity.user).map(|user| &user.rights);
+                    let groups = shown.groups.iter().filter_map(|group| tokens.groups.get(group));
+                    groups.chain(own).for_each(|more| rights.extend(more));
+                    Rights::of(&rights, client_id, &identity.user)
+                }
+                None => Rights::nothing(),
+            },
+            Proof::Certificate(_) | Proof::Password(_) => match self.access.users.get(&identity.user) {
                 Some(user) => Rights::of(&user.rights, client_id, &identity.user),
                 None => Rights::nothing(),
             },
@@ -135,7 +163,7 @@ mod tests {
     }
 
     fn user(password: Option<&str>, certificate: Option<CertificateName>) -> UserConfig {
-        UserConfig { password: password.map(hash), certificate, rights: TopicRights::default() }
+        UserConfig { password: password.map(hash), certificate, by_token: false, rights: TopicRights::default() }
     }
 
     fn common(name: &str) -> CertificateName {
@@ -144,7 +172,7 @@ mod tests {
 
     fn book(users: &[(&str, UserConfig)], anonymous: Option<TopicRights>) -> Book {
         let users = users.iter().map(|(name, user)| (Arc::from(*name), user.clone())).collect();
-        Book::new(AccessConfig { users, anonymous })
+        Book::new(AccessConfig { users, anonymous, tokens: None })
     }
 
     fn plant() -> Book {

@@ -9,7 +9,8 @@ use log::{debug, info, warn};
 use tokio::time::Instant;
 
 use super::{Attachment, Connection, Options, Seldom, Session};
-use crate::broker::access::{Deed, Identity};
+use crate::broker::access::{Deed, Identity, Term};
+use crate::broker::aliases::Aliases;
 use crate::broker::durable::{self, Durable};
 use crate::broker::inbound::Work;
 use crate::broker::listener;
@@ -22,9 +23,12 @@ use crate::queue::sessions::{Entrance, Entry, Kept, Subscribed};
 use crate::router::RouterError;
 
 impl Session {
-    pub(super) async fn attach(&mut self, attachment: Attachment) {
-        let Attachment { mut socket, connect, identity, is_assigned } = attachment;
+    pub(super) async fn attach(&mut self, attachment: Box<Attachment>) {
+        let Attachment { mut socket, connect, identity, is_assigned } = *attachment;
         let is_too_late = !self.services.access.vouches_for(&identity);
+        if socket.is_shut_out() {
+            return listener::refuse(socket, connect.version, ReasonCode::SERVER_UNAVAILABLE, &self.services);
+        }
         if is_too_late || self.is_alive && self.belongs_to_another(&self.identity.user, &identity.user) {
             return listener::refuse(socket, connect.version, ReasonCode::NOT_AUTHORIZED, &self.services);
         }
@@ -54,6 +58,8 @@ impl Session {
         }
         self.rights = self.services.access.rights(&identity, &self.client);
         self.identity = identity;
+        // At once: it may have ended while the session was entered.
+        self.term = self.services.access.term(&self.identity).map(|_| Instant::now());
         // A will that still waited for its delay is not published when its session is resumed.
         self.will = None;
         self.expires = None;
@@ -74,6 +80,7 @@ impl Session {
         };
         let receive_max = connect.receive_max.map_or(u16::MAX, |max| max.get());
         let keep_alive = Duration::from_secs(u64::from(connect.keep_alive_s)) * 3 / 2;
+        let alias_max = connect.topic_alias_max.min(limits.topic_aliases);
         let mut connection = Connection {
             socket,
             version,
@@ -83,6 +90,7 @@ impl Session {
             expiry_s,
             will: connect.will,
             aliases: HashMap::new(),
+            our_aliases: (alias_max > 0).then(|| Box::new(Aliases::new(alias_max))),
             unanswered: 0,
             window: usize::from(receive_max.min(limits.outbound)),
             collected: self.outbound.load(),
@@ -120,11 +128,28 @@ impl Session {
     /// The configuration has changed: whoever may not be here any more goes, the others go on with what they may do now.
     pub(super) async fn look_at_rights(&mut self) {
         self.rights = self.services.access.rights(&self.identity, &self.client);
+        if self.connection.as_ref().is_some_and(|connection| connection.socket.is_shut_out()) {
+            return self.part(ReasonCode::ADMINISTRATIVE_ACTION, true).await;
+        }
         if self.connection.is_some() && !self.services.access.vouches_for(&self.identity) {
             info!(client = self.client.as_ref(), user = self.identity.user.as_ref();
                   "A client is disconnected: what it logged in with is no longer in the configuration");
             self.part(ReasonCode::NOT_AUTHORIZED, true).await;
         }
+    }
+
+    /// Whoever showed a token goes when it ends.
+    pub(super) async fn look_at_term(&mut self) {
+        let term = self.services.access.term(&self.identity).filter(|_| self.connection.is_some());
+        self.term = match term {
+            Some(Term::Stays(look)) => Some(Instant::now() + look),
+            Some(Term::Over(reason)) => {
+                debug!(client = self.client.as_ref(), user = self.identity.user.as_ref(); "The token of a client has ended");
+                self.part(reason, true).await;
+                None
+            }
+            None => None,
+        };
     }
 
     /// Tells the queue of a client that is let in, where it has to know. `None`: nothing is kept for it.

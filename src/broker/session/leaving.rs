@@ -6,7 +6,8 @@ use std::time::Duration;
 use log::debug;
 use tokio::time::Instant;
 
-use super::Session;
+use super::{Connection, Session};
+use crate::broker::aliases::Said;
 use crate::broker::durable::Progress;
 use crate::broker::inbound::{Mark, Settled, poll_now};
 use crate::broker::outbound::{Delivery, Next};
@@ -255,11 +256,11 @@ impl Session {
                 }
                 Next::Release(packet_id) => (Packet::Pubrel(Ack::new(packet_id, ReasonCode::SUCCESS)), None),
             };
-            match connection.socket.send(&packet) {
-                Ok(()) => {
+            match send(connection, packet) {
+                Ok(is_publish) => {
                     let sessions = self.services.health.sessions();
                     sessions.packets_sent.fetch_add(1, Ordering::Relaxed);
-                    if matches!(packet, Packet::Publish(_)) {
+                    if is_publish {
                         sessions.sent.fetch_add(1, Ordering::Relaxed);
                     }
                 }
@@ -274,4 +275,30 @@ impl Session {
         }
         self.services.count_dropped(expired);
     }
+}
+
+/// Puts a packet behind what waits for the socket, a topic by its alias where the client allows that. Says whether it was a
+/// PUBLISH.
+fn send(connection: &mut Connection, packet: Packet) -> Result<bool, EncodeError> {
+    let Packet::Publish(mut publish) = packet else { return connection.socket.send(&packet).map(|()| false) };
+    let (Some(aliases), Some(topic)) = (&mut connection.our_aliases, publish.topic.clone()) else {
+        return connection.socket.send(&Packet::Publish(publish)).map(|()| true);
+    };
+    let mut said = aliases.say(&topic);
+    match said {
+        Said::Whole => {}
+        Said::With(alias) => publish.topic_alias = Some(alias),
+        Said::By(alias) => (publish.topic, publish.topic_alias) = (None, Some(alias)),
+    }
+    let mut packet = Packet::Publish(publish);
+    let mut sent = connection.socket.send(&packet);
+    if let (Err(EncodeError::TooLarge { .. }), Said::With(_), Packet::Publish(publish)) = (&sent, said, &mut packet) {
+        // The alias itself may be what is too much.
+        (publish.topic_alias, said) = (None, Said::Whole);
+        sent = connection.socket.send(&packet);
+    }
+    if sent.is_ok() {
+        aliases.note(&topic, said);
+    }
+    sent.map(|()| true)
 }

@@ -17,7 +17,9 @@ use crate::uplink::provision;
 
 mod board;
 mod certificates;
+mod devices;
 mod disk;
+mod listeners;
 mod report;
 mod session;
 mod way;
@@ -65,7 +67,18 @@ async fn examine(config: &Config, wanted: Option<&str>, report: &mut Report) {
     for finding in disk::examine(&gateway.state_dir).await {
         report.note(finding);
     }
-    let running = running(&gateway.state_dir).await;
+    let running = asked(&gateway.state_dir, Request::Status).await;
+    // About one uplink alone: nothing is said of the rest.
+    if wanted.is_none() {
+        if running.is_none() {
+            for finding in listeners::examine(&config.broker) {
+                report.note(finding);
+            }
+        }
+        let points = asked(&gateway.state_dir, Request::Points).await.unwrap_or_default();
+        let known = running.as_ref().map(|status| devices::Known { status, points: &points });
+        devices::examine(config, known.as_ref(), report).await;
+    }
     if config.uplinks.is_empty() {
         let help = "write [uplink.cloud] with a `url`";
         report.note(Finding::unsure("uplink", "there is none: nothing goes to a cloud").help(help));
@@ -83,8 +96,8 @@ async fn examine(config: &Config, wanted: Option<&str>, report: &mut Report) {
 }
 
 /// What the running gateway says of itself; `None` = none runs.
-async fn running(state_dir: &Path) -> Option<Value> {
-    let answer = control::ask(state_dir, Request::Status).await.ok()?;
+async fn asked(state_dir: &Path, request: Request) -> Option<Value> {
+    let answer = control::ask(state_dir, request).await.ok()?;
     serde_json::from_str(&answer).ok()
 }
 

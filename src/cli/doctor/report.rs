@@ -45,6 +45,11 @@ impl Finding {
         self
     }
 
+    /// Several things to do, the likeliest first.
+    pub(super) fn helps(self, helps: &[String]) -> Finding {
+        if helps.is_empty() { self } else { self.help(helps.join("\n        help: ")) }
+    }
+
     fn text(&self) -> String {
         let mark = match self.verdict {
             Verdict::Good => "ok   ",

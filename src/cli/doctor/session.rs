@@ -161,6 +161,8 @@ fn connect(visit: &Visit<'_>, login: &Login, has_will: bool) -> Packet {
         will,
         username: login.username.clone(),
         password: login.password.clone(),
+        auth_method: login.auth.as_ref().map(|(method, _)| method.clone()),
+        auth_data: login.auth.as_ref().map(|(_, data)| data.clone()),
         session_expiry_s: (version(visit) == Version::V5).then(|| seconds(uplink.session_expiry)),
         ..Connect::new(version(visit), uplink.client_id.clone())
     }))

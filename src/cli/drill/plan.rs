@@ -219,7 +219,15 @@ mod tests {
     fn rule(filter: &str, topic: &str, qos: Option<Qos>) -> ForwardRule {
         let filter = Filter::new(filter).unwrap();
         let topic = TopicTemplate::parse(topic, &filter, "g7").unwrap();
-        ForwardRule { filter, topic, qos, when_full: None, strict_order: false, batch: None }
+        ForwardRule {
+            filter,
+            topic,
+            qos,
+            when_full: None,
+            strict_order: false,
+            payload: crate::config::Payload::JSON,
+            batch: None,
+        }
     }
 
     #[test]

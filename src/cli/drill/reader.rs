@@ -254,11 +254,14 @@ impl Line {
             input: BytesMut::new(),
         };
         let is_v5 = source.version == Version::V5;
+        let (auth_method, auth_data) = login.auth.unzip();
         let connect = Connect {
             clean_start: is_clean,
             keep_alive_s: KEEP_ALIVE_S,
             username: login.username,
             password: login.password,
+            auth_method,
+            auth_data,
             session_expiry_s: (is_v5 && !is_clean).then_some(SESSION_S),
             ..Connect::new(source.version, source.client_id.clone())
         };

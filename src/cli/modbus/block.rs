@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::config::{LineConfig, LineKind, ModbusPoint, PointKind, toml_key, toml_text};
+use crate::config::{LineConfig, LineKind, ModbusPoint, PointKind, SerialFraming, toml_key, toml_text};
 
 /// The name of a serial line in what is printed.
 const BUS: &str = "bus";
@@ -16,7 +16,9 @@ pub(super) fn line(config: &LineConfig) -> (String, String) {
         LineKind::RtuOverTcp { host, port } => (String::new(), format!("rtu-tcp://{}", authority(host, *port))),
         LineKind::Rtu(port) => {
             let path = toml_text(&port.path.display().to_string());
-            let text = format!("[line.{BUS}]\nport = {path}\nbaud = {}\nmode = \"{}\"\n\n", port.baud, port.mode);
+            let framing = if config.framing == SerialFraming::Ascii { "framing = \"ascii\"\n" } else { "" };
+            let text =
+                format!("[line.{BUS}]\nport = {path}\nbaud = {}\nmode = \"{}\"\n{framing}\n", port.baud, port.mode);
             (text, BUS.to_owned())
         }
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::Exit;
-use crate::config::{self, LineConfig, LineKind, PointKind, PortConfig, SerialMode, Table, WordOrder};
+use crate::config::{self, LineConfig, LineKind, PointKind, PortConfig, SerialFraming, SerialMode, Table, WordOrder};
 use crate::field::modbus::probe::Probe;
 use crate::field::record::Recorder;
 
@@ -29,6 +29,9 @@ pub(super) struct Target {
     /// Data bits, parity and stop bits of a serial port
     #[arg(long, default_value = "8E1", value_parser = config::parse_serial_mode)]
     mode: SerialMode,
+    /// Modbus ASCII, where frames are letters
+    #[arg(long)]
+    ascii: bool,
     /// Longest wait for an answer [default: 1s; 300ms when scanning a serial port]
     #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
     timeout: Option<Duration>,
@@ -53,7 +56,8 @@ impl Target {
             Written::Url { kind, .. } => kind.clone(),
             Written::Port(path) => LineKind::Rtu(PortConfig::new(path, self.baud, self.mode)),
         };
-        LineConfig { kind, timeout: self.timeout(), pause: Duration::ZERO, connect_pause: Duration::ZERO }
+        let framing = if self.ascii { SerialFraming::Ascii } else { SerialFraming::Rtu };
+        LineConfig { framing, ..LineConfig::new(kind, self.timeout()) }
     }
 
     pub(super) fn is_port(&self) -> bool {

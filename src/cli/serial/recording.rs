@@ -2,6 +2,8 @@
 //!
 //! Promises: what was written is read back; a line that is none is named by its number.
 
+use crate::field::record::{self, Event};
+
 /// Lines that are read back.
 const LINES_MAX: usize = 4_000_000;
 
@@ -24,8 +26,16 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(" ")
 }
 
-/// Reads a whole recording. The error is for a person.
+/// Reads a whole recording, of this program's `serial watch` or of its `run`. The error is for a person.
 pub(super) fn read(text: &str) -> Result<Vec<Chunk>, String> {
+    if record::is_one(text) {
+        let events = record::parse(text).map_err(|error| error.to_string())?.events.into_iter();
+        let heard = events.filter_map(|(at, event)| match event {
+            Event::Heard(bytes) => Some(Chunk { wall_ms: i64::try_from(at.as_millis()).unwrap_or(i64::MAX), bytes }),
+            Event::Opened | Event::Sent(_) => None,
+        });
+        return Ok(heard.collect());
+    }
     let mut chunks = Vec::new();
     for (number, line) in text.lines().enumerate() {
         if line.trim().is_empty() || line.starts_with('#') {
@@ -50,6 +60,12 @@ pub(super) fn read(text: &str) -> Result<Vec<Chunk>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_gateway_has_recorded_is_read_too() {
+        let text = "# tidegate record 1 serial\n0.0 open\n0.1 > 53 0D\n0.25 < 41 0D\n";
+        assert_eq!(read(text).unwrap(), [Chunk { wall_ms: 250, bytes: vec![0x41, 0x0D] }]);
+    }
 
     #[test]
     fn what_was_written_is_read_back_and_what_is_none_is_named_by_its_line() {

@@ -1,6 +1,5 @@
 //! `tidegate simulate modbus`: some units, the devices of a configuration, or what was recorded.
 
-use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -8,9 +7,9 @@ use std::path::{Path, PathBuf};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Link, PortArguments, ServeError, Units, also, parse_units};
+use super::{Link, PortArguments, ServeError, Units, also, parse_units, recording};
 use crate::config::{self, Config, LineConfig, LineKind, PortConfig, toml_key, toml_text};
-use crate::field::record::{self, RECORD_BYTES_MAX, Recording, Wire};
+use crate::field::record::Wire;
 use crate::field::simulate::fault::Fault;
 use crate::field::simulate::modbus::{Devices, Server, Settings};
 use crate::field::simulate::wave::Wave;
@@ -126,6 +125,10 @@ async fn single(arguments: &ModbusArguments) -> Result<Server, ServeError> {
     let bound = match &arguments.replay {
         Some(file) => {
             let recording = recording(file)?;
+            if recording.wire == Wire::Serial {
+                let why = format!("{} is of a serial device: tidegate simulate serial --replay", file.display());
+                return Err(ServeError::Usage(why));
+            }
             Server::bind_devices(&place, recording.wire, Devices::Recorded(&recording), arguments.heed.clone()).await
         }
         None => {
@@ -139,14 +142,6 @@ async fn single(arguments: &ModbusArguments) -> Result<Server, ServeError> {
         }
     };
     bound.map_err(ServeError::Device)
-}
-
-fn recording(file: &Path) -> Result<Recording, ServeError> {
-    let usage = |why: String| ServeError::Usage(format!("cannot replay {}: {why}", file.display()));
-    let opened = std::fs::File::open(file).map_err(|error| usage(error.to_string()))?;
-    let mut text = String::new();
-    opened.take(RECORD_BYTES_MAX + 1024).read_to_string(&mut text).map_err(|error| usage(error.to_string()))?;
-    record::parse(&text).map_err(|error| usage(error.to_string()))
 }
 
 /// Where to serve: as asked for, else at `own`, else at the usual place.

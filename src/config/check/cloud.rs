@@ -56,7 +56,7 @@ fn way(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
                         true => {
                             "write the name of your endpoint: aws iot describe-endpoint --endpoint-type iot:Data-ATS"
                         }
-                        false => "write the host's name",
+                        false => "write the host name of your endpoint",
                     });
             walk.wrong(endpoint.spot, "url", wrong);
         }
@@ -94,6 +94,7 @@ fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
         }
         (false, None) => {}
     }
+    enhanced(walk, uplink, config);
     if !config.profile.has_authorizers {
         if let Some(spot) = uplink.written("provision") {
             let help = "write profile = \"aws-iot\"".to_owned();
@@ -132,6 +133,33 @@ fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
     }
 }
 
+/// Enhanced authentication, and a cloud that knows nobody without a name, a certificate or a token.
+fn enhanced(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
+    let Profile { title, auth_methods: known, .. } = config.profile;
+    let Some(method) = &config.auth_method else {
+        if !known.is_empty() && config.cert.is_none() {
+            let what = format!("{title} takes nobody without a certificate or a token");
+            let help = "write `cert` and `key`, or `auth_method` with a token";
+            walk.findings.problem(uplink.spot, what, Some(help.to_owned()));
+        }
+        return;
+    };
+    let place = uplink.place("auth_method");
+    if !known.is_empty() && !known.contains(&method.as_str()) {
+        let wrong = Wrong::new(format!("{title} has no method {method:?}")).help(format!("write one of {known:?}"));
+        walk.wrong(place, "auth_method", wrong);
+    }
+    if config.protocol == Protocol::V311 {
+        let help = "write protocol = \"5\"".to_owned();
+        walk.findings.problem(place, "MQTT 3.1.1 has no enhanced authentication", Some(help));
+    }
+    if config.password_file.is_none() && config.jwt.is_none() {
+        let help =
+            "write the file of the token (`password_file`), or `jwt = { key = \"…\" }` to sign it here".to_owned();
+        walk.findings.problem(place, "`auth_method` needs a token", Some(help));
+    }
+}
+
 fn session(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
     let profile = config.profile;
     let title = profile.title;
@@ -151,7 +179,9 @@ fn session(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
             .help(format!("it would take this for {}", text(profile.kept_alive(config.keep_alive))));
         walk.wrong(uplink.place("keep_alive"), "keep_alive", wrong);
     }
-    if let Some(max) = profile.session_expiry.filter(|max| config.session_expiry > *max) {
+    if let Some(max) = profile.session_expiry.filter(|max| config.session_expiry > *max)
+        && uplink.written("session_expiry").is_some()
+    {
         let what = format!("{title} keeps a session for {} at most", text(max));
         walk.findings.warning(uplink.place("session_expiry"), what, None);
     }

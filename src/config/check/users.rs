@@ -15,6 +15,7 @@ pub(super) fn check(walk: &mut Walk, draft: &Draft) {
         groups(walk, draft, user);
     }
     certificates(walk, draft);
+    tokens(walk, draft);
     doors(walk, draft);
     anonymous(walk, draft);
     unused(walk, draft);
@@ -22,7 +23,7 @@ pub(super) fn check(walk: &mut Walk, draft: &Draft) {
 
 /// By what a user shows who he is.
 fn proofs(walk: &mut Walk, user: &UserDraft) {
-    if !user.has_password && !user.has_certificate && !walk.is_partial {
+    if !user.has_password && !user.has_certificate && !user.by_token && !walk.is_partial {
         let what = format!("the user `{}` cannot log in: he has neither `password_hash` nor `certificate`", user.name);
         let help =
             format!("`tidegate passwd {}` prints the line; or write certificate = \"CN={}\"", user.name, user.name);
@@ -50,9 +51,32 @@ fn groups(walk: &mut Walk, draft: &Draft, user: &UserDraft) {
     }
 }
 
+/// Whoever shows a token may do what somebody says.
+fn tokens(walk: &mut Walk, draft: &Draft) {
+    if walk.is_partial {
+        return;
+    }
+    let Some((tokens, spot)) = &draft.tokens else {
+        for user in draft.users.iter().filter(|user| user.by_token) {
+            let what = format!("`jwt` of `{}` needs [broker.jwt]: nobody says whose tokens are good", user.name);
+            let help = "write [broker.jwt] with `keys` and `audience`".to_owned();
+            walk.findings.problem(user.spot, what, Some(help));
+        }
+        return;
+    };
+    let Some(tokens) = tokens else { return };
+    let may_nothing = tokens.rights.publish.is_empty() && tokens.rights.subscribe.is_empty();
+    if may_nothing && draft.groups.is_empty() && !draft.users.iter().any(|user| user.by_token) {
+        let what = "whoever shows a token may neither publish nor subscribe to anything";
+        let help =
+            "write publish = [\"…\"] or subscribe = [\"…\"], or [broker.group.<name>] for the groups that tokens name";
+        walk.findings.warning(*spot, what, Some(help.to_owned()));
+    }
+}
+
 /// Who comes from another machine needs a name: without users a listener for him would let nobody in.
 fn doors(walk: &mut Walk, draft: &Draft) {
-    if walk.is_partial || !draft.users.is_empty() {
+    if walk.is_partial || !draft.users.is_empty() || draft.tokens.is_some() {
         return;
     }
     for bind in draft.listeners.iter().filter_map(|listener| listener.bind.as_ref()) {
@@ -89,7 +113,8 @@ fn anonymous(walk: &mut Walk, draft: &Draft) {
 }
 
 fn unused(walk: &mut Walk, draft: &Draft) {
-    if walk.is_partial {
+    // A token may name any group.
+    if walk.is_partial || draft.tokens.is_some() {
         return;
     }
     for group in &draft.groups {

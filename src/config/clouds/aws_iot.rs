@@ -36,6 +36,7 @@ pub static AWS_IOT: Profile = Profile {
     wants_server_name: true,
     has_authorizers: true,
     has_signatures: false,
+    auth_methods: &[],
     alpn,
     username: None,
     envelope: None,

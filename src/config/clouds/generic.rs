@@ -35,6 +35,7 @@ pub static GENERIC: Profile = Profile {
     wants_server_name: false,
     has_authorizers: false,
     has_signatures: false,
+    auth_methods: &[],
     alpn: |_, _| None,
     username: None,
     envelope: None,

@@ -357,7 +357,10 @@ fn point_kind(walk: &mut Walk, reader: &Reader<'_>, table: Option<Table>) -> Opt
         ("str", "string"),
         ("text", "string"),
     ];
-    const KNOWN: [&str; 12] = ["bool", "u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64", "string"];
+    const KNOWN: [&str; 16] = [
+        "bool", "u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64", "f16", "f32", "f64", "bcd16", "bcd32", "bcd64",
+        "string",
+    ];
 
     let registers = reader.integer(walk, "registers", 1, i64::from(REGISTERS_MAX));
     if !reader.has("type") {
@@ -407,6 +410,10 @@ fn point_kind(walk: &mut Walk, reader: &Reader<'_>, table: Option<Table>) -> Opt
         "i32" => PointKind::I32,
         "u64" => PointKind::U64,
         "i64" => PointKind::I64,
+        "bcd16" => PointKind::Bcd16,
+        "bcd32" => PointKind::Bcd32,
+        "bcd64" => PointKind::Bcd64,
+        "f16" => PointKind::F16,
         "f32" => PointKind::F32,
         "f64" => PointKind::F64,
         _ if !reader.has("registers") => {

@@ -1,6 +1,6 @@
 //! `[serial.<name>]`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +10,13 @@ use super::super::keys;
 use super::super::tree::{Node, Spot, Tree, Written};
 use super::super::units::Wrong;
 use super::super::walk::{self, At, Reader, Walk, name_fault, nearest};
-use super::super::{Ask, Flow, Parse, PointTopic, PortConfig, Report, Rs485, SerialConfig, SerialPoint, TextKind};
+use super::super::{
+    Ask, Flow, FrameConfig, Parse, PointTopic, PortConfig, Report, Rs485, SerialConfig, SerialPoint, TextKind,
+};
 use super::{SerialDraft, Words, point_topic, port, qos};
 use point::point;
 
+mod command;
 mod frame;
 mod point;
 
@@ -22,6 +25,9 @@ const REGEX_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes of a question.
 const SEND_BYTES_MAX: usize = 1024;
+
+/// Letters of the name of an NMEA sentence that is a maker's own.
+const SENTENCE_LETTERS_MAX: usize = 12;
 
 /// Where a field of fixed columns may end.
 const COLUMN_MAX: usize = 65_536;
@@ -41,10 +47,15 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let flow = flow(walk, &reader);
     let (parse, decimal) = parse(walk, &reader).unwrap_or_default();
     let columns = parse.as_ref().and_then(columns);
+    let frame = match &parse {
+        Some(Parse::Nmea(_)) if !reader.has("frame") => Some(FrameConfig::nmea()),
+        _ => frame,
+    };
     let good = good(walk, &reader, columns.as_deref());
     let topic = point_topic(walk, &reader, words);
     let level = qos(walk, &reader);
     let (points, point_names) = points(walk, &reader, parse.as_ref(), columns.as_deref(), good.as_ref());
+    let (commands, command_names) = command::read(walk, &reader);
     if matches!(parse, Some(Parse::Bytes { .. })) && reader.has("good") {
         let what = "`good` is for frames of text; the quality of binary ones is that of their checksum";
         walk.findings.problem(reader.spot_of("good"), what, None);
@@ -73,9 +84,10 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             topic: PointTopic(topic.as_ref()?.value.clone()),
             qos: level?.value,
             points: points?,
+            commands: commands?,
         })
     })();
-    SerialDraft { name: Arc::from(name), spot, port: path, topic, point_names, config }
+    SerialDraft { name: Arc::from(name), spot, port: path, topic, point_names, command_names, config }
 }
 
 /// The outer `None` is a fault.
@@ -158,8 +170,16 @@ pub(super) fn unstable(path: &std::path::Path) -> Option<String> {
 /// How a frame is taken apart, and the decimal sign: each by itself, so that a fault of one does not hide the names.
 fn parse(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Option<Parse>, Option<u8>)> {
     if !reader.has("parse") {
-        reader.missing(walk, "parse");
-        return None;
+        if !reader.has("command") {
+            reader.missing(walk, "parse");
+            return None;
+        }
+        // Only spoken to: what it says are answers to commands.
+        for key in ["ask", "good", "point"].into_iter().filter(|key| reader.has(key)) {
+            let what = format!("`{key}` needs `parse`, which says how a frame is taken apart");
+            walk.findings.problem(reader.spot_of(key), what, None);
+        }
+        return Some((Some(Parse::Nothing), Some(b'.')));
     }
     let (tree, spot) = reader.table(walk, "parse")?;
     let reader = Reader::open(walk, tree, &keys::PARSE, spot);
@@ -169,6 +189,7 @@ fn parse(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Option<Parse>, Option<
     let json = reader.truth(walk, "json");
     let bytes = reader.truth(walk, "bytes");
     let hex = reader.truth(walk, "hex");
+    let nmea = sentences(walk, &reader);
     let separator = one_byte(walk, &reader, "separator");
     let decimal = one_byte(walk, &reader, "decimal").and_then(|decimal| match decimal.value {
         b'.' | b',' => Some(decimal),
@@ -178,9 +199,9 @@ fn parse(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Option<Parse>, Option<
         }
     });
     let written: Vec<&str> =
-        ["regex", "csv", "fixed", "json", "bytes", "hex"].into_iter().filter(|key| reader.has(key)).collect();
+        ["regex", "csv", "fixed", "json", "bytes", "hex", "nmea"].into_iter().filter(|key| reader.has(key)).collect();
     let help = "take `regex = '…'` with named groups, `csv = [\"weight\", \"unit\"]`, `fixed = [\"weight 5-13\"]`, \
-                `json = true`, `bytes = true` or `hex = true`";
+                `json = true`, `bytes = true`, `hex = true` or `nmea = { … }`";
     match written.as_slice() {
         [] => {
             walk.findings.problem(spot, "`parse` does not say how to take a frame apart", Some(help.to_owned()));
@@ -199,9 +220,9 @@ fn parse(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Option<Parse>, Option<
     if reader.has("json") && reader.has("decimal") {
         walk.findings.problem(reader.spot_of("decimal"), "`decimal` is not for JSON, whose numbers have a point", None);
     }
-    for key in ["bytes", "hex"] {
+    for key in ["bytes", "hex", "nmea"] {
         if reader.has(key) && reader.has("decimal") {
-            let what = format!("`decimal` is for numbers in texts, and `{key}` are none");
+            let what = format!("`decimal` is for numbers in texts that may have another sign, and `{key}` has none");
             walk.findings.problem(reader.spot_of("decimal"), what, None);
         }
     }
@@ -209,6 +230,8 @@ fn parse(walk: &mut Walk, reader: &Reader<'_>) -> Option<(Option<Parse>, Option<
         regex.map(Parse::Regex)
     } else if reader.has("fixed") {
         fixed.map(Parse::Fixed)
+    } else if reader.has("nmea") {
+        nmea.map(Parse::Nmea)
     } else if reader.has("csv") {
         let separator = match reader.has("separator") {
             true => separator.map(|at| at.value),
@@ -243,19 +266,39 @@ fn one_byte(walk: &mut Walk, reader: &Reader<'_>, key: &'static str) -> Option<A
 }
 
 fn read_regex(walk: &mut Walk, reader: &Reader<'_>) -> Option<Regex> {
-    let pattern = reader.text(walk, "regex")?;
+    let At { value: regex, spot, .. } = compiled(walk, reader, "regex")?;
+    let mut count = 0;
+    for name in regex.capture_names().flatten() {
+        count += 1;
+        if let Err(wrong) = name_fault(name) {
+            walk.wrong(spot, "regex", wrong);
+            return None;
+        }
+    }
+    if count == 0 {
+        let wrong = Wrong::new("has no named group, so nothing would be read")
+            .help("name what is a value: '(?<weight>[0-9.]+)'");
+        walk.wrong(spot, "regex", wrong);
+        return None;
+    }
+    Some(regex)
+}
+
+/// A pattern, bounded.
+fn compiled(walk: &mut Walk, reader: &Reader<'_>, key: &'static str) -> Option<At<Regex>> {
+    let pattern = reader.text(walk, key)?;
     if pattern.value.len() > PATTERN_BYTES_MAX {
         let wrong = Wrong::new(format!("a pattern of more than {PATTERN_BYTES_MAX} bytes is not looked at"));
-        walk.wrong(pattern.spot, "regex", wrong);
+        walk.wrong(pattern.spot, key, wrong);
         return None;
     }
     let built = RegexBuilder::new(&pattern.value).size_limit(REGEX_BYTES_MAX).dfa_size_limit(REGEX_BYTES_MAX).build();
-    let regex = match built {
-        Ok(regex) => regex,
+    match built {
+        Ok(regex) => Some(At { value: regex, spot: pattern.spot, is_default: pattern.is_default }),
         Err(regex::Error::CompiledTooBig(_)) => {
             let wrong = Wrong::new("this pattern needs more than 1 MiB").help("a repetition such as {1000} multiplies");
-            walk.wrong(pattern.spot, "regex", wrong);
-            return None;
+            walk.wrong(pattern.spot, key, wrong);
+            None
         }
         Err(error) => {
             let (offset, message) = regex_fault(&error.to_string());
@@ -265,25 +308,10 @@ fn read_regex(walk: &mut Walk, reader: &Reader<'_>) -> Option<Regex> {
             if is_escape {
                 wrong = wrong.help("in a TOML text in 'single quotes' a backslash is a backslash");
             }
-            walk.wrong(spot, "regex", wrong);
-            return None;
-        }
-    };
-    let mut count = 0;
-    for name in regex.capture_names().flatten() {
-        count += 1;
-        if let Err(wrong) = name_fault(name) {
-            walk.wrong(pattern.spot, "regex", wrong);
-            return None;
+            walk.wrong(spot, key, wrong);
+            None
         }
     }
-    if count == 0 {
-        let wrong = Wrong::new("has no named group, so nothing would be read")
-            .help("name what is a value: '(?<weight>[0-9.]+)'");
-        walk.wrong(pattern.spot, "regex", wrong);
-        return None;
-    }
-    Some(regex)
 }
 
 /// The place and the sentence out of what the regex library prints: pattern, caret line, `error: …`.
@@ -339,6 +367,63 @@ fn read_columns(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<String>> {
     is_whole.then_some(names)
 }
 
+/// `nmea = { RMC = ["utc", "status"], GGA = ["", "latitude"] }`
+fn sentences(walk: &mut Walk, reader: &Reader<'_>) -> Option<BTreeMap<String, Vec<String>>> {
+    if !reader.has("nmea") {
+        return None;
+    }
+    let (tree, spot) = reader.table(walk, "nmea")?;
+    let mut sentences = BTreeMap::new();
+    let mut is_whole = true;
+    for (name, entry) in tree.in_order() {
+        let mut wrong = |walk: &mut Walk, spot: Spot, wrong: Wrong| {
+            walk.wrong(spot, name, wrong);
+            is_whole = false;
+        };
+        let is_name = (3..=SENTENCE_LETTERS_MAX).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
+        if !is_name {
+            let what = Wrong::new("is not the name of a sentence");
+            wrong(
+                walk,
+                entry.key,
+                what.help("its letters without those of the talker: \"RMC\"; of one's own all: \"PGRME\""),
+            );
+        }
+        let Written::List(nodes) = &entry.node.value else {
+            wrong(walk, entry.node.spot, walk::wrong_kind("a list of names, \"\" to skip one", &entry.node.value));
+            continue;
+        };
+        let mut columns: Vec<String> = Vec::new();
+        for node in nodes {
+            match walk::text(node) {
+                Ok(text) if !text.is_empty() && columns.iter().any(|known| known == text) => {
+                    wrong(walk, node.spot, Wrong::new(format!("the field {text:?} stands twice")));
+                }
+                Ok(text) => {
+                    if let Some(fault) =
+                        Some(text).filter(|text| !text.is_empty()).and_then(|text| name_fault(text).err())
+                    {
+                        wrong(walk, node.spot, fault);
+                    }
+                    columns.push(text.to_owned());
+                }
+                Err(fault) => wrong(walk, node.spot, fault),
+            }
+        }
+        if columns.iter().all(String::is_empty) {
+            wrong(walk, entry.node.spot, Wrong::new("names no field"));
+        }
+        sentences.insert(name.to_owned(), columns);
+    }
+    if sentences.is_empty() {
+        let help = "nmea = { RMC = [\"utc\", \"status\", \"latitude\", \"ns\", \"longitude\", \"ew\"] }";
+        walk.findings.problem(spot, "`nmea` names no sentence", Some(help.to_owned()));
+        return None;
+    }
+    is_whole.then_some(sentences)
+}
+
 /// `fixed = ["status 3", "weight 5-13"]`: names and places, the first character being 1.
 fn fixed(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<(String, usize, usize)>> {
     let mut fields: Vec<(String, usize, usize)> = Vec::new();
@@ -390,7 +475,11 @@ fn columns(parse: &Parse) -> Option<Vec<String>> {
         Parse::Regex(regex) => Some(regex.capture_names().flatten().map(str::to_owned).collect()),
         Parse::Csv { columns, .. } => Some(columns.iter().filter(|name| !name.is_empty()).cloned().collect()),
         Parse::Fixed(fields) => Some(fields.iter().map(|(name, ..)| name.clone()).collect()),
-        Parse::Json | Parse::Bytes { .. } => None,
+        Parse::Nmea(sentences) => {
+            let names: BTreeSet<&String> = sentences.values().flatten().filter(|name| !name.is_empty()).collect();
+            Some(names.into_iter().cloned().collect())
+        }
+        Parse::Json | Parse::Bytes { .. } | Parse::Nothing => None,
     }
 }
 
@@ -448,6 +537,9 @@ fn points(
     columns: Option<&[String]>,
     good: Option<&BTreeMap<String, Vec<String>>>,
 ) -> Points {
+    if matches!(parse, Some(Parse::Nothing)) {
+        return (Some(Vec::new()), Vec::new());
+    }
     if !reader.has("point") {
         let of_what = match parse {
             Some(Parse::Json) => Some("JSON frames need points"),

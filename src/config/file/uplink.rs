@@ -11,15 +11,25 @@ use super::super::tree::{Spot, Tree};
 use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
 use super::super::{
-    AuthorizerConfig, BatchLimits, DrainOrder, Endpoint, ForwardRule, JwtConfig, Pace, Protocol, ProvisionConfig,
+    AuthorizerConfig, DrainOrder, Endpoint, ForwardRule, JwtConfig, Pace, Payload, Protocol, ProvisionConfig,
     ProvisionFormat, ProxyConfig, ReceiveRule, Reconnect, SasConfig, TopicTemplate, UplinkConfig, keys,
 };
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
 use crate::message::{Filter, Topic, is_reserved};
 
+use payload::METERED_BATCH;
+
+mod payload;
+
 /// The default window at 3.1.1, where a broker has no word for its limit: Mosquitto in its own defaults closes the
 /// connection on the 21st message that waits for its PUBREL.
 const WINDOW_V311: i64 = 20;
+
+/// The keep-alive of a metered link: each question and its answer are paid for.
+const METERED_KEEP_ALIVE: Duration = Duration::from_secs(1200);
+
+/// Where every reading goes on a metered link without a rule.
+const METERED_TOPIC: &str = "field/{gateway}";
 
 /// Where HTTP proxies listen, by Squid's default.
 const PROXY_PORT: u16 = 3128;
@@ -34,7 +44,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let reader = Reader::open(walk, tree, &keys::UPLINK, spot);
     let endpoints = endpoints(walk, &reader);
     let profiles: Vec<(&str, &Profile)> = clouds::PROFILES.iter().map(|profile| (profile.name, *profile)).collect();
-    let profile = reader.choice(walk, "profile", &profiles, &["azure-event-grid", "clearblade"]);
+    let profile = reader.choice(walk, "profile", &profiles, &["clearblade"]);
     // A wrong name was noted; the other keys are looked at all the same.
     let known = profile.as_ref().map_or(&clouds::GENERIC, |at| at.value);
     let protocol = protocol(walk, &reader);
@@ -51,6 +61,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let password_file = file(walk, &reader, "password_file", true);
     let jwt = jwt(walk, &reader, words);
     let sas = sas(walk, &reader);
+    let auth_method = reader.text(walk, "auth_method");
     let authorizer = authorizer(walk, &reader, words);
     let provision = provision(walk, &reader, words);
     let proxy = proxy(walk, &reader);
@@ -73,9 +84,14 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         &[],
     );
     let pace = pace(walk, &reader, "pace", &keys::PACE).map(|pace| known.pace(pace));
-    let link = reader.choice(walk, "link", &[("normal", ())], &["metered"]);
+    let link = reader.choice(walk, "link", &[("normal", false), ("metered", true)], &[]);
+    let is_metered = link.as_ref().is_some_and(|link| link.value);
+    let keep_alive = match reader.has("keep_alive") {
+        false if is_metered => Some(known.kept_alive(METERED_KEEP_ALIVE)),
+        _ => keep_alive,
+    };
     let own_topic = own_topic(walk, &reader, words);
-    let forward = forward(walk, &reader, words);
+    let forward = forward(walk, &reader, words, is_metered);
     let receive = receive(walk, &reader, words);
 
     let is_missing = |key: &str, is_read: bool| reader.has(key) && !is_read;
@@ -83,6 +99,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         || is_missing("cert", cert.is_some())
         || is_missing("key", key.is_some())
         || is_missing("username", username.is_some())
+        || is_missing("auth_method", auth_method.is_some())
         || is_missing("password_file", password_file.is_some());
     let config = (|| {
         if has_hole {
@@ -102,6 +119,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             password_file: password_file.as_ref().map(|at| at.value.clone()),
             jwt: jwt?,
             sas: sas?,
+            auth_method: auth_method.map(|at| at.value),
             authorizer: authorizer?,
             provision: provision?,
             proxy: proxy?,
@@ -116,7 +134,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
                 let receive: Vec<ReceiveRule> = receive.iter().filter_map(|(rule, _)| rule.clone()).collect();
                 let mut rules = answers::forwards(name, &receive);
                 match forward.is_empty() {
-                    true => rules.push(default_rule()?),
+                    true => rules.push(default_rule(is_metered, words)?),
                     false => rules.extend(forward.iter().map(|(rule, _)| rule.clone()).collect::<Option<Vec<_>>>()?),
                 }
                 rules
@@ -145,15 +163,15 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
 }
 
 /// What is forwarded where no rule is written: every reading.
-fn default_rule() -> Option<ForwardRule> {
-    Some(ForwardRule {
-        filter: Filter::new("field/#").ok()?,
-        topic: TopicTemplate::identity(),
-        qos: None,
-        when_full: None,
-        strict_order: false,
-        batch: None,
-    })
+fn default_rule(is_metered: bool, words: &Words) -> Option<ForwardRule> {
+    let filter = Filter::new("field/#").ok()?;
+    let topic = match is_metered {
+        false => TopicTemplate::identity(),
+        // Only what is of one topic travels together.
+        true => TopicTemplate::parse(METERED_TOPIC, &filter, &words.gateway).ok()?,
+    };
+    let (payload, batch) = if is_metered { (payload::METERED, Some(METERED_BATCH)) } else { (Payload::JSON, None) };
+    Some(ForwardRule { filter, topic, qos: None, when_full: None, strict_order: false, payload, batch })
 }
 
 fn endpoints(walk: &mut Walk, reader: &Reader<'_>) -> Option<Vec<At<Endpoint>>> {
@@ -516,7 +534,7 @@ fn rules<'t>(walk: &mut Walk, reader: &Reader<'t>, key: &'static str) -> Vec<(&'
     tables
 }
 
-fn forward(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<ForwardRule>, Spot)> {
+fn forward(walk: &mut Walk, reader: &Reader<'_>, words: &Words, is_metered: bool) -> Vec<(Option<ForwardRule>, Spot)> {
     let mut result = Vec::new();
     for (tree, spot) in rules(walk, reader, "forward") {
         let reader = Reader::open(walk, tree, &keys::FORWARD, spot);
@@ -525,45 +543,23 @@ fn forward(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Vec<(Option<F
         let level = qos(walk, &reader);
         let full = when_full(walk, &reader);
         let order = reader.choice(walk, "order", &[("normal", false), ("strict", true)], &[]);
-        let batch = batch(walk, &reader);
+        let payload = payload::read(walk, &reader, is_metered);
         let place = filter.as_ref().map_or(spot, |filter| filter.spot);
         let rule = (|| {
+            let (payload, batch) = payload?;
             Some(ForwardRule {
                 filter: filter?.value,
                 topic: topic?.value,
                 qos: if reader.has("qos") { Some(level?.value) } else { None },
                 when_full: if reader.has("when_full") { Some(full?.value) } else { None },
                 strict_order: order?.value,
-                batch: batch?,
+                payload,
+                batch,
             })
         })();
         result.push((rule, place));
     }
     result
-}
-
-/// The outer `None` is a fault, the inner one says that each reading is a message of its own.
-fn batch(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<BatchLimits>> {
-    let is_batch = reader.choice(walk, "payload", &[("json", false), ("json-batch", true)], &[])?.value;
-    let empty = Tree::default();
-    let (tree, spot) = match reader.has("batch") {
-        true => reader.table(walk, "batch")?,
-        false => (&empty, reader.spot),
-    };
-    if !is_batch && reader.has("batch") {
-        let what = "`batch` is for readings that travel together, and these do not".to_owned();
-        walk.findings.warning(spot, what, Some("write payload = \"json-batch\"".to_owned()));
-    }
-    let reader = Reader::open(walk, tree, &keys::BATCH, spot);
-    let readings = reader.integer(walk, "readings", 1, 1000);
-    let bytes = reader.size(walk, "bytes", 256, 256 * 1024);
-    let within = reader.duration(walk, "within", Duration::ZERO, Duration::from_secs(60));
-    let limits = BatchLimits {
-        readings: NonZeroU16::new(u16::try_from(readings?.value).ok()?)?,
-        bytes: NonZeroU32::new(u32::try_from(bytes?.value).ok()?)?,
-        within: within?.value,
-    };
-    Some(is_batch.then_some(limits))
 }
 
 /// Where answers go. Not into the place where commands come from: each would be the next command.

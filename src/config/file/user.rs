@@ -19,30 +19,41 @@ const HASH_BYTES_MAX: u64 = 4096;
 
 pub(super) fn user(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> UserDraft {
     let reader = Reader::open(walk, tree, &keys::USER, spot);
-    let written = reader.leaf(walk, "password_hash", |node| PasswordHash::parse(text(node)?));
-    let from_file = hash_file(walk, &reader);
-    if reader.has("password_hash") && reader.has("password_hash_file") {
-        let help = "keep one of the two".to_owned();
-        let what = "a user has one password: `password_hash` or `password_hash_file`";
-        walk.findings.problem(reader.spot_of("password_hash_file"), what, Some(help));
-    }
+    let password = password(walk, &reader);
     let certificate = reader.leaf(walk, "certificate", |node| CertificateName::parse(text(node)?));
+    let by_token = reader.truth(walk, "jwt");
     let groups = if reader.has("groups") { reader.texts(walk, "groups") } else { Some(Vec::new()) };
     let rights = rights(walk, &reader);
-    let has_hole = (reader.has("password_hash") && written.is_none())
-        || (reader.has("password_hash_file") && from_file.is_none())
+    let has_password = reader.has("password_hash") || reader.has("password_hash_file");
+    let has_hole = (has_password && password.is_none())
         || (reader.has("certificate") && certificate.is_none())
+        || by_token.is_none()
         || groups.is_none();
     UserDraft {
         name: Arc::from(name),
         spot,
-        password: written.map(|at| at.value).or(from_file),
-        has_password: reader.has("password_hash") || reader.has("password_hash_file"),
+        password,
+        has_password,
         has_certificate: reader.has("certificate"),
         certificate,
+        // Where that is wrong it is told, and nothing else about it.
+        by_token: by_token.is_none_or(|at| at.value),
         groups: groups.unwrap_or_default(),
         rights: rights.filter(|_| !has_hole),
     }
+}
+
+/// What a password is compared with; `None` where it is not written, or wrong.
+pub(super) fn password(walk: &mut Walk, reader: &Reader<'_>) -> Option<PasswordHash> {
+    let written = reader.leaf(walk, "password_hash", |node| PasswordHash::parse(text(node)?));
+    let from_file = hash_file(walk, reader);
+    if reader.has("password_hash") && reader.has("password_hash_file") {
+        let help = "keep one of the two".to_owned();
+        let what = "a user has one password: `password_hash` or `password_hash_file`";
+        walk.findings.problem(reader.spot_of("password_hash_file"), what, Some(help));
+        return None;
+    }
+    written.map(|at| at.value).or(from_file)
 }
 
 pub(super) fn group(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot) -> GroupDraft {
@@ -67,7 +78,7 @@ fn hash_file(walk: &mut Walk, reader: &Reader<'_>) -> Option<PasswordHash> {
     parsed.map_err(|wrong| walk.wrong(spot, KEY, wrong)).ok()
 }
 
-fn rights(walk: &mut Walk, reader: &Reader<'_>) -> Option<TopicRights> {
+pub(super) fn rights(walk: &mut Walk, reader: &Reader<'_>) -> Option<TopicRights> {
     let publish = patterns(walk, reader, "publish");
     let subscribe = patterns(walk, reader, "subscribe");
     let deny = patterns(walk, reader, "deny");

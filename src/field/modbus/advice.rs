@@ -19,6 +19,21 @@ pub fn verdict(said: &Said, ask: &Ask) -> Option<String> {
     })
 }
 
+/// What happened, of the reason that the gateway tells of a device or a point (`super::Unit::reason`).
+pub fn from_reason(reason: &str) -> Said {
+    let code = reason.rsplit_once("(exception ").and_then(|(_, rest)| rest.trim_end_matches(')').parse().ok());
+    match (code, reason) {
+        (Some(code), _) => Said::Refused(code),
+        (None, reason) if reason.starts_with("no answer") => Said::Silent { heard: false },
+        (None, reason) if reason.starts_with("no whole answer") => Said::Silent { heard: true },
+        (None, reason) if reason.starts_with("the connection was lost") => Said::Lost(reason.to_owned()),
+        (None, reason) if reason.starts_with("the answer is from another unit") => {
+            Said::Broken { kind: "unit", reason: "the answer is from another unit" }
+        }
+        _ => Said::Broken { kind: "other", reason: "something else than the answer came" },
+    }
+}
+
 /// What to do about it; `target` is the line as it was written on the command line.
 pub fn advice(said: &Said, ask: &Ask, line: &LineKind, target: &str) -> Vec<String> {
     let unit = ask.unit_id;
@@ -26,7 +41,7 @@ pub fn advice(said: &Said, ask: &Ask, line: &LineKind, target: &str) -> Vec<Stri
         (Said::Registers(_) | Said::Bits(_) | Said::Written, _) => Vec::new(),
         (Said::Refused(code), _) => refused(*code, ask),
         (Said::Silent { heard: false }, LineKind::Rtu(_)) => vec![
-            format!("the unit id or the line's settings: `tidegate modbus scan {target} --try` looks for both"),
+            format!("the unit id, or the baud rate and parity: `tidegate modbus scan {target} --try` looks for both"),
             "the wiring: power at the device, A and B the right way round, the common wire, 120 ohm at both ends"
                 .to_owned(),
             "a slow device: --timeout 3s".to_owned(),
@@ -200,12 +215,25 @@ mod tests {
     #[test]
     fn silence_points_to_wiring_settings_and_unit_and_exception_two_to_the_address_base() {
         let silent = advice(&Said::Silent { heard: false }, &ask(100), &port(), "/dev/ttyUSB0").join("\n");
-        for word in ["wiring", "settings", "unit id", "scan /dev/ttyUSB0 --try"] {
+        for word in ["wiring", "baud rate and parity", "unit id", "scan /dev/ttyUSB0 --try"] {
             assert!(silent.contains(word), "{word}: {silent}");
         }
         let refused = advice(&Said::Refused(2), &ask(100), &port(), "x").join("\n");
         assert!(refused.contains("address base") && refused.contains("holding:99"), "{refused}");
         assert!(!advice(&Said::Refused(2), &ask(0), &port(), "x").join("\n").contains("address base"));
+    }
+
+    #[test]
+    fn what_the_gateway_says_of_a_device_is_understood() {
+        for (reason, said) in [
+            ("no answer within 300 ms", Said::Silent { heard: false }),
+            ("no whole answer within 1000 ms", Said::Silent { heard: true }),
+            ("the device refuses: illegal data address (exception 2)", Said::Refused(2)),
+        ] {
+            assert_eq!(from_reason(reason), said);
+        }
+        assert!(matches!(from_reason("the checksum of the answer is wrong"), Said::Broken { kind: "other", .. }));
+        assert!(matches!(from_reason("the answer is from another unit, or noise"), Said::Broken { kind: "unit", .. }));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Promises: every type in every order is what the table in `ordered_bytes` says; what is no number, or what the device
 //! calls none, is never passed on as one.
 
+use super::digits::{from_bcd, half};
 use crate::config::{BitRange, Meaning, ModbusPoint, PointKind, WordOrder};
 use crate::message::Value;
 
@@ -11,6 +12,7 @@ pub type Refusal = &'static str;
 
 const NOT_WHOLE: Refusal = "the answer does not hold the whole point";
 const NOT_AVAILABLE: Refusal = "the device says that it has no value";
+const NO_DIGIT: Refusal = "four bits of it are no decimal digit (BCD)";
 const NO_NAME: &str = "the number has no name in `names`";
 
 /// A value, and why it is not quite certain.
@@ -37,6 +39,21 @@ pub fn registers(point: &ModbusPoint, words: &[u16]) -> Result<Decoded, Refusal>
         PointKind::I8 | PointKind::I16 | PointKind::I32 | PointKind::I64 => {
             let (raw, bits) = whole(point, &bytes)?;
             signed(meaning, sign_extended(raw, bits))
+        }
+        PointKind::Bcd16 | PointKind::Bcd32 | PointKind::Bcd64 => {
+            let bits = bytes.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+            if meaning.not_available.contains(&i128::from(bits)) {
+                return Err(NOT_AVAILABLE);
+            }
+            let count = point.kind.bcd_digits().ok_or(NOT_WHOLE)?;
+            unsigned(meaning, from_bcd(bits, count).ok_or(NO_DIGIT)?)
+        }
+        PointKind::F16 => {
+            let bytes = fixed(&bytes).ok_or(NOT_WHOLE)?;
+            let bits = u16::from_be_bytes(bytes);
+            let raw = half(bits);
+            available(meaning, u128::from(bits), raw)?;
+            scaled(meaning, raw)
         }
         PointKind::F32 => {
             let bytes = fixed(&bytes).ok_or(NOT_WHOLE)?;

@@ -6,6 +6,7 @@
 use serde_json::Value as Json;
 
 use super::decode::{self, Layout, mask};
+use super::digits::{half as decode_half, nearest_half, to_bcd};
 use crate::config::{BitRange, Meaning, ModbusPoint, PointKind, Table};
 use crate::message::Value;
 
@@ -60,6 +61,7 @@ pub fn encode(point: &ModbusPoint, value: &Json) -> Result<Encoded, Unwritable> 
     let width = usize::from(point.kind.width());
     let bytes = match point.kind {
         PointKind::Bool => whole_bytes(u64::from(truth(&point.meaning, value)?), point, width),
+        PointKind::F16 => real_f16(&point.meaning, value)?.to_be_bytes().to_vec(),
         PointKind::F32 => real_f32(&point.meaning, value)?.to_be_bytes().to_vec(),
         PointKind::F64 => real(&point.meaning, value)?.to_be_bytes().to_vec(),
         PointKind::String { .. } => text(value, width * 2)?,
@@ -152,6 +154,11 @@ fn whole(point: &ModbusPoint, value: &Json) -> Result<u64, Unwritable> {
     } else {
         unscaled(meaning, value)?
     };
+    if let Some(digits) = point.kind.bcd_digits() {
+        let bits = u64::try_from(raw).ok().and_then(|raw| to_bcd(raw, digits));
+        let wrong = || format!("{} is {raw} in the device, and {digits} decimal digits hold no more", shown(value));
+        return bits.map_or_else(|| unwritable("range", wrong()), Ok);
+    }
     let bits = bits_of(point);
     let is_signed = matches!(point.kind, PointKind::I8 | PointKind::I16 | PointKind::I32 | PointKind::I64);
     let (least, most) =
@@ -239,6 +246,16 @@ fn real(meaning: &Meaning, value: &Json) -> Result<f64, Unwritable> {
     let wanted = number(value)?;
     let raw = if meaning.scale == 1.0 && meaning.offset == 0.0 { wanted } else { raw_of(meaning, wanted) };
     if raw.is_finite() { Ok(raw) } else { unwritable("range", format!("{value} is out of range")) }
+}
+
+fn real_f16(meaning: &Meaning, value: &Json) -> Result<u16, Unwritable> {
+    let raw = real(meaning, value)?;
+    // The type has 11 binary digits; less of them is another number: too large, or too small.
+    let is_near = |bits: &u16| (decode_half(*bits) - raw).abs() <= raw.abs() / 1024.0;
+    match nearest_half(raw).filter(is_near) {
+        Some(bits) => Ok(bits),
+        None => unwritable("range", format!("{value} is out of the range of an f16")),
+    }
 }
 
 fn real_f32(meaning: &Meaning, value: &Json) -> Result<f32, Unwritable> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::plan::{self, Block};
 use super::timing;
-use crate::config::{Config, LineConfig, LineKind, ModbusConfig};
+use crate::config::{Config, LineConfig, LineKind, ModbusConfig, SerialFraming};
 use crate::field::poll::{Outcome, Plan, PlanUnit, Turn};
 use crate::field::port::character_time;
 
@@ -70,7 +70,9 @@ fn forecast(name: &Arc<str>, line: &LineConfig, devices: &[(&Arc<str>, &ModbusCo
 
 /// How long one exchange keeps the line busy.
 pub fn exchange(line: &LineConfig, block: &Block) -> Duration {
-    let on_bus = |character| {
+    let letters = if line.framing == SerialFraming::Ascii { 2 } else { 1 };
+    let on_bus = |character: Duration| {
+        let character = character * letters;
         timing::wire(character, block.table, block.quantity) + timing::gap(character, line.pause) + SERIAL_TURNAROUND
     };
     match &line.kind {
@@ -133,12 +135,7 @@ mod tests {
     fn serial_line(baud: u32) -> LineConfig {
         let mode = SerialMode { data_bits: 8, parity: Parity::Even, stop_bits: 1 };
         let port = PortConfig::new("/dev/ttyS1", NonZeroU32::new(baud).unwrap(), mode);
-        LineConfig {
-            kind: LineKind::Rtu(port),
-            timeout: Duration::from_secs(1),
-            pause: Duration::ZERO,
-            connect_pause: Duration::ZERO,
-        }
+        LineConfig::new(LineKind::Rtu(port), Duration::from_secs(1))
     }
 
     fn device(poll_ms: u64, registers: u16) -> ModbusConfig {

@@ -11,17 +11,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_modbus::client::{Client, Context, rtu, tcp};
 use tokio_modbus::slave::SlaveContext;
 use tokio_modbus::{ExceptionCode, Request, Response, Slave};
 
+use super::ascii::Ascii;
 use super::fault::Fault;
 use super::gate::{Dropped, Gate, Wire};
-use super::reply::{Echo, Framing};
+use super::reply::{Echo, Framing, crc};
 use super::timing;
-use crate::config::{LineConfig, LineKind, Table};
+use crate::config::{LineConfig, LineKind, SerialFraming, Table};
 use crate::field::port::{self, PortError};
 use crate::field::record::Recorder;
 
@@ -75,6 +77,13 @@ pub(super) struct Order {
 pub(super) enum Places {
     Coil(bool),
     Registers(Vec<u16>),
+    /// The same, read back in the same request.
+    AndRead(Vec<u16>),
+    /// These bits of one register, the others as they are.
+    Masked {
+        word: u16,
+        mask: u16,
+    },
 }
 
 /// What came of it.
@@ -94,6 +103,17 @@ pub(super) enum Exchange {
     Broken(Fault),
     /// The connection or the port is gone.
     Lost(io::Error),
+}
+
+/// What came of somebody else's request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Passed {
+    /// The PDU of the answer, an exception included.
+    Answer(Vec<u8>),
+    /// None that is right, in time.
+    None,
+    /// The connection or the port is gone.
+    Lost,
 }
 
 /// An open line.
@@ -152,7 +172,14 @@ impl Link {
             LineKind::Rtu(port_config) => {
                 let port = port::open(port_config).map_err(LinkError::Port)?;
                 let character = port::character_time(port_config);
-                Ok(Link { is_connection: false, ..Link::new(Box::new(port), Framing::Rtu, character, config.pause) })
+                let link = match config.framing {
+                    SerialFraming::Rtu => Link::new(Box::new(port), Framing::Rtu, character, config.pause),
+                    // Two letters for each byte, and a few around them.
+                    SerialFraming::Ascii => {
+                        Link::new(Box::new(Ascii::new(port)), Framing::Rtu, character * 5 / 2, config.pause)
+                    }
+                };
+                Ok(Link { is_connection: false, ..link })
             }
             LineKind::Tcp { host, port } => {
                 let stream = connect(host, *port, config.timeout).await?;
@@ -160,7 +187,11 @@ impl Link {
             }
             LineKind::RtuOverTcp { host, port } => {
                 let stream = connect(host, *port, config.timeout).await?;
-                Ok(Link::new(Box::new(stream), Framing::Rtu, Duration::ZERO, config.pause))
+                let wire: Box<dyn Wire> = match config.framing {
+                    SerialFraming::Rtu => Box::new(stream),
+                    SerialFraming::Ascii => Box::new(Ascii::new(stream)),
+                };
+                Ok(Link::new(wire, Framing::Rtu, Duration::ZERO, config.pause))
             }
         }
     }
@@ -266,12 +297,72 @@ impl Link {
         }
         let (table, quantity) = match &order.places {
             Places::Coil(_) => (Table::Coil, 1),
-            Places::Registers(words) => (Table::Holding, u16::try_from(words.len()).unwrap_or(u16::MAX)),
+            Places::Masked { .. } => (Table::Holding, 1),
+            Places::Registers(words) | Places::AndRead(words) => {
+                (Table::Holding, u16::try_from(words.len()).unwrap_or(u16::MAX))
+            }
         };
-        let wire = timing::wire_of_write(self.character, table, quantity);
+        let mut wire = timing::wire_of_write(self.character, table, quantity);
+        if matches!(order.places, Places::AndRead(_)) {
+            wire += timing::wire(self.character, table, quantity);
+        }
         let answer = self.call(write_request(order), order.timeout, wire).await;
         let has_sent = self.gate.has_sent();
-        (self.concluded(answer, order.timeout, |response| written(order, &response)), has_sent)
+        (self.concluded(answer, order.timeout, |response| written(order, response)), has_sent)
+    }
+
+    /// Passes somebody else's request on, and gives the PDU of its answer.
+    pub(super) async fn pass(&mut self, unit_id: u8, pdu: &[u8], limit: Duration) -> Passed {
+        match self.prepare(unit_id, limit).await {
+            Ok(()) => {}
+            Err(Exchange::Lost(_)) => return Passed::Lost,
+            Err(_) => return Passed::None,
+        }
+        let mut frame = Vec::with_capacity(pdu.len() + 9);
+        if self.framing == Framing::Tcp {
+            // The gate gives it an id of its own.
+            frame.extend([0; 4]);
+            frame.extend(u16::try_from(pdu.len() + 1).unwrap_or(u16::MAX).to_be_bytes());
+        }
+        frame.push(unit_id);
+        frame.extend(pdu);
+        if self.framing == Framing::Rtu {
+            frame.extend(crc(&frame).to_le_bytes());
+        }
+        // Of both directions together, at most.
+        let wire = self.character * 2 * 256;
+        let mut answer = vec![0; 300];
+        let deadline = Instant::now() + limit + wire;
+        let heard = timeout_at(deadline, async {
+            self.gate.write_all(&frame).await?;
+            self.gate.read(&mut answer).await
+        })
+        .await;
+        self.last_heard = Instant::now();
+        let passed = match heard {
+            Ok(Ok(count)) => {
+                let head = if self.framing == Framing::Tcp { 7..count } else { 1..count.saturating_sub(2) };
+                answer.get(head).filter(|pdu| !pdu.is_empty()).map_or(Passed::None, |pdu| Passed::Answer(pdu.to_vec()))
+            }
+            Ok(Err(_)) if self.gate.fault().is_none() => Passed::Lost,
+            Ok(Err(_)) | Err(_) => Passed::None,
+        };
+        let is_answer = matches!(passed, Passed::Answer(_));
+        self.has_answered |= is_answer;
+        self.quarantine = if is_answer { self.gap } else { self.gap.max(limit) };
+        if !is_answer && self.framing == Framing::Rtu {
+            self.doubts.add(unit_id);
+        }
+        passed
+    }
+
+    /// The same for what was passed on.
+    pub(super) fn is_spent_by(&self, passed: &Passed) -> bool {
+        match passed {
+            Passed::Answer(_) => false,
+            Passed::None => self.is_connection,
+            Passed::Lost => true,
+        }
     }
 
     /// Waits until the line is ready for a request to this unit.
@@ -387,19 +478,31 @@ fn write_request(order: &Order) -> Request<'_> {
             [word] if !is_multiple => Request::WriteSingleRegister(order.address, *word),
             words => Request::WriteMultipleRegisters(order.address, words.into()),
         },
+        (Places::AndRead(words), _) => {
+            let quantity = u16::try_from(words.len()).unwrap_or(u16::MAX);
+            Request::ReadWriteMultipleRegisters(order.address, quantity, order.address, words.as_slice().into())
+        }
+        // Modbus Application Protocol 1.1b3, 6.16: what is kept, and what is set of the rest.
+        (Places::Masked { word, mask }, _) => Request::MaskWriteRegister(order.address, !mask, word & mask),
     }
 }
 
 /// The answer to a write, once more held against the order.
-fn written(order: &Order, response: &Response) -> Exchange {
+fn written(order: &Order, response: Response) -> Exchange {
     let is_it = match (&order.places, response) {
-        (Places::Coil(is_on), Response::WriteSingleCoil(address, told)) => (order.address, is_on) == (*address, told),
-        (Places::Coil(_), Response::WriteMultipleCoils(address, 1)) => order.address == *address,
+        (Places::Coil(is_on), Response::WriteSingleCoil(address, told)) => (order.address, *is_on) == (address, told),
+        (Places::Coil(_), Response::WriteMultipleCoils(address, 1)) => order.address == address,
         (Places::Registers(words), Response::WriteSingleRegister(address, told)) => {
-            (order.address, words.as_slice()) == (*address, &[*told])
+            (order.address, words.as_slice()) == (address, &[told])
         }
         (Places::Registers(words), Response::WriteMultipleRegisters(address, quantity)) => {
-            (order.address, words.len()) == (*address, usize::from(*quantity))
+            (order.address, words.len()) == (address, usize::from(quantity))
+        }
+        (Places::AndRead(words), Response::ReadWriteMultipleRegisters(read)) if read.len() == words.len() => {
+            return Exchange::Registers(read);
+        }
+        (Places::Masked { word, mask }, Response::MaskWriteRegister(address, kept, set)) => {
+            (order.address, !mask, word & mask) == (address, kept, set)
         }
         _ => false,
     };

@@ -4,13 +4,15 @@
 //! reason; a unit that fails does not delay its neighbours by more than one timeout for each probe (`poll`); a lost
 //! connection is made again with growing pauses. Writes only what the clerk of writes has given to the line (`write`).
 
+use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use log::{info, warn};
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{LineConfig, LineKind, ModbusConfig, ModbusPoint};
 use crate::health::{DeviceState, chain};
@@ -21,13 +23,13 @@ use super::pause::Pauses;
 use super::poll::{DEAD_AFTER, Outcome, Plan, PlanUnit, Turn};
 use super::port;
 use super::record::Recorder;
-use super::writes::LineEnd;
+use super::writes::{LineEnd, LineWrites};
 
 use decode::Decoded;
 use fault::{exception_kind, exception_name};
 use link::{Doubts, Exchange, Link, Question};
 use plan::Block;
-use write::Writes;
+use share::Share;
 
 pub mod plan;
 
@@ -39,8 +41,11 @@ mod timing;
 
 pub mod decode;
 
+mod digits;
+
 pub mod encode;
 
+mod ascii;
 mod fault;
 
 mod gate;
@@ -53,9 +58,12 @@ pub mod advice;
 
 pub mod guess;
 
+pub mod wild;
+
 pub mod scan;
 
 pub mod server;
+mod share;
 mod write;
 
 pub(super) use reply::crc;
@@ -76,6 +84,44 @@ pub(super) struct LineSpec {
     pub(super) writes: Option<LineEnd>,
     /// Takes down what goes over the line.
     pub(super) recorder: Option<Recorder>,
+    /// What it leaves to the one that takes its place, and has from the one whose place it takes.
+    pub(super) estate: Estate,
+}
+
+/// What a line leaves behind when it gives way to one with other units: a device that stays as it was is read on
+/// without a gap, on the same connection.
+#[derive(Clone, Default)]
+pub(super) struct Estate(Arc<Mutex<Option<Box<Line>>>>);
+
+impl fmt::Debug for Estate {
+    fn fmt(&self, into: &mut fmt::Formatter<'_>) -> fmt::Result {
+        into.write_str("Estate")
+    }
+}
+
+impl Estate {
+    fn leave(&self, line: Line) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(line));
+    }
+
+    fn take(&self) -> Option<Line> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().map(|line| *line)
+    }
+}
+
+impl LineSpec {
+    /// Whether this is the line that `other` is, to the last key.
+    pub(super) fn is_same(&self, other: &LineSpec) -> bool {
+        self.config == other.config
+            && self.units.len() == other.units.len()
+            && self.units.iter().zip(&other.units).all(|(one, other)| one.is_same(other))
+    }
+}
+
+impl UnitSpec {
+    fn is_same(&self, other: &UnitSpec) -> bool {
+        self.device.name == other.device.name && format!("{:?}", self.config) == format!("{:?}", other.config)
+    }
 }
 
 /// A unit as configured.
@@ -85,9 +131,16 @@ pub(super) struct UnitSpec {
     pub(super) device: DeviceSpec,
 }
 
-/// Reads the line until it is dropped.
-pub(super) async fn run(spec: LineSpec, desk: Desk) {
-    Line::new(spec, &desk).run().await;
+/// Reads the line until it is dropped, or until `leave`: then it ends between two exchanges, as soon as no write is under
+/// way, and leaves what it has.
+pub(super) async fn run(spec: LineSpec, desk: Desk, leave: CancellationToken) {
+    let estate = spec.estate.clone();
+    let mut line = match estate.take() {
+        Some(former) => former.with(spec, &desk),
+        None => Line::new(spec, &desk),
+    };
+    line.run(&leave).await;
+    estate.leave(line);
 }
 
 struct Line {
@@ -103,25 +156,49 @@ struct Line {
     open_not_before: Duration,
     /// The line's port was not there when it was last looked for.
     is_away: bool,
-    writes: Writes,
+    writes: LineWrites,
+    share: Option<Share>,
     desk: Desk,
     start: Instant,
 }
 
 struct Unit {
-    config: ModbusConfig,
+    spec: UnitSpec,
     device: Device,
 }
 
+impl Unit {
+    fn new(spec: UnitSpec, desk: &Desk) -> Unit {
+        let device = Device::new(spec.device.clone(), desk.clone());
+        let fastest = plan::points(&spec.config).iter().map(|point| point.interval).min();
+        device.health().asked_ms.store(fastest.map_or(0, milliseconds), Ordering::Relaxed);
+        Unit { spec, device }
+    }
+}
+
 impl Line {
+    /// The line with other units, or the same in another order.
+    fn with(self, spec: LineSpec, desk: &Desk) -> Line {
+        if self.config != spec.config {
+            return Line::new(spec, desk);
+        }
+        let now = self.start.elapsed();
+        let mut former: Vec<Option<Unit>> = self.units.into_iter().map(Some).collect();
+        let (mut planned_units, mut units) = (Vec::new(), Vec::new());
+        for unit in spec.units {
+            let place = former.iter().position(|old| old.as_ref().is_some_and(|old| old.spec.is_same(&unit)));
+            planned_units.push((planned(&unit.config), place));
+            let kept = place.and_then(|place| former.get_mut(place)?.take());
+            units.push(kept.unwrap_or_else(|| Unit::new(unit, desk)));
+        }
+        let plan = Plan::after(self.plan, planned_units, now);
+        Line { name: spec.name, units, plan, writes: LineWrites::new(spec.writes), ..self }
+    }
+
     fn new(spec: LineSpec, desk: &Desk) -> Line {
         let plan = Plan::new(spec.units.iter().map(|unit| planned(&unit.config)).collect());
-        let units = spec.units.into_iter().map(|unit| {
-            let device = Device::new(unit.device, desk.clone());
-            let fastest = plan::points(&unit.config).iter().map(|point| point.interval).min();
-            device.health().asked_ms.store(fastest.map_or(0, milliseconds), Ordering::Relaxed);
-            Unit { config: unit.config, device }
-        });
+        let units = spec.units.into_iter().map(|unit| Unit::new(unit, desk));
+        let share = spec.config.share.map(|config| Share::start(&spec.name, config));
         Line {
             name: spec.name,
             config: spec.config,
@@ -133,22 +210,33 @@ impl Line {
             failures: 0,
             open_not_before: Duration::ZERO,
             is_away: false,
-            writes: Writes::new(spec.writes),
+            writes: LineWrites::new(spec.writes),
+            share,
             desk: desk.clone(),
             start: Instant::now(),
         }
     }
 
-    async fn run(mut self) {
+    async fn run(&mut self, leave: &CancellationToken) {
         self.writes.start().await;
         loop {
-            while let Some(message) = self.writes.message_now() {
-                self.writes.take(message, self.start);
+            self.writes.is_closing = leave.is_cancelled();
+            if self.writes.is_closing && !self.writes.lane.is_any_begun() {
+                return;
             }
+            self.writes.take_all(self.start);
             let now = self.start.elapsed();
             self.tell_again(now).await;
             let turn = self.plan.next(now);
-            if self.carry_out(now, matches!(turn, Turn::Ask { .. })).await {
+            let is_due = matches!(turn, Turn::Ask { .. });
+            if self.is_shared_turn(is_due) && self.pass_on(now, is_due).await {
+                continue;
+            }
+            if self.carry_out(now, is_due).await {
+                self.own_turn();
+                continue;
+            }
+            if self.pass_on(now, is_due).await {
                 continue;
             }
             let wake = match turn {
@@ -158,6 +246,7 @@ impl Line {
                     continue;
                 }
                 Turn::Ask { .. } => self.open_not_before,
+                Turn::Wait(until) if self.opens_unasked(now).await => until.min(self.open_not_before),
                 Turn::Wait(until) => until,
             };
             let heartbeat = self.units.iter().filter_map(|unit| unit.device.next_heartbeat()).min();
@@ -178,11 +267,19 @@ impl Line {
                     None
                 }
                 message = self.writes.message() => Some(message),
+                () = Line::shared(&mut self.share) => None,
+                () = leave.cancelled(), if !self.writes.is_closing => None,
             };
             if let Some(message) = message {
                 self.writes.take(message, self.start);
             }
         }
+    }
+
+    /// Opens the line for units that are only written, so that it shows whether they can be; true while it has to be tried
+    /// again.
+    async fn opens_unasked(&mut self, now: Duration) -> bool {
+        self.units.iter().any(Unit::is_write_only) && !self.is_open(now).await
     }
 
     async fn tell_again(&mut self, now: Duration) {
@@ -206,10 +303,18 @@ impl Line {
                     link.record(recorder);
                 }
                 self.link = Some(link);
-                if self.failures > 0 {
+                let was_down = self.failures > 0;
+                if was_down {
                     info!(line = &*self.name; "The line is open again");
                     self.failures = 0;
                     self.plan.revive(self.start.elapsed());
+                }
+                // Of a unit that is only written nothing else will be heard before the first write.
+                for unit in self.units.iter_mut().filter(|unit| unit.is_write_only()) {
+                    if was_down || unit.device.state() == DeviceState::Starting {
+                        unit.device.set_state(DeviceState::Good, None);
+                        unit.device.send().await;
+                    }
                 }
                 return true;
             }
@@ -235,11 +340,11 @@ impl Line {
             return;
         };
         let question = Question {
-            unit_id: unit.config.unit_id,
+            unit_id: unit.spec.config.unit_id,
             table: block.table,
             address: block.address,
             quantity: block.quantity,
-            timeout: unit.config.timeout,
+            timeout: unit.spec.config.timeout,
         };
         let began = self.start.elapsed();
         let Some(exchange) = self.exchanged(&question, began).await else { return };
@@ -286,12 +391,17 @@ impl Line {
 }
 
 impl Unit {
+    /// Nothing of it is ever read.
+    fn is_write_only(&self) -> bool {
+        !self.spec.config.points.iter().any(ModbusPoint::is_readable)
+    }
+
     /// Takes note of what an exchange says of this unit's points.
     fn note(&mut self, block: &Block, exchange: &Exchange, fruitless_in_a_row: u32, stamp: Stamp, now: Duration) {
         match exchange {
             Exchange::Registers(_) | Exchange::Bits(_) | Exchange::Written => {
                 for number in &block.points {
-                    if let Some(point) = self.config.points.get(*number) {
+                    if let Some(point) = self.spec.config.points.get(*number) {
                         self.device.see(*number, seen(point, block.address, exchange), stamp, now);
                     }
                 }
@@ -319,7 +429,7 @@ impl Unit {
     }
 
     fn reason(&self, exchange: &Exchange) -> Arc<str> {
-        let ms = self.config.timeout.as_millis();
+        let ms = self.spec.config.timeout.as_millis();
         match exchange {
             Exchange::Refused(code) => {
                 format!("the device refuses: {} (exception {code})", exception_name(*code)).into()

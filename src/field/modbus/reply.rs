@@ -3,7 +3,8 @@
 //! Promises: `Complete` is said only of one answer, to this request, whole, with every field checked against the
 //! request: transaction id, protocol id, length, unit, function, byte count, checksum. It stands before the Modbus
 //! library, which checks quantities only by `debug_assert`, so that the library never sees anything else: neither a
-//! short answer taken for a value nor a panic is possible. Reads (functions 1 to 4) and writes (5, 6, 15, 16).
+//! short answer taken for a value nor a panic is possible. Reads (functions 1 to 4) and writes (5, 6, 15, 16,
+//! 22, and 23, which does both).
 
 use std::ops::Range;
 
@@ -35,6 +36,8 @@ use Progress::{Broken, Complete, Incomplete};
 const TCP_PREFIX: usize = 6;
 /// PDU of the answer to a write.
 const WRITTEN_BYTES: usize = 5;
+/// The same of function 22.
+const MASKED_BYTES: usize = 7;
 /// Checksum of an RTU frame.
 const CRC_BYTES: usize = 2;
 /// Bytes of 0x00 or 0xFF around an RTU frame that are put down to the line driver's turning around.
@@ -51,10 +54,10 @@ pub enum Echo {
     Present,
 }
 
-/// As `judge`, on a line of which it is known whether it echoes. The answer to a write of one place (functions 5 and 6) is
+/// As `judge`, on a line of which it is known whether it echoes. The answer to a write of one place (functions 5, 6 and 22) is
 /// the request itself: on a line that echoes, only the second one is the device's.
 pub fn judge_beside_echo(framing: Framing, echo: Echo, request: &[u8], received: &[u8]) -> Progress {
-    let is_alike = matches!(request.get(1), Some(5 | 6));
+    let is_alike = matches!(request.get(1), Some(5 | 6 | 22));
     if framing != Framing::Rtu || echo != Echo::Present || !is_alike {
         return judge(framing, request, received);
     }
@@ -222,13 +225,14 @@ enum Foreign {
 fn foreign_frame(received: &[u8]) -> Foreign {
     let Some(function) = received.get(1) else { return Foreign::Incomplete };
     let length = match function {
-        1..=4 => match received.get(2) {
+        1..=4 | 23 => match received.get(2) {
             None => return Foreign::Incomplete,
             Some(count) => 3 + usize::from(*count) + CRC_BYTES,
         },
         // What was written is told again: address, and value or quantity.
         5 | 6 | 15 | 16 => 6 + CRC_BYTES,
-        0x81..=0x86 | 0x8F | 0x90 => 3 + CRC_BYTES,
+        22 => 8 + CRC_BYTES,
+        0x81..=0x86 | 0x8F | 0x90 | 0x96 | 0x97 => 3 + CRC_BYTES,
         _ => return Foreign::Noise,
     };
     match received.get(..length) {
@@ -243,8 +247,8 @@ fn judge_pdu(asked: &[u8], pdu: &[u8]) -> (Progress, Option<usize>) {
     let [function, _, _, quantity_high, quantity_low, written @ ..] = asked else {
         return (Broken(Fault::NoRequest), None);
     };
-    let is_write = matches!(function, 5 | 6 | 15 | 16);
-    if !is_write && !written.is_empty() {
+    let is_write = matches!(function, 5 | 6 | 15 | 16 | 22);
+    if !is_write && *function != 23 && !written.is_empty() {
         return (Broken(Fault::NoRequest), None);
     }
     let quantity = usize::from(u16::from_be_bytes([*quantity_high, *quantity_low]));
@@ -262,9 +266,10 @@ fn judge_pdu(asked: &[u8], pdu: &[u8]) -> (Progress, Option<usize>) {
         return (Broken(Fault::Function), None);
     }
     if is_write {
-        // Modbus Application Protocol 1.1b3, 6.5, 6.6, 6.11, 6.12: the answer repeats the first five bytes.
-        let repeats = agrees(pdu, asked, 1..WRITTEN_BYTES);
-        return if repeats { (Incomplete, Some(WRITTEN_BYTES)) } else { (Broken(Fault::OtherRequest), None) };
+        // Modbus Application Protocol 1.1b3, 6.5, 6.6, 6.11, 6.12: the answer repeats the first five bytes; 6.16: all seven.
+        let count = if *function == 22 { MASKED_BYTES } else { WRITTEN_BYTES };
+        let repeats = agrees(pdu, asked, 1..count);
+        return if repeats { (Incomplete, Some(count)) } else { (Broken(Fault::OtherRequest), None) };
     }
     if pdu.get(1).is_some_and(|count| usize::from(*count) != data) {
         return (Broken(Fault::ByteCount), None);

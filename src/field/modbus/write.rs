@@ -3,110 +3,35 @@
 //! Promises: a write is sent once. Where its answer is missing or damaged, what the device reads back decides; where that
 //! does not either, it is told as unknown. A point of which only some bits are the point's own is read, changed and written
 //! in one turn of the line: what the device or another client changes in the register between these two requests is lost,
-//! which no function but 22 could help, and few devices have that.
+//! which no function but 22 could help: few devices have that, and the owner says so (`function = 22`).
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio::sync::OwnedRwLockReadGuard;
 use tokio::time::Instant;
 
-use super::encode::{Wire, merged};
+use super::encode::{Encoded, Wire, merged};
 use super::fault::{exception_kind, exception_name};
 use super::link::{Exchange, Order as Sent, Places, Question};
 use super::plan::Block;
 use super::reply::Echo;
 use super::{Line, fault_kind, outcome, seen};
 use crate::config::{ModbusPoint, WriteFunction};
-use crate::field::lane::{Lane, Move, Ticket};
+use crate::field::device::Seen;
+use crate::field::lane::{Move, Ticket};
 use crate::field::poll::Outcome;
-use crate::field::writes::{End, FromLine, LineEnd, Order, ToLine};
+use crate::field::writes::{Act, End};
 use crate::message::Quality;
 
 /// Attempts to send a request that never left.
 const ATTEMPTS: u32 = 3;
 
-/// The writes of a line.
-pub(super) struct Writes {
-    pub(super) lane: Lane,
-    end: Option<LineEnd>,
-    orders: HashMap<Ticket, Under>,
-}
-
-/// A write under way.
-struct Under {
-    order: Order,
-    /// Requests that could not be sent.
-    attempts: u32,
-    /// Why it is not sure that the device has written.
-    doubt: Option<String>,
-    /// From before it is sent until it has ended.
-    busy: Option<OwnedRwLockReadGuard<()>>,
-}
-
-impl Writes {
-    pub(super) fn new(end: Option<LineEnd>) -> Writes {
-        Writes { lane: Lane::default(), end, orders: HashMap::new() }
-    }
-
-    /// Says that the line has started, and forgets what was told before that.
-    pub(super) async fn start(&mut self) {
-        let Some(end) = &self.end else { return };
-        let mut inbox = end.inbox.lock().await;
-        while inbox.try_recv().is_ok() {}
-        drop(inbox);
-        self.tell(|line| FromLine::Started { line });
-    }
-
-    /// Waits for a message; for ever where there can be none.
-    pub(super) async fn message(&self) -> ToLine {
-        let Some(end) = &self.end else { return std::future::pending().await };
-        match end.inbox.lock().await.recv().await {
-            Some(message) => message,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// A message that is there already.
-    pub(super) fn message_now(&self) -> Option<ToLine> {
-        self.end.as_ref()?.inbox.try_lock().ok()?.try_recv().ok()
-    }
-
-    pub(super) fn take(&mut self, message: ToLine, start: Instant) {
-        match message {
-            ToLine::Write(order) => {
-                self.lane.push(order.ticket, order.unit, order.expires.saturating_duration_since(start));
-                let under = Under { order: *order, attempts: 0, doubt: None, busy: None };
-                self.orders.entry(under.order.ticket).or_insert(under);
-            }
-            ToLine::Begin(ticket) => self.lane.may_begin(ticket),
-            ToLine::Drop(ticket) => {
-                self.lane.done(ticket);
-                self.orders.remove(&ticket);
-            }
-        }
-    }
-
-    /// Lets a stop wait for this write. After a stop has come nothing is begun: this waits until the line is dropped.
-    async fn hold(&mut self, ticket: Ticket) {
-        let (Some(end), Some(under)) = (&self.end, self.orders.get_mut(&ticket)) else { return };
-        if under.busy.is_none() {
-            under.busy = Some(end.busy.clone().read_owned().await);
-        }
-    }
-
-    fn tell(&self, event: impl FnOnce(usize) -> FromLine) -> bool {
-        self.end.as_ref().is_some_and(|end| end.events.try_send(event(end.number)).is_ok())
-    }
-
-    fn end(&mut self, ticket: Ticket, end: End) {
-        self.lane.done(ticket);
-        // Held until the clerk has been told, so that a stop does not come in between.
-        let _under = self.orders.remove(&ticket);
-        if !self.tell(|line| FromLine::Done { line, ticket, end }) {
-            log::warn!("What became of a write finds no reader");
-        }
-    }
+/// A write that is to be carried out.
+struct Wanted {
+    unit: usize,
+    /// The point, and its number in the unit.
+    point: ModbusPoint,
+    number: usize,
+    encoded: Encoded,
 }
 
 impl Line {
@@ -115,6 +40,7 @@ impl Line {
         let next = self.writes.lane.next(now, is_poll_due, |unit| self.write_at(unit));
         match next {
             None => false,
+            Some(Move::Ask(_)) if self.writes.is_closing => false,
             Some(Move::Expire(ticket)) => {
                 self.writes.end(ticket, End::Expired);
                 true
@@ -122,13 +48,7 @@ impl Line {
             // Whether it can be sent is known before it is written down that it begins.
             Some(Move::Ask(_) | Move::Write(_)) if !self.is_open(now).await => false,
             Some(Move::Verify(ticket)) if !self.is_open(now).await => self.give_up(ticket),
-            Some(Move::Ask(ticket)) => {
-                let is_told = self.writes.tell(|line| FromLine::Ask { line, ticket });
-                if is_told {
-                    self.writes.lane.asked(ticket);
-                }
-                is_told
-            }
+            Some(Move::Ask(ticket)) => self.writes.ask(ticket),
             Some(Move::Write(ticket)) => {
                 self.writes.hold(ticket).await;
                 self.write(ticket).await;
@@ -149,9 +69,9 @@ impl Line {
 
     /// Ends a write that cannot be read back because the line stays closed, once its time is over.
     fn give_up(&mut self, ticket: Ticket) -> bool {
-        let is_over = self.writes.orders.get(&ticket).is_none_or(|under| under.order.expires <= Instant::now());
+        let is_over = self.writes.under(ticket).is_none_or(|under| under.order.expires <= Instant::now());
         if is_over {
-            let doubt = self.writes.orders.get(&ticket).and_then(|under| under.doubt.clone());
+            let doubt = self.doubt(ticket);
             let why = doubt.unwrap_or_else(|| "the device took it".to_owned());
             let reason = format!("{why}, and it could not be read back: the line cannot be opened");
             self.writes.end(ticket, End::Unknown { reason, read: None });
@@ -160,40 +80,50 @@ impl Line {
     }
 
     async fn write(&mut self, ticket: Ticket) {
-        let Some((order, point)) = self.under(ticket) else {
+        let Some(wanted) = self.wanted(ticket) else {
             self.writes.lane.done(ticket);
             return;
         };
         self.writes.lane.took_turn();
+        let Wanted { unit, point, encoded, .. } = &wanted;
         let Some(write) = point.write else {
             return self.writes.end(ticket, failed("not-writable", "the point may not be written"));
         };
         let is_multiple = write.function == WriteFunction::Multiple;
-        let is_alike = !is_multiple && point.kind.width() == 1;
-        let is_part = matches!(order.encoded.wire, Wire::Part { .. });
-        // On a line that echoes, the answer to functions 5 and 6 looks like the echo: a read shows which of both it is.
+        let is_masked = write.function == WriteFunction::Masked;
+        let is_both = write.function == WriteFunction::AndRead;
+        let is_alike = !is_multiple && !is_both && point.kind.width() == 1;
+        let is_part = !is_masked && matches!(encoded.wire, Wire::Part { .. });
+        // On a line that echoes, the answer to functions 5, 6 and 22 looks like the echo: a read shows which of both it is.
         let is_echo_open = is_alike && self.link.as_ref().is_some_and(|link| link.echo() == Echo::Unknown);
         let mut held = Vec::new();
         if is_part || (is_echo_open && write.is_readable) {
-            match self.read_point(&order, &point).await {
+            match self.read_point(&wanted).await {
                 Some(Exchange::Registers(words)) => held = words,
                 Some(Exchange::Bits(_)) => {}
                 Some(exchange) => {
                     let kind = fault_kind(&exchange).unwrap_or("mismatch");
-                    let why = self.reason_of(order.unit, &exchange);
+                    let why = self.reason_of(*unit, &exchange);
                     let end = failed(kind, &format!("it was not written, because it could not be read first: {why}"));
                     return self.writes.end(ticket, end);
                 }
                 None => return,
             }
         }
-        let places = match &order.encoded.wire {
+        let places = match &encoded.wire {
             Wire::Coil(is_on) => Places::Coil(*is_on),
             Wire::Registers(words) => Places::Registers(words.clone()),
-            Wire::Part { words, masks } => Places::Registers(merged(&held, words, masks)),
+            Wire::Part { words, masks } => match (words.as_slice(), masks.as_slice()) {
+                ([word], [mask]) if is_masked => Places::Masked { word: *word, mask: *mask },
+                _ => Places::Registers(merged(&held, words, masks)),
+            },
+        };
+        let places = match places {
+            Places::Registers(words) if is_both => Places::AndRead(words),
+            other => other,
         };
         let Some((unit_id, timeout)) =
-            self.units.get(order.unit).map(|unit| (unit.config.unit_id, unit.config.timeout))
+            self.units.get(*unit).map(|unit| (unit.spec.config.unit_id, unit.spec.config.timeout))
         else {
             return;
         };
@@ -201,17 +131,23 @@ impl Line {
         let began = self.start.elapsed();
         let Some(link) = self.link.as_mut() else { return };
         let (exchange, has_sent) = link.write(&sent).await;
-        self.heard(order.unit, &exchange, None, began).await;
+        let read = matches!(exchange, Exchange::Registers(_)).then_some((wanted.number, point));
+        self.heard(*unit, &exchange, read, began).await;
+        // What is given time to settle is read once more after that.
+        if matches!(exchange, Exchange::Registers(_)) && write.settle.is_zero() {
+            let end = judged(&wanted, seen(point, point.address, &exchange), None);
+            return self.writes.end(ticket, end);
+        }
         self.conclude(ticket, &exchange, has_sent);
     }
 
     /// What comes next for a write whose request was sent, or was not.
     fn conclude(&mut self, ticket: Ticket, exchange: &Exchange, has_sent: bool) {
-        let Some((order, point)) = self.under(ticket) else { return };
-        let Some(under) = self.writes.orders.get_mut(&ticket) else { return };
-        let reason = |line: &Line| line.reason_of(order.unit, exchange);
+        let Some(Wanted { unit, point, .. }) = self.wanted(ticket) else { return };
+        let reason = self.reason_of(unit, exchange);
+        let Some(under) = self.writes.under_mut(ticket) else { return };
         match exchange {
-            Exchange::Written => {}
+            Exchange::Written | Exchange::Registers(_) => {}
             // 5: it is being done; 10 and 11: a gateway speaks for a device that may have heard.
             Exchange::Refused(code) if !matches!(code, 5 | 10 | 11) => {
                 let why = format!("the device refuses: {} (exception {code})", exception_name(*code));
@@ -220,25 +156,19 @@ impl Line {
             _ if !has_sent => {
                 under.attempts += 1;
                 if under.attempts >= ATTEMPTS {
-                    let why = reason(self).to_string();
                     let kind = fault_kind(exchange).unwrap_or("lost");
-                    self.writes.end(ticket, failed(kind, &format!("it was not sent: {why}")));
+                    self.writes.end(ticket, failed(kind, &format!("it was not sent: {reason}")));
                 }
                 return;
             }
-            _ => {
-                let why = reason(self).to_string();
-                if let Some(under) = self.writes.orders.get_mut(&ticket) {
-                    under.doubt = Some(why);
-                }
-            }
+            _ => under.doubt = Some(reason.to_string()),
         }
         let write = point.write.unwrap_or_default();
         if write.is_readable {
             let due = self.start.elapsed().saturating_add(write.settle);
             return self.writes.lane.settles(ticket, due);
         }
-        let doubt = self.writes.orders.get(&ticket).and_then(|under| under.doubt.clone());
+        let doubt = self.doubt(ticket);
         let end = match doubt {
             None => End::Written { read: None },
             Some(why) => End::Unknown { reason: format!("whether it was carried out is not known: {why}"), read: None },
@@ -248,30 +178,21 @@ impl Line {
 
     /// Reads back what was written; the device's word decides.
     async fn verify(&mut self, ticket: Ticket) {
-        let Some((order, point)) = self.under(ticket) else {
+        let Some(wanted) = self.wanted(ticket) else {
             self.writes.lane.done(ticket);
             return;
         };
         self.writes.lane.took_turn();
-        let Some(exchange) = self.read_point(&order, &point).await else { return };
-        let doubt = self.writes.orders.get(&ticket).and_then(|under| under.doubt.clone());
+        let Wanted { unit, point, .. } = &wanted;
+        let Some(exchange) = self.read_point(&wanted).await else { return };
+        let doubt = self.doubt(ticket);
         let is_answer = matches!(exchange, Exchange::Registers(_) | Exchange::Bits(_));
-        let found = is_answer.then(|| seen(&point, point.address, &exchange));
+        let found = is_answer.then(|| seen(point, point.address, &exchange));
         let end = match (found, doubt) {
-            (Some(found), _) if found.quality != Quality::Bad && found.value == order.encoded.value => {
-                End::Written { read: Some(found.value) }
-            }
-            (Some(found), None) => {
-                let reason = "the device took it and holds something else".to_owned();
-                End::Failed { kind: "differs", reason, read: Some(found.value) }
-            }
-            (Some(found), Some(why)) => {
-                let reason = format!("whether it is carried out is not known: {why}; the device holds something else");
-                End::Unknown { reason, read: Some(found.value) }
-            }
+            (Some(found), doubt) => judged(&wanted, found, doubt),
             (None, doubt) => {
                 let why = doubt.unwrap_or_else(|| "the device took it".to_owned());
-                let back = self.reason_of(order.unit, &exchange);
+                let back = self.reason_of(*unit, &exchange);
                 End::Unknown { reason: format!("{why}, and it could not be read back: {back}"), read: None }
             }
         };
@@ -279,18 +200,19 @@ impl Line {
     }
 
     /// Reads a point out of turn. `None`: the line could not be opened again.
-    async fn read_point(&mut self, order: &Order, point: &ModbusPoint) -> Option<Exchange> {
-        let unit = self.units.get(order.unit)?;
+    async fn read_point(&mut self, wanted: &Wanted) -> Option<Exchange> {
+        let Wanted { unit: number, point, .. } = wanted;
+        let unit = self.units.get(*number)?;
         let question = Question {
-            unit_id: unit.config.unit_id,
+            unit_id: unit.spec.config.unit_id,
             table: point.table,
             address: point.address,
             quantity: point.kind.width(),
-            timeout: unit.config.timeout,
+            timeout: unit.spec.config.timeout,
         };
         let began = self.start.elapsed();
         let exchange = self.exchanged(&question, began).await?;
-        self.heard(order.unit, &exchange, Some((order.point, point)), began).await;
+        self.heard(*number, &exchange, Some((wanted.number, point)), began).await;
         Some(exchange)
     }
 
@@ -317,14 +239,37 @@ impl Line {
         unit.device.send().await;
     }
 
-    fn under(&self, ticket: Ticket) -> Option<(Order, ModbusPoint)> {
-        let order = self.writes.orders.get(&ticket)?.order.clone();
-        let point = self.units.get(order.unit)?.config.points.get(order.point)?.clone();
-        Some((order, point))
+    fn wanted(&self, ticket: Ticket) -> Option<Wanted> {
+        let order = &self.writes.under(ticket)?.order;
+        let Act::Point { number, encoded } = &order.act else { return None };
+        let point = self.units.get(order.unit)?.spec.config.points.get(*number)?.clone();
+        Some(Wanted { unit: order.unit, point, number: *number, encoded: encoded.clone() })
+    }
+
+    /// Why it is not sure that the device has written.
+    fn doubt(&self, ticket: Ticket) -> Option<String> {
+        self.writes.under(ticket)?.doubt.clone()
     }
 
     fn reason_of(&self, unit: usize, exchange: &Exchange) -> std::sync::Arc<str> {
         self.units.get(unit).map_or_else(|| "".into(), |unit| unit.reason(exchange))
+    }
+}
+
+/// How a write ended whose point was read back.
+fn judged(wanted: &Wanted, found: Seen, doubt: Option<String>) -> End {
+    match doubt {
+        _ if found.quality != Quality::Bad && found.value == wanted.encoded.value => {
+            End::Written { read: Some(found.value) }
+        }
+        None => {
+            let reason = "the device took it and holds something else".to_owned();
+            End::Failed { kind: "differs", reason, read: Some(found.value) }
+        }
+        Some(why) => {
+            let reason = format!("whether it is carried out is not known: {why}; the device holds something else");
+            End::Unknown { reason, read: Some(found.value) }
+        }
     }
 }
 

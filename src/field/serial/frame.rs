@@ -58,6 +58,9 @@ impl Frame {
     }
 }
 
+/// So many times the longest frame are dropped in silence while nobody knows what they belong to; more are no rest of one.
+const LOST_FACTOR: usize = 3;
+
 /// Why bytes were no frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Flaw {
@@ -104,6 +107,8 @@ pub struct Framer {
     /// What they say without escapes.
     whole: Vec<u8>,
     state: State,
+    /// Bytes that were dropped without knowing what they belong to, since a frame was whole.
+    unknown: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,8 +117,11 @@ enum State {
     Whole,
     /// The thread is lost, or was never found: what comes next may be the rest of a frame. Not counted again.
     Lost,
-    /// Dropping the rest of a frame that is too long, up to its delimiter or to silence.
+    /// Dropping the rest of a frame that is too long, up to silence, which is told then.
     Overlong,
+    /// Dropping the rest of one up to its delimiter, which was told already: where another delimiter was configured than
+    /// the device sends, that never comes.
+    Told,
 }
 
 /// What stands at a place of the stream, by length.
@@ -141,19 +149,20 @@ enum Next {
 impl Framer {
     /// Frames as configured.
     pub fn new(config: FrameConfig) -> Framer {
-        Framer { config, raw: Vec::new(), seen: 0, whole: Vec::new(), state: State::Whole }
+        Framer { config, raw: Vec::new(), seen: 0, whole: Vec::new(), state: State::Whole, unknown: 0 }
     }
 
     /// Forgets what was gathered. `mid_frame` = what comes next may be the rest of a frame.
     pub fn reset(&mut self, mid_frame: bool) {
         self.drop_raw(self.raw.len());
         self.state = if mid_frame { State::Lost } else { State::Whole };
+        self.unknown = 0;
     }
 
     /// Whether a frame has begun whose rest could be taken for one. With a start or a proof of their own it could not.
     pub fn is_mid_frame(&self) -> bool {
         let begins_anywhere = self.config.start.is_empty() && matches!(self.config.ending, Ending::Mark(_));
-        begins_anywhere && (!self.raw.is_empty() || self.state == State::Overlong)
+        begins_anywhere && (!self.raw.is_empty() || matches!(self.state, State::Overlong | State::Told))
     }
 
     /// After how much silence `silence` is to be called; `None` = silence says nothing now.
@@ -180,15 +189,14 @@ impl Framer {
         if self.is_by_silence() {
             match self.state {
                 State::Whole => self.end_by_silence(&mut cuts),
-                State::Lost => {}
+                State::Lost | State::Told => {}
                 State::Overlong => cuts.push(Cut::Dropped(Flaw::Overlong)),
             }
         } else if self.config.start.is_empty() && matches!(self.config.ending, Ending::Mark(_)) {
             match self.state {
                 State::Whole if self.raw.is_empty() => {}
                 State::Whole => cuts.push(Cut::Dropped(Flaw::Incomplete)),
-                State::Lost => {}
-                State::Overlong => cuts.push(Cut::Dropped(Flaw::Overlong)),
+                State::Lost | State::Overlong | State::Told => {}
             }
         } else {
             // A frame may hide in what was taken for the beginning of a longer one.
@@ -284,7 +292,12 @@ impl Framer {
             self.seen += width;
             let begins_anywhere = self.config.start.is_empty();
             if begins_anywhere && self.state != State::Whole {
+                self.unknown += self.seen;
                 self.drop_raw(self.seen);
+                if self.state == State::Lost && self.unknown > self.config.bytes_max.saturating_mul(LOST_FACTOR) {
+                    self.state = State::Told;
+                    cuts.push(Cut::Dropped(Flaw::Overlong));
+                }
                 continue;
             }
             self.whole.push(meant);
@@ -292,7 +305,8 @@ impl Framer {
                 continue;
             }
             if begins_anywhere {
-                self.state = State::Overlong;
+                self.state = State::Told;
+                cuts.push(Cut::Dropped(Flaw::Overlong));
                 self.drop_raw(self.seen);
             } else {
                 self.lose(Flaw::Overlong, 1, cuts);
@@ -369,8 +383,7 @@ impl Framer {
         }
         match (self.state, self.config.start.is_empty()) {
             // Nobody knows what stood before.
-            (State::Lost, true) => {}
-            (State::Overlong, true) => cuts.push(Cut::Dropped(Flaw::Overlong)),
+            (State::Lost | State::Overlong | State::Told, true) => {}
             (State::Whole, true) => cuts.push(self.judged(whole, behind)),
             (_, false) => match self.judged(whole, behind) {
                 // This start may have been none, or its end; a whole frame may begin inside.
@@ -380,6 +393,7 @@ impl Framer {
             },
         }
         self.state = State::Whole;
+        self.unknown = 0;
         self.drop_raw(end);
     }
 

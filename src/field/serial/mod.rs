@@ -2,8 +2,10 @@
 //!
 //! Promises: a value is told only from a whole frame that fits; what fits nothing is counted by its kind and shows as a
 //! degraded device; a device that is asked and does not answer in time is told as quality bad; a port that is pulled out
-//! is opened again within two seconds of its return. Never sends anything but the configured question.
+//! is opened again within two seconds of its return. Never sends anything but the configured question, and the commands that
+//! the clerk of writes has given to the port (`write`).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -20,14 +22,18 @@ use crate::message::Quality;
 use super::device::{Desk, Device, DeviceSpec, Seen};
 use super::pause::Pauses;
 use super::port;
+use super::record::Recorder;
+use super::writes::{LineEnd, LineWrites};
 
 use frame::{Cut, Framer};
 use parse::{Parsed, Reader};
 
 pub mod checksum;
+pub(super) mod command;
 pub mod frame;
 pub mod parse;
 pub mod watch;
+mod write;
 
 /// Pauses between attempts to open a port.
 const REOPEN: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(30));
@@ -51,6 +57,17 @@ const READ_BYTES: usize = 1024;
 pub(super) struct PortSpec {
     pub(super) device: DeviceSpec,
     pub(super) config: SerialConfig,
+    /// Where commands come from, if it has any.
+    pub(super) writes: Option<LineEnd>,
+    /// Takes down what goes over the port.
+    pub(super) recorder: Option<Recorder>,
+}
+
+impl PortSpec {
+    /// Whether this is the port that `other` is, to the last key.
+    pub(super) fn is_same(&self, other: &PortSpec) -> bool {
+        self.device.name == other.device.name && format!("{:?}", self.config) == format!("{:?}", other.config)
+    }
 }
 
 /// The points of a device for which none are written: the named groups or columns; those of JSON are met later.
@@ -59,7 +76,11 @@ pub(super) fn named_points(parse: &Parse) -> Vec<&str> {
         Parse::Regex(regex) => regex.capture_names().flatten().collect(),
         Parse::Csv { columns, .. } => columns.iter().map(String::as_str).filter(|name| !name.is_empty()).collect(),
         Parse::Fixed(fields) => fields.iter().map(|(name, ..)| name.as_str()).collect(),
-        Parse::Json | Parse::Bytes { .. } => Vec::new(),
+        Parse::Nmea(sentences) => {
+            let names: BTreeSet<&str> = sentences.values().flatten().map(String::as_str).collect();
+            names.into_iter().filter(|name| !name.is_empty()).collect()
+        }
+        Parse::Json | Parse::Bytes { .. } | Parse::Nothing => Vec::new(),
     }
 }
 
@@ -71,7 +92,10 @@ pub(super) async fn run(spec: PortSpec, desk: Desk) {
 struct Port {
     config: SerialConfig,
     reader: Reader,
-    framer: Framer,
+    ear: Ear,
+    writes: LineWrites,
+    /// After a command that was not answered: from when on the next one may be sent.
+    commands_rest: Duration,
     device: Device,
     desk: Desk,
     start: Instant,
@@ -79,8 +103,6 @@ struct Port {
     /// When a frame was dropped last, and why.
     unfit: Option<(Duration, &'static str)>,
     answered_at: Option<Duration>,
-    /// When something was heard last.
-    heard_at: Instant,
     /// The port was not there when it was last looked for.
     is_away: bool,
 }
@@ -100,11 +122,44 @@ impl Reader {
 /// The port is gone.
 struct Gone(Arc<str>);
 
+/// What is heard, cut into frames.
+struct Ear {
+    framer: Framer,
+    /// When something was heard last.
+    heard_at: Instant,
+    recorder: Option<Recorder>,
+}
+
+impl Ear {
+    /// What the device says, or what a silence completes; `None` = neither until the deadline. Dropped in the middle it has
+    /// taken nothing.
+    async fn hear(&mut self, stream: &mut SerialStream, deadline: Instant) -> Result<Option<Vec<Cut>>, Gone> {
+        let mut bytes = [0; READ_BYTES];
+        let silence = self.framer.patience().map(|patience| self.heard_at + patience);
+        let until = silence.map_or(deadline, |silence| silence.min(deadline));
+        match timeout_at(until, stream.read(&mut bytes)).await {
+            Ok(read) => Ok(Some(self.take(arrived(read, &bytes)?))),
+            Err(_) if silence.is_some_and(|silence| silence <= deadline) => Ok(Some(self.framer.silence())),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Vec<Cut> {
+        self.heard_at = Instant::now();
+        if let Some(recorder) = &self.recorder {
+            recorder.heard(bytes);
+        }
+        self.framer.push(bytes)
+    }
+}
+
 impl Port {
     fn new(spec: PortSpec, desk: Desk) -> Port {
-        let PortSpec { device, config } = spec;
+        let PortSpec { device, config, writes, recorder } = spec;
         Port {
-            framer: Framer::new(config.frame.clone()),
+            ear: Ear { framer: Framer::new(config.frame.clone()), heard_at: Instant::now(), recorder },
+            writes: LineWrites::new(writes),
+            commands_rest: Duration::ZERO,
             reader: Reader::of(&config),
             config,
             device: Device::new(device, desk.clone()),
@@ -113,7 +168,6 @@ impl Port {
             unanswered: 0,
             unfit: None,
             answered_at: None,
-            heard_at: Instant::now(),
             is_away: false,
         }
     }
@@ -121,6 +175,7 @@ impl Port {
     async fn run(mut self) {
         let path = self.config.port.path.display().to_string();
         let mut failures = 0u32;
+        self.writes.start().await;
         loop {
             let reason = match port::open(&self.config.port) {
                 Ok(mut stream) => {
@@ -128,7 +183,11 @@ impl Port {
                         info!(port = path.as_str(); "The port is open again");
                     }
                     failures = 0;
-                    self.heard_at = Instant::now();
+                    self.ear.heard_at = Instant::now();
+                    if let Some(recorder) = &self.ear.recorder {
+                        recorder.opened();
+                    }
+                    self.opened();
                     let Gone(reason) = match self.config.ask.clone() {
                         Some(ask) => self.ask_for_ever(&mut stream, &ask).await,
                         None => self.listen(&mut stream).await,
@@ -151,76 +210,82 @@ impl Port {
         }
     }
 
+    /// A device of which nothing is read is well as long as its port is there, for all that anybody can know.
+    fn opened(&mut self) {
+        if matches!(self.config.parse, Parse::Nothing) {
+            self.device.set_state(DeviceState::Good, None);
+        }
+    }
+
     /// Rests until the port is to be tried again, or until it is there again, whichever comes first.
     async fn is_back_before(&mut self, until: Duration) -> bool {
         loop {
+            let Some(wake) = self.tend(None, until).await.unwrap_or_default() else { continue };
             let now = self.start.elapsed();
-            self.device.tell_again(now);
-            self.device.send().await;
             if now >= until {
                 return false;
             }
-            let wake = self.device.next_heartbeat().map_or(until, |heartbeat| until.min(heartbeat));
             let wake = Instant::now() + wake.saturating_sub(now);
-            if port::is_back_before(&self.config.port.path, wake, &mut self.is_away).await {
-                return true;
+            tokio::select! {
+                is_back = port::is_back_before(&self.config.port.path, wake, &mut self.is_away) => {
+                    if is_back {
+                        return true;
+                    }
+                }
+                message = self.writes.message() => self.writes.take(message, self.start),
             }
         }
     }
 
-    /// Sleeps, and tells failing points again when their heartbeat comes.
-    async fn rest_until(&mut self, until: Duration) {
-        loop {
-            let now = self.start.elapsed();
-            self.device.tell_again(now);
-            self.device.send().await;
-            if now >= until {
-                return;
-            }
-            let wake = self.device.next_heartbeat().map_or(until, |heartbeat| until.min(heartbeat));
-            sleep(wake.saturating_sub(now)).await;
+    /// Tells failing points again when their heartbeat comes, and carries out what the lane asks for. Gives when to look
+    /// again, `until` at the latest; `None`: at once.
+    async fn tend(&mut self, stream: Option<&mut SerialStream>, until: Duration) -> Result<Option<Duration>, Gone> {
+        self.writes.take_all(self.start);
+        let now = self.start.elapsed();
+        self.device.tell_again(now);
+        self.device.send().await;
+        if self.carry_out(stream, now, now >= until).await? {
+            return Ok(None);
         }
+        let ready = self.command_at();
+        let wakes = [self.device.next_heartbeat(), self.writes.lane.wake(now, |_| ready)];
+        Ok(Some(wakes.into_iter().flatten().fold(until, Duration::min)))
     }
 
     /// For devices that speak by themselves.
     async fn listen(&mut self, stream: &mut SerialStream) -> Gone {
-        self.framer.reset(true);
-        let opened_at = self.heard_at;
+        self.ear.framer.reset(true);
+        let opened_at = self.ear.heard_at;
         let mut is_joining = true;
         loop {
             let now = self.start.elapsed();
-            self.device.tell_again(now);
-            self.device.send().await;
-            let heartbeat = self.device.next_heartbeat().map(|heartbeat| heartbeat.saturating_sub(now));
-            let patience = if is_joining { JOIN_SILENCE } else { heartbeat.unwrap_or(Duration::from_secs(3600)) };
-            match self.hear(stream, Instant::now() + patience).await {
+            let patience = if is_joining { JOIN_SILENCE } else { Duration::from_secs(3600) };
+            // What is said while the thread is looked for would not be heard as an answer.
+            let wake = match self.tend(if is_joining { None } else { Some(&mut *stream) }, now + patience).await {
+                Ok(Some(wake)) => wake,
+                Ok(None) => continue,
+                Err(gone) => return gone,
+            };
+            let deadline = if is_joining { opened_at + JOIN_SILENCE } else { self.start + wake };
+            let heard = tokio::select! {
+                heard = self.ear.hear(stream, deadline) => heard,
+                message = self.writes.message() => {
+                    self.writes.take(message, self.start);
+                    continue;
+                }
+            };
+            match heard {
                 Err(gone) => return gone,
                 Ok(cuts) => {
                     for cut in cuts.iter().flatten() {
                         self.take(cut);
                     }
                     if is_joining && cuts.is_none() {
-                        self.framer.reset(false);
+                        self.ear.framer.reset(false);
                     }
-                    is_joining &= cuts.is_some() && self.heard_at == opened_at;
+                    is_joining &= cuts.is_some() && self.ear.heard_at == opened_at;
                 }
             }
-        }
-    }
-
-    /// What the device says, or what a silence completes; `None` = neither until the deadline.
-    async fn hear(&mut self, stream: &mut SerialStream, deadline: Instant) -> Result<Option<Vec<Cut>>, Gone> {
-        let mut bytes = [0; READ_BYTES];
-        let silence = self.framer.patience().map(|patience| self.heard_at + patience);
-        let until = silence.map_or(deadline, |silence| silence.min(deadline));
-        match timeout_at(until, stream.read(&mut bytes)).await {
-            Ok(read) => {
-                let bytes = arrived(read, &bytes)?;
-                self.heard_at = Instant::now();
-                Ok(Some(self.framer.push(bytes)))
-            }
-            Err(_) if silence.is_some_and(|silence| silence <= deadline) => Ok(Some(self.framer.silence())),
-            Err(_) => Ok(None),
         }
     }
 
@@ -228,18 +293,36 @@ impl Port {
     async fn ask_for_ever(&mut self, stream: &mut SerialStream, ask: &Ask) -> Gone {
         let mut due = self.start.elapsed();
         loop {
-            self.rest_until(due).await;
+            let wake = match self.tend(Some(&mut *stream), due).await {
+                Ok(Some(wake)) => wake,
+                Ok(None) => continue,
+                Err(gone) => return gone,
+            };
+            let now = self.start.elapsed();
+            if now < due {
+                tokio::select! {
+                    () = sleep(wake.saturating_sub(now)) => {}
+                    message = self.writes.message() => self.writes.take(message, self.start),
+                }
+                continue;
+            }
             if let Err(gone) = self.ask(stream, ask).await {
                 return gone;
             }
+            self.writes.lane.polled();
             self.device.send().await;
             due = (due + ask.every).max(self.start.elapsed());
         }
     }
 
+    async fn hear(&mut self, stream: &mut SerialStream, deadline: Instant) -> Result<Option<Vec<Cut>>, Gone> {
+        self.ear.hear(stream, deadline).await
+    }
+
     async fn ask(&mut self, stream: &mut SerialStream, ask: &Ask) -> Result<(), Gone> {
         self.hush(stream).await?;
         let deadline = Instant::now() + ask.timeout;
+        self.note_sent(&ask.send);
         match timeout_at(deadline, stream.write_all(&ask.send)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(Gone(format!("the port is gone: {error}").into())),
@@ -276,20 +359,34 @@ impl Port {
             match timeout(silence, stream.read(&mut bytes)).await {
                 Err(_) => is_silent = true,
                 Ok(read) => {
-                    self.framer.push(arrived(read, &bytes)?);
-                    self.heard_at = Instant::now();
+                    self.ear.take(arrived(read, &bytes)?);
                 }
             }
         }
         // Where a silence ends a frame, the silence that was just heard has ended this one.
-        let goes_on = idle.is_none() && self.framer.is_mid_frame();
-        self.framer.reset(!is_silent || goes_on);
+        let goes_on = idle.is_none() && self.ear.framer.is_mid_frame();
+        self.ear.framer.reset(!is_silent || goes_on);
         Ok(())
+    }
+
+    /// Whether a frame says something of the points.
+    fn fits(&self, frame: &[u8]) -> bool {
+        self.reader.read(frame).is_some()
+    }
+
+    /// Takes down what is sent.
+    fn note_sent(&self, bytes: &[u8]) {
+        if let Some(recorder) = &self.ear.recorder {
+            recorder.sent(bytes);
+        }
     }
 
     /// Takes note of what came out of the framer; whether it was a frame that fits.
     fn take(&mut self, cut: &Cut) -> bool {
         let now = self.start.elapsed();
+        if matches!((&self.config.parse, cut), (Parse::Nothing, Cut::Frame(_))) {
+            return false;
+        }
         let parsed = match cut {
             Cut::Frame(frame) => self.reader.read(frame.body()).ok_or(("frame", "a frame fits nothing")),
             Cut::Dropped(flaw) => Err((flaw.kind(), flaw.reason())),

@@ -65,6 +65,8 @@ impl Reader {
             Parse::Json => self.object_read(&serde_json::from_slice(frame).ok()?),
             Parse::Bytes { is_hex: false } => self.bytes_read(frame),
             Parse::Bytes { is_hex: true } => self.bytes_read(&hex_read(frame)?),
+            Parse::Nmea(sentences) => self.sentence_read(sentences, &decoded(frame)),
+            Parse::Nothing => None,
         }
     }
 
@@ -85,6 +87,39 @@ impl Reader {
             parsed.values.push((point.name.to_string(), value));
         }
         Some(parsed)
+    }
+
+    /// A sentence by its name; whose talker it is (GP, GN, II …) makes no difference. Of one that is not asked for nothing is
+    /// taken, and it is whole all the same. What the device leaves empty is no value.
+    fn sentence_read(&self, sentences: &BTreeMap<String, Vec<String>>, text: &str) -> Option<Parsed> {
+        let mut fields = text.split(',');
+        let address = fields.next()?;
+        // NMEA 0183, 5.3.1: two letters of the talker, or P and the maker's own.
+        let of_talker = || address.get(2..).filter(|_| !address.starts_with('P'));
+        let Some(columns) = sentences.get(address).or_else(|| sentences.get(of_talker()?)) else {
+            return (address.len() >= 3).then(Parsed::default);
+        };
+        let fields: Vec<&str> = fields.collect();
+        let named = columns.iter().enumerate().filter(|(_, name)| !name.is_empty());
+        let texts: Vec<(String, String)> = named
+            .map(|(place, name)| (name.clone(), fields.get(place).map_or("", |field| field.trim()).to_owned()))
+            .collect();
+        let text_of = |name: &str| texts.iter().find(|(field, _)| field == name).map(|(_, text)| text.as_str());
+        let read = |text: &str, read: &dyn Fn(&str) -> Result<Value, String>| {
+            if text.is_empty() { Err(EMPTY.to_owned()) } else { read(text) }
+        };
+        let values = if self.points.is_empty() {
+            texts.iter().map(|(name, text)| (name.clone(), read(text, &|text| Ok(self.guessed(text))))).collect()
+        } else {
+            let known = self.points.iter().filter_map(|point| Some((point, text_of(&point.name)?)));
+            known
+                .map(|(point, text)| (point.name.to_string(), read(text, &|text| self.text_read(point.kind, text))))
+                .collect()
+        };
+        let told = self.good.iter().filter_map(|(name, allowed)| Some((name, allowed, text_of(name)?)));
+        let mut odd = told.filter(|(_, allowed, text)| !allowed.iter().any(|good| good == text));
+        let doubt = odd.next().map(|(name, _, text)| format!("{name} is {:?}", shortened(text)));
+        Some(Parsed { values, doubt, doubts: Vec::new() })
     }
 
     fn fields_read(&self, fields: Vec<(String, String)>) -> Parsed {
@@ -165,15 +200,16 @@ impl Reader {
     }
 
     /// A number if it is one, else a text.
-    fn guessed(&self, text: &str) -> Value {
+    pub(super) fn guessed(&self, text: &str) -> Value {
         number(text, self.decimal).map_or_else(|| Value::Text(text.trim().to_owned()), Value::Float)
     }
 }
 
+const EMPTY: &str = "the device leaves it empty";
 const MISSING: &str = "it is not in the frame";
 
 /// UTF-8, else ISO 8859-1.
-fn decoded(frame: &[u8]) -> Cow<'_, str> {
+pub(super) fn decoded(frame: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(frame) {
         Ok(text) => Cow::Borrowed(text),
         Err(_) => Cow::Owned(frame.iter().map(|byte| char::from(*byte)).collect()),
@@ -531,5 +567,37 @@ mod tests {
         assert_eq!(parsed.doubt, None);
         assert!(reader.read(br#"{"t": 1, "ok": false}"#).unwrap().doubt.is_some());
         assert!(reader.read(br#"{"t": 1}"#).unwrap().doubt.is_some());
+    }
+
+    #[test]
+    fn a_sentence_is_known_by_its_name_whoever_talks_and_only_whole() {
+        use crate::config::FrameConfig;
+        use crate::field::serial::frame::{Cut, Flaw, Framer};
+
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let sentences = BTreeMap::from([
+            ("GGA".to_owned(), names(&["", "latitude", "", "longitude", "", "fix"])),
+            ("RMC".to_owned(), names(&["utc", "status"])),
+            ("PGRME".to_owned(), names(&["error"])),
+        ]);
+        let mut reader = reader(Parse::Nmea(sentences), b'.', vec![]);
+        reader.good.insert("status".into(), vec!["A".into()]);
+        let mut framer = Framer::new(FrameConfig::nmea());
+        let mut read = |sentence: &str| match framer.push(sentence.as_bytes()).pop() {
+            Some(Cut::Frame(frame)) => Ok(reader.read(frame.body()).unwrap()),
+            Some(Cut::Dropped(flaw)) => Err(flaw),
+            None => panic!("no frame"),
+        };
+        let gga = read("$GPGGA,123519,4807.038,N,01131.000,E,1,08,0.9,545.4,M,46.9,M,,*47\r\n").unwrap();
+        let value =
+            |parsed: &Parsed, name: &str| parsed.values.iter().find(|(known, _)| known == name).unwrap().1.clone();
+        assert_eq!(value(&gga, "latitude"), Ok(Value::Float(4807.038)));
+        assert_eq!((gga.values.len(), gga.doubt), (3, None), "the status is of another sentence");
+        let damaged = read("$GPGGA,123519,4807.038,N,01131.001,E,1,08,0.9,545.4,M,46.9,M,,*47\r\n");
+        assert_eq!(damaged, Err(Flaw::Checksum));
+        let rmc = read("$GNRMC,,V,,,,,,,,,,N*4D\r\n").unwrap();
+        assert_eq!((value(&rmc, "utc"), rmc.doubt.unwrap()), (Err(EMPTY.to_owned()), "status is \"V\"".to_owned()));
+        assert_eq!(value(&read("$PGRME,15.0,M,45.0,M,25.0,M*1C\r\n").unwrap(), "error"), Ok(Value::Float(15.0)));
+        assert_eq!(read("$GPGSV,1,1,00*79\r\n"), Ok(Parsed::default()), "nobody asked for it");
     }
 }

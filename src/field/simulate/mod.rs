@@ -28,6 +28,7 @@ pub mod wave;
 mod plant;
 mod registers;
 mod replay;
+mod script;
 mod units;
 mod wire;
 

@@ -127,7 +127,7 @@ fn raw(point: &ModbusPoint, height: f64) -> f64 {
     let bits = meaning.bits.map(|bits| i32::from(bits.high.saturating_sub(bits.low)) + 1);
     let most = match (point.kind, bits) {
         (PointKind::Bool, _) => return f64::from(u8::from(height >= 0.5)),
-        (PointKind::F32 | PointKind::F64, _) => return height * SMALL_WHOLE_MAX,
+        (PointKind::F16 | PointKind::F32 | PointKind::F64, _) => return height * SMALL_WHOLE_MAX,
         (_, Some(bits)) => (2_f64.powi(bits.min(10)) - 1.0).min(WHOLE_MAX),
         (PointKind::U8 | PointKind::I8, None) => SMALL_WHOLE_MAX,
         _ => WHOLE_MAX,

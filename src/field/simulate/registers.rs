@@ -26,6 +26,10 @@ pub(super) fn words(point: &ModbusPoint, raw: f64, text: &str) -> Vec<u16> {
         PointKind::I32 => (whole as i32).to_be_bytes().into(),
         PointKind::U64 => (whole as u64).to_be_bytes().into(),
         PointKind::I64 => (whole as i64).to_be_bytes().into(),
+        PointKind::Bcd16 => (bcd(whole as u64, 4) as u16).to_be_bytes().into(),
+        PointKind::Bcd32 => (bcd(whole as u64, 8) as u32).to_be_bytes().into(),
+        PointKind::Bcd64 => bcd(whole as u64, 16).to_be_bytes().into(),
+        PointKind::F16 => half(raw).to_be_bytes().into(),
         PointKind::F32 => (raw as f32).to_be_bytes().into(),
         PointKind::F64 => raw.to_be_bytes().into(),
         PointKind::String { registers } => {
@@ -48,6 +52,29 @@ pub(super) fn words(point: &ModbusPoint, raw: f64, text: &str) -> Vec<u16> {
         words.reverse();
     }
     words
+}
+
+/// Digits of four bits, read off the decimal text.
+fn bcd(number: u64, digits: usize) -> u64 {
+    let text = number.to_string();
+    let last = text.get(text.len().saturating_sub(digits)..).unwrap_or_default();
+    u64::from_str_radix(last, 16).unwrap_or(0)
+}
+
+/// The nearest half float, found among all of them: they rise with their bits.
+fn half(number: f64) -> u16 {
+    let size = |bits: u16| {
+        let (exponent, fraction) = (i32::from(bits >> 10), f64::from(bits & 0x3FF));
+        if exponent == 0 { fraction / 2_f64.powi(24) } else { (1.0 + fraction / 1024.0) * 2_f64.powi(exponent - 15) }
+    };
+    let wanted = number.abs();
+    let (mut low, mut high) = (0, 0x7BFF);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if size(middle) <= wanted { low = middle } else { high = middle }
+    }
+    let bits = if wanted - size(low) <= size(high) - wanted { low } else { high };
+    if number < 0.0 { bits | 0x8000 } else { bits }
 }
 
 /// Which bits of its registers are the point's own.

@@ -59,7 +59,7 @@ impl Replay {
 fn is_whole(wire: Wire, request: &[u8]) -> bool {
     match wire {
         Wire::Tcp => request.len() >= 12,
-        Wire::Rtu => request.len() >= 8,
+        Wire::Rtu | Wire::Serial => request.len() >= 8,
     }
 }
 

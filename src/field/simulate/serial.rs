@@ -1,17 +1,20 @@
-//! A simulated scale: it answers `SI\r\n` like scales that speak MT-SICS, or speaks by itself.
+//! A recorded serial device, or a simulated scale: it answers `SI\r\n` like scales that speak MT-SICS, or speaks by itself.
 //!
 //! `S S     12.50 kg\r\n` when it stands still, `S D     12.50 kg\r\n` when it moves; `ES\r\n` to what it does not
 //! know. The weight of the n-th line is (n mod 1000) / 100 − 1 kg, and every tenth line moves.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::script::Script;
 use super::{Place, Seat, SimulateError, sit};
+use crate::field::record::Recording;
 
 /// What the scale knows.
 const QUESTION: &[u8] = b"SI";
@@ -36,18 +39,36 @@ impl Settings {
     }
 }
 
-/// A scale on its line.
+/// A device on its line.
 #[derive(Debug)]
 pub struct Server {
     seat: Seat,
-    every: Option<Duration>,
-    decimal: char,
+    manner: Manner,
+}
+
+#[derive(Debug)]
+enum Manner {
+    /// A scale that speaks by itself this often.
+    Speaks(Duration, char),
+    /// A scale that answers.
+    Answers(char),
+    /// What was recorded.
+    Repeats(Script),
 }
 
 impl Server {
     /// Sits down on the line. `async` like its Modbus sister: a port is registered with the runtime.
     pub async fn bind(settings: Settings) -> Result<Server, SimulateError> {
-        Ok(Server { seat: sit(&settings.place)?, every: settings.every, decimal: settings.decimal })
+        let manner = match settings.every {
+            Some(every) => Manner::Speaks(every, settings.decimal),
+            None => Manner::Answers(settings.decimal),
+        };
+        Ok(Server { seat: sit(&settings.place)?, manner })
+    }
+
+    /// The same for a device that was recorded.
+    pub async fn bind_recorded(place: &Place, recording: &Recording) -> Result<Server, SimulateError> {
+        Ok(Server { seat: sit(place)?, manner: Manner::Repeats(Script::new(recording)) })
     }
 
     /// Its device file.
@@ -59,9 +80,10 @@ impl Server {
     pub async fn run(self, stop: CancellationToken) -> Result<(), SimulateError> {
         let place = self.seat.path.display().to_string();
         let worked = async {
-            match self.every {
-                Some(every) => speak(self.seat, every, self.decimal).await,
-                None => answer(self.seat, self.decimal).await,
+            match self.manner {
+                Manner::Speaks(every, decimal) => speak(self.seat, every, decimal).await,
+                Manner::Answers(decimal) => answer(self.seat, decimal).await,
+                Manner::Repeats(script) => repeat(self.seat, script).await,
             }
         };
         tokio::select! {
@@ -112,6 +134,41 @@ async fn answer(mut seat: Seat, decimal: char) -> std::io::Result<()> {
                 number += u64::from(question == QUESTION);
                 asked.clear();
                 seat.stream.write_all(reply.as_bytes()).await?;
+            }
+        }
+    }
+}
+
+/// Says again what was said, at its times.
+async fn repeat(mut seat: Seat, mut script: Script) -> std::io::Result<()> {
+    let mut bytes = [0; 64];
+    let due = |pieces: &[(Duration, Vec<u8>)]| -> VecDeque<(Instant, Vec<u8>)> {
+        let now = Instant::now();
+        pieces.iter().map(|(after, bytes)| (now + *after, bytes.clone())).collect()
+    };
+    let mut waiting = due(script.prelude());
+    loop {
+        if waiting.is_empty() && script.is_never_asked() && !script.prelude().is_empty() {
+            waiting = due(script.prelude());
+        }
+        let next = waiting.front().map(|(at, _)| *at);
+        tokio::select! {
+            // Without anything to say there is nothing to wait for but a question.
+            () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                if let Some((_, piece)) = waiting.pop_front() {
+                    seat.stream.write_all(&piece).await?;
+                }
+            }
+            count = seat.stream.read(&mut bytes) => {
+                let count = count?;
+                if count == 0 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
+                for byte in bytes.iter().take(count) {
+                    if let Some(pieces) = script.hear(*byte) {
+                        waiting.extend(due(pieces));
+                    }
+                }
             }
         }
     }

@@ -50,7 +50,7 @@ impl<'a> Request<'a> {
     pub(super) fn pdu(&self) -> &'a [u8] {
         let range = match self.wire {
             Wire::Tcp => TCP_HEAD..self.frame.len(),
-            Wire::Rtu => 1..self.frame.len().saturating_sub(2),
+            Wire::Rtu | Wire::Serial => 1..self.frame.len().saturating_sub(2),
         };
         self.frame.get(range).unwrap_or_default()
     }
@@ -65,7 +65,7 @@ impl<'a> Request<'a> {
                 frame.extend(pdu);
                 frame
             }
-            Wire::Rtu => {
+            Wire::Rtu | Wire::Serial => {
                 let mut frame = vec![unit_id];
                 frame.extend(pdu);
                 let sum = crc(&frame);
@@ -87,7 +87,7 @@ enum Cut {
 fn cut(wire: Wire, buffer: &[u8]) -> Cut {
     match wire {
         Wire::Tcp => cut_tcp(buffer),
-        Wire::Rtu => cut_rtu(buffer),
+        Wire::Rtu | Wire::Serial => cut_rtu(buffer),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Writes to points: from a message on `<topic>/set` to one answer on `<topic>/result`.
+//! Writes to points, and commands to serial devices: from a message on `<topic>/set` to one answer on `<topic>/result`.
 //!
 //! Promises:
 //! - Every write that was acknowledged to whoever asked ends in one answer, also over a crash: carried out, refused,
@@ -6,6 +6,8 @@
 //! - A write is carried out at most once: before a bit of it leaves, it is on disk that it begins. One that had begun when
 //!   the gateway ended is answered as unknown, and not done again, unless its point says that doing it twice is no
 //!   different (`idempotent`).
+//! - Nothing is written more often than its `per_minute`, also over restarts: what begins is on disk. After another boot it
+//!   counts as if it had been right before that.
 //! - Nothing is written that is older than it may be. How old a write is after the board was off, only a clock that was
 //!   right on both sides of that can tell; without one it is too old.
 //! - A point that does not say `write` is never written, and whoever tries is told so.
@@ -22,34 +24,39 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use log::{debug, warn};
 use serde_json::Value as Json;
-use tokio::sync::{Mutex, RwLock, mpsc};
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::device::{DeviceSpec, point_topic};
+use super::device::point_topic;
 use super::lane::{LANE_MAX, Ticket};
-use super::modbus::UnitSpec;
-use super::modbus::encode::{self, Encoded, Unwritable};
+use super::modbus::encode::Unwritable;
 use super::pause::Pauses;
 use super::{Line, serial_points};
 use crate::clock::rfc3339;
-use crate::config::{Config, ModbusPoint, answers};
+use crate::config::{Config, answers};
 use crate::health::{DeviceHealth, chain};
 use crate::intake::{AcceptError, Intake};
 use crate::message::{Body, Message, Origin, Properties, Qos, Topic, Value, is_reserved};
 use crate::queue::{AppendError, Change, Outlet, Queued, SetTopics, Verdict};
 
 use rate::Rate;
-use request::{About, Request};
+use request::{About, Kind, Request};
+use target::{Target, Targets};
 
+pub(super) use line::{LineEnd, LineWrites};
 pub(super) use request::End;
+pub(super) use target::Act;
 
+mod line;
 mod rate;
 mod request;
+mod target;
 #[cfg(test)]
 mod tests;
 
@@ -58,6 +65,8 @@ const REQUESTS: usize = 64;
 const REQUEST_BYTES: usize = 256 * 1024;
 /// Messages to one line that it has not looked at; more than its open writes ever make.
 const INBOX: usize = LANE_MAX * 4;
+/// There is room for the words of so many lines at least: a reload may bring them.
+const LINES_MIN: usize = 256;
 /// Pauses before what the queue did not take is offered again.
 const REFUSED: Pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(5));
 /// Names the session of the stream: what was begun is taken over from a damaged store only with one.
@@ -79,8 +88,7 @@ pub(super) enum ToLine {
 pub(super) struct Order {
     pub(super) ticket: Ticket,
     pub(super) unit: usize,
-    pub(super) point: usize,
-    pub(super) encoded: Encoded,
+    pub(super) act: Act,
     pub(super) expires: Instant,
 }
 
@@ -93,17 +101,53 @@ pub(super) enum FromLine {
     Ask { line: usize, ticket: Ticket },
     /// It has ended.
     Done { line: usize, ticket: Ticket, end: End },
+    /// Other lines run from here on; what those that are gone have told comes before this.
+    Lines(Box<Layout>),
 }
 
-/// A line's end of the way to the clerk.
-#[derive(Debug, Clone)]
-pub(super) struct LineEnd {
-    pub(super) number: usize,
-    /// A line that is started again goes on reading it.
-    pub(super) inbox: Arc<Mutex<mpsc::Receiver<ToLine>>>,
-    pub(super) events: mpsc::Sender<FromLine>,
-    /// Held for reading from before a write is sent until it has ended: a stop waits for that a little.
-    pub(super) busy: Arc<RwLock<()>>,
+/// Where the points are, and how the lines are reached.
+#[derive(Debug, Default)]
+pub(super) struct Layout {
+    targets: Targets,
+    /// By the number of the line.
+    inboxes: BTreeMap<usize, mpsc::Sender<ToLine>>,
+}
+
+/// Connects lines with the clerk.
+#[derive(Debug)]
+pub(super) struct Switchboard {
+    events: mpsc::Sender<FromLine>,
+    /// The number of the next line; none is used again.
+    next: AtomicUsize,
+}
+
+impl Switchboard {
+    /// Tells the clerk of these lines. Those that have an end of the way to him keep it, the others get one.
+    pub(super) async fn connect(&self, lines: &mut [Line]) {
+        let layout = Box::new(self.lay_out(lines));
+        if self.events.send(FromLine::Lines(layout)).await.is_err() {
+            debug!("Other lines found no clerk: the stage is ending");
+        }
+    }
+
+    fn lay_out(&self, lines: &mut [Line]) -> Layout {
+        let mut layout = Layout::default();
+        for line in lines {
+            // Nobody looks at the number of a line on which nothing is written.
+            let mut number = usize::MAX;
+            if let Some(slot) = line.write_end() {
+                let end = slot.get_or_insert_with(|| {
+                    let (sender, inbox) = mpsc::channel(INBOX);
+                    let (number, inbox) = (self.next.fetch_add(1, Ordering::Relaxed), Arc::new(Mutex::new(inbox)));
+                    LineEnd { number, sender, inbox, events: self.events.clone(), busy: Arc::default() }
+                });
+                layout.inboxes.insert(end.number, end.sender.clone());
+                number = end.number;
+            }
+            layout.targets.add_line(number, line);
+        }
+        layout
+    }
 }
 
 /// The topic on which a point is written.
@@ -122,22 +166,12 @@ pub fn set_topics(config: &Config) -> SetTopics {
     });
     let serial = config.serial.iter().flat_map(|(name, device)| {
         let points = serial_points(name, device).unwrap_or_default();
-        points.into_iter().filter_map(|point| set_topic(&point.topic))
+        let commands =
+            device.commands.iter().filter_map(|command| point_topic(&device.topic, name, &command.name).ok());
+        let topics = points.into_iter().map(|point| point.topic).chain(commands);
+        topics.filter_map(|topic| set_topic(&topic)).collect::<Vec<_>>()
     });
     SetTopics::new(modbus.chain(serial).collect::<HashSet<Topic>>())
-}
-
-/// Where the clerk finds a point.
-#[derive(Debug)]
-struct Target {
-    line: usize,
-    unit: usize,
-    point: usize,
-    device: Arc<str>,
-    name: Arc<str>,
-    /// `None`: it may not be written.
-    writable: Option<Box<ModbusPoint>>,
-    health: Arc<DeviceHealth>,
 }
 
 /// A write that was given to a line.
@@ -163,12 +197,12 @@ struct Ending {
 pub(super) struct Clerk {
     outlet: Outlet,
     intake: Intake,
-    targets: HashMap<Topic, Target>,
-    inboxes: Vec<mpsc::Sender<ToLine>>,
+    layout: Layout,
     events: mpsc::Receiver<FromLine>,
     open: BTreeMap<Ticket, Open>,
     last_ticket: Ticket,
-    rates: HashMap<(usize, usize, usize), Rate>,
+    /// By the topic on which is asked.
+    rates: HashMap<Topic, Rate>,
     started: Instant,
 }
 
@@ -179,40 +213,21 @@ enum Over {
 }
 
 impl Clerk {
-    /// A clerk for these lines, each of which gets its end of the way to it.
-    pub fn new(outlet: Outlet, intake: Intake, lines: &mut [Line]) -> Clerk {
-        let (sender, events) = mpsc::channel(lines.len() * (LANE_MAX * 2 + 2) + 1);
-        let mut targets = HashMap::new();
-        let mut inboxes = Vec::new();
-        for line in lines {
-            let number = inboxes.len();
-            let line = match line {
-                Line::Modbus(line) => line,
-                Line::Serial(port) => {
-                    add_unwritable(&mut targets, &port.device);
-                    continue;
-                }
-            };
-            for (unit, spec) in line.units.iter().enumerate() {
-                add_targets(&mut targets, number, unit, spec);
-            }
-            let (inbox, receiver) = mpsc::channel(INBOX);
-            inboxes.push(inbox);
-            let inbox = Arc::new(Mutex::new(receiver));
-            let (events, busy) = (sender.clone(), Arc::new(RwLock::new(())));
-            line.writes = Some(LineEnd { number, inbox, events, busy });
-        }
-        Clerk {
+    /// A clerk for these lines, each of which gets its end of the way to it, and whoever connects others.
+    pub fn new(outlet: Outlet, intake: Intake, lines: &mut [Line]) -> (Clerk, Switchboard) {
+        let (sender, events) = mpsc::channel(lines.len().max(LINES_MIN) * (LANE_MAX * 2 + 2) + 1);
+        let switchboard = Switchboard { events: sender, next: AtomicUsize::new(0) };
+        let clerk = Clerk {
             outlet,
             intake,
-            targets,
-            inboxes,
+            layout: switchboard.lay_out(lines),
             events,
             open: BTreeMap::new(),
             last_ticket: 0,
             rates: HashMap::new(),
             started: Instant::now(),
-        }
+        };
+        (clerk, switchboard)
     }
 
     /// Works until `stop`.
@@ -244,6 +259,9 @@ impl Clerk {
                 Err(error) => pause(stop, error, 1).await?,
             }
         };
+        for (topic, age) in restored.paced {
+            self.rates.entry(topic).or_default().note(age);
+        }
         let mut endings = Vec::new();
         for begun in restored.in_flight {
             let packet_id = Some(begun.packet_id);
@@ -260,8 +278,8 @@ impl Clerk {
     fn reread(&self, row: &Queued) -> (Json, Option<Value>) {
         let Body::Bytes(body) = &row.message.body else { return (Json::Null, None) };
         let Ok(Request { value, id, .. }) = request::parse(body) else { return (Json::Null, None) };
-        let point = self.targets.get(&row.message.topic).and_then(|target| target.writable.as_ref());
-        (id, point.and_then(|point| encode::encode(point, &value).ok()).map(|encoded| encoded.value))
+        let act = self.layout.targets.get(&row.message.topic).and_then(|target| target.act(value.as_ref()).ok());
+        (id, act.and_then(|act| act.value().cloned()))
     }
 
     async fn step(&mut self, stop: &CancellationToken) -> Result<(), Over> {
@@ -308,44 +326,42 @@ impl Clerk {
     fn take(&mut self, row: &Queued) -> Result<(), (Json, Option<Value>, End)> {
         let refused =
             |id: Json, kind: &'static str, reason: String| Err((id, None, End::Refused(Unwritable { kind, reason })));
-        let Some(target) = self.targets.get(&row.message.topic) else {
-            return refused(Json::Null, "no-point", "there is no such point any more".to_owned());
-        };
         let Body::Bytes(body) = &row.message.body else {
             return refused(Json::Null, "request", "a reading asks for nothing".to_owned());
         };
         let parsed = request::parse(body);
-        let Some((point, write)) = target.writable.as_ref().and_then(|point| Some((point, point.write?))) else {
+        let Some(target) = self.layout.targets.get(&row.message.topic) else {
             let id = parsed.map_or_else(|(id, _)| id, |request| request.id);
-            return refused(
-                id,
-                "not-writable",
-                format!("`{}` may not be written: it does not say `write`", target.name),
-            );
+            return refused(id, "no-point", "there is no such point any more".to_owned());
+        };
+        let Some(bounds) = target.bounds() else {
+            let id = parsed.map_or_else(|(id, _)| id, |request| request.id);
+            return Err((id, None, End::Refused(target.not_writable())));
         };
         let Request { value, id, expires } = match parsed {
             Ok(request) => request,
             Err((id, why)) => return Err((id, None, End::Refused(why))),
         };
-        let encoded = match encode::encode(point, &value) {
-            Ok(encoded) => encoded,
+        let act = match target.act(value.as_ref()) {
+            Ok(act) => act,
             Err(why) => return Err((id, None, End::Refused(why))),
         };
-        let left =
-            left(row, expires.map_or(write.expiry, |expires| expires.min(write.expiry)), self.intake.now().mono_ms);
-        let Some(left) = left else { return Err((id, Some(encoded.value), End::Expired)) };
-        let line = target.line;
-        let key = (line, target.unit, target.point);
+        let expiry = expires.map_or(bounds.expiry, |expires| expires.min(bounds.expiry));
+        let Some(left) = left(row, expiry, self.intake.now().mono_ms) else {
+            return Err((id, act.value().cloned(), End::Expired));
+        };
+        let (line, unit) = (target.line, target.unit);
         if self.open.values().filter(|open| open.line == line).count() >= LANE_MAX {
             return refused(id, "too-many", format!("{LANE_MAX} writes wait for this line already"));
         }
-        if !self.rates.entry(key).or_default().take(write.per_minute.get(), self.started.elapsed()) {
-            let reason = format!("more than {} writes in a minute (`per_minute`)", write.per_minute);
+        let rate = self.rates.entry(row.message.topic.clone()).or_default();
+        if !rate.take(bounds.per_minute.get(), self.started.elapsed()) {
+            let reason = format!("more than {} writes in a minute (`per_minute`)", bounds.per_minute);
             return refused(id, "too-many", reason);
         }
         self.last_ticket += 1;
         let ticket = self.last_ticket;
-        let order = Order { ticket, unit: key.1, point: key.2, encoded, expires: Instant::now() + left };
+        let order = Order { ticket, unit, act, expires: Instant::now() + left };
         if !self.tell(line, ToLine::Write(Box::new(order.clone()))) {
             return refused(id, "too-many", "too many writes wait for this line already".to_owned());
         }
@@ -355,7 +371,7 @@ impl Clerk {
 
     /// Tells a line something; false when it does not listen fast enough.
     fn tell(&self, line: usize, what: ToLine) -> bool {
-        self.inboxes.get(line).is_some_and(|inbox| inbox.try_send(what).is_ok())
+        self.layout.inboxes.get(&line).is_some_and(|inbox| inbox.try_send(what).is_ok())
     }
 
     async fn note(&mut self, event: FromLine, stop: &CancellationToken) -> Result<(), Over> {
@@ -369,8 +385,7 @@ impl Clerk {
             }
             FromLine::Done { line, ticket, end } => match self.open.remove(&ticket) {
                 Some(open) => {
-                    let asked = Some(&open.order.encoded.value);
-                    let ending = self.ending(&open.row, &open.id, asked, open.packet_id, &end);
+                    let ending = self.ending(&open.row, &open.id, open.order.act.value(), open.packet_id, &end);
                     self.give_all(vec![ending], stop).await
                 }
                 None => {
@@ -379,23 +394,48 @@ impl Clerk {
                 }
             },
             FromLine::Started { line } => self.restart(line, stop).await,
+            FromLine::Lines(layout) => self.move_to(*layout, stop).await,
         }
+    }
+
+    /// Other lines run: what was given to one that is gone, and has not begun, is judged anew; the rest is in doubt.
+    async fn move_to(&mut self, layout: Layout, stop: &CancellationToken) -> Result<(), Over> {
+        self.layout = layout;
+        self.rates.retain(|topic, _| self.layout.targets.get(topic).is_some());
+        let is_gone = |open: &Open| !self.layout.inboxes.contains_key(&open.line);
+        let gone: Vec<Ticket> = self.open.iter().filter(|(_, open)| is_gone(open)).map(|(ticket, _)| *ticket).collect();
+        let mut endings = Vec::new();
+        for ticket in gone {
+            let Some(Open { row, id, order, packet_id, .. }) = self.open.remove(&ticket) else { continue };
+            let ended = match packet_id {
+                Some(_) => {
+                    let reason =
+                        "its line was changed while it wrote: whether it was carried out is not known".to_owned();
+                    Err((id, order.act.value().cloned(), End::Unknown { reason, read: None }))
+                }
+                None => self.take(&row),
+            };
+            if let Err((id, asked, end)) = ended {
+                endings.push(self.ending(&row, &id, asked.as_ref(), packet_id, &end));
+            }
+        }
+        self.give_all(endings, stop).await
     }
 
     /// Writes down that a write begins; false when nobody waits for it any more.
     async fn begin(&mut self, ticket: Ticket, stop: &CancellationToken) -> Result<bool, Over> {
         let Some(open) = self.open.get(&ticket) else { return Ok(false) };
-        let target = self.targets.get(&open.row.message.topic);
-        let write = target.and_then(|target| target.writable.as_ref()?.write);
-        if open.packet_id.is_some() || write.is_some_and(|write| write.is_idempotent) {
+        let bounds = self.layout.targets.get(&open.row.message.topic).and_then(Target::bounds);
+        if open.packet_id.is_some() || bounds.is_some_and(|bounds| bounds.is_idempotent) {
             return Ok(true);
         }
         let is_used = |id: &u16| self.open.values().any(|open| open.packet_id == Some(*id));
         let Some(packet_id) = (1..=u16::MAX).find(|id| !is_used(id)) else { return Ok(false) };
         let (rows, encoding) = (vec![open.row.sequence], open.row.encoding.clone());
         let admit = Change::Admit { packet_id, rows, order: ticket, encoding };
+        let changes = vec![admit, Change::Pace(open.row.message.topic.clone())];
         let mut attempts = 0;
-        while let Err(error) = self.outlet.commit(vec![admit.clone()]).await {
+        while let Err(error) = self.outlet.commit(changes.clone()).await {
             attempts += 1;
             pause(stop, error, attempts).await?;
         }
@@ -419,7 +459,7 @@ impl Clerk {
             let Some(open) = self.open.remove(&ticket) else { continue };
             let reason = "the line failed while it wrote: whether it was carried out is not known".to_owned();
             let end = End::Unknown { reason, read: None };
-            endings.push(self.ending(&open.row, &open.id, Some(&open.order.encoded.value), open.packet_id, &end));
+            endings.push(self.ending(&open.row, &open.id, open.order.act.value(), open.packet_id, &end));
         }
         self.give_all(endings, stop).await
     }
@@ -428,14 +468,19 @@ impl Clerk {
     fn ending(&self, row: &Queued, id: &Json, asked: Option<&Value>, packet_id: Option<u16>, end: &End) -> Ending {
         let mut changes = vec![Change::Settle { sequence: row.sequence, verdict: Verdict::Delivered }];
         changes.extend(packet_id.map(|packet_id| Change::Forget { packet_id }));
-        let target = self.targets.get(&row.message.topic);
+        let was_tried = matches!(end, End::Written { .. } | End::Failed { .. } | End::Unknown { .. });
+        if was_tried && packet_id.is_none() {
+            changes.push(Change::Pace(row.message.topic.clone()));
+        }
+        let target = self.layout.targets.get(&row.message.topic);
         if let Some(target) = target {
             count(&target.health, end);
         }
         let now = self.intake.now();
         let about = About {
             device: target.map_or("", |target| &target.device),
-            point: target.map_or("", |target| &target.name),
+            name: target.map_or("", |target| &target.name),
+            kind: target.map_or(Kind::Point, Target::kind),
             request: &row.id.to_string(),
             id,
             asked,
@@ -544,41 +589,4 @@ fn count(health: &DeviceHealth, end: &End) {
         End::Failed { kind, .. } => *counts.failed.entry(kind).or_default() += 1,
         End::Unknown { .. } => counts.unknown += 1,
     });
-}
-
-/// A device whose points are never written, but answered for.
-fn add_unwritable(targets: &mut HashMap<Topic, Target>, device: &DeviceSpec) {
-    for (point, told) in device.points.iter().enumerate() {
-        let Some(topic) = set_topic(&told.topic) else { continue };
-        targets.entry(topic).or_insert_with(|| Target {
-            line: usize::MAX,
-            unit: 0,
-            point,
-            device: device.name.clone(),
-            name: told.name.clone(),
-            writable: None,
-            health: device.health.clone(),
-        });
-    }
-}
-
-fn add_targets(targets: &mut HashMap<Topic, Target>, line: usize, unit: usize, spec: &UnitSpec) {
-    let points = spec.device.points.iter().zip(&spec.config.points).enumerate();
-    for (number, (told, point)) in points {
-        let Some(topic) = set_topic(&told.topic) else { continue };
-        let target = Target {
-            line,
-            unit,
-            point: number,
-            device: spec.device.name.clone(),
-            name: point.name.clone(),
-            writable: point.write.is_some().then(|| Box::new(point.clone())),
-            health: spec.device.health.clone(),
-        };
-        // Two that share a topic: `check` lets one of them be writable at most.
-        let is_better = targets.get(&topic).is_none_or(|other| other.writable.is_none());
-        if is_better {
-            targets.insert(topic, target);
-        }
-    }
 }

@@ -4,14 +4,22 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// Where the clock stands at the start: what was taken within the last minute before it has a place on it too.
+const START: Duration = MINUTE;
 
 /// The writes of one point within the last minute.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rate(VecDeque<Duration>);
 
 impl Rate {
-    /// Whether one more may be taken at `now`; counts it if so.
+    /// One was taken before the clock began to run.
+    pub fn note(&mut self, age: Duration) {
+        self.0.push_back(START.saturating_sub(age));
+    }
+
+    /// Whether one more may be taken at `now`, by a clock that began to run at the start; counts it if so.
     pub fn take(&mut self, per_minute: u16, now: Duration) -> bool {
+        let now = START.saturating_add(now);
         while self.0.front().is_some_and(|first| now.saturating_sub(*first) >= MINUTE) {
             self.0.pop_front();
         }
@@ -33,5 +41,14 @@ mod tests {
         let seconds = Duration::from_secs;
         let taken: Vec<u64> = (0..200).filter(|second| rate.take(3, seconds(*second))).collect();
         assert_eq!(taken, [0, 1, 2, 60, 61, 62, 120, 121, 122, 180, 181, 182]);
+    }
+
+    #[test]
+    fn what_was_taken_before_the_start_counts_for_the_rest_of_its_minute() {
+        let mut rate = Rate::default();
+        let seconds = Duration::from_secs;
+        [300, 50, 20].map(seconds).into_iter().for_each(|age| rate.note(age));
+        let taken: Vec<u64> = (0..70).filter(|second| rate.take(3, seconds(*second))).collect();
+        assert_eq!(taken, [0, 10, 40, 60]);
     }
 }

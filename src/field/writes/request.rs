@@ -18,19 +18,19 @@ const ID_BYTES_MAX: usize = 256;
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Request {
-    /// The value to be written.
-    pub value: Json,
+    /// The value to be written; a command may do without.
+    pub value: Option<Json>,
     /// To be repeated in the answer.
     pub id: Json,
     /// Not to be begun later than this after it came.
     pub expires: Option<Duration>,
 }
 
-/// Reads a bare JSON value, or `{"value", "id", "expires"}`. With the id, where it could be read, if the rest could not.
+/// Reads a bare JSON value, or `{"value", "id", "expires"}`, or nothing at all. With the id, where it could be read, if the rest could not.
 pub(super) fn parse(body: &[u8]) -> Result<Request, (Json, Unwritable)> {
     let wrong = |id: Json, reason: String| Err((id, Unwritable { kind: "request", reason }));
     if body.is_empty() {
-        return wrong(Json::Null, "the message is empty".to_owned());
+        return Ok(Request { value: None, id: Json::Null, expires: None });
     }
     if body.len() > REQUEST_BYTES_MAX {
         return wrong(Json::Null, format!("the message has more than {REQUEST_BYTES_MAX} bytes"));
@@ -38,7 +38,9 @@ pub(super) fn parse(body: &[u8]) -> Result<Request, (Json, Unwritable)> {
     let Ok(json) = serde_json::from_slice::<Json>(body) else {
         return wrong(Json::Null, "the message is not JSON: a text stands in quotes".to_owned());
     };
-    let Json::Object(mut fields) = json else { return Ok(Request { value: json, id: Json::Null, expires: None }) };
+    let Json::Object(mut fields) = json else {
+        return Ok(Request { value: Some(json), id: Json::Null, expires: None });
+    };
     let id = fields.remove("id").unwrap_or_default();
     let is_id = matches!(id, Json::Null | Json::String(_) | Json::Number(_)) && id.to_string().len() <= ID_BYTES_MAX;
     if !is_id {
@@ -51,7 +53,7 @@ pub(super) fn parse(body: &[u8]) -> Result<Request, (Json, Unwritable)> {
             Err(reason) => return wrong(id, format!("`expires`: {reason}")),
         },
     };
-    let Some(value) = fields.remove("value") else { return wrong(id, "the object has no `value`".to_owned()) };
+    let value = fields.remove("value");
     if let Some(other) = fields.keys().next() {
         let shown: String = other.chars().take(40).collect();
         return wrong(id, format!("`{shown}` is none of `value`, `id` and `expires`"));
@@ -101,11 +103,19 @@ pub(in crate::field) enum End {
     },
 }
 
+/// What a request was for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Point,
+    Command,
+}
+
 /// Whom and what an answer is about.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct About<'a> {
     pub device: &'a str,
-    pub point: &'a str,
+    pub name: &'a str,
+    pub kind: Kind,
     /// The name of the message that asked.
     pub request: &'a str,
     /// What the request called itself.
@@ -129,7 +139,10 @@ struct Answer<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     device: &'a str,
-    point: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    point: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<&'a str>,
     request: &'a str,
 }
 
@@ -156,7 +169,8 @@ pub(super) fn answer(about: About<'_>, end: &End) -> Bytes {
         reason,
         error,
         device: about.device,
-        point: about.point,
+        point: (about.kind == Kind::Point).then_some(about.name),
+        command: (about.kind == Kind::Command).then_some(about.name),
         request: about.request,
     };
     // Texts, numbers and options only: there is nothing in it that cannot be written.
@@ -186,30 +200,35 @@ mod tests {
 
     #[test]
     fn a_request_is_a_bare_value_or_an_object_with_one() {
-        let bare = |value: Json| Ok(Request { value, id: Json::Null, expires: None });
+        let bare = |value: Json| Ok(Request { value: Some(value), id: Json::Null, expires: None });
         assert_eq!(parse(b"21.5"), bare(json!(21.5)));
         assert_eq!(parse(b" true\n"), bare(json!(true)));
         assert_eq!(parse(b"\"auto\""), bare(json!("auto")));
         assert_eq!(parse(b"[1]"), bare(json!([1])), "the point says what it makes of it");
         let whole = parse(br#"{"value": 5, "id": "a7", "expires": "10s"}"#).unwrap();
         let expires = Some(Duration::from_secs(10));
-        assert_eq!(whole, Request { value: json!(5), id: json!("a7"), expires });
+        assert_eq!(whole, Request { value: Some(json!(5)), id: json!("a7"), expires });
         assert_eq!(parse(br#"{"value": 5, "expires": 2.5}"#).unwrap().expires, Some(Duration::from_millis(2500)));
         assert_eq!(parse(br#"{"value": null, "id": 7}"#).unwrap().id, json!(7));
     }
 
     #[test]
+    fn a_request_without_a_value_is_one_as_well() {
+        let none = |id: Json| Ok(Request { value: None, id, expires: None });
+        assert_eq!([parse(b""), parse(b"{}")], [none(Json::Null), none(Json::Null)]);
+        assert_eq!(parse(br#"{"id": "a7"}"#), none(json!("a7")));
+    }
+
+    #[test]
     fn what_cannot_be_read_is_refused_with_a_reason_and_with_its_id() {
-        assert_eq!(reason(""), "the message is empty");
         assert!(reason("auto").contains("quotes"));
-        assert!(reason("{}").contains("no `value`"));
         assert!(reason(r#"{"value": 1, "vlaue": 2}"#).contains("`vlaue`"));
         assert!(reason(r#"{"value": 1, "expires": -1}"#).contains("`expires`"));
         assert!(reason(r#"{"value": 1, "expires": "soon"}"#).contains("`expires`"));
         assert!(reason(r#"{"value": 1, "id": [1]}"#).contains("`id`"));
         assert!(reason(&format!("\"{}\"", "x".repeat(5000))).contains("4096"));
         assert!(reason(&"[".repeat(4000)).contains("not JSON"));
-        assert_eq!(parse(br#"{"id": "a7"}"#).unwrap_err().0, json!("a7"));
+        assert_eq!(parse(br#"{"id": "a7", "at": 1}"#).unwrap_err().0, json!("a7"));
     }
 
     #[test]
@@ -217,7 +236,8 @@ mod tests {
         let (id, asked) = (json!("a7"), Value::Float(21.5));
         let about = About {
             device: "d",
-            point: "p",
+            name: "p",
+            kind: Kind::Point,
             request: "g.1.1.1",
             id: &id,
             asked: Some(&asked),

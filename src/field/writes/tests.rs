@@ -22,6 +22,9 @@ struct Office {
     /// Gets what the clerk says.
     answers: Outlet,
     line: LineEnd,
+    switchboard: Switchboard,
+    config: Arc<Config>,
+    health: Health,
     stop: CancellationToken,
     clerk: tokio::task::JoinSet<Result<(), AcceptError>>,
     thread: std::thread::JoinHandle<()>,
@@ -58,13 +61,15 @@ impl Office {
         let intake = Intake::new(inlet.clone(), router, BTreeMap::new(), clock, health.clone());
         intake.take_writes(set_topics);
         let mut lines = modbus_lines(&config, &health).unwrap();
-        let clerk = Clerk::new(outlets.remove(queue::WRITES).unwrap(), intake, &mut lines);
+        let (clerk, switchboard) = Clerk::new(outlets.remove(queue::WRITES).unwrap(), intake, &mut lines);
         let Some(Line::Modbus(line)) = lines.pop() else { panic!("there is one line") };
         let stop = CancellationToken::new();
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(clerk.run(stop.clone()));
         let answers = outlets.remove("answers").unwrap();
-        Office { inlet, answers, line: line.writes.unwrap(), stop, clerk: tasks, thread, _dir: dir }
+        let (config, health) = (Arc::new(config), health);
+        let line = line.writes.unwrap();
+        Office { inlet, answers, line, switchboard, config, health, stop, clerk: tasks, thread, _dir: dir }
     }
 
     async fn ask(&self, body: &str) {
@@ -115,10 +120,10 @@ impl Office {
     }
 
     async fn close(self) {
-        let Office { inlet, line, stop, mut clerk, thread, .. } = self;
+        let Office { inlet, line, switchboard, stop, mut clerk, thread, .. } = self;
         stop.cancel();
         // The clerk waits for what lines bring to an end, until they are gone.
-        drop(line);
+        drop((line, switchboard));
         tokio::time::timeout(DEADLINE, clerk.join_next()).await.unwrap().unwrap().unwrap().unwrap();
         inlet.stop().await;
         thread.join().unwrap();
@@ -132,6 +137,7 @@ fn queue_rule(filter: &str) -> Vec<crate::config::ForwardRule> {
         qos: None,
         when_full: None,
         strict_order: false,
+        payload: crate::config::Payload::JSON,
         batch: None,
     }]
 }
@@ -196,5 +202,42 @@ async fn no_more_wait_for_a_line_than_its_lane_holds_and_the_others_hear_so() {
     assert_eq!(office.answer().await["reason"], "expired");
     office.ask("7").await;
     office.order().await;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn when_lines_change_what_had_begun_is_unknown_and_the_rest_goes_to_the_line_that_has_the_point_now() {
+    let mut office = Office::opened();
+    for number in 1..=3 {
+        office.ask(&format!("{{\"value\": {number}, \"id\": {number}}}")).await;
+    }
+    let (first, second) = (office.order().await, office.order().await);
+    office.order().await;
+    office.begin(first).await;
+    // Unchanged, a line keeps what it was given.
+    let mut lines = modbus_lines(&office.config, &office.health).unwrap();
+    if let Line::Modbus(line) = &mut lines[0] {
+        line.writes = Some(office.line.clone());
+    }
+    office.switchboard.connect(&mut lines).await;
+    drop(lines);
+    office.tell(FromLine::Done { line: 0, ticket: first, end: written() }).await;
+    assert_eq!(office.answer().await["ok"], true);
+    office.begin(second).await;
+
+    let mut lines = modbus_lines(&office.config, &office.health).unwrap();
+    office.switchboard.connect(&mut lines).await;
+    let answer = office.answer().await;
+    assert_eq!((&answer["id"], &answer["reason"]), (&json!(2), &json!("unknown")));
+    let Some(Line::Modbus(line)) = lines.pop() else { panic!("there is one line") };
+    office.line = line.writes.unwrap();
+    let third = office.order().await;
+    assert!(office.line.number == 1 && third > second);
+
+    // And where nobody has the point any more, whoever asked hears so.
+    office.switchboard.connect(&mut []).await;
+    let answer = office.answer().await;
+    assert_eq!((&answer["id"], &answer["error"]), (&json!(3), &json!("there is no such point any more")));
+    assert_eq!(office.waiting().await, (0, 0));
     office.close().await;
 }

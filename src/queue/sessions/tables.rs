@@ -212,6 +212,12 @@ impl Store {
         })
     }
 
+    /// The lanes of a session with something in them, at most so many.
+    pub fn lanes_of(&self, session: u64, count_max: usize) -> rusqlite::Result<Vec<u32>> {
+        let sql = "SELECT DISTINCT lane FROM session_span WHERE session = ? LIMIT ?";
+        self.all(sql, params![session.cast_signed(), i64::try_from(count_max).unwrap_or(i64::MAX)], |row| row.get(0))
+    }
+
     /// How many places up to `last` somebody wants, an uplink or a session.
     pub fn wanted_places(&self, last: u64) -> rusqlite::Result<u64> {
         let sql = "SELECT first, last FROM delivery UNION ALL SELECT first, last FROM session_span ORDER BY first";

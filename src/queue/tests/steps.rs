@@ -80,6 +80,9 @@ async fn a_store_that_only_a_newer_program_may_open_is_kept_as_it_is_and_taken_b
     rig.append_all((20..25).map(|number| numbered(number, 30))).await;
     assert_eq!(numbers(&rig.all("cloud").await), [20, 21, 22, 23, 24]);
     assert_eq!(losses(&rig), BTreeMap::new(), "nothing is lost, and nothing is declared so");
+    let shown = rig.health.snapshot(Clock::new(ClockSource::Trusted).now());
+    assert!(shown.alarms["store-aside"].text.contains("newer/1"), "{:?}", shown.alarms);
+    assert!(shown.problems.iter().any(|problem| problem.text.contains("a newer program wrote the store")));
     rig.stop().await;
     let aside = dir.path().join("newer/1");
     assert_eq!(fs::read(aside.join("queue.db")).unwrap(), whole, "not a byte was touched");

@@ -76,7 +76,7 @@ pub fn provisioned(config: &UplinkConfig) -> Option<UplinkConfig> {
 }
 
 /// Where the certificate is kept that a board has got.
-pub(super) fn own_cert(provision: &ProvisionConfig) -> PathBuf {
+pub fn own_cert(provision: &ProvisionConfig) -> PathBuf {
     Folder::new(&provision.folder).cert()
 }
 

@@ -37,9 +37,9 @@ pub(super) fn read(
     let per_minute = own.integer(walk, "per_minute", 1, PER_MINUTE_MAX);
     let expiry = own.duration(walk, "expiry", Duration::from_secs(1), EXPIRY_MAX);
     let function = own.leaf(walk, "function", |node| match &node.value {
-        Written::Integer(Some(number @ (5 | 6 | 15 | 16))) => Ok(*number),
+        Written::Integer(Some(number @ (5 | 6 | 15 | 16 | 22 | 23))) => Ok(*number),
         Written::Integer(_) => {
-            Err(Wrong::new("is not a function that writes").help("5 or 15 for a coil, 6 or 16 for registers"))
+            Err(Wrong::new("is not a function that writes").help("5 or 15 for a coil; 6, 16, 22 or 23 for registers"))
         }
         other => Err(walk::wrong_kind("the number of a function, such as 16", other)),
     });
@@ -68,6 +68,8 @@ pub(super) fn read(
         function: match function {
             None => WriteFunction::Fitting,
             Some(5 | 6) => WriteFunction::Single,
+            Some(22) => WriteFunction::Masked,
+            Some(23) => WriteFunction::AndRead,
             Some(_) => WriteFunction::Multiple,
         },
         is_readable: readable,
@@ -104,8 +106,11 @@ fn fitting(walk: &mut Walk, point: &Reader<'_>, own: &Reader<'_>, fit: Fit) {
     if let Some(function) = function
         && is_coil != matches!(function, 5 | 15)
     {
-        let what =
-            if is_coil { "a coil is written by function 5 or 15" } else { "registers are written by function 6 or 16" };
+        let what = if is_coil {
+            "a coil is written by function 5 or 15"
+        } else {
+            "registers are written by function 6, 16, 22 or 23"
+        };
         problem(own, "function", what.to_owned(), None);
     }
     let Some(kind) = kind else { return };
@@ -121,12 +126,26 @@ fn fitting(walk: &mut Walk, point: &Reader<'_>, own: &Reader<'_>, fit: Fit) {
         let what = format!("function 6 writes one register, and a {} takes {}", kind.word(), kind.width());
         problem(own, "function", what, Some("written one by one, the device would act on half a value: 16 writes all"));
     }
-    if kind.width() > REGISTERS_MAX {
+    // Modbus Application Protocol 1.1b3, 6.17: 121 with function 23.
+    let most = if function == Some(23) { REGISTERS_MAX - 2 } else { REGISTERS_MAX };
+    if kind.width() > most {
         let what = format!("{} registers are too many to be written", kind.width());
-        problem(point, "write", what, Some("one request writes at most 123"));
+        problem(point, "write", what, Some(&format!("one request writes at most {most}")));
+    }
+    if function == Some(23) && !readable {
+        problem(
+            own,
+            "function",
+            "function 23 reads what it has written, and the point cannot be read".to_owned(),
+            None,
+        );
     }
     let is_part = point.has("bit") || point.has("bits") || matches!(kind, PointKind::U8 | PointKind::I8);
-    if !readable && is_part {
+    if function == Some(22) && (!is_part || kind.width() > 1) {
+        let what = "function 22 changes some bits of one register, and this point is another".to_owned();
+        problem(own, "function", what, Some("it is for `bit`, `bits`, u8 and i8"));
+    }
+    if !readable && is_part && function != Some(22) {
         let what = "a part of a register cannot be written where the register cannot be read";
         problem(own, "readable", what.to_owned(), Some("its other bits have to be read to be left as they are"));
     }

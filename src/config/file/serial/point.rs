@@ -24,7 +24,7 @@ const OF_TEXTS: [(&str, TextKind); 5] = [
 ];
 
 /// Types of the fields of a binary frame; a text has its length beside it.
-const OF_FRAMES: [(&str, PointKind); 12] = [
+const OF_FRAMES: [(&str, PointKind); 16] = [
     ("bool", PointKind::Bool),
     ("u8", PointKind::U8),
     ("i8", PointKind::I8),
@@ -34,8 +34,12 @@ const OF_FRAMES: [(&str, PointKind); 12] = [
     ("i32", PointKind::I32),
     ("u64", PointKind::U64),
     ("i64", PointKind::I64),
+    ("f16", PointKind::F16),
     ("f32", PointKind::F32),
     ("f64", PointKind::F64),
+    ("bcd16", PointKind::Bcd16),
+    ("bcd32", PointKind::Bcd32),
+    ("bcd64", PointKind::Bcd64),
     ("string", PointKind::String { registers: NonZeroU16::MIN }),
 ];
 

@@ -190,7 +190,7 @@ async fn the_first_request_waits_for_the_connect_pause_and_the_next_does_not() {
     let pause = Duration::from_millis(300);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let kind = LineKind::Tcp { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() };
-    let config = LineConfig { kind, timeout: TIMEOUT, pause: Duration::ZERO, connect_pause: pause };
+    let config = LineConfig { connect_pause: pause, ..LineConfig::new(kind, TIMEOUT) };
     let began = Instant::now();
     let doubts = Doubts::default();
     let (link, accepted) = tokio::join!(Link::open(&config, &doubts), listener.accept());

@@ -306,6 +306,17 @@ fn the_rest_of_a_frame_that_began_before_is_dropped() {
 }
 
 #[test]
+fn an_end_that_never_comes_is_told_once() {
+    for is_mid_frame in [false, true] {
+        let mut framer = Framer::new(FrameConfig::delimited(b";", 10));
+        framer.reset(is_mid_frame);
+        let told: Vec<String> = (0..100).flat_map(|_| text(framer.push(b"12.5 kg\r\n"))).collect();
+        assert_eq!(told, ["(overlong)"], "{is_mid_frame}");
+        assert_eq!(text(framer.push(b";7;")), ["7"], "and what comes after an end is read");
+    }
+}
+
+#[test]
 fn a_frame_without_its_end_gives_way_to_the_next_start() {
     let mut framer = Framer::new(kind("start and end"));
     assert_eq!(text(framer.push(b"\x0212\x0212.5\x03\r\n\x023\x03")), ["(incomplete)", "12.5", "3"]);
