@@ -231,7 +231,9 @@ fn assemble(
     terms: &Terms,
 ) -> Publish {
     let content_type = match &message.body {
-        Body::Reading(_) => Some("application/json"),
+        // What is compressed nobody can look into.
+        Body::Reading(_) if marks.content_encoding.is_some() => None,
+        Body::Reading(_) => Some(marks.content_type.unwrap_or("application/json")),
         Body::Bytes(_) => message.properties.as_ref().and_then(|properties| properties.content_type.as_deref()),
     };
     let enveloped = terms.enveloped(topic, &payload, sender.name.as_deref(), content_type);

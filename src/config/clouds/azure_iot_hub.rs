@@ -45,8 +45,6 @@ pub static AZURE_IOT_HUB: Profile = Profile {
     has_authorizers: false,
     has_signatures: true,
     auth_methods: &[],
-    auth_methods: &[],
-    auth_methods: &[],
     alpn: |_, _| None,
     http_alpn: |_| None,
     username: Some(username),
@@ -73,9 +71,10 @@ fn envelope(device: &str, topic: &str, payload: &[u8], name: Option<&str>, conte
     }
     let mut pairs = Vec::new();
     pairs.extend(name.map(|name| ("$.mid", name)));
+    pairs.extend(content_type.map(|content_type| ("$.ct", content_type)));
     // Without both the hub cannot look into the body.
-    if let Some(content_type) = content_type {
-        pairs.extend([("$.ct", content_type), ("$.ce", "utf-8")]);
+    if content_type.is_some_and(|kind| kind == "application/json" || kind.starts_with("text/")) {
+        pairs.push(("$.ce", "utf-8"));
     }
     pairs.push(("topic", topic));
     let bag: Vec<String> =
