@@ -61,6 +61,9 @@ fn a_backup_of_a_live_gateway_has_all_that_was_acknowledged_and_its_restore_repe
     let mut application = Subscriber::started(cloud.port, "application", &["first/#", "second/#"]);
     gateway.wait_until_connected();
     gateway.wait_until_drained();
+    // What the cloud has taken and was not told to release would die with this board.
+    gateway
+        .wait_for_status("nothing is in flight", |status| (status["uplinks"]["cloud"]["in_flight"] == 0).then_some(()));
     gateway.kill();
 
     let mut second = Gateway::named("second", folder.path(), &tables(cloud.port, "second"));
@@ -89,6 +92,8 @@ fn a_backup_of_a_live_gateway_has_all_that_was_acknowledged_and_its_restore_repe
     second.wait_until_drained();
     application.wait_for_count("second/plant/b", 300);
     application.wait_for_count("second/plant/a", waiting.len());
+    // What the cloud has taken may still be on its way to who reads it.
+    application.wait_for_count("first/plant/a", 6000);
     let again: BTreeSet<u64> = application.numbers_on("second/plant/a").into_iter().collect();
     assert_eq!(again, waiting, "all that waited then came again");
     let mut by_id: BTreeMap<String, String> = BTreeMap::new();
