@@ -37,8 +37,12 @@ fn text(path: &Path) -> &str {
 fn a_backup_of_a_live_gateway_has_all_that_was_acknowledged_and_its_restore_repeats_no_id() {
     let _turn = turn();
     let folder = folder();
-    let mut cloud = Mosquitto::prepared(folder.path(), Access::Open);
+    let mut cloud = Mosquitto::started(folder.path());
+    let mut application = Subscriber::started(cloud.port, "application", &["first/#", "second/#"]);
     let mut gateway = Gateway::started(folder.path(), &tables(cloud.port, "first"));
+    gateway.wait_until_connected();
+    // What is in flight at QoS 2 is in the backup as such.
+    cloud.freeze();
     let mut publisher =
         Publisher::started(gateway.port, "client", "plant/a", 6000, &["--size", "500", "--window", "50"]);
     publisher.wait_for_acknowledged(500);
@@ -57,10 +61,12 @@ fn a_backup_of_a_live_gateway_has_all_that_was_acknowledged_and_its_restore_repe
     );
 
     // The board lives on for a while, and delivers: the cloud has used its packet ids on.
-    cloud.start();
-    let mut application = Subscriber::started(cloud.port, "application", &["first/#", "second/#"]);
+    cloud.thaw();
     gateway.wait_until_connected();
     gateway.wait_until_drained();
+    // Before the board dies all that it was told has come out of the cloud: one that dies with a message half released at
+    // QoS 2 leaves it in its session there, which the restored one does not go on with.
+    application.wait_for_count("first/plant/a", 6000);
     gateway.kill();
 
     let mut second = Gateway::named("second", folder.path(), &tables(cloud.port, "second"));

@@ -103,7 +103,7 @@ fn looks_the_same(gateway: &Gateway) -> Vec<Value> {
     said(gateway, &["peek", "--topic", "a/#/b"], 64);
     said(gateway, &["peek", "--client", "nobody"], 64);
     let (whole, _) = said(gateway, &["check"], 0);
-    assert!(whole.contains("730 rows") && whole.contains("all of them are whole"), "{whole}");
+    assert!(whole.contains("all of them are whole"), "{whole}");
     exported
 }
 
