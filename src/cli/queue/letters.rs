@@ -36,6 +36,7 @@ pub(super) struct LettersArguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List them, the oldest first
+    #[command(after_help = "Example: tidegate queue dead-letters list")]
     List {
         #[command(flatten)]
         place: Place,
@@ -44,6 +45,7 @@ enum Command {
         json: bool,
     },
     /// Show one, whole, as JSON
+    #[command(after_help = "Example: tidegate queue dead-letters show 7")]
     Show {
         /// Its number in the list
         number: i64,
@@ -51,8 +53,10 @@ enum Command {
         place: Place,
     },
     /// Let them wait for their uplink again, under the same ids
+    #[command(after_help = "Example: tidegate queue dead-letters retry 7 8")]
     Retry(Chosen),
     /// Forget them
+    #[command(after_help = "Example: tidegate queue dead-letters drop --all")]
     Drop(Chosen),
 }
 
