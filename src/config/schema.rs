@@ -17,6 +17,7 @@ const CHOICES: &[(&str, &str, &[&str])] = &[
     ("uplink.<name>", "drain", &["oldest-first", "live-first"]),
     ("uplink.<name>.forward", "when_full", &["drop-oldest", "drop-newest", "refuse"]),
     ("uplink.<name>.forward", "order", &["normal", "strict"]),
+    ("line.<name>", "framing", &["rtu", "ascii"]),
     ("model.<name>", "order", &["abcd", "cdab", "badc", "dcba"]),
     ("modbus.<name>", "order", &["abcd", "cdab", "badc", "dcba"]),
     ("modbus.<name>.point.<name>", "order", &["abcd", "cdab", "badc", "dcba"]),
@@ -72,6 +73,11 @@ const ALSO: &[(&str, &str, &[&str])] = &[
     ("serial.<name>.point.<name>", "clamp_max", &["number"]),
     ("write", "min", &["number"]),
     ("write", "max", &["number"]),
+    ("serial.<name>.command.<name>", "send", &["string", "array", "integer"]),
+    ("serial.<name>.command.<name>", "min", &["number"]),
+    ("serial.<name>.command.<name>", "max", &["number"]),
+    ("serial.<name>.command.<name>", "values", &["string"]),
+    ("line.<name>", "share", &["string"]),
     ("line.<name>", "rs485", &["boolean"]),
     ("serial.<name>", "rs485", &["boolean"]),
     ("modbus.<name>.point.<name>", "write", &["boolean"]),
@@ -173,7 +179,8 @@ fn inner(path: &str, key: &str) -> Option<Value> {
     if path == "model.<name>.point" {
         return Some(json!({ "type": "object", "additionalProperties": reference("modbus.<name>.point.<name>") }));
     }
-    if matches!(key, "report" | "write" | "rs485") {
+    // Of a shared line `write` is yes or no.
+    if matches!(key, "report" | "write" | "rs485") && path != "line.<name>.share.write" {
         return Some(reference(key));
     }
     if matches!(path, "uplink.<name>.forward" | "uplink.<name>.receive") {
