@@ -163,6 +163,7 @@ pub fn title_of(parts: &[&str]) -> String {
         ["line" | "serial", _, "rs485", key] => vec!["rs485", key],
         ["line" | "serial", _, "rs485"] => vec!["rs485"],
         ["model", _, "point", _, rest @ ..] => [&["modbus", "<name>", "point", "<name>"], rest].concat(),
+        ["serial", _, "command", _, rest @ ..] => [&["serial", "<name>", "command", "<name>"], rest].concat(),
         [kind @ ("modbus" | "serial"), _, "point", _, rest @ ..] => {
             [&[*kind, "<name>", "point", "<name>"], rest].concat()
         }
