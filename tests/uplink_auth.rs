@@ -139,7 +139,8 @@ async fn a_session_that_the_cloud_has_given_up_while_the_gateway_was_away_loses_
     let cloud = FakeCloud::start(port, Temper::default()).await;
     until("delivered", || gateway.delivered() >= 200).await;
     assert_eq!(distinct(&cloud) + 10, 200);
-    let seen = (cloud.seen.lock().unwrap().connects, cloud.seen.lock().unwrap().filters.clone());
-    assert_eq!(seen, (1, vec!["cmd/#".to_owned()]), "it subscribes anew");
+    let connects = cloud.seen.lock().unwrap().connects;
+    let filters = cloud.seen.lock().unwrap().filters.clone();
+    assert_eq!((connects, filters), (1, vec!["cmd/#".to_owned()]), "it subscribes anew");
     gateway.stop().await;
 }
