@@ -167,7 +167,6 @@ pub fn title_of(parts: &[&str]) -> String {
         [kind @ ("modbus" | "serial"), _, "point", _, rest @ ..] => {
             [&[*kind, "<name>", "point", "<name>"], rest].concat()
         }
-        ["serial", _, "command", _, rest @ ..] => [&["serial", "<name>", "command", "<name>"], rest].concat(),
         ["web", "user", _, rest @ ..] => [&["web", "user", "<name>"], rest].concat(),
         ["broker", kind @ ("listener" | "user" | "group"), _, rest @ ..] => {
             [&["broker", *kind, "<name>"], rest].concat()
