@@ -444,20 +444,7 @@ impl Tended for Line {
     async fn run(self, desk: Desk, leave: CancellationToken) {
         match self {
             Line::Modbus(line) => modbus::run(*line, desk, leave).await,
-            Line::Serial(port) => {
-                let busy = port.writes.as_ref().map(|end| end.busy.clone());
-                let left = async {
-                    leave.cancelled().await;
-                    // A command that is being sent comes to its end first, and none begins after it.
-                    if let Some(busy) = busy {
-                        drop(busy.write().await);
-                    }
-                };
-                tokio::select! {
-                    () = left => {}
-                    () = serial::run(*port, desk) => {}
-                }
-            }
+            Line::Serial(port) => serial::run(*port, desk, leave).await,
         }
     }
 }

@@ -136,10 +136,10 @@ pub(super) struct UnitSpec {
 pub(super) async fn run(spec: LineSpec, desk: Desk, leave: CancellationToken) {
     let estate = spec.estate.clone();
     let mut line = match estate.take() {
-        Some(former) => former.with(spec, &desk),
-        None => Line::new(spec, &desk),
+        Some(former) => former.with(spec, &desk, leave),
+        None => Line::new(spec, &desk, leave),
     };
-    line.run(&leave).await;
+    line.run().await;
     estate.leave(line);
 }
 
@@ -178,11 +178,11 @@ impl Unit {
 
 impl Line {
     /// The line with other units, or the same in another order.
-    fn with(self, spec: LineSpec, desk: &Desk) -> Line {
+    fn with(self, spec: LineSpec, desk: &Desk, leave: CancellationToken) -> Line {
         if self.config != spec.config {
             // Its port is free before the new one opens it.
             drop(self);
-            return Line::new(spec, desk);
+            return Line::new(spec, desk, leave);
         }
         let now = self.start.elapsed();
         let mut former: Vec<Option<Unit>> = self.units.into_iter().map(Some).collect();
@@ -194,10 +194,10 @@ impl Line {
             units.push(kept.unwrap_or_else(|| Unit::new(unit, desk)));
         }
         let plan = Plan::after(self.plan, planned_units, now);
-        Line { name: spec.name, units, plan, writes: LineWrites::new(spec.writes), ..self }
+        Line { name: spec.name, units, plan, writes: LineWrites::new(spec.writes, leave), ..self }
     }
 
-    fn new(spec: LineSpec, desk: &Desk) -> Line {
+    fn new(spec: LineSpec, desk: &Desk, leave: CancellationToken) -> Line {
         let plan = Plan::new(spec.units.iter().map(|unit| planned(&unit.config)).collect());
         let units = spec.units.into_iter().map(|unit| Unit::new(unit, desk));
         let share = spec.config.share.map(|config| Share::start(&spec.name, config));
@@ -212,18 +212,17 @@ impl Line {
             failures: 0,
             open_not_before: Duration::ZERO,
             is_away: false,
-            writes: LineWrites::new(spec.writes),
+            writes: LineWrites::new(spec.writes, leave),
             share,
             desk: desk.clone(),
             start: Instant::now(),
         }
     }
 
-    async fn run(&mut self, leave: &CancellationToken) {
+    async fn run(&mut self) {
         self.writes.start().await;
         loop {
-            self.writes.is_closing = leave.is_cancelled();
-            if self.writes.is_closing && !self.writes.lane.is_any_begun() {
+            if self.writes.may_close() {
                 return;
             }
             self.writes.take_all(self.start);
@@ -260,20 +259,15 @@ impl Line {
                 LineKind::Rtu(port) if self.link.is_none() && self.failures > 0 => Some(port.path.as_path()),
                 _ => None,
             };
-            let message = tokio::select! {
+            tokio::select! {
                 is_back = rested(rest, path, &mut self.is_away) => {
                     if is_back {
                         self.open_not_before = self.start.elapsed();
                         self.failures = 1;
                     }
-                    None
                 }
-                message = self.writes.message() => Some(message),
-                () = Line::shared(&mut self.share) => None,
-                () = leave.cancelled(), if !self.writes.is_closing => None,
-            };
-            if let Some(message) = message {
-                self.writes.take(message, self.start);
+                () = self.writes.heed(self.start) => {}
+                () = Line::shared(&mut self.share) => {}
             }
         }
     }

@@ -37,10 +37,9 @@ struct Wanted {
 impl Line {
     /// Does what the lane asks for. False: it is the polls' turn, or nothing can be done at the moment.
     pub(super) async fn carry_out(&mut self, now: Duration, is_poll_due: bool) -> bool {
-        let next = self.writes.lane.next(now, is_poll_due, |unit| self.write_at(unit));
+        let next = self.writes.next(now, is_poll_due, |unit| self.write_at(unit));
         match next {
             None => false,
-            Some(Move::Ask(_)) if self.writes.is_closing => false,
             Some(Move::Expire(ticket)) => {
                 self.writes.end(ticket, End::Expired);
                 true

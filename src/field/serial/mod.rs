@@ -14,6 +14,7 @@ use log::{info, warn};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_serial::SerialStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{Ask, Parse, SerialConfig};
 use crate::health::{DeviceState, chain};
@@ -84,9 +85,10 @@ pub(super) fn named_points(parse: &Parse) -> Vec<&str> {
     }
 }
 
-/// Reads the port until it is dropped.
-pub(super) async fn run(spec: PortSpec, desk: Desk) {
-    Port::new(spec, desk).run().await;
+/// Reads the port until it is dropped, or until `leave`: then it ends between two exchanges, as soon as no command is under
+/// way.
+pub(super) async fn run(spec: PortSpec, desk: Desk, leave: CancellationToken) {
+    Port::new(spec, desk, leave).run().await;
 }
 
 struct Port {
@@ -154,11 +156,11 @@ impl Ear {
 }
 
 impl Port {
-    fn new(spec: PortSpec, desk: Desk) -> Port {
+    fn new(spec: PortSpec, desk: Desk, leave: CancellationToken) -> Port {
         let PortSpec { device, config, writes, recorder } = spec;
         Port {
             ear: Ear { framer: Framer::new(config.frame.clone()), heard_at: Instant::now(), recorder },
-            writes: LineWrites::new(writes),
+            writes: LineWrites::new(writes, leave),
             commands_rest: Duration::ZERO,
             reader: Reader::of(&config),
             config,
@@ -176,7 +178,7 @@ impl Port {
         let path = self.config.port.path.display().to_string();
         let mut failures = 0u32;
         self.writes.start().await;
-        loop {
+        while !self.writes.may_close() {
             let reason = match port::open(&self.config.port) {
                 Ok(mut stream) => {
                     if failures > 0 {
@@ -196,6 +198,9 @@ impl Port {
                 }
                 Err(error) => Arc::from(chain(&error)),
             };
+            if self.writes.may_close() {
+                return;
+            }
             if failures == 0 {
                 warn!(port = path.as_str(), error = &*reason; "The port cannot be used");
             }
@@ -220,7 +225,11 @@ impl Port {
     /// Rests until the port is to be tried again, or until it is there again, whichever comes first.
     async fn is_back_before(&mut self, until: Duration) -> bool {
         loop {
-            let Some(wake) = self.tend(None, until).await.unwrap_or_default() else { continue };
+            let wake = match self.tend(None, until).await {
+                Ok(Some(wake)) => wake,
+                Ok(None) => continue,
+                Err(_) => return false,
+            };
             let now = self.start.elapsed();
             if now >= until {
                 return false;
@@ -232,7 +241,7 @@ impl Port {
                         return true;
                     }
                 }
-                message = self.writes.message() => self.writes.take(message, self.start),
+                () = self.writes.heed(self.start) => {}
             }
         }
     }
@@ -240,6 +249,9 @@ impl Port {
     /// Tells failing points again when their heartbeat comes, and carries out what the lane asks for. Gives when to look
     /// again, `until` at the latest; `None`: at once.
     async fn tend(&mut self, stream: Option<&mut SerialStream>, until: Duration) -> Result<Option<Duration>, Gone> {
+        if self.writes.may_close() {
+            return Err(Gone("the port is closed".into()));
+        }
         self.writes.take_all(self.start);
         let now = self.start.elapsed();
         self.device.tell_again(now);
@@ -269,10 +281,7 @@ impl Port {
             let deadline = if is_joining { opened_at + JOIN_SILENCE } else { self.start + wake };
             let heard = tokio::select! {
                 heard = self.ear.hear(stream, deadline) => heard,
-                message = self.writes.message() => {
-                    self.writes.take(message, self.start);
-                    continue;
-                }
+                () = self.writes.heed(self.start) => continue,
             };
             match heard {
                 Err(gone) => return gone,
@@ -302,7 +311,7 @@ impl Port {
             if now < due {
                 tokio::select! {
                     () = sleep(wake.saturating_sub(now)) => {}
-                    message = self.writes.message() => self.writes.take(message, self.start),
+                    () = self.writes.heed(self.start) => {}
                 }
                 continue;
             }

@@ -40,7 +40,7 @@ impl Port {
         is_poll_due: bool,
     ) -> Result<bool, Gone> {
         let ready = self.command_at();
-        let next = self.writes.lane.next(now, is_poll_due, |_| ready);
+        let next = self.writes.next(now, is_poll_due, |_| ready);
         match (next, stream) {
             (None, _) => Ok(false),
             (Some(Move::Expire(ticket)), _) => {

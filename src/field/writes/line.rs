@@ -1,15 +1,18 @@
 //! A line's end of the way to the clerk: what it was given to do, and what it says of that.
 //!
-//! Promises: what was told twice is there once; a stop waits for what is being sent; whoever drops it has told nothing.
+//! Promises: what was told twice is there once; a stop waits for what is being sent; whoever drops it has told nothing; a
+//! line that is to end begins nothing more, and ends when nothing is under way.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Mutex, OwnedRwLockReadGuard, RwLock, mpsc};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{End, FromLine, Order, ToLine};
-use crate::field::lane::{Lane, Ticket};
+use crate::field::lane::{Lane, Move, Ticket};
 
 /// The way to the clerk.
 #[derive(Debug, Clone)]
@@ -29,8 +32,10 @@ pub(in crate::field) struct LineWrites {
     pub(in crate::field) lane: Lane,
     end: Option<LineEnd>,
     orders: HashMap<Ticket, Under>,
+    /// Asks the line to end.
+    leave: CancellationToken,
     /// The line is about to end: nothing more begins.
-    pub(in crate::field) is_closing: bool,
+    is_closing: bool,
 }
 
 /// A write under way.
@@ -45,8 +50,8 @@ pub(in crate::field) struct Under {
 }
 
 impl LineWrites {
-    pub(in crate::field) fn new(end: Option<LineEnd>) -> LineWrites {
-        LineWrites { lane: Lane::default(), end, orders: HashMap::new(), is_closing: false }
+    pub(in crate::field) fn new(end: Option<LineEnd>, leave: CancellationToken) -> LineWrites {
+        LineWrites { lane: Lane::default(), end, orders: HashMap::new(), leave, is_closing: false }
     }
 
     /// Says that the line has started, and forgets what was told before that.
@@ -58,8 +63,23 @@ impl LineWrites {
         self.tell(|line| FromLine::Started { line });
     }
 
+    /// Whether the line is to end, and no write is under way. From when it is to end nothing more begins.
+    pub(in crate::field) fn may_close(&mut self) -> bool {
+        self.is_closing = self.leave.is_cancelled();
+        self.is_closing && !self.lane.is_any_begun()
+    }
+
+    /// Waits for a message, and takes it, or until the line is to end. Dropped in the middle it has taken nothing.
+    pub(in crate::field) async fn heed(&mut self, start: Instant) {
+        let message = tokio::select! {
+            message = self.message() => message,
+            () = self.leave.cancelled(), if !self.is_closing => return,
+        };
+        self.take(message, start);
+    }
+
     /// Waits for a message; for ever where there can be none.
-    pub(in crate::field) async fn message(&self) -> ToLine {
+    async fn message(&self) -> ToLine {
         let Some(end) = &self.end else { return std::future::pending().await };
         match end.inbox.lock().await.recv().await {
             Some(message) => message,
@@ -78,7 +98,7 @@ impl LineWrites {
         self.end.as_ref()?.inbox.try_lock().ok()?.try_recv().ok()
     }
 
-    pub(in crate::field) fn take(&mut self, message: ToLine, start: Instant) {
+    fn take(&mut self, message: ToLine, start: Instant) {
         match message {
             ToLine::Write(order) => {
                 self.lane.push(order.ticket, order.unit, order.expires.saturating_duration_since(start));
@@ -91,6 +111,17 @@ impl LineWrites {
                 self.orders.remove(&ticket);
             }
         }
+    }
+
+    /// What the lane asks for; nothing that would begin where the line is about to end.
+    pub(in crate::field) fn next(
+        &self,
+        now: Duration,
+        is_poll_due: bool,
+        ready_at: impl Fn(usize) -> Duration,
+    ) -> Option<Move> {
+        let next = self.lane.next(now, is_poll_due, ready_at);
+        next.filter(|next| !(self.is_closing && matches!(next, Move::Ask(_))))
     }
 
     pub(in crate::field) fn under(&self, ticket: Ticket) -> Option<&Under> {

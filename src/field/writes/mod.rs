@@ -315,15 +315,16 @@ impl Clerk {
     async fn judge(&mut self, rows: Vec<Queued>, stop: &CancellationToken) -> Result<(), Over> {
         let mut endings = Vec::new();
         for row in rows {
-            if let Err((id, asked, end)) = self.take(&row) {
+            if let Err((id, asked, end)) = self.take(&row, false) {
                 endings.push(self.ending(&row, &id, asked.as_ref(), None, &end));
             }
         }
         self.give_all(endings, stop).await
     }
 
-    /// Gives a request to its line, or says how it ends at once.
-    fn take(&mut self, row: &Queued) -> Result<(), (Json, Option<Value>, End)> {
+    /// Gives a request to its line, or says how it ends at once. One that was given to another line before is counted
+    /// against `per_minute` already.
+    fn take(&mut self, row: &Queued, is_counted: bool) -> Result<(), (Json, Option<Value>, End)> {
         let refused =
             |id: Json, kind: &'static str, reason: String| Err((id, None, End::Refused(Unwritable { kind, reason })));
         let Body::Bytes(body) = &row.message.body else {
@@ -355,7 +356,7 @@ impl Clerk {
             return refused(id, "too-many", format!("{LANE_MAX} writes wait for this line already"));
         }
         let rate = self.rates.entry(row.message.topic.clone()).or_default();
-        if !rate.take(bounds.per_minute.get(), self.started.elapsed()) {
+        if !is_counted && !rate.take(bounds.per_minute.get(), self.started.elapsed()) {
             let reason = format!("more than {} writes in a minute (`per_minute`)", bounds.per_minute);
             return refused(id, "too-many", reason);
         }
@@ -401,7 +402,8 @@ impl Clerk {
     /// Other lines run: what was given to one that is gone, and has not begun, is judged anew; the rest is in doubt.
     async fn move_to(&mut self, layout: Layout, stop: &CancellationToken) -> Result<(), Over> {
         self.layout = layout;
-        self.rates.retain(|topic, _| self.layout.targets.get(topic).is_some());
+        let now = self.started.elapsed();
+        self.rates.retain(|_, rate| !rate.is_unused(now));
         let is_gone = |open: &Open| !self.layout.inboxes.contains_key(&open.line);
         let gone: Vec<Ticket> = self.open.iter().filter(|(_, open)| is_gone(open)).map(|(ticket, _)| *ticket).collect();
         let mut endings = Vec::new();
@@ -413,7 +415,7 @@ impl Clerk {
                         "its line was changed while it wrote: whether it was carried out is not known".to_owned();
                     Err((id, order.act.value().cloned(), End::Unknown { reason, read: None }))
                 }
-                None => self.take(&row),
+                None => self.take(&row, true),
             };
             if let Err((id, asked, end)) = ended {
                 endings.push(self.ending(&row, &id, asked.as_ref(), packet_id, &end));

@@ -19,15 +19,25 @@ impl Rate {
 
     /// Whether one more may be taken at `now`, by a clock that began to run at the start; counts it if so.
     pub fn take(&mut self, per_minute: u16, now: Duration) -> bool {
+        self.forget(now);
+        let is_free = self.0.len() < usize::from(per_minute);
+        if is_free {
+            self.0.push_back(START.saturating_add(now));
+        }
+        is_free
+    }
+
+    /// Whether none was taken within the last minute.
+    pub fn is_unused(&mut self, now: Duration) -> bool {
+        self.forget(now);
+        self.0.is_empty()
+    }
+
+    fn forget(&mut self, now: Duration) {
         let now = START.saturating_add(now);
         while self.0.front().is_some_and(|first| now.saturating_sub(*first) >= MINUTE) {
             self.0.pop_front();
         }
-        let is_free = self.0.len() < usize::from(per_minute);
-        if is_free {
-            self.0.push_back(now);
-        }
-        is_free
     }
 }
 

@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::super::modbus_lines;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_serial::{SerialPort as _, SerialStream};
+
+use super::super::device::Desk;
+use super::super::tending::Tending;
+use super::super::{Lines, modbus_lines};
 use super::*;
 use crate::clock::{Clock, ClockSource};
 use crate::config::{LoadRequest, load};
@@ -31,14 +36,21 @@ struct Office {
     _dir: tempfile::TempDir,
 }
 
+fn loaded(dir: &tempfile::TempDir, text: &str) -> Config {
+    let file = dir.path().join("tidegate.toml");
+    std::fs::write(&file, text).unwrap();
+    let request = LoadRequest { root: dir.path().to_owned(), config: Some(file), credentials_dir: None, kept_id: None };
+    load(&request).unwrap().config
+}
+
 impl Office {
     fn opened() -> Office {
+        Office::opened_with(DEVICE)
+    }
+
+    fn opened_with(device: &str) -> Office {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("tidegate.toml");
-        std::fs::write(&file, DEVICE).unwrap();
-        let request =
-            LoadRequest { root: dir.path().to_owned(), config: Some(file), credentials_dir: None, kept_id: None };
-        let config = load(&request).unwrap().config;
+        let config = loaded(&dir, device);
         let (clock, health) = (Clock::new(ClockSource::Trusted), Health::default());
         let set_topics = set_topics(&config);
         let answers =
@@ -240,4 +252,88 @@ async fn when_lines_change_what_had_begun_is_unknown_and_the_rest_goes_to_the_li
     assert_eq!((&answer["id"], &answer["error"]), (&json!(3), &json!("there is no such point any more")));
     assert_eq!(office.waiting().await, (0, 0));
     office.close().await;
+}
+
+#[tokio::test]
+async fn what_goes_to_another_line_is_counted_once_against_per_minute_which_no_change_of_lines_forgets() {
+    let mut office = Office::opened_with(&DEVICE.replace("write = true", "write = { per_minute = 1 }"));
+    office.ask("{\"value\": 1, \"id\": 1}").await;
+    office.order().await;
+    office.switchboard.connect(&mut []).await;
+    assert_eq!(office.answer().await["error"], "there is no such point any more");
+    for number in 1..=2 {
+        let mut lines = modbus_lines(&office.config, &office.health).unwrap();
+        office.switchboard.connect(&mut lines).await;
+        let Some(Line::Modbus(line)) = lines.pop() else { panic!("there is one line") };
+        office.line = line.writes.unwrap();
+        assert_eq!(office.line.number, number);
+    }
+    office.ask("{\"value\": 2, \"id\": 2}").await;
+    let answer = office.answer().await;
+    assert!(answer["error"].as_str().unwrap().contains("more than 1 writes in a minute"), "{answer}");
+    office.close().await;
+
+    let mut office = Office::opened_with(&DEVICE.replace("write = true", "write = { per_minute = 1 }"));
+    office.ask("1").await;
+    let first = office.order().await;
+    let mut lines = modbus_lines(&office.config, &office.health).unwrap();
+    office.switchboard.connect(&mut lines).await;
+    let Some(Line::Modbus(line)) = lines.pop() else { panic!("there is one line") };
+    office.line = line.writes.unwrap();
+    assert!(office.order().await > first, "it waits for the other line now");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_serial_line_that_is_to_end_begins_nothing_more_and_ends_when_the_command_that_had_begun_is_answered() {
+    let (mut device, port) = SerialStream::pair().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "[gateway]\nid = \"test\"\n[serial.scale]\nport = \"{}\"\n[serial.scale.command]\n\
+         zero = {{ send = \"Z\\r\", good = \"^OK\", timeout = \"60s\" }}\n",
+        port.name().unwrap()
+    );
+    drop(port);
+    let config = loaded(&dir, &text);
+    let lines = || Lines::new(&config, &Health::default()).unwrap().0;
+    let (events, mut said) = mpsc::channel(64);
+    let switchboard = Switchboard { events, next: AtomicUsize::new(0) };
+    let mut ours = lines();
+    let layout = switchboard.lay_out(&mut ours);
+    let target = layout.targets.get(&Topic::new("field/scale/zero/set").unwrap()).unwrap();
+    let act = target.act(None).unwrap();
+    let (line, end) = (ours.pop().unwrap(), &layout.inboxes[&target.line]);
+
+    let (outbox, _inbox) = mpsc::channel(64);
+    let (desk, stop) = (Desk { outbox, clock: Clock::new(ClockSource::Trusted) }, CancellationToken::new());
+    let mut tending = Tending::new(desk, stop.clone());
+    tending.add(line);
+    let mut hear = async || tokio::time::timeout(DEADLINE, said.recv()).await.unwrap().unwrap();
+    assert!(matches!(hear().await, FromLine::Started { line: 0 }));
+    for ticket in 1..=2 {
+        let order = Order { ticket, unit: 0, act: act.clone(), expires: Instant::now() + DEADLINE * 10 };
+        end.send(ToLine::Write(Box::new(order))).await.unwrap();
+    }
+    assert!(matches!(hear().await, FromLine::Ask { ticket: 1, .. }));
+
+    // Configured as it is, it goes on, and has the way to the clerk that it had.
+    tending.change(lines(), Some(&switchboard)).await;
+    let FromLine::Lines(same) = hear().await else { panic!("the clerk is told of the lines") };
+    assert!(same.inboxes[&0].same_channel(end) && same.inboxes.len() == 1);
+
+    // While it is to end, the first is sent and answered, and the second is not begun.
+    let change = tending.change(Vec::new(), Some(&switchboard));
+    let device = async {
+        tokio::task::yield_now().await;
+        end.send(ToLine::Begin(1)).await.unwrap();
+        let mut bytes = [0; 2];
+        tokio::time::timeout(DEADLINE, device.read_exact(&mut bytes)).await.unwrap().unwrap();
+        assert_eq!(&bytes, b"Z\r");
+        device.write_all(b"OK\r\n").await.unwrap();
+    };
+    tokio::join!(change, device);
+    let ended = hear().await;
+    assert!(matches!(ended, FromLine::Done { ticket: 1, end: End::Written { read: Some(_) }, .. }), "{ended:?}");
+    let FromLine::Lines(none) = hear().await else { panic!("the second may be asked for by nobody") };
+    assert!(none.inboxes.is_empty());
 }
