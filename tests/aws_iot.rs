@@ -22,6 +22,7 @@ use common::certificates::Certificates;
 use common::cloud::{Access, Mosquitto};
 use common::gateway::{Gateway, ID, PROGRAM, folder};
 use common::peers::{Publisher, Subscriber};
+use common::relay::Relay;
 use common::{PATIENCE, turn, wait_until};
 use serde_json::{Value, json};
 use tidegate::message::{Qos, Topic};
@@ -251,14 +252,17 @@ fn mosquitto_with_mtls_and_the_limits_that_aws_announces_is_drained_whole() {
     for line in ["max_qos 1", "max_topic_alias 8"] {
         cloud.configure_tls(line);
     }
-    let port = cloud.tls_port.unwrap();
-    let mut gateway = Gateway::started(folder.path(), &uplink(port, &more));
+    cloud.start();
+    // Somebody listens before the first message can come.
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
+    let line = Relay::started("127.0.0.1", cloud.tls_port.unwrap());
+    line.cut();
+    let mut gateway = Gateway::started(folder.path(), &uplink(line.port, &more));
     let mut publisher = Publisher::started(gateway.port, "plc", "plant/press", 300, &["--qos", "2"]);
     publisher.wait_until_done();
-    cloud.start();
-    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
+    line.restore();
     application.wait_for_count(TOPIC, 300);
-    assert_whole_in_order_and_once("stored before Mosquitto was there", &application.numbers_on(TOPIC), 0..300);
+    assert_whole_in_order_and_once("stored before Mosquitto could be reached", &application.numbers_on(TOPIC), 0..300);
     gateway.wait_for_status("QoS 2 went at QoS 1", |status| {
         (status["uplinks"]["cloud"]["downgraded"] == json!(300)).then_some(())
     });
