@@ -20,7 +20,7 @@ max_bytes = "1 GiBB"
 when_full = "explode"
 
 [uplink.cloud]
-url = "http://broker.example.com"
+url = "ftp://broker.example.com"
 protocol = "4"
 [[uplink.cloud.forward]]
 filter = "plant/#/x"
@@ -37,7 +37,7 @@ const FAULTS: [(usize, &str); 8] = [
     (3, "state_dri"),
     (6, "\"1 GiBB\""),
     (7, "\"explode\""),
-    (10, "\"http://broker.example.com\""),
+    (10, "\"ftp://broker.example.com\""),
     (11, "\"4\""),
     (13, "\"plant/#/x\""),
     (17, "300"),
