@@ -177,7 +177,14 @@ fn the_policy_that_check_prints_lets_the_gateway_do_everything_and_without_the_o
     Publisher::started(gateway.port, "plc-3", "plant/own", 20, &[]).wait_until_done();
     gateway.wait_until_drained();
     let arrived = aws.numbers_on("factory7/plant/own");
-    assert_whole_in_order_and_once("without the own topic", &arrived, 0..20);
+    // At QoS 1 what was under way when a connection was ended goes again, each at its place.
+    let mut firsts: Vec<u64> = Vec::new();
+    for number in arrived.iter().filter(|number| **number < 20) {
+        if !firsts.contains(number) {
+            firsts.push(*number);
+        }
+    }
+    assert_eq!(firsts, (0..20).collect::<Vec<u64>>(), "without the own topic: {arrived:?}");
     let connects = aws.seen().connects.len() - before;
     assert!((2..=12).contains(&connects), "{connects} connections");
     wait_until(PATIENCE, "the alarm is raised", || {
