@@ -491,10 +491,10 @@ impl Courier {
 
     /// The server has answered as one that works.
     fn reached(&mut self) {
-        let now = self.now();
-        self.backoff.connected(now);
         if self.is_outage || self.uplink.state() != UplinkState::Connected {
             self.is_outage = false;
+            // From the first answer on, not from the last one: else no outage under load would follow on a good time.
+            self.backoff.connected(self.now());
             let server = self.endpoint().map(|endpoint| format!("{}:{}", endpoint.host, endpoint.port));
             info!(uplink = self.name.as_ref(), server = server.unwrap_or_default().as_str(); "The uplink is connected");
             self.set_state(UplinkState::Connected, None);
