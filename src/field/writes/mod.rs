@@ -38,7 +38,7 @@ use super::device::point_topic;
 use super::lane::{LANE_MAX, Ticket};
 use super::modbus::encode::Unwritable;
 use super::pause::Pauses;
-use super::{Line, serial_points};
+use super::{Line, board_points, serial_points};
 use crate::clock::rfc3339;
 use crate::config::{Config, answers};
 use crate::health::{DeviceHealth, chain};
@@ -172,7 +172,11 @@ pub fn set_topics(config: &Config) -> SetTopics {
         let topics = points.into_iter().map(|point| point.topic).chain(commands);
         topics.filter_map(|topic| set_topic(&topic)).collect::<Vec<_>>()
     });
-    SetTopics::new(modbus.chain(serial).collect::<HashSet<Topic>>())
+    let board = config.board.iter().flat_map(|board| {
+        let points = board_points(board).unwrap_or_default();
+        points.into_iter().filter_map(|point| set_topic(&point.topic)).collect::<Vec<_>>()
+    });
+    SetTopics::new(modbus.chain(serial).chain(board).collect::<HashSet<Topic>>())
 }
 
 /// A write that was given to a line.
