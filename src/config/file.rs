@@ -356,12 +356,14 @@ fn queue(walk: &mut Walk, root: &Tree) -> Option<QueueConfig> {
     let reader = Reader::open(walk, tree, &keys::QUEUE, spot);
     let bytes_max = reader.size(walk, "max_bytes", 64 << 10, 1 << 44);
     let age_max = reader.duration(walk, "max_age", Duration::from_secs(1), LONG * 10);
+    let keep = reader.duration(walk, "keep_delivered", Duration::from_secs(1), LONG * 10);
     let when_full = when_full(walk, &reader);
     let is_spare = reader.choice(walk, "flash", &[("always", false), ("spare", true)], &[]);
     let hold = reader.duration(walk, "hold", Duration::from_millis(10), Duration::from_secs(60));
     Some(QueueConfig {
         bytes_max: NonZeroU64::new(bytes_max?.value)?,
         age_max: if reader.has("max_age") { Some(age_max?.value) } else { None },
+        keep: if reader.has("keep_delivered") { Some(keep?.value) } else { None },
         when_full: when_full?.value,
         hold: hold.filter(|_| is_spare.as_ref().is_some_and(|is_spare| is_spare.value)).map(|hold| hold.value),
     })

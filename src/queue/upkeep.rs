@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::books::{Books, JOB_ROWS_MAX, gap_topic};
 use super::inspect::{Answer, refused};
+use super::kept::ResendAsk;
 use super::retention;
 use super::row;
 use super::salvage::SALVAGED_TO;
@@ -35,6 +36,8 @@ pub enum Order {
         /// The uplink's name.
         name: String,
     },
+    /// What was delivered to an uplink is sent to it again, a share of what is kept.
+    Resend(ResendAsk),
     /// A share of all rows is proven, and what has rotted is given up and declared; nothing is left when all were.
     Scrub,
 }
@@ -46,6 +49,7 @@ impl Books {
             Order::RetryDeadLetter { number } => self.retry_dead_letter(*number),
             Order::DropDeadLetter { number } => self.drop_dead_letter(*number),
             Order::DropStream { name } => self.drop_stream(name),
+            Order::Resend(ask) => self.resend(ask, true),
             Order::Scrub => {
                 let (passes, before) = (self.scrub.passes, self.turn_losses.len());
                 self.scrub_step(self.settings.clock.now().mono_ms)?;
