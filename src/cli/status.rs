@@ -181,6 +181,10 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
         write!(out, ", full in {} at this rate", span(Duration::from_secs(left)))?;
     }
     writeln!(out)?;
+    if number(&queue, "kept") > 0 {
+        let (kept, bytes) = (number(&queue, "kept"), size(number(&queue, "kept_bytes")));
+        writeln!(out, "        and {kept} that were delivered, {bytes}, kept until there is no room")?;
+    }
     if let Some(words) = flash_words(status.get("flash").unwrap_or(&Value::Null)) {
         writeln!(out, "flash   {words}")?;
     }
@@ -188,6 +192,9 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
         write!(out, "uplink  {name}: {} since {}", text(uplink, "state"), text(uplink, "since"))?;
         write!(out, ", {} in flight", number(uplink, "in_flight"))?;
         write!(out, ", {} waiting, {} delivered", number(uplink, "waiting"), number(uplink, "delivered"))?;
+        if number(uplink, "again") > 0 {
+            write!(out, "\n        {} more are to be sent again, as a person has ordered", number(uplink, "again"))?;
+        }
         if let Some(reason) = uplink.get("reason").and_then(Value::as_str) {
             write!(out, "\n        {reason}")?;
         }

@@ -95,7 +95,8 @@ function uplinks(status) {
     const [word, kind] = UPLINK[uplink.state] ?? [uplink.state, "warn"];
     row.className = kind;
     const since = uplink.since.startsWith("1970") ? "" : `since ${new Date(uplink.since).toLocaleString()}`;
-    const why = [since, uplink.reason].filter(Boolean).join(": ");
+    const again = uplink.again > 0 ? `${number(uplink.again)} are sent again` : "";
+    const why = [[since, uplink.reason].filter(Boolean).join(": "), again].filter(Boolean).join("; ");
     cells(row, [name, [word, "state", why], [number(uplink.waiting), "n"], [number(uplink.in_flight), "n spare"], [number(uplink.delivered), "n"]]);
   });
 }
@@ -107,7 +108,8 @@ function queue(status) {
   setText("full", queue.full_in_s === null ? "not filling" : `in ${span(queue.full_in_s)} at this rate`);
   const share = queue.max_bytes > 0 ? queue.bytes / queue.max_bytes : 0;
   byId("bytes").value = share;
-  setText("bytes-text", `${bytes(queue.bytes)} of ${bytes(queue.max_bytes)} (${Math.round(share * 100)} %)`);
+  const kept = queue.kept > 0 ? `, and ${bytes(queue.kept_bytes)} of ${number(queue.kept)} delivered messages that are kept` : "";
+  setText("bytes-text", `${bytes(queue.bytes)} of ${bytes(queue.max_bytes)} (${Math.round(share * 100)} %)${kept}`);
   const all = Object.values(uplinks);
   const now = performance.now();
   delivered.push([now, all.reduce((sum, uplink) => sum + uplink.delivered, 0)]);

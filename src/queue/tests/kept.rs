@@ -371,3 +371,31 @@ fn what_only_a_local_session_or_a_device_wanted_is_not_kept() {
     deliver(&mut books, 0, [place]);
     assert_eq!(books.kept.count(), 1);
 }
+
+/// Bytes that this thread has written so far.
+fn written() -> u64 {
+    let text = fs::read_to_string("/proc/thread-self/io").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: ")).unwrap();
+    line.parse().unwrap()
+}
+
+#[test]
+fn to_keep_what_was_delivered_costs_the_flash_no_more_than_the_documents_say() {
+    for group in [1, 32, 256] {
+        let cost = |keep: Option<Duration>| {
+            let dir = tempfile::tempdir_in(".").unwrap();
+            let mut books = books_of(&QueueSettings { keep, ..settings(dir.path()) });
+            let before = written();
+            for round in 0..(6400 / group).min(1600) {
+                let places = append(&mut books, round * group..(round + 1) * group);
+                deliver(&mut books, 0, places);
+            }
+            let count = (6400 / group).min(1600) * group;
+            books.close().unwrap();
+            (written() - before) / count
+        };
+        let (without, with) = (cost(None), cost(Some(Duration::from_secs(3600))));
+        println!("{group} in a commit: {without} bytes written a message, {with} where it is kept");
+        assert!(with < without * 5 / 2 + 1024, "{group} in a commit: {without} and {with}");
+    }
+}
