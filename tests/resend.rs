@@ -10,7 +10,7 @@ use std::process::Command;
 use common::cloud::Mosquitto;
 use common::gateway::{FORWARD_PLANT, Gateway, PROGRAM, folder, uplink};
 use common::peers::{Publisher, Received, Subscriber};
-use common::{PATIENCE, turn, wait_until};
+use common::turn;
 use serde_json::Value;
 use tidegate::clock::{Clock, ClockSource, rfc3339};
 
@@ -56,10 +56,11 @@ fn delivered(gateway: &Gateway) -> u64 {
 fn what_the_cloud_has_lost_is_sent_again_by_time_and_topic_under_its_ids_also_over_kills() {
     let _turn = turn();
     let folder = folder();
-    let cloud = Mosquitto::started(folder.path());
+    let mut cloud = Mosquitto::started(folder.path());
     let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
     let url = format!("mqtt://127.0.0.1:{}", cloud.port);
-    let tables = "[queue]\nkeep_delivered = \"7 days\"\n".to_owned() + &uplink(&url, "own_topic = \"\"") + FORWARD_PLANT;
+    let tables =
+        "[queue]\nkeep_delivered = \"7 days\"\n".to_owned() + &uplink(&url, "own_topic = \"\"") + FORWARD_PLANT;
     let mut gateway = Gateway::started(folder.path(), &tables);
     let begun = now();
     Publisher::started(gateway.port, "client", "plant/one", 100, &["--qos", "1"]).wait_until_done();
@@ -127,7 +128,7 @@ fn what_the_cloud_has_lost_is_sent_again_by_time_and_topic_under_its_ids_also_ov
 fn a_store_full_of_what_is_kept_refuses_nothing_and_loses_nothing() {
     let _turn = turn();
     let folder = folder();
-    let cloud = Mosquitto::started(folder.path());
+    let mut cloud = Mosquitto::started(folder.path());
     let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
     let url = format!("mqtt://127.0.0.1:{}", cloud.port);
     let queue = "[queue]\nkeep_delivered = \"7 days\"\nmax_bytes = \"1 MiB\"\nwhen_full = \"refuse\"\n".to_owned();
@@ -146,5 +147,5 @@ fn a_store_full_of_what_is_kept_refuses_nothing_and_loses_nothing() {
     assert!(status["queue"]["kept"].as_u64().unwrap() < kept, "{status}");
     cloud.thaw();
     application.wait_for_count(TWO, 400);
-    wait_until(PATIENCE, "all are settled", || gateway.status().is_ok_and(|status| status["queue"]["messages"] == 0));
+    gateway.wait_until_drained();
 }

@@ -310,11 +310,13 @@ impl Books {
     fn unmarked(&self, span: Span) -> Option<Span> {
         let mut place = span.first;
         while place <= span.last {
-            let marked = self.streams.iter().filter_map(|stream| stream.again.at(place)).map(|marked| marked.last).max();
+            let marked =
+                self.streams.iter().filter_map(|stream| stream.again.at(place)).map(|marked| marked.last).max();
             match marked {
                 Some(last) => place = last.saturating_add(1),
                 None => {
-                    let next = self.streams.iter().filter_map(|stream| stream.again.after(place)).map(|next| next.first);
+                    let next =
+                        self.streams.iter().filter_map(|stream| stream.again.after(place)).map(|next| next.first);
                     let last = next.min().map_or(span.last, |next| span.last.min(next - 1));
                     return Some(Span::new(place, last));
                 }
@@ -385,9 +387,8 @@ impl Books {
     /// Looks at one job's share of what is kept, and marks what is chosen where it is an order.
     pub(super) fn resend(&mut self, ask: &ResendAsk, is_order: bool) -> rusqlite::Result<Answer> {
         let index = self.streams.iter().position(|stream| *stream.name == *ask.uplink && stream.is_active);
-        let Some((index, stream)) = index
-            .and_then(|index| Some((index, self.streams.get(index)?)))
-            .filter(|(_, stream)| !stream.is_writes())
+        let Some((index, stream)) =
+            index.and_then(|index| Some((index, self.streams.get(index)?))).filter(|(_, stream)| !stream.is_writes())
         else {
             let known = self.streams.iter().filter(|stream| stream.is_active && !stream.is_writes());
             let known: Vec<&str> = known.map(|stream| &*stream.name).collect();
@@ -608,6 +609,8 @@ mod tests {
         let (gone, left) = kept.remove(Span::new(4, 12));
         assert_eq!((gone, left), (vec![run(1, 9, 1), run(10, 20, 2)], vec![run(1, 3, 1), run(13, 20, 2)]));
         assert_eq!((kept.count(), kept.bytes()), (11, 110));
-        assert!(kept.overlaps(Span::new(3, 5)) && !kept.overlaps(Span::new(4, 12)) && !kept.overlaps(Span::new(21, 99)));
+        assert!(
+            kept.overlaps(Span::new(3, 5)) && !kept.overlaps(Span::new(4, 12)) && !kept.overlaps(Span::new(21, 99))
+        );
     }
 }

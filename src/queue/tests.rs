@@ -61,7 +61,7 @@ pub(super) fn settings(dir: &Path) -> QueueSettings {
         gateway: Arc::from("g7"),
         bytes_max: NonZeroU64::new(64 * MIB).unwrap(),
         age_max: None,
-            keep: None,
+        keep: None,
         when_full: WhenFull::DropOldest,
         hold: None,
         streams: vec![stream("cloud", vec![rule("#", "up/{topic}")])],
@@ -1438,12 +1438,14 @@ impl Modelled {
             Step::Restart { clean } => {
                 let crashed = copy_dir(self.dir.path());
                 let fresh = tempfile::tempdir().unwrap();
-                let books = opening::open_books(&Self::settings(fresh.path(), self.keep), &mut Past::default()).unwrap();
+                let books =
+                    opening::open_books(&Self::settings(fresh.path(), self.keep), &mut Past::default()).unwrap();
                 std::mem::replace(&mut self.books, books).close().unwrap();
                 if !clean {
                     self.dir = crashed;
                 }
-                self.books = opening::open_books(&Self::settings(self.dir.path(), self.keep), &mut Past::default()).unwrap();
+                self.books =
+                    opening::open_books(&Self::settings(self.dir.path(), self.keep), &mut Past::default()).unwrap();
                 while self.books.sweep.is_some() {
                     self.books.sweep_step().unwrap();
                 }

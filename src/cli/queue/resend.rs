@@ -126,7 +126,8 @@ fn left_out(found: &ResendPage) -> String {
 }
 
 fn what(ask: &ResendAsk, found: &ResendPage, pace: Option<Pace>) -> String {
-    let topic = ask.topic.as_ref().map(|topic| format!(" of topics that {} matches", printable(topic))).unwrap_or_default();
+    let topic =
+        ask.topic.as_ref().map(|topic| format!(" of topics that {} matches", printable(topic))).unwrap_or_default();
     format!(
         "This sends {} messages{topic} to {} once more, {} that came in from {} to {}. They keep their ids and go behind \
          what was never delivered; {}.",
@@ -180,7 +181,10 @@ mod tests {
         let pace = Pace { messages_per_s: NonZeroU32::new(10), bytes_per_s: None };
         assert!(what(&ask, &found, Some(pace)).contains("at the uplink's pace that takes about 4 h"));
         let left = left_out(&found);
-        assert!(left.contains("3 messages are to be sent again already\n") && left.contains("1 messages came in"), "{left}");
+        assert!(
+            left.contains("3 messages are to be sent again already\n") && left.contains("1 messages came in"),
+            "{left}"
+        );
         assert_eq!((duration(0).as_str(), duration(119).as_str()), ("1 s", "119 s"));
     }
 }
