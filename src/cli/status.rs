@@ -212,7 +212,7 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
     writeln!(out)?;
     if number(&queue, "kept") > 0 {
         let (kept, bytes) = (grouped(number(&queue, "kept")), size(number(&queue, "kept_bytes")));
-        writeln!(out, "        and {kept} that were delivered, {bytes}, kept until there is no room")?;
+        writeln!(out, "        and {kept} that were delivered, {bytes}, kept for tidegate queue resend")?;
     }
     if let Some(words) = flash_words(status.get("flash").unwrap_or(&Value::Null)) {
         writeln!(out, "flash   {words}")?;
@@ -245,7 +245,11 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
     write!(out, "clients {} connected", number(&sessions, "connected"))?;
     match (number(&sessions, "kept"), number(&sessions, "waiting")) {
         (0, _) => writeln!(out)?,
-        (kept, waiting) => writeln!(out, ", {kept} sessions kept with {waiting} messages waiting")?,
+        (kept, waiting) => {
+            let (sessions, messages) =
+                (if kept == 1 { "session" } else { "sessions" }, if waiting == 1 { "message" } else { "messages" });
+            writeln!(out, ", {kept} {sessions} kept with {} {messages} waiting", grouped(waiting))?;
+        }
     }
     let refusals = sessions.get("refusals").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     for refusal in refusals.iter().rev().take(PROBLEMS_SHOWN).rev().filter_map(Value::as_str) {

@@ -164,7 +164,9 @@ function devices(status) {
     keep(row.querySelector("tbody"), known, () => document.createElement("tr"), (line, point, pointName) => {
       const quality = point.quality === "good" ? "good" : point.quality === "bad" ? "bad" : "warn";
       const age = (point.age_ms + performance.now() - point.heard) / 1000;
-      cells(line, [pointName, valueOf(point), [point.quality, `state ${quality}`, point.reason], [span(age), "n"]]);
+      // What is wrong with all of the device stands above already.
+      const why = point.reason === device.reason ? null : point.reason;
+      cells(line, [pointName, valueOf(point), [point.quality, `state ${quality}`, why], [span(age), "n"]]);
     });
   });
 }
@@ -220,7 +222,7 @@ function certificates(status) {
     const left = days === null ? "clock not set" : days < 0 ? "ended" : number(days);
     // May break behind each part.
     const parts = name.replaceAll(".", ".\u200b");
-    cells(row, [[parts, "", one.file], new Date(one.until).toLocaleDateString(), [left, "n state"]]);
+    cells(row, [[parts, "", one.file], [new Date(one.until).toLocaleDateString(), "whole"], [left, "n state"]]);
   });
   const kept = Object.entries(status.kept_streams);
   byId("kept-section").hidden = kept.length === 0;
