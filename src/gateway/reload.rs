@@ -170,6 +170,7 @@ mod tests {
             (uplink, &format!("{uplink}keep_alive = \"7s\"\n{rule}"), "uplink.cloud"),
             (uplink, &format!("{uplink}{device}"), "modbus.meter"),
             (uplink, "", "uplink.cloud"),
+            ("", "[queue]\nkeep_delivered = \"7 days\"\n", "queue.keep_delivered"),
             ("", "[queue]\nmax_age = \"7 days\"\nwhen_full = \"refuse\"\n", "queue.max_age queue.when_full"),
             ("", "[web]\n", "web"),
             ("[web]\n", "[web]\nbind = \"127.0.0.1:9081\"\n", "web"),

@@ -306,18 +306,16 @@ impl Books {
         }
     }
 
-    /// The first part of a span that nobody has ordered.
+    /// The first part of a span that nobody has ordered. What is ordered for an uplink that is gone holds nothing.
     fn unmarked(&self, span: Span) -> Option<Span> {
+        let ordered = || self.streams.iter().filter(|stream| stream.is_active).map(|stream| &stream.again);
         let mut place = span.first;
         while place <= span.last {
-            let marked =
-                self.streams.iter().filter_map(|stream| stream.again.at(place)).map(|marked| marked.last).max();
-            match marked {
+            match ordered().filter_map(|again| again.at(place)).map(|marked| marked.last).max() {
                 Some(last) => place = last.saturating_add(1),
                 None => {
-                    let next =
-                        self.streams.iter().filter_map(|stream| stream.again.after(place)).map(|next| next.first);
-                    let last = next.min().map_or(span.last, |next| span.last.min(next - 1));
+                    let next = ordered().filter_map(|again| again.after(place)).map(|next| next.first).min();
+                    let last = next.map_or(span.last, |next| span.last.min(next - 1));
                     return Some(Span::new(place, last));
                 }
             }
@@ -337,6 +335,9 @@ impl Books {
         }
         for run in left {
             self.store.set_kept_run(&run)?;
+        }
+        for index in 0..self.streams.len() {
+            self.end_again(index, free)?;
         }
         // Whatever the table said: what somebody wants stays.
         let mut place = free.first;

@@ -11,7 +11,7 @@ use super::kept::ResendAsk;
 use super::retention;
 use super::row;
 use super::salvage::SALVAGED_TO;
-use super::spans::Span;
+use super::spans::{OPEN, Span};
 use super::store::PAGE_BYTES;
 use crate::config::WhenFull;
 use crate::health::LossReason;
@@ -137,6 +137,7 @@ impl Books {
             let left = self.streams.get(index).map_or(0, |stream| stream.waiting);
             return Ok(Answer::Done { count: 0, left: left.max(1) });
         }
+        self.end_again(index, Span::new(0, OPEN))?;
         let before = self.streams.get(index).map_or(0, |stream| stream.waiting);
         if let Some((span, _)) = self.store.span_after(stream_id, 0)? {
             let hole = Span::new(span.first, span.last.min(span.first.saturating_add(JOB_ROWS_MAX - 1)));

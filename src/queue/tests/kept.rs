@@ -294,6 +294,16 @@ fn what_is_kept_goes_when_its_time_is_over_and_an_order_holds_it() {
     deliver(&mut books, 0, first);
     expire(&mut books);
     assert_eq!((books.kept.count(), books.store.kept_periods().unwrap().len()), (30, 1));
+    // What is ordered for an uplink that is gone holds nothing.
+    resend(&mut books, everything("cloud"), true);
+    books.close_stream(&Arc::from("cloud")).unwrap();
+    bench.pass(1_800_000 + 2 * 112_500);
+    expire(&mut books);
+    assert_eq!((books.kept.count(), again(&mut books, 0).len()), (0, 0));
+    books.open_stream(settings.streams[0].clone()).unwrap();
+    let third = append(&mut books, 80..110);
+    deliver(&mut books, 0, third);
+    resend(&mut books, everything("cloud"), true);
     // Without the key nothing stays.
     books.settings.keep = None;
     expire(&mut books);
