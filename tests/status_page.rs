@@ -7,9 +7,9 @@ mod common;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use common::cloud::Mosquitto;
 use common::gateway::{FORWARD_PLANT, Gateway, PROGRAM, folder, uplink};
