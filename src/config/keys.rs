@@ -219,6 +219,7 @@ pub static QUEUE: KeyTable = KeyTable {
     keys: &[
         default("max_bytes", "\"1 GiB\""),
         optional("max_age"),
+        optional("keep_delivered"),
         default("when_full", "\"drop-oldest\""),
         default("flash", "\"always\""),
         default("hold", "\"1s\""),
@@ -229,6 +230,7 @@ pub static QUEUE: KeyTable = KeyTable {
         ("limit", "it is called `max_bytes`"),
         ("overflow", "it is called `when_full`"),
         ("retention", "it is called `max_age`"),
+        ("keep", "it is called `keep_delivered`"),
         ("path", "the store stands in `[gateway] state_dir`"),
         ("max_messages", "the queue is bounded in bytes: `max_bytes`"),
     ],

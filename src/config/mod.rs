@@ -192,6 +192,8 @@ pub struct QueueConfig {
     pub bytes_max: NonZeroU64,
     /// What is older is dropped and declared; `None` = kept until delivered.
     pub age_max: Option<Duration>,
+    /// `keep_delivered`: for so long what the cloud has acknowledged is kept, while there is room; `None` = it goes.
+    pub keep: Option<Duration>,
     /// What gives way when the ceiling is reached.
     pub when_full: WhenFull,
     /// `flash = "spare"`: how long a message may wait in memory for the cloud; `None` = it is written first.

@@ -903,6 +903,7 @@ impl Link {
         let health = &self.health;
         health.in_flight.store(u64::try_from(self.machine.in_flight()).unwrap_or(0), Ordering::Relaxed);
         health.delivered.store(counts.delivered, Ordering::Relaxed);
+        health.delivered_again.store(counts.delivered_again, Ordering::Relaxed);
         health.resent.store(counts.resent, Ordering::Relaxed);
         health.throttled.store(counts.throttled, Ordering::Relaxed);
         health.downgraded.store(counts.downgraded, Ordering::Relaxed);

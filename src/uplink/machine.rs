@@ -430,6 +430,8 @@ pub enum Note {
 pub struct Counts {
     /// Acknowledged by the cloud.
     pub delivered: u64,
+    /// The same of what it had been sent before, and was to be sent once more.
+    pub delivered_again: u64,
     /// Sent again.
     pub resent: u64,
     /// Thrown away by the cloud because they were too many, and sent again.
@@ -2000,7 +2002,9 @@ impl Machine {
     }
 
     fn settled(&mut self, attempt: Attempt) {
-        self.counts.delivered += 1 + u64::try_from(attempt.others.len()).unwrap_or(0);
+        let (count, again) = attempt.counts();
+        self.counts.delivered += count - again;
+        self.counts.delivered_again += again;
         self.acquit(attempt.row.sequence);
         self.has_acked = true;
         for accused in self.accused.values_mut() {

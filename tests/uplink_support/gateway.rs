@@ -109,6 +109,7 @@ impl Gateway {
             gateway: Arc::from("g7"),
             bytes_max: NonZeroU64::new(256 << 20).unwrap(),
             age_max: None,
+            keep: None,
             when_full: WhenFull::DropOldest,
             hold: None,
             streams: vec![
