@@ -17,7 +17,7 @@ const PAGES: [(&str, &str, usize); 4] = [
     ("clouds-aws.md", include_str!("../docs/clouds-aws.md"), 5),
     ("clouds-generic.md", include_str!("../docs/clouds-generic.md"), 5),
     ("clouds-kafka.md", include_str!("../docs/clouds-kafka.md"), 1),
-    ("clouds-azure.md", include_str!("../docs/clouds-azure.md"), 3),
+    ("clouds-azure.md", include_str!("../docs/clouds-azure.md"), 4),
 ];
 
 /// The blocks of one language, with the line where each begins.

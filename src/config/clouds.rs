@@ -12,7 +12,7 @@ use crate::message::{Qos, Topic};
 
 pub use aws_iot::{AWS_IOT, authorizer_username};
 pub use azure_event_grid::AZURE_EVENT_GRID;
-pub use azure_iot_hub::{AZURE_IOT_HUB, resource as azure_resource};
+pub use azure_iot_hub::{AZURE_IOT_HUB, registration as azure_registration, resource as azure_resource};
 pub use generic::GENERIC;
 pub use influxdb::INFLUXDB;
 

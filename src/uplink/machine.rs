@@ -737,6 +737,14 @@ impl Machine {
         }))
     }
 
+    /// Another name for the next connection, where the cloud gives it. Not while there is one.
+    pub fn set_client_id(&mut self, client_id: &str) {
+        if self.settings.client_id != client_id {
+            client_id.clone_into(&mut self.settings.client_id);
+            self.terms = self.terms.clone().of(client_id);
+        }
+    }
+
     /// As the cloud takes it.
     fn will(&self, will: Will) -> Will {
         let topic = self.terms.enveloped(&will.topic, &will.payload, None, Some(own::CONTENT_TYPE));

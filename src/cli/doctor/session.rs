@@ -128,6 +128,54 @@ pub(super) async fn examine(visit: &Visit<'_>, endpoint: &Endpoint, stream: Stre
     }
 }
 
+/// Whether Azure's provisioning service lets the gateway in. Nothing is registered.
+pub(super) async fn register(visit: &Visit<'_>, stream: Stream, report: &mut Report) {
+    let Some(dps) = &visit.uplink.dps else { return };
+    let login = match transport::registering(visit.uplink, dps, visit.clock.now()).await {
+        Ok(login) => login,
+        Err(error) => {
+            report.note(Finding::wrong("login", chain(&error)));
+            return;
+        }
+    };
+    let mut line = Line::new(stream, version(visit));
+    let connect = Connect {
+        clean_start: true,
+        keep_alive_s: 60,
+        username: login.username,
+        password: login.password,
+        ..Connect::new(version(visit), visit.uplink.client_id.clone())
+    };
+    let finding = match answer(visit, &mut line, Packet::Connect(Box::new(connect))).await {
+        Ok(_) => {
+            let _unheard = line.send(&Packet::Disconnect(Disconnect::new(ReasonCode::SUCCESS))).await;
+            let what = "there is no hub yet, and the provisioning service lets this gateway register";
+            Finding::unsure("registration", what)
+                .help("run the gateway: it gets one; `tidegate status` says what is in the way")
+        }
+        Err(Fault::Refused(reason, _)) => {
+            let what = format!("the provisioning service refused the connection: {} ({reason})", meaning(reason));
+            let help = match visit.uplink.sas {
+                Some(_) => {
+                    "look at `id_scope`, at the key, and at `client_id`: it is the registration id of the enrolment"
+                }
+                None => {
+                    "look at `id_scope` and `client_id`: it is the registration id, and must be the certificate's common name"
+                }
+            };
+            Finding::wrong("registration", what).help(help)
+        }
+        Err(Fault::Ended(Ended::Late)) => {
+            Finding::away("registration", "the provisioning service does not answer CONNECT")
+        }
+        Err(Fault::Ended(ended)) => {
+            let what = format!("the provisioning service closed the connection on CONNECT{}", said(ended));
+            Finding::wrong("registration", what).help("look at `id_scope`, and at the key or the certificate")
+        }
+    };
+    report.note(finding);
+}
+
 fn version(visit: &Visit<'_>) -> Version {
     match visit.uplink.protocol {
         Protocol::V311 => Version::V311,

@@ -80,6 +80,7 @@ fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
             Some("leave `protocol` out".to_owned()),
         );
     }
+    registration(walk, uplink, config);
     match (config.profile.has_signatures, uplink.written("sas")) {
         (false, Some(spot)) => {
             let help = "write profile = \"azure-iot-hub\"".to_owned();
@@ -133,6 +134,47 @@ fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
             let help = "write the port 443, unless a domain configuration of yours says otherwise".to_owned();
             walk.findings.warning(endpoint.spot, what, Some(help));
         }
+    }
+}
+
+/// Where a provisioning service of Azure says which hub it is.
+fn registration(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
+    if !config.profile.has_signatures {
+        if let Some(spot) = uplink.written("dps") {
+            let help = "write profile = \"azure-iot-hub\"".to_owned();
+            walk.findings.problem(spot, "`dps` is the device provisioning of Azure IoT Hub", Some(help));
+        }
+        return;
+    }
+    for endpoint in &uplink.endpoints {
+        let host = endpoint.value.host.to_ascii_lowercase();
+        let is_service = host.ends_with(".azure-devices-provisioning.net");
+        let is_hub = host.ends_with(".azure-devices.net");
+        if config.dps.is_some() && is_hub {
+            let wrong = Wrong::new("with `dps` the provisioning service says which hub it is, and this is a hub")
+                .help("write \"mqtts://global.azure-devices-provisioning.net:8883\", or leave `dps` out");
+            walk.wrong(endpoint.spot, "url", wrong);
+        } else if config.dps.is_none() && is_service {
+            let wrong = Wrong::new("this is the provisioning service, which takes no messages")
+                .help("write dps = { id_scope = \"…\" }, or the hub: \"mqtts://NAME.azure-devices.net:8883\"");
+            walk.wrong(endpoint.spot, "url", wrong);
+        }
+    }
+    if config.dps.is_none() {
+        return;
+    }
+    if config.password_file.is_some() || config.jwt.is_some() {
+        let what = "a device registers by a certificate or by its key, and this uplink logs in otherwise";
+        let help = "write `sas = { key = \"…\" }`, or `cert` and `key`".to_owned();
+        walk.findings.problem(uplink.place("dps"), what, Some(help));
+    }
+    let id = config.client_id.as_str();
+    let is_registration_id = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte))
+        && !id.ends_with(['.', '_', ':']);
+    if !is_registration_id {
+        let wrong = Wrong::new(format!("{id:?} is no registration id"))
+            .help("it has letters, digits, `-`, `.`, `_` and `:`, and ends with a letter, a digit or `-`");
+        walk.wrong(uplink.place("client_id"), "client_id", wrong);
     }
 }
 

@@ -10,6 +10,9 @@ use crate::message::Qos;
 /// Which of the hub's interfaces is spoken to.
 const API_VERSION: &str = "2021-04-12";
 
+/// The same of the provisioning service.
+const REGISTRATION_API_VERSION: &str = "2019-03-31";
+
 /// Where answers to direct methods go, with the status of one that went well.
 const METHOD_ANSWER: &str = "$iothub/methods/res/200/";
 /// The status of one that did not.
@@ -58,6 +61,12 @@ fn username(host: &str, device: &str) -> String {
 /// What a signature is for: this device of this hub.
 pub fn resource(host: &str, device: &str) -> String {
     format!("{host}/devices/{device}")
+}
+
+/// As whom a device speaks to the provisioning service: its user name, what its signature is for, and by which right.
+pub fn registration(id_scope: &str, registration_id: &str) -> (String, String, &'static str) {
+    let resource = format!("{id_scope}/registrations/{registration_id}");
+    (format!("{resource}/api-version={REGISTRATION_API_VERSION}"), resource, "registration")
 }
 
 /// The topic under which the hub takes a message. What is one of the hub's own stays; everything else is telemetry, and
