@@ -5,10 +5,11 @@
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
+use tidegate::clock::{Clock, ClockSource};
 use tidegate::message::{Properties, Qos, Topic};
 use tidegate::mqtt::{Ack, Connack, Connect, Packet, PacketId, Publish, ReasonCode, Suback};
 use tidegate::transport::sas;
@@ -74,7 +75,8 @@ pub struct Azure {
     pub unacked_max: usize,
     devices: BTreeMap<usize, Device>,
     introduced: BTreeSet<usize>,
-    sessions: BTreeSet<String>,
+    /// Devices with a session, and how many subscriptions it has.
+    sessions: BTreeMap<String, usize>,
     next_ack: Option<Instant>,
     next_id: u16,
 }
@@ -90,7 +92,7 @@ struct Device {
 }
 
 fn now_s() -> i64 {
-    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap()
+    Clock::new(ClockSource::Trusted).now().wall_ms / 1000
 }
 
 fn connack(reason: ReasonCode, session_present: bool) -> Act {
@@ -156,10 +158,16 @@ impl Azure {
         }
         // One connection a device: the newer one throws the older out.
         self.devices.retain(|_, other| other.name != connect.client_id || other.is_service != is_service);
-        let (name, due, filters) = (connect.client_id.clone(), Vec::new(), 0);
+        if connect.clean_start {
+            self.sessions.remove(&connect.client_id);
+        }
+        let kept = self.sessions.get(&connect.client_id).copied();
+        if !connect.clean_start && kept.is_none() {
+            self.sessions.insert(connect.client_id.clone(), 0);
+        }
+        let (name, due, filters) = (connect.client_id.clone(), Vec::new(), kept.unwrap_or(0));
         self.devices.insert(peer.number, Device { name, is_service, expires_s, due, filters });
-        let is_kept = !connect.clean_start && !self.sessions.insert(connect.client_id);
-        vec![connack(ReasonCode::SUCCESS, is_kept)]
+        vec![connack(ReasonCode::SUCCESS, kept.is_some())]
     }
 
     fn is_known(&self, peer: &Peer, connect: &Connect, resource: &str, is_service: bool) -> (bool, Option<i64>) {
@@ -298,6 +306,9 @@ impl Script for Azure {
                 };
                 let filters: Vec<_> = subscribe.subscriptions.iter().map(|one| one.filter.as_str()).collect();
                 device.filters += filters.len();
+                if let Some(kept) = self.sessions.get_mut(&device.name) {
+                    *kept = device.filters;
+                }
                 if device.filters > 5 || filters.iter().any(|filter| !is_known(filter)) {
                     self.violations.push(format!("the subscriptions {filters:?}"));
                     return vec![Act::Close];

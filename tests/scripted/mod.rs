@@ -30,6 +30,8 @@ pub struct Peer {
 #[derive(Debug)]
 pub enum Act {
     Say(Packet),
+    /// What the codec does not write.
+    Bytes(Vec<u8>),
     /// The same later.
     Later(Instant, Packet),
     /// The connection ends, after what was said.
@@ -119,6 +121,7 @@ async fn serve<S: Script>(mut stream: impl AsyncRead + AsyncWrite + Unpin, peer:
             for act in acts.drain(..) {
                 match act {
                     Act::Say(packet) => encoder.encode(&packet, &mut output).unwrap(),
+                    Act::Bytes(bytes) => output.extend_from_slice(&bytes),
                     Act::Later(when, packet) => late.push((when, packet)),
                     Act::Close => is_over = true,
                 }
