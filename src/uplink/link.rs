@@ -529,7 +529,10 @@ impl Link {
                 }
                 Ok(None) => break,
                 Err(fault) => {
-                    warn!(uplink = self.name.as_ref(), error:% = fault; "The cloud sent what is no packet");
+                    // A cloud that answers each CONNECT so is one outage.
+                    if !self.is_outage {
+                        warn!(uplink = self.name.as_ref(), error:% = fault; "The cloud sent what is no packet");
+                    }
                     let reason = chain(&fault);
                     self.machine.handle(at, Event::Lost { by_peer: false });
                     self.lost(reason, None);

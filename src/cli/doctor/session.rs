@@ -192,7 +192,7 @@ fn enveloped(visit: &Visit<'_>, topic: &Topic) -> Topic {
 fn connect(visit: &Visit<'_>, login: &Login, has_will: bool) -> Packet {
     let uplink = visit.uplink;
     let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
-    let own = uplink.own_topic.as_deref().filter(|_| has_will);
+    let own = uplink.own_topic.as_deref().filter(|_| has_will && uplink.profile.has_wills);
     let topic = own.and_then(|own| Topic::new(&format!("{own}/status")).ok());
     // As the gateway's own, so that what it needs is asked for; it is never sent, because the connection ends in order.
     let will = topic.map(|topic| Will {
@@ -204,7 +204,7 @@ fn connect(visit: &Visit<'_>, login: &Login, has_will: bool) -> Packet {
         properties: Properties::default(),
     });
     Packet::Connect(Box::new(Connect {
-        clean_start: false,
+        clean_start: !uplink.profile.has_sessions,
         keep_alive_s: u16::try_from(uplink.keep_alive.as_secs()).unwrap_or(u16::MAX),
         will,
         username: login.username.clone(),
@@ -244,7 +244,7 @@ async fn introduced(
             _
         ) | Fault::Ended(Ended::Closed(_))
     );
-    if visit.uplink.own_topic.is_some() && may_be_will {
+    if visit.uplink.own_topic.is_some() && visit.uplink.profile.has_wills && may_be_will {
         sleep(visit.uplink.profile.connect_every).await;
         let way = Way::new(visit.uplink, endpoint);
         if let Ok(stream) = transport::connect_by(endpoint, &way, visit.clock.now(), STEP_WITHIN).await {
@@ -282,10 +282,20 @@ async fn answer(visit: &Visit<'_>, line: &mut Line, connect: Packet) -> Result<C
 
 fn fault(visit: &Visit<'_>, endpoint: &Endpoint, fault: Fault) -> Finding {
     let is_aws = visit.uplink.profile.has_authorizers;
+    let by_token = visit.uplink.profile.audience.is_some();
     match fault {
         Fault::Refused(reason, text) => {
             let what = format!("the cloud refused the connection: {} ({reason}){}", meaning(reason), quoted(&text));
             let help = match reason {
+                ReasonCode::CLIENT_IDENTIFIER_NOT_VALID if by_token => {
+                    "`client_id` must be a device of that registry, with project, location and registry as the cloud has them"
+                }
+                ReasonCode::BAD_USER_NAME_OR_PASSWORD | ReasonCode::NOT_AUTHORIZED | ReasonCode::UNSPECIFIED_ERROR
+                    if by_token =>
+                {
+                    "the cloud must have the public half of the key of `jwt`, and the device must not be blocked; a token has its \
+                     time, so this board's clock must be right"
+                }
                 ReasonCode::BAD_USER_NAME_OR_PASSWORD => {
                     "look at `username` and the first line of `password_file`; a token may have ended"
                 }

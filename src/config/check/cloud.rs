@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::clouds::Profile;
+use super::super::clouds::{Direction, Profile};
 use super::super::file::{Draft, UplinkDraft};
 use super::super::tree::Spot;
 use super::super::units::{Wrong, duration_text, size_text};
@@ -70,6 +70,7 @@ fn way(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
 fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
     let title = config.profile.title;
     enhanced(walk, uplink, config);
+    tokens(walk, uplink, config);
     if let (Some(only), Some(spot)) = (config.profile.protocol, uplink.written("protocol"))
         && only != config.protocol
     {
@@ -134,6 +135,36 @@ fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
             let help = "write the port 443, unless a domain configuration of yours says otherwise".to_owned();
             walk.findings.warning(endpoint.spot, what, Some(help));
         }
+    }
+}
+
+/// Where a cloud knows devices by tokens alone.
+fn tokens(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
+    let Profile { title, audience: Some(audience), .. } = config.profile else { return };
+    if config.jwt.is_none() && config.password_file.is_none() {
+        let what = format!("{title} knows devices by tokens, and this uplink has none");
+        let help = "write `jwt = { key = \"…\" }`: the key whose public half the cloud has".to_owned();
+        walk.findings.problem(uplink.spot, what, Some(help));
+    }
+    if let (Some(jwt), Some(wanted)) = (&config.jwt, audience(&config.client_id))
+        && jwt.audience.as_deref() != Some(wanted)
+    {
+        let what = format!("{title} takes tokens for {wanted:?} alone, which the client id names");
+        walk.findings.problem(uplink.place("jwt"), what, Some("leave `audience` out".to_owned()));
+    }
+}
+
+/// A topic that the cloud does not know, either way.
+fn known(walk: &mut Walk, config: &UplinkConfig, topic: &str, way: Direction, spot: Spot) {
+    let Some(help) = (config.profile.foreign)(&config.client_id, topic, way) else { return };
+    let what = match way {
+        Direction::Up => format!("{} takes no message under {topic:?}", config.profile.title),
+        Direction::Down => format!("{} knows no subscription to {topic:?}", config.profile.title),
+    };
+    match config.dps {
+        // Only the provisioning service knows as which device.
+        Some(_) => walk.findings.warning(spot, format!("{what}, unless the device is given another id"), Some(help)),
+        None => walk.findings.problem(spot, what, Some(help)),
     }
 }
 
@@ -217,6 +248,16 @@ fn session(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
             walk.wrong(place, "client_id", Wrong::new(format!("{title} takes no client id that starts with `$`")));
         }
     }
+    if let (Some(fault), Some(id)) = ((profile.client_id_fault)(&config.client_id), &uplink.client_id) {
+        let place = if id.is_default { uplink.spot } else { id.spot };
+        let wrong = Wrong::new(format!("{:?} is no client id of {title}", config.client_id)).help(fault);
+        walk.wrong(place, "client_id", wrong);
+    }
+    if !profile.has_sessions && uplink.written("session_expiry").is_some() {
+        let what = format!("{title} keeps no session: what is in flight when a connection ends may come twice");
+        let help = "leave `session_expiry` out; nothing is lost, and each reading bears an id".to_owned();
+        walk.findings.warning(uplink.place("session_expiry"), what, Some(help));
+    }
     if let Some((min, max)) = profile.keep_alive
         && !(min..=max).contains(&config.keep_alive)
     {
@@ -269,6 +310,7 @@ fn forward(walk: &mut Walk, profile: &Profile, rule: &ForwardRule, spot: Spot, d
         walk.findings.problem(spot, what, Some(format!("write bytes = \"{most}\" or less")));
     }
     basic_ingest(walk, profile, rule, spot);
+    known(walk, config, rule.topic.as_str(), Direction::Up, spot);
     let least = shortest(&rule.filter).and_then(|topic| rule.topic.apply(&rule.filter, &topic));
     if let Some(Ok(least)) = least
         && let Some(fault) = profile.topic_fault(least.as_str())
@@ -352,6 +394,12 @@ fn receive(walk: &mut Walk, uplink: &UplinkDraft, profile: &Profile) {
     for (rule, spot) in &uplink.receive {
         let Some(rule) = rule else { continue };
         answer(walk, uplink, rule, *spot, profile);
+        if let Some(config) = &uplink.config {
+            known(walk, config, rule.filter.as_str(), Direction::Down, *spot);
+            if let Some(answer) = &rule.answer {
+                known(walk, config, answer.as_str(), Direction::Up, *spot);
+            }
+        }
         if let Some(fault) = profile.topic_fault(rule.filter.as_str()) {
             walk.findings.problem(*spot, format!("this subscription cannot fit: {fault}"), None);
         }

@@ -48,7 +48,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let is_http = endpoints.as_ref().is_some_and(|(_, is_http)| *is_http);
     let endpoints = endpoints.map(|(endpoints, _)| endpoints);
     let profiles: Vec<(&str, &Profile)> = clouds::PROFILES.iter().map(|profile| (profile.name, *profile)).collect();
-    let profile = reader.choice(walk, "profile", &profiles, &["clearblade"]);
+    let profile = reader.choice(walk, "profile", &profiles, &[]);
     // A wrong name was noted; the other keys are looked at all the same.
     let known = profile.as_ref().map_or(&clouds::GENERIC, |at| at.value);
     let http_kind = if is_http { http_kind(walk, &reader, known, spot) } else { None };
@@ -68,7 +68,11 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let alpn = alpn(walk, &reader);
     let username = reader.text(walk, "username");
     let password_file = file(walk, &reader, "password_file", true);
-    let jwt = jwt(walk, &reader, words);
+    let jwt = jwt(walk, &reader, words).map(|jwt| {
+        // Where the cloud says whom a token is for, nobody has to write it.
+        let of_cloud = || known.audience.and_then(|audience| audience(&client_id.as_ref()?.value).map(str::to_owned));
+        jwt.map(|jwt| JwtConfig { audience: jwt.audience.or_else(of_cloud), ..jwt })
+    });
     let auth_method = reader.text(walk, "auth_method");
     let sas = sas(walk, &reader, client_id.as_ref());
     let dps = dps(walk, &reader);
