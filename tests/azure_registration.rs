@@ -337,4 +337,7 @@ fn the_doctor_names_a_key_that_the_service_does_not_take_and_says_which_hub_ther
     place.secret("device.key", "YW5vdGhlciBrZXk=");
     let said = doctor();
     assert!(said.contains("the provisioning service refused") && said.contains("`id_scope`"), "{said}");
+    place.secret("device.key", "not base64!");
+    let said = doctor();
+    assert!(said.contains("holds no key in base64"), "{said}");
 }

@@ -472,5 +472,7 @@ async fn before_a_token_ends_the_device_comes_back_with_the_next_one_in_the_midd
     assert_eq!(script.violations, Vec::<String>::new());
     let arrived: BTreeSet<u64> = script.numbers(&format!("{DEVICE}/events/numbers")).into_iter().collect();
     assert_eq!(arrived.len(), sent);
+    // On a busy machine one may be late; that none is waited for shows that it comes by itself.
+    assert!(script.expired + 1 < script.tokens.len(), "{} tokens ended of {}", script.expired, script.tokens.len());
     assert!(script.tokens.windows(2).all(|pair| pair[0].1 < pair[1].1), "each token is another: {:?}", script.tokens);
 }

@@ -18,7 +18,7 @@ const PAGES: [(&str, &str, usize); 5] = [
     ("clouds-generic.md", include_str!("../docs/clouds-generic.md"), 5),
     ("clouds-kafka.md", include_str!("../docs/clouds-kafka.md"), 1),
     ("clouds-clearblade.md", include_str!("../docs/clouds-clearblade.md"), 2),
-    ("clouds-azure.md", include_str!("../docs/clouds-azure.md"), 4),
+    ("clouds-azure.md", include_str!("../docs/clouds-azure.md"), 5),
 ];
 
 /// The blocks of one language, with the line where each begins.
