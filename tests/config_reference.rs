@@ -110,7 +110,8 @@ fn written(prefix: &str, table: &toml::Table, found: &mut Vec<(String, toml::Val
 fn key_of(path: &str) -> String {
     let parts: Vec<&str> = path.split('.').collect();
     let parts = match parts.as_slice() {
-        ["modbus" | "serial" | "model", .., table @ ("report" | "write"), key] => vec![*table, key],
+        ["modbus" | "serial" | "model" | "board", .., table @ ("report" | "write"), key] => vec![*table, key],
+        ["board", "point", _, rest @ ..] => [vec!["board", "point", "<name>"], rest.to_vec()].concat(),
         ["line" | "serial", _, "rs485", key] => vec!["rs485", key],
         ["line", _, "share", key] => vec!["line", "<name>", "share", key],
         ["model", _, "point", _, key] => vec!["modbus", "<name>", "point", "<name>", key],
@@ -135,6 +136,7 @@ fn the_reference_is_a_configuration_without_a_problem() {
     assert_eq!(loaded.config.uplinks.len(), 8);
     assert_eq!(loaded.config.modbus.len(), 1);
     assert_eq!(loaded.config.serial.len(), 9);
+    assert_eq!(loaded.config.board.unwrap().points.len(), 2);
     assert!(loaded.effective.contains("unit_id = 1"));
 }
 

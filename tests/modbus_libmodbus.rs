@@ -5,17 +5,21 @@
 
 mod common;
 mod field_support;
+mod writes_support;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use common::peers::Cable;
+use common::gateway::{Gateway, folder};
+use common::peers::{Cable, Subscriber};
 use common::process::Process;
-use common::{PATIENCE, port};
+use common::{PATIENCE, port, turn};
 use field_support::{Running, add_line, add_unit, empty, point, tcp};
+use serde_json::json;
 use tidegate::config::{Config, LineKind, Parity, PointKind, PortConfig, SerialMode, Table, WordOrder};
 use tidegate::message::{Quality, Value};
+use writes_support::Asker;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tidegate");
 
@@ -24,6 +28,7 @@ const CELLS: &str = "\
 holding 10 0x42F6 0xE979
 holding 20 0xB2D0 0x5E00
 holding 30 0xFF38
+holding 80 0xFFFF
 input 10 0xE979 0x42F6
 coil 3 1 0 1
 discrete 17 0 1
@@ -167,6 +172,54 @@ fn functions_five_six_fifteen_and_sixteen_write_over_a_serial_line() {
     let cable = Cable::laid(folder.path());
     let _server = on_serial(&cable);
     is_written(&[cable.near.to_str().unwrap(), "--baud", "19200", "--mode", "8E1"], "9");
+}
+
+/// Functions 22 and 23 of the gateway, each read back, and read once more by function 3.
+fn masked_and_read_back(server: &Process, line: &str, unit: u8) {
+    let folder = folder();
+    let tables = format!(
+        "{line}\n[modbus.press]\nline = \"bus\"\nunit_id = {unit}\npoll = \"200ms\"\ntimeout = \"5s\"\n[modbus.press.point]\n\
+         brake = {{ address = \"holding:80\", bit = 3, write = {{ function = 22 }} }}\n\
+         mode = {{ address = \"holding:80\", type = \"u16\", bits = \"8-15\", write = {{ function = 22 }} }}\n\
+         whole = {{ address = \"holding:80\", type = \"u16\" }}\n\
+         target = {{ address = \"holding:81\", type = \"f32\", order = \"cdab\", write = {{ function = 23 }} }}\n\
+         words = {{ address = \"holding:81\", type = \"u32\", order = \"abcd\" }}\n"
+    );
+    let gateway = Gateway::started(folder.path(), &tables);
+    let mut asker = Asker::connected(gateway.port);
+    for (point, value) in
+        [("brake", json!(false)), ("mode", json!(0x5A)), ("brake", json!(true)), ("target", json!(123.456))]
+    {
+        let answer = asker.asked(&format!("press/{point}"), &json!({ "value": value }).to_string());
+        assert_eq!((&answer["ok"], &answer["value"]), (&json!(true), &value), "{point}: {answer}");
+    }
+    assert_eq!(asker.rest(), 0, "one answer each");
+    let functions: Vec<String> = server.stdout().into_iter().filter(|line| line.starts_with("function")).collect();
+    assert_eq!(functions, ["function 22", "function 22", "function 22", "function 23"]);
+    // 0xFFFF with the upper byte 0x5A; 123.456 with its words swapped.
+    let mut local = Subscriber::started(gateway.port, "local", &["field/press/#"]);
+    for (point, value) in [("whole", json!(0x5AFF)), ("words", json!(0xE979_42F6_u32))] {
+        let topic = format!("field/press/{point}");
+        local.wait_for_count(&topic, 1);
+        assert_eq!(local.received_on(&topic)[0].json()["value"], value, "{point}");
+    }
+}
+
+#[test]
+fn functions_twenty_two_and_twenty_three_change_what_they_name_and_nothing_else_over_tcp() {
+    let _turn = turn();
+    let (server, port) = on_tcp();
+    masked_and_read_back(&server, &format!("[line.bus]\nurl = \"tcp://127.0.0.1:{port}\""), 1);
+}
+
+#[test]
+fn functions_twenty_two_and_twenty_three_change_what_they_name_and_nothing_else_over_a_serial_line() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let cable = Cable::laid(folder.path());
+    let server = on_serial(&cable);
+    let port = cable.near.display();
+    masked_and_read_back(&server, &format!("[line.bus]\nport = \"{port}\"\nbaud = 19200\nmode = \"8E1\""), 9);
 }
 
 #[test]

@@ -26,6 +26,11 @@ const CONFIG: &str = r#"
 [line.bus]
 port = "/dev/ttyS9"
 baud = 115200
+[line.letters]
+port = "/dev/ttyS8"
+baud = 115200
+mode = "7E1"
+framing = "ascii"
 [line.converter]
 url = "rtu-tcp://10.0.0.2:4001"
 [model.plc]
@@ -50,6 +55,10 @@ model = "plc"
 [modbus.b2]
 line = "bus"
 unit_id = 2
+model = "plc"
+[modbus.l1]
+line = "letters"
+unit_id = 3
 model = "plc"
 [modbus.c1]
 line = "converter"
@@ -87,7 +96,7 @@ async fn simulated(config: &mut Config, waves: &Waves, faults: &[Fault], stop: &
         };
         let wire = if matches!(line.kind, LineKind::Tcp { .. }) { Wire::Tcp } else { Wire::Rtu };
         let devices = Devices::Line { config: &served, line: name, waves, faults: faults.to_vec() };
-        let server = Server::bind_devices(&place, wire, devices, None).await.unwrap();
+        let server = Server::bind_devices(&place, wire, devices, None).await.unwrap().framed(line.framing);
         match (server.bound().clone(), &mut line.kind) {
             (Bound::Path(path), LineKind::Rtu(port)) => port.path = path,
             (Bound::Tcp(address), LineKind::Tcp { host, port } | LineKind::RtuOverTcp { host, port }) => {
@@ -154,6 +163,11 @@ async fn faults_cost_readings_and_never_give_a_wrong_value() {
             .await;
         running.until_told(device, "temperature", Quality::Good, 5).await;
     }
+    running
+        .until("a line of letters with a wrong sum is counted", |_| {
+            running.device("l1").faults.get("checksum").copied()
+        })
+        .await;
     let everything = running.stop().await;
     stop.cancel();
     let mut known: BTreeMap<(Arc<str>, Arc<str>), Value> = BTreeMap::new();
@@ -170,7 +184,7 @@ async fn faults_cost_readings_and_never_give_a_wrong_value() {
 async fn what_the_gateway_has_recorded_of_a_line_is_served_to_it_again() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = configured();
-    config.modbus.retain(|name, _| &**name == "t1" || &**name == "b1");
+    config.modbus.retain(|name, _| ["t1", "b1", "l1"].contains(&&**name));
     let stop = CancellationToken::new();
     let waves = Waves { all: Wave::Constant, named: BTreeMap::new() };
     let servers = simulated(&mut config, &waves, &[], &stop).await;
@@ -188,6 +202,7 @@ async fn what_the_gateway_has_recorded_of_a_line_is_served_to_it_again() {
             LineKind::Tcp { .. } | LineKind::RtuOverTcp { .. } => Place::Tcp(SocketAddr::from(([127, 0, 0, 1], 0))),
         };
         let server = Server::bind_devices(&place, recording.wire, Devices::Recorded(&recording), None).await.unwrap();
+        let server = server.framed(line.framing);
         match (server.bound().clone(), &mut line.kind) {
             (Bound::Path(path), LineKind::Rtu(port)) => port.path = path,
             (Bound::Tcp(address), LineKind::Tcp { port, .. } | LineKind::RtuOverTcp { port, .. }) => {

@@ -212,7 +212,7 @@ fn what_is_printed_is_a_configuration_that_reads_the_same() {
 fn without_a_value_a_register_is_shown_under_every_type_and_order() {
     let tcp = Simulation::tcp();
     let text = told(&["guess", &tcp.line, "--unit", "7", "holding:110"]);
-    for kind in ["u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64"] {
+    for kind in ["u16", "i16", "u32", "i32", "u64", "i64", "f16", "f32", "f64", "bcd16", "bcd32", "bcd64"] {
         assert!(text.lines().any(|line| line.starts_with(kind)), "{kind}: {text}");
     }
     let row = text.lines().find(|line| line.starts_with("f32")).unwrap();

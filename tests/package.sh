@@ -156,6 +156,7 @@ is "at most 6 commands" true "$([ "$(wc -l <"$work/commands")" -le 6 ] && echo t
 is "at most 15 lines of configuration" true "$([ "$(grep -c . "$root/root/press-hall.toml")" -le 15 ] && echo true)"
 
 arriving=
+begun=$(date +%s)
 while IFS= read -r command; do
     # The one word that differs: the file of this machine's architecture.
     command=${command/.\/tidegate_*.deb/.\/debs\/$(basename "$package")}
@@ -166,6 +167,7 @@ while IFS= read -r command; do
     esac
 done <"$work/commands"
 echo "$arriving"
+echo "figure: from the first command to the reading at the cloud $(($(date +%s) - begun)) s"
 is "starts by the installation, and by the hand of the reader" 2 "$(restarts)"
 is "the reading at the cloud" "6.5 °C good" "$(echo "${arriving#* }" |
     "$python" -c 'import json, sys; r = json.load(sys.stdin); print(r["value"], r["unit"], r["quality"])')"

@@ -16,6 +16,7 @@ use std::time::Duration;
 use common::cloud::Mosquitto;
 use common::gateway::{Gateway, PROGRAM, folder, uplink};
 use common::peers::{Cable, Subscriber};
+use common::process::Process;
 use common::{PATIENCE, turn, wait_until};
 use serde_json::{Value, json};
 use writes_support::Asker;
@@ -295,6 +296,60 @@ fn a_port_that_is_pulled_while_a_command_waits_for_its_answer_leaves_it_unknown(
     drop(cable);
     let answer = asker.answer("scale/slow");
     assert_eq!((&answer["ok"], &answer["reason"]), (&json!(false), &json!("unknown")), "{answer}");
+}
+
+/// Whether the gateway has this port open.
+fn holds(gateway: &Gateway, port: &Path) -> bool {
+    let port = std::fs::canonicalize(port).unwrap();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", gateway.id())).unwrap().flatten();
+    open.filter_map(|entry| std::fs::read_link(entry.path()).ok()).any(|target| target == port)
+}
+
+#[test]
+fn a_command_that_had_begun_when_its_device_is_reloaded_ends_in_its_one_answer_and_the_next_one_goes_to_the_new_device()
+{
+    let _turn = turn();
+    let folder = folder();
+    let cable = Cable::laid(folder.path());
+    let board = folder.path().join("board");
+    std::fs::create_dir(&board).unwrap();
+    let other = Cable::laid(&board);
+    // Cables end when nobody holds their end, as the gateway does between one line and the next.
+    let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let (_near, _other_near, mut mouth) = (open(&cable.near), open(&other.near), open(&cable.far));
+    let device = Scale::at(&cable, |line| if line == "T" { String::new() } else { usual(line) });
+    let relay = "[serial.relay]\nport = \"NEAR\"\n[serial.relay.command]\nopen = { send = \"R1\\r\" }\n"
+        .replace("NEAR", other.near.to_str().unwrap());
+    let gateway = Gateway::started(folder.path(), &(scale(&cable.near, ASKS) + &relay));
+    is_good(&gateway);
+    assert!(holds(&gateway, &other.near), "the control");
+    let mut asker = Asker::connected(gateway.port);
+    asker.ask("scale/slow", "{\"id\": \"begun\"}");
+    wait_until(PATIENCE, "the device hears the command", || {
+        if device.commands().is_empty() { Err("it does not".to_owned()) } else { Ok(()) }
+    });
+    asker.ask("scale/zero", "{\"id\": \"waits\"}");
+
+    let text = std::fs::read_to_string(gateway.config_path()).unwrap();
+    let changed = text.replace(&relay, "").replace("every = \"100ms\"", "every = \"70ms\"").replace("Z A", "Z A*");
+    std::fs::write(gateway.config_path(), changed).unwrap();
+    let path = gateway.config_path();
+    let mut reload = Process::start("reload", PROGRAM, &["reload", "--config", path.to_str().unwrap()]);
+    // Lines that are to end are told so all at once: the relay has ended, the scale has not.
+    wait_until(PATIENCE, "the relay's port is closed", || {
+        if holds(&gateway, &other.near) { Err("it is not".to_owned()) } else { Ok(()) }
+    });
+    assert!(holds(&gateway, &cable.near), "a command is under way");
+    assert_eq!(reload.status(), None, "the reload waits for it");
+    mouth.write_all(b"T S 0.75 kg\r\n").unwrap();
+    let answer = asker.answer("scale/slow");
+    assert_eq!((&answer["ok"], &answer["id"]), (&json!(true), &json!("begun")), "{answer}");
+    let answer = asker.answer("scale/zero");
+    assert_eq!((&answer["ok"], &answer["id"]), (&json!(true), &json!("waits")), "{answer}");
+    assert_eq!(reload.wait(PATIENCE).code(), Some(0), "{}", reload.transcript());
+    assert_eq!(device.commands(), ["T", "Z"], "each was sent once");
+    assert_eq!(asker.rest(), 0, "one answer each");
+    is_good(&gateway);
 }
 
 #[test]

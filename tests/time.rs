@@ -39,7 +39,7 @@ impl Bench {
         let cloud = Mosquitto::prepared(folder, Access::Open);
         let tables = format!(
             "{}\n[modbus.meter]\nline = \"tcp://{address}\"\nunit_id = 1\npoll = \"100ms\"\ntimeout = \"10s\"\n\
-             point.seconds = {{ address = \"holding:0\", type = \"u16\" }}\n",
+             point.seconds = {{ address = \"holding:0\", type = \"u16\" }}\n[board]\n",
             uplink(&format!("mqtt://127.0.0.1:{}", cloud.port), "")
         );
         let mut gateway = Gateway::prepared(folder, &tables);
@@ -140,15 +140,21 @@ fn under_the_sandbox_of_the_unit_the_time_is_known_without_asking_the_kernel_for
     bench.gateway.start();
     bench.wait_for_clock("unset");
     application.wait("readings of an unset clock", |messages| {
-        messages.iter().filter(|message| message.json()["clock"] == "unset").count() >= 3
+        messages.iter().filter(|message| message.topic == TOPIC && message.json()["clock"] == "unset").count() >= 3
     });
     File::create(&mark).unwrap();
     bench.wait_for_clock("synced");
     application.wait("readings of a clock that is right", |messages| {
-        messages.iter().filter(|message| message.json().get("clock").is_none()).count() >= 3
+        messages.iter().filter(|message| message.topic == TOPIC && message.json().get("clock").is_none()).count() >= 3
     });
     let filter = fs::read_to_string(format!("/proc/{}/status", bench.gateway.id())).unwrap();
     assert!(filter.contains("Seccomp:\t2"), "the gateway itself runs under the filter: {filter}");
+    for point in ["load", "memory_available", "disk_free"] {
+        application.wait(&format!("{point} of the board itself, which the filter lets be read"), |messages| {
+            let topic = format!("field/board/{point}");
+            messages.iter().any(|message| message.topic == topic && message.json()["quality"] == "good")
+        });
+    }
     bench.gateway.kill();
     bench.gateway.start();
     wait_until(PATIENCE, "the killed gateway has the time at once", || {

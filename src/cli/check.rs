@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::Exit;
 use crate::config::clouds::{AWS_IOT, aws_policy};
 use crate::config::{Config, Loaded, Problem, points_table};
+use crate::field::board::{self, gauges::Fault};
 use crate::field::modbus::{forecast, listing};
 
 /// `tidegate check`
@@ -50,9 +51,28 @@ pub(super) fn main(arguments: &CheckArguments) -> Exit {
         print!("{}", listing::requests(&loaded.config));
     } else {
         println!("The configuration is valid.");
-        print!("{}", super::forecast::text(&loaded.config));
+        print!("{}{}", super::forecast::text(&loaded.config), board(&loaded.config));
     }
     Exit::Done
+}
+
+/// What of `[board]` is there, where this is that board.
+fn board(config: &Config) -> String {
+    let Some(board) = &config.board else { return String::new() };
+    let points = board.all_points();
+    let (mut there, mut text) = (Vec::new(), String::new());
+    for (point, read) in points.iter().zip(board::look(board, &points)) {
+        match read {
+            Ok(_) => there.push(&*point.name),
+            // What nobody has asked for and is not there is nobody's concern.
+            Err(Fault::Absent(_)) if board.points.is_empty() => {}
+            Err(fault) => text += &format!("board     no {}: {}\n", point.name, fault.reason()),
+        }
+    }
+    if !there.is_empty() {
+        text.insert_str(0, &format!("board     {}\n", there.join(", ")));
+    }
+    text
 }
 
 /// Prints the table of one device, or of all: then each behind its name, which is a comment in CSV.

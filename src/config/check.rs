@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::LineKind;
-use super::file::{Draft, ListenerDraft, UplinkDraft};
+use super::file::{DeviceDraft, Draft, ListenerDraft, UplinkDraft};
 use super::tree::Spot;
 use super::units::Wrong;
 use super::walk::{At, Walk, name_fault, nearest};
@@ -315,6 +315,12 @@ fn devices(walk: &mut Walk, draft: &Draft) {
             walk.findings.problem(serial.spot, what, Some("a name is one device: rename one".to_owned()));
         }
     }
+    let Some(board) = &draft.board else { return };
+    let others = draft.devices().filter(|device| device.spot != board.spot);
+    for device in others.filter(|device| *device.name == board.name) {
+        let what = format!("`{}` is what this board itself is called among the devices", board.name);
+        walk.findings.problem(device.spot, what, Some("rename the device".to_owned()));
+    }
 }
 
 fn is_serial(draft: &Draft, name: &str) -> bool {
@@ -347,10 +353,8 @@ fn ports(walk: &mut Walk, draft: &Draft) {
 
 /// Every local topic of a point: valid, not the gateway's own, and that of one point only.
 fn topics(walk: &mut Walk, draft: &Draft) {
-    let modbus = draft.modbus.iter().map(|device| (&device.name, device.spot, &device.topic, &device.point_names));
-    let serial = draft.serial.iter().map(|device| (&device.name, device.spot, &device.topic, &device.point_names));
     let mut seen: HashMap<String, (Arc<str>, Spot)> = HashMap::new();
-    for (device, spot, topic, points) in modbus.chain(serial) {
+    for DeviceDraft { name: device, spot, topic, point_names: points } in draft.devices() {
         let Some(topic) = topic else { continue };
         if name_fault(device).is_err() {
             continue;
@@ -412,6 +416,10 @@ fn writes(walk: &mut Walk, draft: &Draft) {
         let Some(config) = &device.config else { continue };
         let topic = |point: &Arc<str>| filled(&config.topic.0, &device.name, point);
         read.extend(device.point_names.iter().map(|(point, _)| (topic(point), &device.name)));
+    }
+    if let Some((board, config)) = draft.board.as_ref().and_then(|board| Some((board, board.config.as_ref()?))) {
+        let topic = |point: &Arc<str>| filled(&config.topic.0, &board.name, point);
+        read.extend(board.point_names.iter().map(|(point, _)| (topic(point), &board.name)));
     }
     let mut seen: HashMap<String, (&Arc<str>, Spot)> = HashMap::new();
     for Written { device, name, topic, spot } in written {
@@ -492,8 +500,7 @@ fn unused(walk: &mut Walk, draft: &Draft) {
 
 /// Devices whose readings go nowhere.
 fn unforwarded(walk: &mut Walk, draft: &Draft) {
-    let has_devices = !draft.modbus.is_empty() || !draft.serial.is_empty();
-    if walk.is_partial || !has_devices {
+    if walk.is_partial || draft.devices().next().is_none() {
         return;
     }
     let Some(first) = draft.uplinks.first() else {
@@ -505,9 +512,7 @@ fn unforwarded(walk: &mut Walk, draft: &Draft) {
     let Some(uplinks) = draft.uplinks.iter().map(|uplink| uplink.config.as_ref()).collect::<Option<Vec<_>>>() else {
         return;
     };
-    let modbus = draft.modbus.iter().map(|device| (&device.name, device.spot, &device.topic, &device.point_names));
-    let serial = draft.serial.iter().map(|device| (&device.name, device.spot, &device.topic, &device.point_names));
-    for (device, spot, topic, points) in modbus.chain(serial) {
+    for DeviceDraft { name: device, spot, topic, point_names: points } in draft.devices() {
         let (Some(template), false) = (topic, walk.findings.is_full()) else { continue };
         let topic_of = |point: &str| Topic::new(&template.value.replace("{device}", device).replace("{point}", point));
         let mut topics = points.iter().filter_map(|(point, _)| topic_of(point).ok());

@@ -158,7 +158,7 @@ fn gather(path: &[&str], table: &toml::Table, samples: &mut BTreeMap<String, Vec
 /// tables share has one title.
 pub fn title_of(parts: &[&str]) -> String {
     let parts: Vec<&str> = match parts {
-        ["modbus" | "serial" | "model", .., table @ ("report" | "write"), key] => vec![table, key],
+        ["modbus" | "serial" | "model" | "board", .., table @ ("report" | "write"), key] => vec![table, key],
         ["modbus" | "serial" | "model", _, .., table @ ("report" | "write")] => vec![table],
         ["line" | "serial", _, "rs485", key] => vec!["rs485", key],
         ["line" | "serial", _, "rs485"] => vec!["rs485"],
@@ -167,6 +167,7 @@ pub fn title_of(parts: &[&str]) -> String {
         [kind @ ("modbus" | "serial"), _, "point", _, rest @ ..] => {
             [&[*kind, "<name>", "point", "<name>"], rest].concat()
         }
+        ["board", "point", _, rest @ ..] => [&["board", "point", "<name>"], rest].concat(),
         ["web", "user", _, rest @ ..] => [&["web", "user", "<name>"], rest].concat(),
         ["broker", kind @ ("listener" | "user" | "group"), _, rest @ ..] => {
             [&["broker", *kind, "<name>"], rest].concat()

@@ -17,13 +17,14 @@ use super::tree::{Entry, Node, Spot, Tree, Written};
 use super::units::{self, Wrong};
 use super::walk::{At, Reader, Walk, name_fault};
 use super::{
-    Endpoint, ForwardRule, GatewayConfig, LimitsConfig, LineConfig, LineKind, ListenerAddress, ListenerConfig,
-    ModbusConfig, PortConfig, QueueConfig, ReceiveRule, SerialConfig, SerialFraming, SessionConfig, UplinkConfig,
-    WebConfig, WhenFull,
+    BoardConfig, Endpoint, ForwardRule, GatewayConfig, LimitsConfig, LineConfig, LineKind, ListenerAddress,
+    ListenerConfig, ModbusConfig, PortConfig, QueueConfig, ReceiveRule, SerialConfig, SerialFraming, SessionConfig,
+    UplinkConfig, WebConfig, WhenFull,
 };
 use crate::clock::ClockSource;
 use crate::message::{Qos, is_reserved};
 
+mod gauge;
 mod limits;
 mod listener;
 mod modbus;
@@ -69,6 +70,8 @@ pub(super) struct Draft {
     pub(super) models: Vec<(String, Spot)>,
     pub(super) modbus: Vec<ModbusDraft>,
     pub(super) serial: Vec<SerialDraft>,
+    /// `[board]`
+    pub(super) board: Option<BoardDraft>,
     /// Where the status page is served; `None` = nowhere.
     pub(super) web: Option<WebDraft>,
 }
@@ -203,6 +206,44 @@ pub(super) struct SerialDraft {
     pub(super) config: Option<SerialConfig>,
 }
 
+/// `[board]`
+#[derive(Debug)]
+pub(super) struct BoardDraft {
+    pub(super) name: Arc<str>,
+    pub(super) spot: Spot,
+    pub(super) topic: Option<At<String>>,
+    pub(super) point_names: Vec<(Arc<str>, Spot)>,
+    pub(super) config: Option<BoardConfig>,
+}
+
+/// What all kinds of devices have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DeviceDraft<'d> {
+    pub(super) name: &'d Arc<str>,
+    pub(super) spot: Spot,
+    pub(super) topic: Option<&'d At<String>>,
+    pub(super) point_names: &'d [(Arc<str>, Spot)],
+}
+
+impl Draft {
+    /// Every device that readings come from.
+    pub(super) fn devices(&self) -> impl Iterator<Item = DeviceDraft<'_>> {
+        let modbus = self.modbus.iter().map(|it| device(&it.name, it.spot, it.topic.as_ref(), &it.point_names));
+        let serial = self.serial.iter().map(|it| device(&it.name, it.spot, it.topic.as_ref(), &it.point_names));
+        let board = self.board.iter().map(|it| device(&it.name, it.spot, it.topic.as_ref(), &it.point_names));
+        modbus.chain(serial).chain(board)
+    }
+}
+
+fn device<'d>(
+    name: &'d Arc<str>,
+    spot: Spot,
+    topic: Option<&'d At<String>>,
+    point_names: &'d [(Arc<str>, Spot)],
+) -> DeviceDraft<'d> {
+    DeviceDraft { name, spot, topic, point_names }
+}
+
 /// The state directory alone, for whoever asks the running gateway: whatever else is wrong is no affair of his.
 pub(super) fn state_dir(walk: &mut Walk, root: &Tree) -> Option<PathBuf> {
     let empty = Tree::default();
@@ -279,6 +320,7 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
         models: Vec::new(),
         modbus: Vec::new(),
         serial: Vec::new(),
+        board: None,
         web: None,
     };
     // A section that is not a table is noted by whoever asks for it first.
@@ -329,6 +371,9 @@ pub(super) fn draft(walk: &mut Walk, root: &Tree, gateway: Option<GatewayConfig>
     draft.models = models.into_iter().map(|model| (model.name, model.spot)).collect();
     for (name, tree, spot) in top.named(walk, "serial") {
         draft.serial.push(serial::read(walk, name, tree, spot, words));
+    }
+    if let Some((tree, spot)) = top.table(walk, "board") {
+        draft.board = Some(gauge::read(walk, tree, spot, words));
     }
     if let Some((tree, spot)) = top.table(walk, "web") {
         draft.web = Some(web::read(walk, tree, spot));

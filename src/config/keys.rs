@@ -93,6 +93,8 @@ pub static TABLES: &[&KeyTable] = &[
     &PARSE,
     &SERIAL_POINT,
     &SERIAL_COMMAND,
+    &BOARD,
+    &BOARD_POINT,
     &WEB,
     &WEB_TLS,
     &WEB_USER,
@@ -110,6 +112,7 @@ pub static ROOT: KeyTable = KeyTable {
         optional("model"),
         optional("modbus"),
         optional("serial"),
+        optional("board"),
         optional("web"),
     ],
     gone: &[
@@ -130,6 +133,38 @@ pub static ROOT: KeyTable = KeyTable {
         ("log", "the level of the log is an option of the command line, not a key"),
     ],
     later: &["limits", "simulate", "payload", "user"],
+};
+
+/// `[board]`
+pub static BOARD: KeyTable = KeyTable {
+    title: "board",
+    keys: &[
+        default("poll", "\"10s\""),
+        default("topic", "\"field/{device}/{point}\""),
+        default("qos", "1"),
+        optional("point"),
+    ],
+    gone: &[
+        ("every", "it is called `poll`"),
+        ("interval", "it is called `poll`"),
+        ("points", "write `[board.point]`, with a line for each"),
+        ("report", "it belongs to a point: `[board.point] temperature = { report = { … } }`"),
+    ],
+    later: &[],
+};
+
+/// One line of `[board.point]`
+pub static BOARD_POINT: KeyTable = KeyTable {
+    title: "board.point.<name>",
+    keys: &[optional("reads"), optional("sensor"), optional("report")],
+    gone: &[
+        ("type", "what is read is called `reads`"),
+        ("zone", "it is called `sensor`"),
+        ("deadband", "write it in `report = { deadband = … }`"),
+        ("heartbeat", "write it in `report = { heartbeat = … }`"),
+        ("poll", "everything of the board is read together: `poll` stands in `[board]`"),
+    ],
+    later: &[],
 };
 
 /// `[web]`

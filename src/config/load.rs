@@ -14,7 +14,9 @@ use super::file::{self, Draft, ListenerDraft, UplinkDraft, io_words};
 use super::report::{Place, Problem};
 use super::tree::{self, Node, Source, Tree, Written};
 use super::walk::Walk;
-use super::{AccessConfig, BrokerConfig, Config, ListenerConfig, SerialConfig, UserConfig, check, effective};
+use super::{
+    AccessConfig, BoardConfig, BrokerConfig, Config, ListenerConfig, SerialConfig, UserConfig, check, effective,
+};
 
 /// The most bytes of one file. A gateway with a thousand points has a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -147,7 +149,7 @@ pub fn load(request: &LoadRequest) -> Result<Loaded, Vec<Problem>> {
         ..TlsPlaces::default()
     });
     let line_places = draft.lines.iter().filter_map(|line| Some((line.name.clone(), place(line.spot)?))).collect();
-    let Some(config) = build(draft) else {
+    let Some(config) = build(draft, &request.root) else {
         // Each hole in a draft has its problem: this cannot be reached, and must not be a panic if it is.
         walk.findings.general(None, "the configuration could not be put together: this is a fault of tidegate", None);
         return Err(walk.findings.finish().0);
@@ -321,7 +323,7 @@ pub(super) fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, Strin
 }
 
 /// The draft without its places; `None` where it still has a hole.
-fn build(draft: Draft) -> Option<Config> {
+fn build(draft: Draft, root: &Path) -> Option<Config> {
     let mut listeners = BTreeMap::new();
     for listener in draft.listeners {
         listeners.insert(listener.name, listener.config?);
@@ -381,6 +383,13 @@ fn build(draft: Draft) -> Option<Config> {
     for device in draft.serial {
         serial.insert(device.name, device.config?);
     }
+    let board = match draft.board {
+        Some(board) => {
+            let (root, state_dir) = (root.to_owned(), gateway.state_dir.clone());
+            Some(BoardConfig { root, state_dir, ..board.config? })
+        }
+        None => None,
+    };
     let web = match draft.web {
         Some(web) => Some(web.config?),
         None => None,
@@ -399,6 +408,7 @@ fn build(draft: Draft) -> Option<Config> {
         lines,
         modbus,
         serial,
+        board,
         web,
     })
 }

@@ -19,6 +19,7 @@ use crate::message::{Filter, Qos};
 pub use access::{CertificateName, PasswordHash, TopicPattern, TopicRights, UserConfig};
 pub use effective::{name as toml_key, quoted as toml_text};
 pub use examples::{examples, reference};
+pub use gauge::{BOARD, BoardConfig, BoardPoint, Gauge};
 pub use http::{HmacConfig, HttpConfig, HttpKind};
 pub use load::{KeptId, LoadRequest, Loaded, TlsPlaces, load, serial_device, state_dir};
 pub use modbus::{
@@ -59,6 +60,8 @@ mod file;
 mod modbus;
 
 mod serial;
+
+mod gauge;
 
 mod check;
 
@@ -150,6 +153,8 @@ pub struct Config {
     pub modbus: BTreeMap<Arc<str>, ModbusConfig>,
     /// `[serial.<name>]`, by device name.
     pub serial: BTreeMap<Arc<str>, SerialConfig>,
+    /// `[board]`: what is read of the board itself; `None` = nothing.
+    pub board: Option<BoardConfig>,
     /// `[web]`: where the status page is served, and to whom; `None` = nowhere.
     pub web: Option<WebConfig>,
 }

@@ -30,7 +30,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config::{Config, ModbusConfig, Report, SerialConfig};
+use crate::config::{BOARD, BoardConfig, BoardPoint, Config, ModbusConfig, Report, SerialConfig};
 use crate::health::{Health, chain};
 use crate::intake::{AcceptError, Intake};
 use crate::message::{Message, TopicError};
@@ -52,6 +52,7 @@ mod report;
 mod tending;
 mod writes;
 
+pub mod board;
 pub mod modbus;
 pub mod serial;
 
@@ -179,6 +180,7 @@ impl Line {
         match self {
             Line::Modbus(line) => Some(&mut line.writes),
             Line::Serial(port) => (!port.config.commands.is_empty()).then_some(&mut port.writes),
+            Line::Board(_) => None,
         }
     }
 }
@@ -202,6 +204,18 @@ impl Lines {
                 writes: None,
                 recorder: None,
             })));
+        }
+        if let Some(board) = &config.board {
+            let name: Arc<str> = Arc::from(BOARD);
+            let device = DeviceSpec {
+                name: name.clone(),
+                qos: board.qos,
+                topic: board.topic.clone(),
+                state_topic: state_topic(&config.gateway.id, &name)?,
+                points: board_points(board)?,
+                health: health.device(&name),
+            };
+            lines.push(Line::Board(Box::new(board::BoardSpec { device, config: board.clone() })));
         }
         Ok(Lines(lines))
     }
@@ -231,6 +245,7 @@ impl FieldHand {
 enum Line {
     Modbus(Box<modbus::LineSpec>),
     Serial(Box<serial::PortSpec>),
+    Board(Box<board::BoardSpec>),
 }
 
 impl<R: Readings> Field<R> {
@@ -267,6 +282,8 @@ impl<R: Readings> Field<R> {
                 Line::Serial(port) => {
                     port.recorder = Some(create(&format!("{}.serial", port.device.name), Wire::Serial)?);
                 }
+                // There is no wire.
+                Line::Board(_) => {}
             }
         }
         Ok(self)
@@ -337,6 +354,15 @@ fn modbus_lines(config: &Config, health: &Health) -> Result<Vec<Line>, FieldErro
         })))
     });
     Ok(with_units.collect())
+}
+
+fn board_points(board: &BoardConfig) -> Result<Vec<PointSpec>, FieldError> {
+    let point = |point: BoardPoint| {
+        let topic = point_topic(&board.topic, BOARD, &point.name)?;
+        let unit = point.gauge.unit().map(Arc::from);
+        Ok(PointSpec { name: point.name, topic, unit, report: point.report, is_write_only: false })
+    };
+    board.all_points().into_iter().map(point).collect()
 }
 
 fn serial_points(device: &Arc<str>, serial: &SerialConfig) -> Result<Vec<PointSpec>, FieldError> {
@@ -412,6 +438,7 @@ impl Tended for Line {
         match self {
             Line::Modbus(line) => ("line", line.name.clone()),
             Line::Serial(port) => ("serial", port.device.name.clone()),
+            Line::Board(board) => ("board", board.device.name.clone()),
         }
     }
 
@@ -419,6 +446,7 @@ impl Tended for Line {
         match (self, other) {
             (Line::Modbus(one), Line::Modbus(other)) => one.is_same(other),
             (Line::Serial(one), Line::Serial(other)) => one.is_same(other),
+            (Line::Board(one), Line::Board(other)) => one.config == other.config,
             _ => false,
         }
     }
@@ -438,6 +466,7 @@ impl Tended for Line {
         match self {
             Line::Modbus(line) => Some(line.writes.as_ref()?.busy.clone()),
             Line::Serial(port) => Some(port.writes.as_ref()?.busy.clone()),
+            Line::Board(_) => None,
         }
     }
 
@@ -445,6 +474,7 @@ impl Tended for Line {
         match self {
             Line::Modbus(line) => modbus::run(*line, desk, leave).await,
             Line::Serial(port) => serial::run(*port, desk, leave).await,
+            Line::Board(board) => board::run(*board, desk, leave).await,
         }
     }
 }
@@ -487,6 +517,7 @@ impl Line {
         match self {
             Line::Modbus(line) => line.units.iter().map(|unit| &unit.device).collect(),
             Line::Serial(port) => vec![&port.device],
+            Line::Board(board) => vec![&board.device],
         }
     }
 }

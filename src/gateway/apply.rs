@@ -15,7 +15,7 @@ use super::reload::Difference;
 use super::{Reload, Sending, field, stream};
 use crate::broker::{Access, BrokerHand, Certificates};
 use crate::clock::Clock;
-use crate::config::{Config, UplinkConfig};
+use crate::config::{BOARD, Config, UplinkConfig};
 use crate::control::Reloaded;
 use crate::field::{FieldHand, Lines};
 use crate::health::{Alarm, Health, chain};
@@ -231,7 +231,10 @@ impl Reloader {
         }
         self.intake.take_writes(topics);
         self.hands.lines.change(lines).await;
-        let devices = |config: &Config| config.modbus.keys().chain(config.serial.keys()).cloned().collect();
+        let devices = |config: &Config| {
+            let board = config.board.as_ref().map(|_| Arc::from(BOARD));
+            config.modbus.keys().chain(config.serial.keys()).cloned().chain(board).collect()
+        };
         let (before, after): (BTreeSet<Arc<str>>, BTreeSet<Arc<str>>) = (devices(&self.running), devices(new));
         // With what was read of them until now.
         if let Err(error) = self.inlet.tick().await {
@@ -241,6 +244,7 @@ impl Reloader {
         self.running.lines.clone_from(&new.lines);
         self.running.modbus.clone_from(&new.modbus);
         self.running.serial.clone_from(&new.serial);
+        self.running.board.clone_from(&new.board);
     }
 
     /// Says what came of it, in the journal and in `status`.

@@ -36,7 +36,7 @@ pub(super) struct Difference {
 impl Difference {
     pub fn between(old: &Config, new: &Config) -> Difference {
         // A section or a key that is added is no key of these patterns: this file has to say what becomes of it.
-        let Config { gateway: _, queue, broker, uplinks: _, lines: _, modbus: _, serial: _, web: _ } = new;
+        let Config { gateway: _, queue, broker, uplinks: _, lines: _, modbus: _, serial: _, board: _, web: _ } = new;
         let QueueConfig { bytes_max: _, age_max: _, when_full: _, hold: _ } = queue;
         let BrokerConfig { listeners: _, sessions: _, sys_interval: _, access: _, limits: _ } = broker;
         let mut difference = Difference {
@@ -80,6 +80,7 @@ impl Difference {
         for name in names(old.serial.keys().chain(new.serial.keys())) {
             note(devices, format!("serial.{name}"), &old.serial.get(&name), &new.serial.get(&name));
         }
+        note(devices, "board", &old.board, &new.board);
         for name in names(old.uplinks.keys().chain(new.uplinks.keys())) {
             let (before, after) = (old.uplinks.get(&name), new.uplinks.get(&name));
             if print(&before.map(built)) != print(&after.map(built)) {
@@ -176,6 +177,14 @@ mod tests {
         ] {
             let difference = changes(old, new);
             assert_eq!((difference.names().join(" "), difference.restart), (expected.to_owned(), Vec::new()));
+        }
+    }
+
+    #[test]
+    fn the_board_itself_is_a_device_like_others() {
+        for (old, new) in [("", "[board]\n"), ("[board]\n", ""), ("[board]\n", "[board]\npoll = \"7s\"\n")] {
+            let difference = changes(old, new);
+            assert_eq!((difference.names(), difference.is_in_field()), (vec!["board".to_owned()], true));
         }
     }
 

@@ -577,7 +577,7 @@ impl Books {
     }
 
     /// The same where `spared` bytes are to stay free beside them.
-    fn find_room_beside(
+    pub fn find_room_beside(
         &mut self,
         bytes: u64,
         spared: u64,
@@ -608,7 +608,8 @@ impl Books {
                 // For a message as large as the store all others would have to go.
                 Way::Evict { otherwise } if bytes > soft / 2 => Some(otherwise),
                 Way::Evict { otherwise } => {
-                    (!self.evict(retention::evict_bytes(needed, soft), needed)?).then_some(otherwise)
+                    let target = retention::evict_bytes(needed, soft);
+                    (!self.evict(target, needed, spared > 0)?).then_some(otherwise)
                 }
             };
             if refusal.is_some() {
@@ -639,7 +640,8 @@ impl Books {
     /// Drops the oldest messages that may go until `needed` bytes are really free; tries to free `target`. Spares what
     /// was handed out until nothing else is found. What a transaction looks at in vain is bounded; the next one goes on
     /// from there, so that a store full of what may not go neither holds up the thread nor hides what lies behind.
-    fn evict(&mut self, target: u64, needed: u64) -> rusqlite::Result<bool> {
+    /// `spares_sessions`: what waits for local clients within their room stays, however fast the rest of the store turns over.
+    fn evict(&mut self, target: u64, needed: u64, spares_sessions: bool) -> rusqlite::Result<bool> {
         self.store.write()?;
         // The rest of this pass, the other pass, the beginning of this one: then all was looked at.
         let mut ends = 0;
@@ -658,8 +660,16 @@ impl Books {
             let mut victims = Vec::new();
             let mut freed = 0;
             let mut next = last + 1;
+            let mut next_wanted = 0;
             for (sequence, bytes) in found {
-                if self.may_go(sequence, !self.evict_taken)? {
+                if sequence < next_wanted {
+                    continue;
+                }
+                if spares_sessions && let Some(last) = self.spared_until(sequence)? {
+                    self.evict_looked += 1;
+                    next_wanted = last.saturating_add(1);
+                    next = next.max(next_wanted);
+                } else if self.may_go(sequence, !self.evict_taken)? {
                     victims.push(sequence);
                     freed += retention::row_bytes(usize::try_from(bytes).unwrap_or(usize::MAX), PAGE_BYTES);
                 } else {

@@ -178,6 +178,7 @@ pub fn empty() -> Config {
         lines: BTreeMap::new(),
         modbus: BTreeMap::new(),
         serial: BTreeMap::new(),
+        board: None,
     }
 }
 

@@ -4,7 +4,8 @@
  *   libmodbus_server rtu DEVICE BAUD PARITY UNIT
  *
  * Standard input sets what it holds, a line each, to an empty line: TABLE ADDRESS VALUE..., with holding, input, coil or
- * discrete. It has 1000 of each. It says `ready`, serves one connection after the other, and ends with its input.
+ * discrete. It has 1000 of each. It says `ready`, serves one connection after the other, and ends with its input. It says
+ * `function N` for each request that is more than a read.
  */
 #include <errno.h>
 #include <modbus/modbus.h>
@@ -49,9 +50,15 @@ static void serve(modbus_t *ctx, modbus_mapping_t *map, int is_tcp) {
         if (poll(wait, 2, -1) < 0 || (wait[1].revents & (POLLIN | POLLHUP)) != 0)
             exit(0);
         int count = modbus_receive(ctx, query);
-        if (count > 0)
+        if (count > 0) {
+            int function = query[modbus_get_header_length(ctx)];
+            if (function > MODBUS_FC_READ_INPUT_REGISTERS) {
+                printf("function %d\n", function);
+                fflush(stdout);
+            }
             modbus_reply(ctx, query, count, map);
-        else if (count < 0 && is_tcp)
+        }
+        if (count < 0 && is_tcp)
             return;
     }
 }

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::report::{Finding, Report};
-use crate::config::{Config, LineConfig, LineKind, ModbusConfig, ModbusPoint, SerialConfig};
+use crate::config::{BOARD, BoardConfig, Config, LineConfig, LineKind, ModbusConfig, ModbusPoint, SerialConfig};
+use crate::field::board::{self, gauges::Fault};
 use crate::field::modbus::probe::{Ask, Probe, Said};
 use crate::field::modbus::{advice, decode, wild};
 use crate::message;
@@ -27,7 +28,7 @@ pub(super) struct Known<'r> {
 }
 
 pub(super) async fn examine(config: &Config, known: Option<&Known<'_>>, report: &mut Report) {
-    if config.modbus.is_empty() && config.serial.is_empty() {
+    if config.modbus.is_empty() && config.serial.is_empty() && config.board.is_none() {
         return;
     }
     report.title("devices");
@@ -45,6 +46,9 @@ pub(super) async fn examine(config: &Config, known: Option<&Known<'_>>, report: 
     }
     for (name, device) in &config.serial {
         report.note(serial(name, device, known));
+    }
+    if let Some(board) = &config.board {
+        this_board(board, known, report);
     }
 }
 
@@ -261,6 +265,30 @@ fn unreachable(line: &LineConfig) -> Vec<String> {
         }
     };
     vec![port.to_owned(), "a device that serves few connections: end other clients".to_owned()]
+}
+
+/// The board itself, which can be read beside a gateway that runs.
+fn this_board(board: &BoardConfig, known: Option<&Known<'_>>, report: &mut Report) {
+    if let Some(known) = known
+        && known.status.get("devices").and_then(|devices| devices.get(BOARD)).is_none()
+    {
+        let what = format!("{BOARD}: the running gateway does not know it");
+        report.note(Finding::unsure("device", what).help("it waits for `tidegate reload`"));
+        return;
+    }
+    let points = board.all_points();
+    let mut is_well = true;
+    for (point, read) in points.iter().zip(board::look(board, &points)) {
+        let is_wanted = |fault: &Fault| !board.points.is_empty() || matches!(fault, Fault::Failed(_));
+        if let Some(fault) = read.err().filter(is_wanted) {
+            is_well = false;
+            let what = format!("{BOARD}/{}: {}", point.name, fault.reason());
+            report.note(Finding::wrong("point", what).help("`tidegate check` says what this board has"));
+        }
+    }
+    if is_well {
+        report.note(Finding::good("device", format!("{BOARD} is read")));
+    }
 }
 
 /// A device with a protocol of its own: only the running gateway can say something.

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Link, PortArguments, ServeError, Units, also, parse_units, recording};
-use crate::config::{self, Config, LineConfig, LineKind, PortConfig, toml_key, toml_text};
+use crate::config::{self, Config, LineConfig, LineKind, PortConfig, SerialFraming, toml_key, toml_text};
 use crate::field::record::Wire;
 use crate::field::simulate::fault::Fault;
 use crate::field::simulate::modbus::{Devices, Server, Settings};
@@ -29,15 +29,18 @@ pub(super) struct ModbusArguments {
     /// Serve TCP at this address [default: 127.0.0.1:1502]
     #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = ["pty", "port"])]
     listen: Option<SocketAddr>,
-    /// Serve RTU on a pty and print its path
+    /// Serve a serial line on a pty and print its path
     #[arg(long, conflicts_with = "port")]
     pty: bool,
     /// Name the pty by a link, so that a configuration can name it; removed at the end
     #[arg(long, value_name = "PATH", requires = "pty")]
     link: Option<PathBuf>,
-    /// Serve RTU on this serial port
+    /// Serve it on this serial port
     #[arg(long, value_name = "DEVICE")]
     port: Option<PathBuf>,
+    /// Serve Modbus ASCII there; a line of a configuration says itself which it has
+    #[arg(long, conflicts_with_all = ["listen", "config"])]
+    ascii: bool,
     #[command(flatten)]
     settings: PortArguments,
     /// On a pty: answer only who speaks with these settings, such as 19200,8E1
@@ -122,6 +125,10 @@ fn link(arguments: &ModbusArguments, server: &Server) -> Result<Option<Link>, Se
 /// One server: some units, or a recording.
 async fn single(arguments: &ModbusArguments) -> Result<Server, ServeError> {
     let place = place(arguments, None);
+    if arguments.ascii && matches!(place, Place::Tcp(_)) {
+        return Err(ServeError::Usage("--ascii is for serial lines: write --pty or --port".to_owned()));
+    }
+    let framing = if arguments.ascii { SerialFraming::Ascii } else { SerialFraming::Rtu };
     let bound = match &arguments.replay {
         Some(file) => {
             let recording = recording(file)?;
@@ -141,7 +148,7 @@ async fn single(arguments: &ModbusArguments) -> Result<Server, ServeError> {
             Server::bind(settings).await
         }
     };
-    bound.map_err(ServeError::Device)
+    Ok(bound.map_err(ServeError::Device)?.framed(framing))
 }
 
 /// Where to serve: as asked for, else at `own`, else at the usual place.
@@ -197,6 +204,7 @@ async fn lines(arguments: &ModbusArguments, file: &Path) -> Result<Vec<(String, 
         let devices = Devices::Line { config, line: name, waves: &waves, faults: arguments.fault.clone() };
         let server =
             Server::bind_devices(&place, wire, devices, arguments.heed.clone()).await.map_err(ServeError::Device)?;
+        let server = server.framed(line.framing);
         servers.push((overlay(config, name, line, server.bound(), wire), server));
     }
     Ok(servers)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::clouds::{Direction, Profile};
-use super::super::file::{Draft, UplinkDraft};
+use super::super::file::{DeviceDraft, Draft, UplinkDraft};
 use super::super::tree::Spot;
 use super::super::units::{Wrong, duration_text, size_text};
 use super::super::walk::Walk;
@@ -348,9 +348,7 @@ fn too_long(
     draft: &Draft,
     config: &UplinkConfig,
 ) -> Option<(String, String, String)> {
-    let modbus = draft.modbus.iter().map(|device| (&device.name, &device.topic, &device.point_names));
-    let serial = draft.serial.iter().map(|device| (&device.name, &device.topic, &device.point_names));
-    for (device, topic, points) in modbus.chain(serial) {
+    for DeviceDraft { name: device, topic, point_names: points, .. } in draft.devices() {
         let Some(topic) = topic else { continue };
         for (point, _) in points {
             let local = topic.value.replace("{device}", device).replace("{point}", point);

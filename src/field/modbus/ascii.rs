@@ -15,11 +15,33 @@ use super::reply::crc;
 /// The longest line: a colon, 253 bytes of PDU, the unit and the LRC in two digits each, CR and LF.
 const LINE_BYTES_MAX: usize = 1 + 2 * 255 + 2;
 
+/// Hears lines.
+#[derive(Debug, Default)]
+pub(in crate::field) struct Ear {
+    /// What arrived behind a colon, up to LF.
+    line: Option<Vec<u8>>,
+}
+
+impl Ear {
+    /// The RTU frames of the lines that end in these letters; wrong ones of lines that are none.
+    pub(in crate::field) fn hear(&mut self, letters: &[u8]) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        for byte in letters {
+            match (byte, &mut self.line) {
+                (b':', line) => *line = Some(Vec::new()),
+                (b'\n', line) => frames.extend(line.take().map(|letters| frame(&letters))),
+                (byte, Some(letters)) if letters.len() < LINE_BYTES_MAX => letters.push(*byte),
+                _ => {}
+            }
+        }
+        frames
+    }
+}
+
 /// A wire that speaks ASCII.
 pub(super) struct Ascii<W> {
     wire: W,
-    /// What arrived behind a colon, up to LF.
-    line: Option<Vec<u8>>,
+    ear: Ear,
     /// Frames that are not handed on yet.
     frames: Vec<u8>,
     /// What is being sent, as it was given and as it goes out.
@@ -29,22 +51,11 @@ pub(super) struct Ascii<W> {
 
 impl<W> Ascii<W> {
     pub(super) fn new(wire: W) -> Ascii<W> {
-        Ascii { wire, line: None, frames: Vec::new(), given: Vec::new(), sending: Vec::new() }
+        Ascii { wire, ear: Ear::default(), frames: Vec::new(), given: Vec::new(), sending: Vec::new() }
     }
 
     fn take(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            match (byte, &mut self.line) {
-                (b':', line) => *line = Some(Vec::new()),
-                (b'\n', line) => {
-                    if let Some(letters) = line.take() {
-                        self.frames.extend(frame(&letters));
-                    }
-                }
-                (byte, Some(letters)) if letters.len() < LINE_BYTES_MAX => letters.push(*byte),
-                _ => {}
-            }
-        }
+        self.frames.extend(self.ear.hear(bytes).concat());
     }
 }
 
@@ -70,10 +81,11 @@ fn sum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
 }
 
-/// The line of an RTU frame.
-fn letters(frame: &[u8]) -> Vec<u8> {
+/// The line of an RTU frame; a wrong one of a wrong one.
+pub(in crate::field) fn letters(frame: &[u8]) -> Vec<u8> {
     let bytes = frame.get(..frame.len().saturating_sub(2)).unwrap_or_default();
-    let digits: String = bytes.iter().chain([&sum(bytes).wrapping_neg()]).map(|byte| format!("{byte:02X}")).collect();
+    let check = sum(bytes).wrapping_neg().wrapping_add(u8::from(crc(frame) != 0));
+    let digits: String = bytes.iter().chain([&check]).map(|byte| format!("{byte:02X}")).collect();
     format!(":{digits}\r\n").into_bytes()
 }
 
@@ -108,7 +120,7 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Ascii<W> {
             self.given = bytes.to_vec();
             self.sending = letters(bytes);
             // What comes from now on is the answer.
-            self.line = None;
+            self.ear = Ear::default();
             self.frames.clear();
         }
         while !self.sending.is_empty() {
@@ -146,6 +158,11 @@ mod tests {
     fn a_line_is_that_of_the_specification_and_a_wrong_one_fails_its_checksum() {
         // Unit 0xF7, function 3, registers 0x1389 and on: LRC 0x60.
         assert_eq!(letters(&rtu(&[0xF7, 3, 0x13, 0x89, 0, 0x0A])), b":F7031389000A60\r\n");
+        assert_eq!(
+            letters(&[0xF7, 3, 0x13, 0x89, 0, 0x0A, 0, 0]),
+            b":F7031389000A61\r\n",
+            "the simulator spoils frames"
+        );
         assert_eq!(frame(b"F7031389000A60\r"), rtu(&[0xF7, 3, 0x13, 0x89, 0, 0x0A]));
         for wrong in [&b"F7031389000A61\r"[..], b"F7031389000A6\r", b"F7031389000A6G\r", b"\r", b"", b"00\r", b"01FF\r"]
         {

@@ -11,15 +11,19 @@ use crate::config::{Meaning, ModbusPoint, PointKind, Table, WordOrder};
 use crate::message::Value;
 
 /// Types, and how far each is from what most devices have.
-const KINDS: [(PointKind, f64); 8] = [
+const KINDS: [(PointKind, f64); 12] = [
     (PointKind::F32, 0.0),
     (PointKind::U16, 0.0),
     (PointKind::I16, 0.2),
     (PointKind::U32, 0.6),
     (PointKind::I32, 0.7),
     (PointKind::F64, 0.8),
+    (PointKind::Bcd16, 0.9),
+    (PointKind::Bcd32, 1.4),
+    (PointKind::F16, 1.7),
     (PointKind::U64, 2.0),
     (PointKind::I64, 2.1),
+    (PointKind::Bcd64, 2.6),
 ];
 /// Orders, and how far each is from what most devices have.
 const ORDERS: [(WordOrder, f64); 4] =
@@ -152,7 +156,7 @@ fn at<'w>(window: &'w Window, address: u16, shown: &'w Shown) -> Box<dyn Iterato
         })
     });
     Box::new(readings.flat_map(move |(point, words, penalty)| {
-        let is_real = matches!(point.kind, PointKind::F32 | PointKind::F64);
+        let is_real = matches!(point.kind, PointKind::F16 | PointKind::F32 | PointKind::F64);
         let scales = if is_real { REAL_SCALES.as_slice() } else { WHOLE_SCALES.as_slice() };
         scales.iter().filter_map(move |scale| {
             let point = ModbusPoint { meaning: Meaning { scale: *scale, ..Meaning::default() }, ..point.clone() };
@@ -293,6 +297,27 @@ mod tests {
         assert_eq!((address, kind, order, scale), (100, U32, WordOrder::Abcd, 1.0));
         assert_eq!(best(&around(&[0xE240, 0x0001]), 99, 100, "123456").2, WordOrder::Cdab);
         assert_eq!(best(&around(&[0xD700, 0x1111]), 99, 100, "215").2, WordOrder::Badc);
+    }
+
+    #[test]
+    fn decimal_digits_and_half_floats_are_found_where_nothing_plainer_fits() {
+        use PointKind::{Bcd16, Bcd32, Bcd64, F16, U16};
+        use WordOrder::{Abcd, Badc, Cdab};
+        assert_eq!(best(&around(&[0x1234, 0xBBBB]), 99, 100, "1234"), (100, Bcd16, Abcd, 1.0));
+        assert_eq!(best(&around(&[0x7856, 0xBBBB]), 99, 100, "56.78"), (100, Bcd16, Badc, 0.01));
+        assert_eq!(best(&around(&[0x0012, 0x3456]), 99, 100, "123456"), (100, Bcd32, Abcd, 1.0));
+        assert_eq!(best(&around(&[0x3456, 0x0012]), 99, 100, "123456"), (100, Bcd32, Cdab, 1.0));
+        let long = around(&[0x1234, 0x5678, 0x9012, 0x3456]);
+        assert_eq!(best(&long, 99, 100, "1234567890123456"), (100, Bcd64, Abcd, 1.0));
+        assert_eq!(best(&around(&[0x4D53, 0xBBBB]), 99, 100, "21.3"), (100, F16, Abcd, 1.0));
+        // One digit is the same in both: what most devices have comes first. So it does where both fit otherwise.
+        assert_eq!(best(&around(&[7, 0xBBBB]), 99, 100, "7").1, U16);
+        assert_eq!(best(&around(&[0x2150, 0x0D66]), 99, 100, "215.0").1, Bcd16);
+        let windows = [Window { table: Table::Holding, first: 100, words: vec![0x0ABC, 0x7E00, 0x7C00] }];
+        let found = fits(&windows, (Table::Holding, 100), &Shown::Between(0.5, 5000.0));
+        assert!(found.iter().all(|candidate| !matches!(candidate.point.kind, Bcd16 | Bcd32)), "A is no digit");
+        let of_half = found.iter().filter(|candidate| candidate.point.kind == F16 && candidate.point.address > 100);
+        assert_eq!(of_half.count(), 0, "neither NaN nor infinity is a number");
     }
 
     #[test]

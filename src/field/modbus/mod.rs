@@ -45,7 +45,7 @@ mod digits;
 
 pub mod encode;
 
-mod ascii;
+pub(super) mod ascii;
 mod fault;
 
 mod gate;

@@ -26,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, PortConfig, Table};
+use crate::config::{Config, PortConfig, SerialFraming, Table};
 use crate::field::modbus::server::{Bank, Reply};
 use crate::field::record::{Recording, Wire};
 
@@ -104,6 +104,7 @@ pub struct Server {
     bound: Bound,
     line: Line,
     wire: Wire,
+    framing: SerialFraming,
     counterpart: Arc<Boxed>,
     heeds: Option<PortConfig>,
 }
@@ -177,7 +178,13 @@ impl Server {
                 (Bound::Path(seat.path.clone()), Line::Rtu(seat))
             }
         };
-        Ok(Server { bound, line, wire, counterpart: Arc::new(Boxed(counterpart)), heeds })
+        let counterpart = Arc::new(Boxed(counterpart));
+        Ok(Server { bound, line, wire, framing: SerialFraming::Rtu, counterpart, heeds })
+    }
+
+    /// The same with its frames in this form, where they are not those of Modbus TCP.
+    pub fn framed(self, framing: SerialFraming) -> Server {
+        Server { framing, ..self }
     }
 
     /// Where it is.
@@ -205,7 +212,7 @@ impl Server {
     pub async fn run(self, stop: CancellationToken) -> Result<(), SimulateError> {
         let place = self.bound.to_string();
         let ended = match self.line {
-            Line::Tcp(listener) => serve_listener(listener, self.wire, self.counterpart, stop).await,
+            Line::Tcp(listener) => serve_listener(listener, self.wire, self.framing, self.counterpart, stop).await,
             Line::Rtu(Seat { stream, far_end, settings, .. }) => {
                 let hears = || match (&self.heeds, &settings) {
                     (Some(own), Some(theirs)) => theirs.are(own),
@@ -213,7 +220,7 @@ impl Server {
                 };
                 let ended = tokio::select! {
                     () = stop.cancelled() => Ok(()),
-                    ended = serve(stream, self.wire, &*self.counterpart, hears) => ended,
+                    ended = serve(stream, self.wire, self.framing, &*self.counterpart, hears) => ended,
                 };
                 drop(far_end);
                 ended

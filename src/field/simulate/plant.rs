@@ -144,6 +144,47 @@ fn text(point: &ModbusPoint) -> String {
     name.take(usize::from(registers.get()) * 2).collect()
 }
 
+impl Plant {
+    /// Modbus Application Protocol 1.1b3, 6.16: address, AND mask, OR mask.
+    fn masked(&self, unit: &Unit, pdu: &[u8]) -> Vec<u8> {
+        let [address, and, or] = halves(pdu.get(1..).unwrap_or_default())[..] else { return refusal(pdu, 3) };
+        if !unit.has(Table::Holding, address, 1) {
+            return refusal(pdu, 2);
+        }
+        let held = unit.words(Table::Holding, address, 1, self.start).first().copied().unwrap_or_default();
+        unit.write(Table::Holding, address, &[(held & and) | (or & !and)]);
+        pdu.to_vec()
+    }
+
+    /// 6.17: where and how much to read, where and what to write before that.
+    fn written_and_read(&self, unit: &Unit, pdu: &[u8]) -> Vec<u8> {
+        let head = halves(pdu.get(1..9).unwrap_or_default());
+        let [read_at, read_count, write_at, write_count] = head[..] else { return refusal(pdu, 3) };
+        let bytes = pdu.get(10..).unwrap_or_default();
+        let words = halves(bytes);
+        let is_whole = pdu.get(9).is_some_and(|count| usize::from(*count) == bytes.len())
+            && words.len() == usize::from(write_count)
+            && (1..=121).contains(&write_count);
+        if !is_whole || read_count == 0 || read_count > unit.registers_max {
+            return refusal(pdu, 3);
+        }
+        let holding = Table::Holding;
+        if !unit.has(holding, read_at, read_count) || !unit.has(holding, write_at, write_count) {
+            return refusal(pdu, 2);
+        }
+        unit.write(holding, write_at, &words);
+        registers(23, &unit.words(holding, read_at, read_count, self.start))
+    }
+}
+
+/// Numbers of two bytes; none where a byte is left over.
+fn halves(bytes: &[u8]) -> Vec<u16> {
+    if !bytes.len().is_multiple_of(2) {
+        return Vec::new();
+    }
+    bytes.chunks(2).map(|pair| pair.iter().fold(0, |word, byte| word << 8 | u16::from(*byte))).collect()
+}
+
 impl Answering for Plant {
     fn answer(&self, unit_id: u8, pdu: &[u8]) -> Option<Vec<u8>> {
         let unit = self.units.get(&unit_id)?;
@@ -170,6 +211,8 @@ impl Answering for Plant {
             6 => (Table::Holding, 1, vec![more]),
             15 => (Table::Coil, more, written_bits(pdu, more)),
             16 => (Table::Holding, more, written_words(pdu)),
+            22 => return Some(self.masked(unit, pdu)),
+            23 => return Some(self.written_and_read(unit, pdu)),
             5 => return Some(refusal(pdu, 3)),
             _ => return Some(refusal(pdu, 1)),
         };
@@ -196,8 +239,55 @@ fn written_bits(pdu: &[u8], quantity: u16) -> Vec<u16> {
 
 fn written_words(pdu: &[u8]) -> Vec<u16> {
     let bytes = pdu.get(6..).unwrap_or_default();
-    if pdu.get(5).is_none_or(|count| usize::from(*count) != bytes.len()) || bytes.len() % 2 != 0 {
+    if pdu.get(5).is_none_or(|count| usize::from(*count) != bytes.len()) {
         return Vec::new();
     }
-    bytes.chunks(2).map(|pair| pair.iter().fold(0, |word, byte| word << 8 | u16::from(*byte))).collect()
+    halves(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{LoadRequest, load};
+
+    const DEVICE: &str = "[gateway]\nid = \"g\"\n[line.l]\nurl = \"tcp://h\"\n[modbus.press]\nline = \"l\"\nunit_id = 1\ngap = 0\n\
+         [modbus.press.point]\nlow = { address = \"holding:12\", type = \"u16\" }\n\
+         high = { address = \"holding:13\", type = \"u16\" }\n";
+
+    fn plant() -> Plant {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("c.toml");
+        std::fs::write(&file, DEVICE).unwrap();
+        let root = folder.path().to_owned();
+        let config = load(&LoadRequest { root, config: Some(file), credentials_dir: None, kept_id: None }).unwrap();
+        Plant::new(&config.config, "l", &Waves::default())
+    }
+
+    fn answer(plant: &Plant, pdu: &[u8]) -> Vec<u8> {
+        plant.answer(1, pdu).unwrap()
+    }
+
+    #[test]
+    fn functions_22_and_23_do_what_the_specification_says() {
+        let plant = plant();
+        // 6.16: 0x12 under the masks 0xF2 and 0x25 is 0x17.
+        answer(&plant, &[6, 0, 12, 0, 0x12]);
+        let masked = [22, 0, 12, 0, 0xF2, 0, 0x25];
+        assert_eq!(answer(&plant, &masked), masked);
+        assert_eq!(answer(&plant, &[3, 0, 12, 0, 1]), [3, 2, 0, 0x17]);
+        let both = [23, 0, 12, 0, 2, 0, 13, 0, 1, 2, 0xAB, 0xCD];
+        assert_eq!(answer(&plant, &both), [23, 4, 0, 0x17, 0xAB, 0xCD], "written before it is read");
+        for (pdu, code) in [
+            (&[22, 0, 14, 0, 0xF2, 0, 0x25][..], 2),
+            (&[22, 0, 12, 0, 0xF2, 0], 3),
+            (&[23, 0, 12, 0, 3, 0, 13, 0, 1, 2, 0xAB, 0xCD], 2),
+            (&[23, 0, 12, 0, 2, 0, 13, 0, 1, 2, 0xAB], 3),
+            (&[23, 0, 12, 0, 2, 0, 13, 0, 2, 2, 0xAB, 0xCD], 3),
+            (&[23, 0, 12, 0, 0, 0, 13, 0, 1, 2, 0xAB, 0xCD], 3),
+            (&[23, 0, 12, 0, 2, 0, 13], 3),
+        ] {
+            assert_eq!(answer(&plant, pdu), [pdu[0] | 0x80, code], "{pdu:?}");
+        }
+        assert_eq!(answer(&plant, &[3, 0, 12, 0, 2]), [3, 4, 0, 0x17, 0xAB, 0xCD], "what was refused changed nothing");
+    }
 }

@@ -13,6 +13,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::SerialFraming;
+use crate::field::modbus::ascii::{self, Ear};
 use crate::field::modbus::crc;
 use crate::field::record::Wire;
 
@@ -111,6 +113,10 @@ fn cut_rtu(buffer: &[u8]) -> Cut {
             None => return Cut::Incomplete,
         },
         22 => 10,
+        23 => match buffer.get(10) {
+            Some(bytes) => 13 + usize::from(*bytes),
+            None => return Cut::Incomplete,
+        },
         _ => return Cut::Noise,
     };
     match buffer.get(..length) {
@@ -124,6 +130,7 @@ fn cut_rtu(buffer: &[u8]) -> Cut {
 pub(super) async fn serve_listener<C: Counterpart>(
     listener: TcpListener,
     wire: Wire,
+    framing: SerialFraming,
     counterpart: Arc<C>,
     stop: CancellationToken,
 ) -> io::Result<()> {
@@ -136,7 +143,7 @@ pub(super) async fn serve_listener<C: Counterpart>(
                 stream.set_nodelay(true)?;
                 let counterpart = counterpart.clone();
                 connections.spawn(async move {
-                    if let Err(error) = serve(stream, wire, &*counterpart, || true).await {
+                    if let Err(error) = serve(stream, wire, framing, &*counterpart, || true).await {
                         log::debug!(error:%; "A simulated connection ended");
                     }
                 });
@@ -146,10 +153,11 @@ pub(super) async fn serve_listener<C: Counterpart>(
     }
 }
 
-/// Serves one connection or port to its end. `hears` = whether the other end speaks in settings that are understood.
+/// Serves one connection or port to its end. `framing` = how what is RTU otherwise goes over the wire; `hears` = whether the other end speaks in settings that are understood.
 pub(super) async fn serve<C: Counterpart + ?Sized>(
     stream: impl AsyncRead + AsyncWrite,
     wire: Wire,
+    framing: SerialFraming,
     counterpart: &C,
     hears: impl Fn() -> bool,
 ) -> io::Result<()> {
@@ -158,12 +166,14 @@ pub(super) async fn serve<C: Counterpart + ?Sized>(
     let mut chunk = [0; 512];
     let mut owed: Vec<(Instant, Vec<u8>)> = Vec::new();
     let mut heard_at = Instant::now();
+    let mut ear = (framing == SerialFraming::Ascii && wire != Wire::Tcp).then(Ear::default);
     loop {
         let due = owed.first().map(|(at, _)| *at);
         tokio::select! {
             biased;
             () = sleep_until(due.unwrap_or(heard_at)), if due.is_some() => {
                 let (_, reply) = owed.remove(0);
+                let reply = if ear.is_some() { ascii::letters(&reply) } else { reply };
                 output.write_all(&reply).await?;
                 output.flush().await?;
             }
@@ -179,7 +189,15 @@ pub(super) async fn serve<C: Counterpart + ?Sized>(
                 if !hears() {
                     continue;
                 }
-                buffer.extend_from_slice(chunk.get(..count).unwrap_or_default());
+                let heard = chunk.get(..count).unwrap_or_default();
+                match &mut ear {
+                    None => buffer.extend_from_slice(heard),
+                    // A line is whole, or it is none.
+                    Some(ear) => {
+                        let frames = ear.hear(heard).into_iter().filter(|frame| crc(frame) == 0);
+                        buffer.extend(frames.flatten());
+                    }
+                }
                 let mut start = 0;
                 loop {
                     let rest = buffer.get(start..).unwrap_or_default();
@@ -215,6 +233,9 @@ mod tests {
             assert_eq!(cut(Wire::Rtu, &request[..end]), Cut::Incomplete, "{end}");
         }
         assert_eq!(cut(Wire::Rtu, &[&request[..], &[9, 9]].concat()), Cut::Whole(8));
+        let mut both = vec![1, 23, 0, 12, 0, 2, 0, 13, 0, 1, 2, 0xAB, 0xCD];
+        both.extend(crc(&both).to_le_bytes());
+        assert_eq!((cut(Wire::Rtu, &both), cut(Wire::Rtu, &both[..14])), (Cut::Whole(15), Cut::Incomplete));
         request[3] ^= 1;
         assert_eq!(cut(Wire::Rtu, &request), Cut::Noise);
         assert_eq!(cut(Wire::Tcp, &[0, 7, 0, 0, 0, 6, 1, 3, 0, 100, 0, 2]), Cut::Whole(12));

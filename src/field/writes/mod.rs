@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use log::{debug, warn};
 use serde_json::Value as Json;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -37,7 +38,7 @@ use super::device::point_topic;
 use super::lane::{LANE_MAX, Ticket};
 use super::modbus::encode::Unwritable;
 use super::pause::Pauses;
-use super::{Line, serial_points};
+use super::{Line, board_points, serial_points};
 use crate::clock::rfc3339;
 use crate::config::{Config, answers};
 use crate::health::{DeviceHealth, chain};
@@ -171,7 +172,11 @@ pub fn set_topics(config: &Config) -> SetTopics {
         let topics = points.into_iter().map(|point| point.topic).chain(commands);
         topics.filter_map(|topic| set_topic(&topic)).collect::<Vec<_>>()
     });
-    SetTopics::new(modbus.chain(serial).collect::<HashSet<Topic>>())
+    let board = config.board.iter().flat_map(|board| {
+        let points = board_points(board).unwrap_or_default();
+        points.into_iter().filter_map(|point| set_topic(&point.topic)).collect::<Vec<_>>()
+    });
+    SetTopics::new(modbus.chain(serial).chain(board).collect::<HashSet<Topic>>())
 }
 
 /// A write that was given to a line.
@@ -204,6 +209,16 @@ pub(super) struct Clerk {
     /// By the topic on which is asked.
     rates: HashMap<Topic, Rate>,
     started: Instant,
+}
+
+/// Whether a line has what it was told.
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    Heard,
+    /// It does not listen fast enough.
+    Full,
+    /// It has ended.
+    Gone,
 }
 
 /// Why the clerk stops doing what it does: the gateway stops, or the queue is gone.
@@ -363,16 +378,29 @@ impl Clerk {
         self.last_ticket += 1;
         let ticket = self.last_ticket;
         let order = Order { ticket, unit, act, expires: Instant::now() + left };
-        if !self.tell(line, ToLine::Write(Box::new(order.clone()))) {
-            return refused(id, "too-many", "too many writes wait for this line already".to_owned());
+        match self.told(line, ToLine::Write(Box::new(order.clone()))) {
+            Told::Heard => {}
+            // It has ended: at a stop this waits for the next start, at a change for the line that has the point then.
+            Told::Gone => debug!(line; "A write finds its line ended, and waits for the next"),
+            Told::Full => {
+                return refused(id, "too-many", "too many writes wait for this line already".to_owned());
+            }
         }
         self.open.insert(ticket, Open { line, row: row.clone(), id, order, packet_id: None });
         Ok(())
     }
 
-    /// Tells a line something; false when it does not listen fast enough.
+    /// Tells a line something; false when it does not listen, or not fast enough.
     fn tell(&self, line: usize, what: ToLine) -> bool {
-        self.layout.inboxes.get(&line).is_some_and(|inbox| inbox.try_send(what).is_ok())
+        self.told(line, what) == Told::Heard
+    }
+
+    fn told(&self, line: usize, what: ToLine) -> Told {
+        match self.layout.inboxes.get(&line).map(|inbox| inbox.try_send(what)) {
+            Some(Ok(())) => Told::Heard,
+            Some(Err(TrySendError::Full(_))) => Told::Full,
+            Some(Err(TrySendError::Closed(_))) | None => Told::Gone,
+        }
     }
 
     async fn note(&mut self, event: FromLine, stop: &CancellationToken) -> Result<(), Over> {
@@ -454,8 +482,8 @@ impl Clerk {
         let mut endings = Vec::new();
         for ticket in of_line {
             let Some(open) = self.open.get(&ticket) else { continue };
-            let is_told = open.packet_id.is_none() && self.tell(line, ToLine::Write(Box::new(open.order.clone())));
-            if is_told {
+            let has_begun = open.packet_id.is_some();
+            if !has_begun && self.told(line, ToLine::Write(Box::new(open.order.clone()))) != Told::Full {
                 continue;
             }
             let Some(open) = self.open.remove(&ticket) else { continue };

@@ -144,6 +144,7 @@ impl Targets {
                 self.add_read_only(&port.device);
                 self.add_commands(number, port);
             }
+            Line::Board(board) => self.add_read_only(&board.device),
         }
     }
 

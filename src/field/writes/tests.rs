@@ -218,6 +218,24 @@ async fn no_more_wait_for_a_line_than_its_lane_holds_and_the_others_hear_so() {
 }
 
 #[tokio::test]
+async fn a_write_that_comes_when_its_line_has_ended_waits_for_the_next_one_or_for_the_next_start() {
+    let mut office = Office::opened();
+    office.line.inbox.lock().await.close();
+    office.ask("{\"value\": 1, \"id\": 1}").await;
+    // The second is judged after the first, and its answer would come after that one's.
+    office.ask("no value").await;
+    assert_eq!(office.answer().await["reason"], "refused");
+    assert_eq!(office.waiting().await, (1, 0), "nobody was told that the first was refused");
+
+    let mut lines = modbus_lines(&office.config, &office.health).unwrap();
+    office.switchboard.connect(&mut lines).await;
+    let Some(Line::Modbus(line)) = lines.pop() else { panic!("there is one line") };
+    office.line = line.writes.unwrap();
+    office.order().await;
+    office.close().await;
+}
+
+#[tokio::test]
 async fn when_lines_change_what_had_begun_is_unknown_and_the_rest_goes_to_the_line_that_has_the_point_now() {
     let mut office = Office::opened();
     for number in 1..=3 {

@@ -39,6 +39,12 @@ pub(super) struct Lane {
     is_dirty: bool,
 }
 
+impl Lane {
+    fn may_have(&self, span: Span) -> bool {
+        self.count > 0 && self.bounds.is_some_and(|bounds| bounds.overlap(span).is_some())
+    }
+}
+
 /// A subscription that wants a message.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::queue) struct Match {
@@ -114,11 +120,10 @@ impl Sessions {
 
     /// Lanes that may have something of a span.
     fn lanes_over(&self, span: Span) -> Vec<LaneKey> {
-        let over = |lane: &Lane| lane.count > 0 && lane.bounds.is_some_and(|bounds| bounds.overlap(span).is_some());
         if self.waiting == 0 {
             return Vec::new();
         }
-        self.lanes().filter(|(_, lane)| over(lane)).map(|(key, _)| key).collect()
+        self.lanes().filter(|(_, lane)| lane.may_have(span)).map(|(key, _)| key).collect()
     }
 
     pub(super) fn note_flight(&mut self, session: u64, flight: FlightRow) {
@@ -446,6 +451,30 @@ impl Books {
             self.settle_lane(key, Span::new(sequence, sequence), bytes, Some(LossReason::SessionFull))?;
         }
         Ok(())
+    }
+
+    /// How far the messages from `place` on wait for a session that has no more than its part of the sessions' room: those
+    /// do not give way to what uplinks want.
+    pub fn spared_until(&self, place: u64) -> rusqlite::Result<Option<u64>> {
+        let part = self.session_room() / (self.sessions.by_client.len() as u64).max(1);
+        let span = Span::new(place, place);
+        for (number, session) in &self.sessions.by_number {
+            if session.is_ended || session.bytes > part {
+                continue;
+            }
+            for (lane, state) in session.lanes.iter().filter(|(_, lane)| lane.may_have(span)) {
+                let key = LaneKey { session: *number, lane: *lane };
+                // A tail may be longer than what the store says of it yet.
+                let found = match state.tail {
+                    Some(tail) if tail.span.contains(place) => Some(tail),
+                    _ => self.lane_from(key, place)?,
+                };
+                if let Some(row) = found.filter(|row| row.span.contains(place)) {
+                    return Ok(Some(row.span.last));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// The span of a lane that covers `place`, or the next one after it.

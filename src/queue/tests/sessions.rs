@@ -220,6 +220,33 @@ async fn a_store_that_is_full_and_refuses_never_does_so_for_a_sessions_sake() {
 }
 
 #[tokio::test]
+async fn what_waits_for_a_client_stays_while_a_full_store_turns_over_for_the_uplinks() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = QueueSettings {
+        bytes_max: NonZeroU64::new(MIB).unwrap(),
+        streams: vec![stream("cloud", vec![rule("plant/#", "{topic}")])],
+        ..settings(dir.path())
+    };
+    let mut rig = Rig::start(full);
+    let (_, mut reader) = rig.subscribed("reader", "local", Qos::AtLeastOnce).await;
+    let (_, mut hoarder) = rig.subscribed("hoarder", "plant/#", Qos::AtLeastOnce).await;
+    for number in 0..100 {
+        rig.append(at("local", Qos::AtLeastOnce, number, 16)).await;
+        rig.append(numbered(number, 1000)).await;
+    }
+    rig.append_all((100..3000).map(|number| numbered(number, 1000))).await;
+    assert_eq!(numbers(&fetched(&mut reader, (0, 0), 200).await), (0..100).collect::<Vec<_>>());
+    // Who has more than his part loses his oldest, as the uplink does.
+    assert!(number_of(&fetched(&mut hoarder, (0, 0), 1).await.rows[0].message) > 1000);
+    let rest = rig.drain("cloud").await;
+    assert!((300..900).contains(&rest.len()) && number_of(&rest.last().unwrap().message) == 2999, "{}", rest.len());
+    let losses = rig.health.snapshot(Stamp::default()).losses;
+    assert_eq!(losses["dropped-oldest"] as usize, 3000 - rest.len());
+    assert!(losses.get("dropped-newest").is_none(), "{losses:?}");
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn a_session_whose_store_was_damaged_is_gone_and_its_client_hears_so() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(settings(dir.path()));
