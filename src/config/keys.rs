@@ -68,6 +68,7 @@ pub static TABLES: &[&KeyTable] = &[
     &PACE,
     &JWT,
     &SAS,
+    &DPS,
     &AUTHORIZER,
     &PROVISION,
     &PROXY,
@@ -458,6 +459,7 @@ pub static UPLINK: KeyTable = KeyTable {
         optional("jwt"),
         optional("auth_method"),
         optional("sas"),
+        optional("dps"),
         optional("authorizer"),
         optional("provision"),
         optional("proxy"),
@@ -545,13 +547,30 @@ pub static JWT: KeyTable = KeyTable {
 /// `sas = { … }`
 pub static SAS: KeyTable = KeyTable {
     title: "uplink.<name>.sas",
-    keys: &[required("key"), default("lifetime", "\"1h\"")],
+    keys: &[optional("key"), optional("group_key"), default("lifetime", "\"1h\"")],
     gone: &[
         ("key_file", "it is called `key`, and names a file"),
         ("connection_string", "write its HostName as `url`, its DeviceId as `client_id`, and its key in a file: `key`"),
         ("token", "one that somebody else makes stands in the file `password_file`"),
     ],
     later: &[],
+};
+
+/// `dps = { … }`
+pub static DPS: KeyTable = KeyTable {
+    title: "uplink.<name>.dps",
+    keys: &[required("id_scope")],
+    gone: &[
+        ("scope", "it is called `id_scope`"),
+        ("idscope", "it is called `id_scope`"),
+        ("scope_id", "it is called `id_scope`"),
+        ("registration_id", "it is the uplink's `client_id`"),
+        ("key", "it stands in `sas` of the uplink: `key`, or `group_key` for one of an enrolment group"),
+        ("group_key", "it stands in `sas` of the uplink"),
+        ("url", "it is `url` of the uplink; the hub follows from the registration"),
+        ("host", "it is `url` of the uplink; the hub follows from the registration"),
+    ],
+    later: &["payload"],
 };
 
 /// `authorizer = { … }`
