@@ -16,17 +16,18 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use aws_support::{Aws, Rules};
-use common::account::assert_whole_in_order_and_once;
+use aws_support::{Aws, Rules, Turn};
+use common::account::{assert_none_lost, assert_whole_in_order_and_once, firsts};
 use common::certificates::Certificates;
 use common::cloud::{Access, Mosquitto};
 use common::gateway::{Gateway, ID, PROGRAM, folder};
-use common::peers::{Publisher, Subscriber};
+use common::peers::{Publisher, Subscriber, mosquitto_sub};
+use common::raw::{Heard, RawClient, Version};
 use common::relay::Relay;
 use common::{PATIENCE, turn, wait_until};
 use serde_json::{Value, json};
 use tidegate::message::{Qos, Topic};
-use tidegate::mqtt::{Packet, PacketId, Publish};
+use tidegate::mqtt::{Packet, PacketId, Publish, ReasonCode};
 
 const TOPIC: &str = "factory7/plant/press";
 
@@ -178,13 +179,7 @@ fn the_policy_that_check_prints_lets_the_gateway_do_everything_and_without_the_o
     gateway.wait_until_drained();
     let arrived = aws.numbers_on("factory7/plant/own");
     // At QoS 1 what was under way when a connection was ended goes again, each at its place.
-    let mut firsts: Vec<u64> = Vec::new();
-    for number in arrived.iter().filter(|number| **number < 20) {
-        if !firsts.contains(number) {
-            firsts.push(*number);
-        }
-    }
-    assert_eq!(firsts, (0..20).collect::<Vec<u64>>(), "without the own topic: {arrived:?}");
+    assert_eq!(firsts(&arrived), (0..20).collect::<Vec<u64>>(), "without the own topic: {arrived:?}");
     let connects = aws.seen().connects.len() - before;
     assert!((2..=12).contains(&connects), "{connects} connections");
     wait_until(PATIENCE, "the alarm is raised", || {
@@ -246,19 +241,235 @@ fn a_custom_authoriser_is_asked_for_in_the_user_name_with_the_token_of_the_momen
     gateway.stop();
 }
 
+/// A local client that publishes numbers, each acknowledged.
+struct Plc(RawClient, u16);
+
+impl Plc {
+    fn new(gateway: &Gateway) -> Plc {
+        Plc(RawClient::connected(gateway.port, Version::V311, "plc"), 0)
+    }
+
+    #[track_caller]
+    fn publish(&mut self, topic: &str, payload: &[u8]) {
+        self.1 += 1;
+        self.0.publish(topic.as_bytes(), 1, self.1, payload);
+        let heard = self.0.hear(PATIENCE);
+        assert!(matches!(heard, Heard::Packet(0x40, _)), "{heard:?}");
+    }
+
+    #[track_caller]
+    fn count(&mut self, numbers: std::ops::Range<u64>) {
+        numbers.for_each(|number| self.publish("plant/press", number.to_string().as_bytes()));
+    }
+}
+
 #[test]
-fn mosquitto_with_mtls_and_the_limits_that_aws_announces_is_drained_whole() {
+fn each_refusal_costs_time_and_no_message_and_what_aws_never_takes_is_not_sent() {
     let _turn = turn();
-    let folder = folder();
-    let certificates = Certificates::make(&folder.path().join("cloud"), ID);
-    let more = files(&certificates);
-    let mut cloud = Mosquitto::prepared(folder.path(), Access::Tls { certificates, asks_for_client: true });
+    // What AWS says by its documents; at 3.1.1 it can only close, or refuse CONNECT.
+    let quota = ReasonCode::QUOTA_EXCEEDED;
+    let (stops, by_hand) = (ReasonCode::SERVER_SHUTTING_DOWN, ReasonCode::ADMINISTRATIVE_ACTION);
+    let rounds: [(&str, Vec<Vec<Turn>>); 2] = [
+        (
+            "5",
+            vec![
+                vec![Turn::Puback(quota)],
+                vec![Turn::Puback(ReasonCode::UNSPECIFIED_ERROR)],
+                vec![Turn::Ends(quota), Turn::Connack(quota)],
+                vec![Turn::Ends(ReasonCode::RECEIVE_MAXIMUM_EXCEEDED), Turn::Connack(ReasonCode::NOT_AUTHORIZED)],
+                vec![Turn::Ends(stops), Turn::Ends(by_hand)],
+            ],
+        ),
+        (
+            "3.1.1",
+            vec![
+                vec![Turn::Ends(quota), Turn::Connack(ReasonCode::NOT_AUTHORIZED)],
+                vec![Turn::Connack(ReasonCode::BAD_USER_NAME_OR_PASSWORD)],
+                vec![Turn::Ends(ReasonCode::SUCCESS), Turn::Connack(ReasonCode::SERVER_UNAVAILABLE)],
+            ],
+        ),
+    ];
+    for (protocol, rounds) in rounds {
+        let folder = folder();
+        let certificates = Certificates::make(&folder.path().join("cloud"), ID);
+        let aws = Aws::started(&certificates, &[], Rules::default());
+        let more = format!("{}protocol = \"{protocol}\"", files(&certificates));
+        let mut gateway = Gateway::started(folder.path(), &uplink(aws.port, &more));
+        gateway.wait_until_connected();
+        let mut plc = Plc::new(&gateway);
+        // Longer and deeper than it takes, which it would answer by closing the connection; one beside them is taken.
+        plc.publish("plant/picture", &[b'x'; 129 * 1024]);
+        plc.publish("plant/1/2/3/4/5/6/7", b"deep");
+        let mut sent = 0;
+        for turns in rounds {
+            if let Some(Turn::Connack(_)) = turns.first() {
+                aws.seen().turns.push_back(Turn::Ends(ReasonCode::SUCCESS));
+            }
+            aws.seen().turns.extend(&turns);
+            plc.count(sent..sent + 10);
+            sent += 10;
+            wait_for_numbers(&aws, usize::try_from(sent).unwrap(), PATIENCE);
+            wait_until(PATIENCE, "it was refused", || {
+                let left = aws.seen().turns.clone();
+                // The second of two that end a connection needs a message of its own.
+                if left.is_empty() { Ok(()) } else { Err(format!("{turns:?}: {left:?}")) }
+            });
+        }
+        gateway.wait_until_drained();
+        // One that is refused for now lets others pass.
+        assert_none_lost(protocol, &aws.numbers_on(TOPIC), &(0..sent).collect::<Vec<u64>>());
+        let log = gateway.log().join("\n");
+        assert!(!log.contains("does not allow the own topic"), "no message of its own was refused: {log}");
+        gateway.wait_for_status("what AWS never takes is a dead letter", |status| {
+            (status["losses"]["rejected"] == json!(2)).then_some(())
+        });
+        assert_eq!(aws.seen().violations, Vec::<String>::new(), "{protocol}");
+
+        if protocol == "5" {
+            // Another client with this id: half a minute at least, and an alarm. What comes meanwhile waits.
+            aws.seen().turns.push_back(Turn::Ends(ReasonCode::SESSION_TAKEN_OVER));
+            plc.count(sent..sent + 10);
+            gateway.wait_for_status("it is thrown out and says why", |status| {
+                let cloud = &status["uplinks"]["cloud"];
+                let is_told = cloud["reason"].as_str()?.contains("another connection uses the same client id");
+                (is_told && cloud["state"] == "waiting").then_some(())
+            });
+            let log = gateway.log().join("\n");
+            assert!(log.contains("Another client logs in with this client id") && log.contains("pause_s=30"), "{log}");
+            gateway.stop();
+            aws.expect_another_process();
+            gateway.start();
+            wait_for_numbers(&aws, usize::try_from(sent + 10).unwrap(), PATIENCE);
+        }
+        gateway.stop();
+    }
+}
+
+/// Debian's Mosquitto with mTLS and what AWS announces.
+fn mosquitto(folder: &Path, certificates: &Certificates) -> Mosquitto {
+    let access = Access::Tls { certificates: certificates.clone(), asks_for_client: true };
+    let mut cloud = Mosquitto::prepared(folder, access);
     for line in ["max_inflight_messages 100", "max_packet_size 149504", "max_keepalive 1200"] {
         cloud.configure(line);
     }
     for line in ["max_qos 1", "max_topic_alias 8"] {
         cloud.configure_tls(line);
     }
+    cloud
+}
+
+#[track_caller]
+fn say(port: u16, words: &[&str]) {
+    let output = Command::new("mosquitto_pub").args(["-q", "1", "-p", &port.to_string()]).args(words).output().unwrap();
+    assert!(output.status.success(), "{words:?}: {output:?}");
+}
+
+#[test]
+fn commands_and_their_answers_pass_also_when_an_outage_lies_between_them() {
+    let _turn = turn();
+    for protocol in ["5", "3.1.1"] {
+        let folder = folder();
+        let certificates = Certificates::make(&folder.path().join("cloud"), ID);
+        let mut cloud = mosquitto(folder.path(), &certificates);
+        cloud.start();
+        let mut application = Subscriber::started(cloud.port, "application", &["factory7/#", "answers/#"]);
+        let more = format!("{}protocol = \"{protocol}\"", files(&certificates));
+        let tables = uplink(cloud.tls_port.unwrap(), &more) + "answers = [\"answers/#\"]\n";
+        let mut gateway = Gateway::started(folder.path(), &tables);
+        gateway.wait_until_connected();
+        let local_port = gateway.port.to_string();
+        let panel = mosquitto_sub(gateway.port, &["-p", &local_port, "-V", "5", "-F", "%t %R %p", "-t", "local/#"]);
+        let shown = |value: &str| {
+            wait_until(PATIENCE, "the command is here", || {
+                let line = panel.stdout().into_iter().find(|line| line.ends_with(value));
+                line.ok_or_else(|| gateway.log().join("\n"))
+            })
+        };
+        // By version 5 it says where it wants its answer, at 3.1.1 both sides know.
+        let (asks, answers_at, arrives_at): (&[&str], _, _) = match protocol {
+            "5" => {
+                (&["-V", "5", "-D", "publish", "response-topic", "answers/7"], "answer/cloud/answers/7", "answers/7")
+            }
+            _ => (&[], "plant/answers/7", "factory7/plant/answers/7"),
+        };
+        let ask = |value: &str| say(cloud.port, &[&["-t", "commands/press/set", "-m", value], asks].concat());
+        ask("41");
+        let line = shown("41");
+        let expected = if protocol == "5" { "local/press answer/cloud/answers/7 41" } else { "local/press  41" };
+        assert_eq!(line, expected);
+
+        cloud.stop();
+        gateway.wait_for_status("the outage is noticed", |status| {
+            (status["uplinks"]["cloud"]["state"] != "connected").then_some(())
+        });
+        say(gateway.port, &["-t", answers_at, "-m", "1 done 41"]);
+        let mut plc = Plc::new(&gateway);
+        plc.count(0..50);
+        cloud.start();
+        application.wait_for_count(TOPIC, 50);
+        application.wait_for_count(arrives_at, 1);
+        assert_whole_in_order_and_once("published during the outage", &application.numbers_on(TOPIC), 0..50);
+
+        let ask = |value: &str| say(cloud.port, &[&["-t", "commands/press/set", "-m", value], asks].concat());
+        ask("42");
+        shown("42");
+        say(gateway.port, &["-t", answers_at, "-m", "2 done 42"]);
+        application.wait_for_count(arrives_at, 2);
+        assert_eq!(application.numbers_on(arrives_at), [1, 2], "each answer once");
+        assert_eq!(panel.stdout().iter().filter(|line| line.starts_with("local/")).count(), 2, "each command once");
+        gateway.stop();
+    }
+}
+
+#[test]
+fn a_certificate_that_ends_under_load_is_told_and_the_renewed_one_needs_no_restart_and_nothing_is_lost() {
+    let _turn = turn();
+    let folder = folder();
+    let first = Certificates::make(&folder.path().join("cloud"), ID);
+    let ended = |client: &mut rcgen::CertificateParams| client.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let past = Certificates::make_with(&folder.path().join("past"), "past", |_| {}, ended);
+    let renewed = Certificates::make(&folder.path().join("renewed"), "renewed");
+    // One file for the authorities of all three.
+    let authorities = [&first, &past, &renewed].map(|one| fs::read_to_string(&one.ca).unwrap()).concat();
+    fs::write(&first.ca, authorities).unwrap();
+    let mut cloud = mosquitto(folder.path(), &first);
+    cloud.start();
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
+    let mut gateway = Gateway::started(folder.path(), &uplink(cloud.tls_port.unwrap(), &files(&first)));
+    gateway.wait_until_connected();
+    let process = gateway.id();
+    let put = |other: &Certificates| {
+        fs::copy(&other.client_cert, &first.client_cert).unwrap();
+        fs::copy(&other.client_key, &first.client_key).unwrap();
+    };
+    let mut plc = Plc::new(&gateway);
+    plc.count(0..50);
+    // Its time is over when the next connection is made.
+    put(&past);
+    cloud.stop();
+    plc.count(50..100);
+    cloud.start();
+    plc.count(100..150);
+    gateway.wait_for_status("the certificate is at fault", |status| {
+        status["uplinks"]["cloud"]["reason"].as_str().filter(|reason| reason.contains("it has expired")).map(|_| ())
+    });
+    put(&renewed);
+    plc.count(150..200);
+    gateway.wait_until_drained();
+    application.wait_for_message(TOPIC, |message| message.number() == 199);
+    assert_eq!(firsts(&application.numbers_on(TOPIC)), (0..200).collect::<Vec<u64>>());
+    assert!(cloud.log().contains("u'renewed'"), "Mosquitto sees the renewed certificate: {}", cloud.log());
+    assert_eq!(gateway.id(), process);
+    gateway.stop();
+}
+
+#[test]
+fn mosquitto_with_mtls_and_the_limits_that_aws_announces_is_drained_whole() {
+    let _turn = turn();
+    let folder = folder();
+    let certificates = Certificates::make(&folder.path().join("cloud"), ID);
+    let more = files(&certificates);
+    let mut cloud = mosquitto(folder.path(), &certificates);
     cloud.start();
     // Somebody listens before the first message can come.
     let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);

@@ -16,7 +16,7 @@ use std::process::Command;
 
 use common::cloud::Mosquitto;
 use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
-use common::peers::Publisher;
+use common::peers::{Publisher, Subscriber};
 use common::process::Process;
 use common::raw::{RawClient, Version};
 use common::{PATIENCE, port, turn, wait_until};
@@ -74,18 +74,19 @@ fn numbers(listener: &Process) -> Vec<u64> {
 }
 
 #[test]
-fn rabbitmq_gets_everything_after_an_outage_and_after_it_stood_still() {
+fn rabbitmq_gets_everything_after_a_wrong_password_an_outage_and_after_it_stood_still_and_its_commands_are_answered() {
     let _turn = turn();
     let folder = folder();
     let password = folder.path().join("password");
-    fs::write(&password, "guest\n").unwrap();
+    fs::write(&password, "wrong\n").unwrap();
     fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).unwrap();
     let port = port::free();
     let more = format!(
         "protocol = \"3.1.1\"\nusername = \"guest\"\npassword_file = \"{}\"\nkeep_alive = \"4s\"",
         password.display()
     );
-    let tables = uplink(&format!("mqtt://127.0.0.1:{port}"), &more) + FORWARD_PLANT;
+    let receive = "[[uplink.cloud.receive]]\nfilter = \"do/#\"\ntopic = \"local/{rest}\"\nqos = 1\n";
+    let tables = uplink(&format!("mqtt://127.0.0.1:{port}"), &more) + FORWARD_PLANT + receive;
     let mut gateway = Gateway::started(folder.path(), &tables);
     // Stored before RabbitMQ is there.
     Publisher::started(gateway.port, "before", "plant/press", 200, &["--qos", "1"]).wait_until_done();
@@ -93,6 +94,10 @@ fn rabbitmq_gets_everything_after_an_outage_and_after_it_stood_still() {
     let words = ["-p", &rabbit.port.to_string(), "-u", "guest", "-P", "guest", "-V", "mqttv311", "-q", "1"];
     let listener =
         Process::start("mosquitto_sub", "mosquitto_sub", &[&words[..], &["-t", "factory7/plant/#"]].concat());
+    gateway.wait_for_status("the wrong password is told", |status| {
+        status["uplinks"]["cloud"]["reason"].as_str().filter(|reason| reason.contains("password_file")).map(|_| ())
+    });
+    fs::write(&password, "guest\n").unwrap();
     // What came before somebody listened is gone at a broker: what comes after is counted whole.
     gateway.wait_until_connected();
     gateway.wait_until_drained();
@@ -118,6 +123,15 @@ fn rabbitmq_gets_everything_after_an_outage_and_after_it_stood_still() {
     });
     let delivered = gateway.status().unwrap()["uplinks"]["cloud"]["delivered"].as_u64().unwrap();
     assert!(delivered >= 500, "{delivered}");
+
+    let mut local = Subscriber::started(gateway.port, "panel", &["local/#"]);
+    let command = [&words[..8], &["-q", "1", "-t", "do/pump", "-m", "on"]].concat();
+    assert!(Command::new("mosquitto_pub").args(command).status().unwrap().success());
+    local.wait_for_message("local/pump", |message| message.payload == "on");
+    Publisher::started(gateway.port, "answer", "plant/done", 1, &["--first", "7000"]).wait_until_done();
+    wait_until(PATIENCE, "the answer is there", || {
+        if numbers(&listener).contains(&7000) { Ok(()) } else { Err(listener.transcript()) }
+    });
     gateway.stop();
     rabbit.broker.signal(Signal::TERM);
     rabbit.broker.wait(PATIENCE);

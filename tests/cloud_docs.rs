@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail by a panic")]
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -91,4 +93,29 @@ fn the_record_that_is_shown_has_the_fields_that_are_sent() {
     let fields = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(fields(&shown), fields(&sent));
     assert_eq!((&shown["id"], &shown["ts"], &shown["value"]), (&sent["id"], &sent["ts"], &sent["value"]));
+}
+
+#[test]
+fn every_test_that_the_page_of_all_clouds_names_exists_and_every_number_in_its_table_is_one_of_them() {
+    let (mut wrong, _) = common::named::missing("clouds.md");
+    let page = include_str!("clouds.md");
+    let entries = page.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_digit()));
+    let told: Vec<&str> = entries.filter_map(|line| line.split_once(". `").map(|(number, _)| number)).collect();
+    let expected: Vec<String> = (1..=told.len()).map(|number| number.to_string()).collect();
+    assert_eq!(told, expected, "the numbers follow one another");
+    let rows: Vec<Vec<&str>> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| "))
+        .map(|row| row.trim_end_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    let mut used = BTreeSet::new();
+    for row in &rows[1..] {
+        assert_eq!(row.len(), rows[0].len(), "{row:?}");
+        assert!(row[1..].iter().any(|cell| *cell != "–"), "nothing shows: {}", row[0]);
+        used.extend(row[1..].iter().filter(|cell| **cell != "–").flat_map(|cell| cell.split(", ")));
+    }
+    let listed: BTreeSet<&str> = told.iter().copied().collect();
+    wrong.extend(used.difference(&listed).map(|number| format!("there is no {number}")));
+    wrong.extend(listed.difference(&used).map(|number| format!("{number} stands nowhere in the table")));
+    assert!(rows.len() > 20 && wrong.is_empty(), "{}", wrong.join("\n"));
 }

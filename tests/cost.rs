@@ -10,12 +10,12 @@
 
 mod common;
 
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::cloud::{Access, Mosquitto};
 use common::gateway::{Gateway, ID, PROGRAM, folder, uplink};
+use common::namespace::{self, run};
 use common::peers::{mosquitto_sub, script};
 use common::process::Process;
 use common::{PATIENCE, port, turn, wait_for, wait_until};
@@ -25,9 +25,6 @@ use tidegate::config::{Compression, Form, Frame, Payload, PayloadTemplate};
 use tidegate::message::{ClockState, MessageId, Quality, Reading, Stamp, Topic, Value};
 use tidegate::payload::{self, Outgoing};
 
-/// Set where the test runs in its namespace.
-const INSIDE: &str = "TIDEGATE_TEST_NAMESPACE";
-
 /// What AWS IoT Core bills as one message.
 const UNIT_BYTES: usize = 5 * 1024;
 
@@ -36,33 +33,16 @@ const READINGS_PER_S: f64 = 72.0;
 /// What is counted before it is taken for a month.
 const COUNTED: Duration = Duration::from_secs(25);
 
+/// In its namespace, where every byte is counted.
 fn is_inside(name: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        run("ip", &["link", "set", "lo", "up"]);
+    let is_inside = namespace::is_inside(name);
+    if is_inside {
         // Else loopback passes on five packets as one, and four headers are not counted.
         run("ip", &["link", "set", "lo", "mtu", "1500", "gso_max_segs", "1"]);
         run("nft", &["add", "table", "inet", "count"]);
         run("nft", &["add", "chain", "inet", "count", "out", "{ type filter hook output priority 0; }"]);
-        return true;
     }
-    let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
-    let status = Command::new("unshare")
-        .arg(if is_root { "-n" } else { "-rn" })
-        .args(["timeout", "-s", "KILL", "170"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .status()
-        .unwrap();
-    assert!(status.success(), "in its namespace: {status}");
-    false
-}
-
-#[track_caller]
-fn run(program: &str, words: &[&str]) -> String {
-    let output = Command::new(program).args(words).output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    is_inside
 }
 
 /// Counts what goes from and to a port.

@@ -1,15 +1,15 @@
 //! Is a line noticed that looks open and carries nothing? The kernel drops packets, as a modem or a firewall does that has
 //! lost its table: no reset, no end, no error.
 //!
-//! Each test runs itself once more in a network namespace of its own (`unshare -n`), where `nft` may drop what it likes
-//! and nobody else is concerned. It needs root, or user namespaces; and Debian's nftables.
+//! Each test runs in a network namespace of its own (`common/namespace.rs`). It needs root, or user namespaces; and Debian's
+//! nftables.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::time::Duration;
 
+use common::namespace::{self, run};
 use tidegate::config::{Protocol, UplinkConfig};
 use tidegate::health::UplinkState;
 use tidegate::message::Qos;
@@ -17,40 +17,21 @@ use tokio::time::Instant;
 use uplink_support::gateway::{Gateway, arrived, config, distinct, until};
 use uplink_support::{FakeCloud, Temper};
 
+mod common;
 mod uplink_support;
-
-/// Set where the test runs in its namespace.
-const INSIDE: &str = "TIDEGATE_TEST_NAMESPACE";
 
 const KEEP_ALIVE: Duration = Duration::from_secs(8);
 
 /// One and a half keep-alives, and a second for a busy machine.
 const NOTICED_WITHIN: Duration = Duration::from_millis(8000 * 3 / 2 + 1000);
 
-/// Runs the test `name` in a namespace. True there.
+/// In its namespace, where holes can be dug.
 fn is_inside(name: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        run("ip", &["link", "set", "lo", "up"]);
+    let is_inside = namespace::is_inside(name);
+    if is_inside {
         run("nft", &["add", "table", "inet", "hole"]);
-        return true;
     }
-    let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
-    let status = Command::new("unshare")
-        .arg(if is_root { "-n" } else { "-rn" })
-        .args(["timeout", "-s", "KILL", "170"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .status()
-        .unwrap();
-    assert!(status.success(), "in its namespace: {status}");
-    false
-}
-
-#[track_caller]
-fn run(program: &str, words: &[&str]) {
-    let output = Command::new(program).args(words).output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    is_inside
 }
 
 /// What is dropped.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod broker_support;
+mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -907,26 +908,8 @@ async fn the_broker_says_how_it_is_under_the_names_of_mosquitto() {
 fn every_test_that_the_table_names_exists_and_every_statement_stands_in_it_once() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let table = std::fs::read_to_string(root.join("mqtt_conformance.md")).unwrap();
-    let mut wrong = Vec::new();
-    let mut named = BTreeSet::new();
-    for quoted in table.split('`').skip(1).step_by(2) {
-        let Some((file, test)) = quoted.split_once("::") else { continue };
-        named.insert((file.to_owned(), test.to_owned()));
-    }
-    for (file, test) in &named {
-        let path = [format!("{file}.rs"), format!("{file}/main.rs")].map(|name| root.join(name));
-        let text = path.iter().find_map(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
-        let mut is_there = text.contains(&format!("fn {test}("));
-        if !is_there && let Ok(folder) = std::fs::read_dir(root.join(file)) {
-            is_there = folder.flatten().any(|entry| {
-                std::fs::read_to_string(entry.path()).is_ok_and(|text| text.contains(&format!("fn {test}(")))
-            });
-        }
-        if !is_there {
-            wrong.push(format!("there is no test {file}::{test}"));
-        }
-    }
-    assert!(named.len() > 60, "the table names {} tests only", named.len());
+    let (mut wrong, named) = common::named::missing("mqtt_conformance.md");
+    assert!(named > 60, "the table names {named} tests only");
     let mut version = "";
     let mut numbers = BTreeSet::new();
     for line in table.lines() {

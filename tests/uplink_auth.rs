@@ -33,7 +33,7 @@ fn put(file: &Path, token: &str) {
 fn uplink(port: u16, file: &Path, method: &str) -> UplinkConfig {
     let (password_file, auth_method) = (Some(file.to_owned()), Some(method.to_owned()));
     let qos = Some(Qos::AtLeastOnce);
-    UplinkConfig { password_file, auth_method, ..config(port, Protocol::V5, qos) }
+    UplinkConfig { profile: &AZURE_EVENT_GRID, password_file, auth_method, ..config(port, Protocol::V5, qos) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

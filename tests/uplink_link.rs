@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tempfile::TempDir;
+use tidegate::config::clouds::{AZURE_EVENT_GRID, GENERIC};
 use tidegate::config::{DrainOrder, Endpoint, Pace, Protocol, UplinkConfig};
 use tidegate::health::UplinkState;
 use tidegate::message::{Origin, Properties, Qos, Topic};
@@ -24,14 +25,15 @@ mod uplink_support;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_stored_while_the_cloud_was_away_arrives_in_order_once() {
-    for (protocol, qos) in [
-        (Protocol::V5, Qos::AtLeastOnce),
-        (Protocol::V5, Qos::ExactlyOnce),
-        (Protocol::V311, Qos::AtLeastOnce),
-        (Protocol::V311, Qos::ExactlyOnce),
+    for (profile, protocol, qos) in [
+        (&GENERIC, Protocol::V5, Qos::AtLeastOnce),
+        (&GENERIC, Protocol::V5, Qos::ExactlyOnce),
+        (&GENERIC, Protocol::V311, Qos::AtLeastOnce),
+        (&GENERIC, Protocol::V311, Qos::ExactlyOnce),
+        (&AZURE_EVENT_GRID, Protocol::V5, Qos::AtLeastOnce),
     ] {
         let port = free_port().await;
-        let gateway = Gateway::start(config(port, protocol, Some(qos)));
+        let gateway = Gateway::start(UplinkConfig { profile, ..config(port, protocol, Some(qos)) });
         gateway.publish(0..500, Qos::AtLeastOnce).await;
         until("waiting", || gateway.state() == UplinkState::Waiting).await;
         assert!(gateway.reason().contains("cannot connect to 127.0.0.1"), "{}", gateway.reason());
@@ -40,7 +42,7 @@ async fn what_was_stored_while_the_cloud_was_away_arrives_in_order_once() {
         until("all settled", || gateway.delivered() >= 500).await;
         let numbers: Vec<usize> = arrived(&cloud).into_iter().map(|(number, _)| number).collect();
         let in_order: Vec<usize> = (0..500).collect();
-        assert_eq!(numbers, in_order, "{protocol:?} {qos:?}");
+        assert_eq!(numbers, in_order, "{} {protocol:?} {qos:?}", profile.name);
         if protocol == Protocol::V5 {
             let ids: BTreeSet<String> = arrived(&cloud).into_iter().map(|(_, id)| id).collect();
             assert_eq!(ids.len(), 500);

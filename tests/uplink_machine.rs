@@ -590,6 +590,40 @@ fn a_broker_that_closes_on_a_wide_window_gets_a_narrow_one_and_nothing_is_given_
 }
 
 #[test]
+fn a_cloud_that_ends_a_connection_over_too_many_in_flight_is_sent_fewer_at_once_on_the_next() {
+    let (closes_beyond, says_beyond) = (Some(20), Some(0x93));
+    let temper = Temper { closes_beyond, says_beyond, ..Temper::default() };
+    let mut world = World::new(settings(Version::V5, 100), temper, rows_of(2000, |_| Qos::AtLeastOnce));
+    world.run(&[]);
+    assert!(world.store.settled.values().all(|verdict| *verdict == Verdict::Delivered));
+    assert_eq!(world.cloud.arrivals().len(), 2000);
+    assert!((2..=4).contains(&world.cloud.connects), "{} connections", world.cloud.connects);
+}
+
+#[test]
+fn a_cloud_that_ends_a_connection_over_a_quota_is_sent_less_a_second_on_the_next() {
+    for code in [0x96, 0x97] {
+        let pace = Pace { messages_per_s: NonZeroU32::new(100), bytes_per_s: None };
+        let temper = Temper { disconnects: Some((b'5', code)), ..Temper::default() };
+        let rows = rows_of(500, |_| Qos::AtLeastOnce);
+        let mut world = World::new(Settings { pace, ..settings(Version::V5, 100) }, temper, rows);
+        while world.closed.len() < 2 {
+            world.run_for(Duration::from_millis(10));
+        }
+        world.cloud.temper.disconnects = None;
+        let (before, began) = (world.store.settled.len(), world.now);
+        while world.now < began + Duration::from_secs(5) {
+            world.run_for(Duration::from_millis(100));
+        }
+        let settled = world.store.settled.len() - before;
+        // A quarter of the rate, which comes back slowly.
+        assert!((50..250).contains(&settled), "0x{code:02X}: {settled} in five seconds");
+        world.run(&[]);
+        assert!(world.store.settled.values().all(|verdict| *verdict == Verdict::Delivered));
+    }
+}
+
+#[test]
 fn a_cloud_that_counts_what_it_holds_of_the_session_is_never_asked_to_take_more() {
     // Mosquitto counts what it has not seen the PUBREL of, also from before, and throws out whoever goes beyond: the
     // own status, sent first, did so after a kill with a full window, and on each connection after that.

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 use tidegate::clock::{Clock, ClockSource};
-use tidegate::config::clouds::AZURE_IOT_HUB;
-use tidegate::config::{JwtConfig, Protocol, SasConfig, UplinkConfig};
+use tidegate::config::clouds::{AWS_IOT, AZURE_IOT_HUB};
+use tidegate::config::{AuthorizerConfig, JwtConfig, Protocol, SasConfig, UplinkConfig};
 use tidegate::message::Qos;
+use tidegate::mqtt::ReasonCode;
 use uplink_support::gateway::{Gateway, arrived, config, distinct, until};
 use uplink_support::{FakeCloud, Temper};
 
@@ -86,25 +87,102 @@ async fn tokens_that_are_signed_here_are_right_by_openssl_for_both_kinds_of_key(
 async fn before_a_token_ends_the_gateway_comes_back_with_the_next_one_and_nothing_is_lost_or_doubled() {
     let folder = tempfile::tempdir().unwrap();
     assert!(openssl(folder.path(), "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ec.pem"));
-    let cloud = FakeCloud::start(0, Temper::default()).await;
-    let jwt = jwt(folder.path().join("ec.pem"), Duration::from_secs(2));
-    let qos = Some(Qos::ExactlyOnce);
-    let gateway = Gateway::start(UplinkConfig { jwt: Some(jwt), ..config(cloud.port, Protocol::V5, qos) });
-    let mut sent = 0;
-    // Messages come all the time, so that the changes happen among them.
-    while cloud.seen.lock().unwrap().logins.len() < 4 {
-        gateway.publish(sent..sent + 20, Qos::AtLeastOnce).await;
-        sent += 20;
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        assert!(sent < 40_000, "it never came back");
+    for protocol in [Protocol::V5, Protocol::V311] {
+        let cloud = FakeCloud::start(0, Temper::default()).await;
+        let jwt = jwt(folder.path().join("ec.pem"), Duration::from_secs(2));
+        let qos = Some(Qos::ExactlyOnce);
+        let username = Some("g7".to_owned());
+        let gateway = Gateway::start(UplinkConfig { jwt: Some(jwt), username, ..config(cloud.port, protocol, qos) });
+        let mut sent = 0;
+        // Messages come all the time, so that the changes happen among them.
+        while cloud.seen.lock().unwrap().logins.len() < 3 {
+            gateway.publish(sent..sent + 20, Qos::AtLeastOnce).await;
+            sent += 20;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(sent < 40_000, "it never came back: {}", gateway.reason());
+        }
+        until("all settled", || gateway.delivered() >= u64::try_from(sent).unwrap()).await;
+        assert_eq!((arrived(&cloud).len(), distinct(&cloud)), (sent, sent), "{protocol:?}: each exactly once");
+        gateway.stop().await;
+        let seen = cloud.seen.lock().unwrap();
+        let ends: Vec<i64> = seen.logins.iter().map(|(_, token)| claim(token, "exp").as_i64().unwrap()).collect();
+        assert!(ends.windows(2).all(|pair| pair[0] < pair[1]), "each token is another: {ends:?}");
+        assert_eq!(seen.farewells, seen.connects, "{protocol:?}: each connection ended in order");
     }
-    until("all settled", || gateway.delivered() >= u64::try_from(sent).unwrap()).await;
-    assert_eq!((arrived(&cloud).len(), distinct(&cloud)), (sent, sent), "each exactly once");
-    gateway.stop().await;
-    let seen = cloud.seen.lock().unwrap();
-    let ends: Vec<i64> = seen.logins.iter().map(|(_, token)| claim(token, "exp").as_i64().unwrap()).collect();
-    assert!(ends.windows(2).all(|pair| pair[0] < pair[1]), "each token is another: {ends:?}");
-    assert_eq!(seen.farewells, seen.connects, "each connection ended in order");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn before_the_token_of_an_authoriser_of_aws_ends_the_gateway_comes_back_with_the_next_one_and_nothing_is_lost() {
+    for protocol in [Protocol::V5, Protocol::V311] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        // Whoever renews it is always in time.
+        let renew = || {
+            let exp = Clock::new(ClockSource::Trusted).now().wall_ms / 1000 + 3;
+            let body = serde_json::json!({ "exp": exp }).to_string();
+            let beside = folder.path().join("next");
+            std::fs::write(&beside, format!("e30.{}.c2ln\n", Base64UrlUnpadded::encode_string(body.as_bytes())))
+                .unwrap();
+            std::fs::rename(beside, &file).unwrap();
+        };
+        renew();
+        let cloud = FakeCloud::start(0, Temper::default()).await;
+        let (name, token_key) = (Some("gate".to_owned()), Some("t".to_owned()));
+        let authorizer = AuthorizerConfig { name, token_key, token_file: Some(file.clone()), signature_file: None };
+        let gateway = Gateway::start(UplinkConfig {
+            profile: &AWS_IOT,
+            authorizer: Some(authorizer),
+            ..config(cloud.port, protocol, Some(Qos::AtLeastOnce))
+        });
+        let mut sent = 0;
+        while cloud.seen.lock().unwrap().logins.len() < 2 {
+            renew();
+            gateway.publish(sent..sent + 5, Qos::AtLeastOnce).await;
+            sent += 5;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(sent < 40_000, "it never came back");
+        }
+        until("all settled", || gateway.delivered() >= u64::try_from(sent).unwrap()).await;
+        assert_eq!((arrived(&cloud).len(), distinct(&cloud)), (sent, sent), "{protocol:?}: nothing was cut off");
+        gateway.stop().await;
+        let seen = cloud.seen.lock().unwrap();
+        assert_eq!(seen.farewells, seen.connects, "{protocol:?}: each connection ended in order");
+        for pair in seen.logins.windows(2) {
+            assert!(pair[0].0.starts_with("?x-amz-customauthorizer-name=gate&t=e30."), "{}", pair[0].0);
+            assert_ne!(pair[0].0, pair[1].0, "each token is another");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_ends_unrenewed_is_told_and_the_next_one_delivers_what_has_waited() {
+    for protocol in [Protocol::V5, Protocol::V311] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, "first\n").unwrap();
+        let cloud = FakeCloud::start(0, Temper::default()).await;
+        let (username, password_file) = (Some("g7".to_owned()), Some(file.clone()));
+        let qos = Some(Qos::ExactlyOnce);
+        let gateway = Gateway::start(UplinkConfig { username, password_file, ..config(cloud.port, protocol, qos) });
+        gateway.publish(0..10, Qos::AtLeastOnce).await;
+        until("delivered", || gateway.delivered() >= 10).await;
+        // It ends: the cloud closes the connection, with messages under way, and lets nobody in any more.
+        {
+            let temper = &mut cloud.seen.lock().unwrap().temper;
+            (temper.closes_after, temper.refuses_with) = (Some(1), Some(ReasonCode::BAD_USER_NAME_OR_PASSWORD));
+        }
+        gateway.publish(10..30, Qos::AtLeastOnce).await;
+        until("it is told", || gateway.reason().contains("bad user name or password (0x86); check username")).await;
+        std::fs::write(&file, "second\n").unwrap();
+        {
+            let temper = &mut cloud.seen.lock().unwrap().temper;
+            (temper.closes_after, temper.refuses_with) = (None, None);
+        }
+        until("delivered", || gateway.delivered() >= 30).await;
+        assert_eq!((arrived(&cloud).len(), distinct(&cloud)), (30, 30), "{protocol:?}: each exactly once");
+        assert_eq!(cloud.seen.lock().unwrap().logins.last().unwrap().1, "second");
+        gateway.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,8 +7,9 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::config::{BOARD, BoardConfig, Config, ModbusConfig, Report};
+use crate::config::{BOARD, BoardConfig, Config, ModbusConfig, Report, UplinkConfig};
 use crate::field::modbus::forecast;
+use crate::message::Topic;
 
 /// A reading as JSON without its names, with its id beside it, and what MQTT adds.
 const MESSAGE_BYTES: usize = 190;
@@ -62,6 +63,9 @@ pub(super) fn text(config: &Config) -> String {
         let bytes = size(flow.bytes * MONTH_S);
         let _ok =
             writeln!(text, "uplink    about {bytes} a month as single JSON messages, for each that takes all of them");
+        for (name, uplink) in &config.uplinks {
+            text += &billed(config, name, uplink);
+        }
         #[expect(clippy::cast_precision_loss, reason = "days are shown with three digits")]
         let room = config.queue.bytes_max.get() as f64 * ROOM;
         let full = room / (flow.most * ROW_BYTES) / DAY_S;
@@ -72,6 +76,37 @@ pub(super) fn text(config: &Config) -> String {
         None => writeln!(text, "flash     about {} written a day at most", size(flow.commits * COMMIT_BYTES * DAY_S)),
     };
     text
+}
+
+/// What a cloud that bills by size saves who lets readings travel together; empty where they do, or where it does not.
+fn billed(config: &Config, name: &str, uplink: &UplinkConfig) -> String {
+    let Some(unit) = uplink.profile.billed_bytes() else { return String::new() };
+    let mut single = Flow::default();
+    for (device_name, device) in &config.modbus {
+        let is_single = |point: &str| {
+            let topic = device.topic.0.replace("{device}", device_name).replace("{point}", point);
+            let rule = Topic::new(&topic)
+                .ok()
+                .and_then(|topic| uplink.forward.iter().find(|rule| rule.filter.matches(&topic)));
+            rule.is_some_and(|rule| rule.batch.is_none())
+        };
+        if device.points.iter().any(|point| is_single(&point.name)) {
+            add(&mut single, config, device_name, device);
+        }
+    }
+    if single.most <= 0.0 {
+        return String::new();
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a unit has few bytes")]
+    let units = single.bytes / unit as f64;
+    // One message a second at least, because none waits longer.
+    let together = units.max(single.most.min(1.0));
+    let (alone, title) = (count(single.most * MONTH_S), uplink.profile.title);
+    let together = count(together * MONTH_S);
+    format!(
+        "          {title} bills each of them by {} KiB: {alone} a month by {name}; with payload = \"json-batch\" and one topic for all, {together}\n",
+        unit / 1024
+    )
 }
 
 fn add(flow: &mut Flow, config: &Config, name: &str, device: &ModbusConfig) {
@@ -174,6 +209,17 @@ mod tests {
         assert!(!told(device).contains("uplink"));
         let board = told("[board]\npoll = \"8s\"\n[board.point]\nload = {}\ntemperature = {}\n");
         assert!(board.starts_with("readings  0.2 a second at most, 12.0 an hour where nothing changes"), "{board}");
+
+        let aws = "[uplink.aws]\nprofile = \"aws-iot\"\nurl = \"mqtts://h\"\nauthorizer = { name = \"gate\" }\n\
+                   [[uplink.aws.forward]]\nfilter = \"field/#\"\ntopic = \"readings\"\n";
+        let said = "          AWS IoT Core bills each of them by 5 KiB: 5.2 million a month by aws; with payload = \"json-batch\" and one \
+                    topic for all, 2.6 million\n";
+        let text = told(&format!("{device}{aws}"));
+        assert!(text.contains(said), "{text}");
+        // Where they travel together, or where nobody bills by size, there is nothing to say.
+        for other in [format!("{device}{aws}payload = \"json-batch\"\n"), format!("{device}{uplink}")] {
+            assert!(!told(&other).contains("bills"), "{}", told(&other));
+        }
         assert_eq!(told(uplink), "", "of what local clients do nothing is known");
     }
 }

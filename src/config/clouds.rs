@@ -136,6 +136,11 @@ impl PartialEq for Profile {
 impl Eq for Profile {}
 
 impl Profile {
+    /// Bytes of a payload that cost as much as one message, where it is known.
+    pub fn billed_bytes(&self) -> Option<usize> {
+        (*self == AWS_IOT).then_some(aws_iot::BILLED_BYTES)
+    }
+
     /// Why the cloud will not take a message under this topic; for a person.
     pub fn topic_fault(&self, topic: &str) -> Option<String> {
         let counted = (self.counted)(topic);

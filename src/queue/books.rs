@@ -577,7 +577,7 @@ impl Books {
     }
 
     /// The same where `spared` bytes are to stay free beside them.
-    fn find_room_beside(
+    pub fn find_room_beside(
         &mut self,
         bytes: u64,
         spared: u64,

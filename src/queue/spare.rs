@@ -238,7 +238,8 @@ impl Books {
         self.learn_word(&row.message.origin)?;
         let mut body = std::mem::take(&mut self.scratch);
         row::encode(&mut body, sequence, &self.identity.start, row.id.counter, &row.message, &self.words);
-        let refusal = self.find_room(retention::row_bytes(body.len(), PAGE_BYTES), &[(index, row.way)]);
+        let room = retention::row_bytes(body.len(), PAGE_BYTES);
+        let refusal = self.find_room_beside(room, self.session_room(), &[(index, row.way)]);
         let outcome = match refusal {
             Err(error) => Err(error),
             Ok(None) => self

@@ -115,6 +115,9 @@ pub enum Refusal {
     /// The server did not take ours.
     #[error("the server refused the client certificate")]
     ClientCertificateRefused,
+    /// Its time is over, by the server's clock.
+    #[error("the server refused the client certificate: it has expired")]
+    ClientCertificateExpired,
     /// No ALPN protocol in common.
     #[error("the server speaks none of the protocols in `alpn`")]
     NoCommonProtocol,
@@ -184,11 +187,11 @@ pub(super) fn refusal(error: &io::Error, clock: ClockState) -> Option<Refusal> {
             AlertDescription::BadCertificate
             | AlertDescription::UnsupportedCertificate
             | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateExpired
             | AlertDescription::CertificateUnknown
             | AlertDescription::UnknownCA
             | AlertDescription::AccessDenied,
         ) => Refusal::ClientCertificateRefused,
+        rustls::Error::AlertReceived(AlertDescription::CertificateExpired) => Refusal::ClientCertificateExpired,
         _ => Refusal::Handshake,
     };
     Some(refusal)

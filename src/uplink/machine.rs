@@ -1009,6 +1009,12 @@ impl Machine {
         if is_about_a_message && !is_about_the_token {
             self.died(at, Some(disconnect.reason));
         }
+        match disconnect.reason {
+            // It counts otherwise than we do: the same window would end the next connection too.
+            ReasonCode::RECEIVE_MAXIMUM_EXCEEDED => self.narrow(at, WINDOW_GROWS_AFTER),
+            ReasonCode::QUOTA_EXCEEDED | ReasonCode::MESSAGE_RATE_TOO_HIGH => self.pacing.slow(at.now),
+            _ => {}
+        }
         let text = disconnect.reason_string.unwrap_or_default();
         self.close(CloseReason::Disconnected { reason: disconnect.reason, text });
     }
@@ -1100,10 +1106,7 @@ impl Machine {
         if at.now.saturating_sub(self.published_at) > ANSWER_WITHIN {
             return;
         }
-        if self.rows_out > 1 {
-            self.window_max = (self.rows_out / 4).max(1);
-            self.window_grows_at = at.now + self.window_grows_after();
-        }
+        self.narrow(at, self.window_grows_after());
         let first = self.ids.iter().filter_map(|(id, holder)| match holder {
             Holder::Row(slot) if slot.is_out && slot.stage != Stage::Released => {
                 Some((slot.order, slot.attempt.as_ref()?.row.sequence, *id))
@@ -1119,6 +1122,14 @@ impl Machine {
         }
         self.suspect = None;
         self.accuse(at, id, sequence, reason);
+    }
+
+    /// A connection has ended with more than one message under way: fewer from now on.
+    fn narrow(&mut self, at: Moment, grows_after: Duration) {
+        if self.rows_out > 1 {
+            self.window_max = (self.rows_out / 4).max(1);
+            self.window_grows_at = at.now + grows_after;
+        }
     }
 
     fn window_grows_after(&self) -> Duration {

@@ -19,6 +19,10 @@ const DEATHS_MAX: u32 = 2;
 /// will is left out. More than two, because a broker that restarts looks the same.
 const WILL_DEATHS_MAX: u32 = 3;
 
+/// An explicit "not authorised" that goes away without the will counts for so many of them. Not for all: it goes away as
+/// well when a token is renewed or a policy is put in place between two attempts.
+const WILL_REFUSAL_COUNTS: u32 = 2;
+
 /// The status message and what is known about the cloud's liking of it.
 #[derive(Debug)]
 pub struct OwnTopic {
@@ -80,8 +84,7 @@ impl OwnTopic {
             (Some(ReasonCode::RETAIN_NOT_SUPPORTED), _) => self.will_retain = false,
             (Some(ReasonCode::QOS_NOT_SUPPORTED), _) => self.will_qos = Qos::AtMostOnce,
             (Some(ReasonCode::NOT_AUTHORIZED), WillUse::With) => {
-                // An explicit "not authorised" that goes away without the will needs no second proof.
-                self.will_deaths = WILL_DEATHS_MAX;
+                self.will_deaths += WILL_REFUSAL_COUNTS;
                 self.will = WillUse::Without;
             }
             (None | Some(ReasonCode::UNSPECIFIED_ERROR | ReasonCode::TOPIC_NAME_INVALID), WillUse::With) => {
@@ -151,13 +154,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_will_that_is_not_authorised_is_left_out_after_one_proof() {
+    fn a_will_that_is_not_authorised_is_left_out_after_two_proofs() {
         let mut own = OwnTopic::new(Some("own/g"));
         assert_eq!(own.will().unwrap().topic.as_str(), "own/g/status");
-        own.connect_failed(Some(ReasonCode::NOT_AUTHORIZED));
+        for proof in 1..=2 {
+            own.connect_failed(Some(ReasonCode::NOT_AUTHORIZED));
+            assert_eq!(own.will(), None);
+            assert_eq!(own.connect_accepted(), proof == 2, "accepted without it: the will was at fault");
+        }
         assert_eq!(own.will(), None);
-        assert!(own.connect_accepted(), "accepted without it: the will was at fault");
-        assert_eq!(own.will(), None);
+    }
+
+    #[test]
+    fn a_token_that_is_renewed_just_before_the_attempt_without_the_will_does_not_cost_it() {
+        let mut own = OwnTopic::new(Some("own/g"));
+        for _ in 0..3 {
+            own.connect_failed(Some(ReasonCode::NOT_AUTHORIZED));
+            assert!(!own.connect_accepted(), "this time it was the token");
+            assert!(own.will().is_some() && !own.connect_accepted());
+        }
     }
 
     #[test]

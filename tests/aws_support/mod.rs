@@ -50,9 +50,22 @@ impl Default for Rules {
     }
 }
 
+/// What it does once, whatever its rules say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Answers the next CONNECT by this.
+    Connack(ReasonCode),
+    /// Answers the next PUBLISH by this.
+    Puback(ReasonCode),
+    /// Ends the connection on the next PUBLISH; says so in version 5.
+    Ends(ReasonCode),
+}
+
 /// What it has seen.
 #[derive(Debug, Default)]
 pub struct Seen {
+    /// What it does next.
+    pub turns: VecDeque<Turn>,
     /// Every PUBLISH that it took.
     pub got: Vec<Publish>,
     /// When each CONNECT came.
@@ -302,6 +315,10 @@ impl Seen {
                 if !is_allowed("iot:Connect", "client", &connect.client_id) || !may_will {
                     return Answer::Close(ReasonCode::SUCCESS);
                 }
+                if let Some(Turn::Connack(reason)) = self.turns.front().copied() {
+                    self.turns.pop_front();
+                    return Answer::Packet(Packet::Connack(Box::new(Connack::new(reason))));
+                }
                 let mut connack = Connack::new(ReasonCode::SUCCESS);
                 connack.session_present = self.has_session && !connect.clean_start;
                 if connect.version == Version::V5 {
@@ -369,6 +386,18 @@ impl Seen {
         if publish.qos == Qos::ExactlyOnce {
             self.violation("QoS 2, which is never answered".to_owned());
             return Answer::Nothing;
+        }
+        match self.turns.front().copied() {
+            Some(Turn::Ends(reason)) => {
+                self.turns.pop_front();
+                return Answer::Close(reason);
+            }
+            Some(Turn::Puback(reason)) if publish.packet_id.is_some() => {
+                self.turns.pop_front();
+                let id = publish.packet_id.unwrap();
+                return Answer::Packet(Packet::Puback(Ack::new(id, reason)));
+            }
+            _ => {}
         }
         if !buckets.takes(rules, publish.payload.len() + topic.len() + 10) {
             self.thrown += 1;

@@ -32,3 +32,9 @@ pub fn repeated(arrived: &[u64]) -> Vec<u64> {
     arrived.iter().for_each(|number| *times.entry(*number).or_default() += 1);
     times.into_iter().filter(|(_, times)| *times > 1).map(|(number, _)| number).collect()
 }
+
+/// Each number where it arrived first. At QoS 1 what was under way when a connection ended may come again.
+pub fn firsts(arrived: &[u64]) -> Vec<u64> {
+    let mut seen = BTreeSet::new();
+    arrived.iter().copied().filter(|number| seen.insert(*number)).collect()
+}

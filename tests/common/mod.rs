@@ -23,6 +23,8 @@ pub mod cloud;
 pub mod faketime;
 pub mod frames;
 pub mod gateway;
+pub mod named;
+pub mod namespace;
 pub mod order;
 pub mod peers;
 pub mod port;

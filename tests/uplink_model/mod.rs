@@ -145,6 +145,8 @@ pub struct Temper {
     pub throws_each: Option<usize>,
     pub forgets_sessions: bool,
     pub closes_beyond: Option<usize>,
+    /// Says why, with this reason.
+    pub says_beyond: Option<u8>,
     /// Closes on a new packet id beside so many QoS 2 ids that it holds, also from earlier connections: Mosquitto.
     pub holds_max: Option<usize>,
     pub answers_pings_only: bool,
@@ -286,6 +288,9 @@ impl Cloud {
         self.out += 1;
         self.out_max = self.out_max.max(self.out);
         if self.temper.closes_beyond.is_some_and(|limit| self.out > limit) {
+            if let Some(code) = self.temper.says_beyond {
+                return Some(Packet::Disconnect(Disconnect::new(ReasonCode(code))));
+            }
             self.closes = true;
             return None;
         }

@@ -136,6 +136,9 @@ pub(super) fn tls(visit: &Visit<'_>, endpoint: &Endpoint, refusal: Refusal, what
         Refusal::ClientCertificateRefused => {
             "the server knows another authority, or has revoked or never registered this certificate (`cert`)"
         }
+        Refusal::ClientCertificateExpired => {
+            "renew `cert`; a renewed file is used by the next connection, without a restart"
+        }
         Refusal::NoCommonProtocol => "`alpn` must be a name that the server knows; leave it out for the profile's",
         Refusal::Certificate => "whoever runs the server must look at its certificate",
         Refusal::Handshake if endpoint.tls => "is that the port for TLS? For a plain one write mqtt:// in `url`",

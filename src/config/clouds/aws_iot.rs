@@ -7,6 +7,9 @@ use super::{Late, MissingPuback, Profile, Retain, percent_encoded};
 use crate::config::Reconnect;
 use crate::message::Qos;
 
+/// A message is billed as one for each of these that it has begun.
+pub(super) const BILLED_BYTES: usize = 5 * 1024;
+
 /// `profile = "aws-iot"`
 pub static AWS_IOT: Profile = Profile {
     name: "aws-iot",
