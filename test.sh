@@ -2,7 +2,7 @@
 # Installs what the tests need and is missing, then runs them all. Works offline once everything is there.
 #
 #   ./test.sh                       format, lints, tests with real counterparts, documentation
-#   ./test.sh --torture [minutes]   the long forms of tests/torture and tests/hostile; 344 minutes are what they ask for
+#   ./test.sh --torture [minutes]   the long forms of tests/torture, tests/hostile and the page; 344 minutes are what they ask for
 #   ./test.sh --cross               builds for arm64 (and armhf) and runs them under an emulator; `cross` reads Cross.toml
 #   ./test.sh --package [profile]   builds the .deb (profile package-test, or release), and tries it in a root of its own
 #   ./test.sh --vm [cuts]           installs the .deb in a virtual machine, tries it under systemd, and cuts its power (3 times)
@@ -298,7 +298,7 @@ document() {
 
 torture() {
     # With their words, because the figures are what one wants of it; one after the other, as they run anyway.
-    TIDEGATE_TORTURE_MINUTES="$torture_minutes" cargo test --locked --no-fail-fast --test torture --test hostile -- \
+    TIDEGATE_TORTURE_MINUTES="$torture_minutes" cargo test --locked --no-fail-fast --test torture --test hostile --test status_page -- \
         --nocapture --test-threads=1 2>&1 | tee "$log"
     return "${PIPESTATUS[0]}"
 }

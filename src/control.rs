@@ -283,6 +283,7 @@ mod tests {
             gateway: Arc::from("g7"),
             bytes_max: std::num::NonZeroU64::new(1 << 20).unwrap(),
             age_max: None,
+            keep: None,
             when_full: crate::config::WhenFull::DropOldest,
             hold: None,
             streams: Vec::new(),

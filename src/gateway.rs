@@ -374,6 +374,7 @@ fn queue_settings(config: &Config, set_topics: &SetTopics, clock: &Clock, health
         gateway: config.gateway.id.clone(),
         bytes_max: config.queue.bytes_max,
         age_max: config.queue.age_max,
+        keep: config.queue.keep,
         when_full: config.queue.when_full,
         hold: config.queue.hold,
         streams,

@@ -419,8 +419,12 @@ pub struct SalvageSnapshot {
 pub struct QueueHealth {
     /// Messages that some stream still wants.
     pub messages: AtomicU64,
-    /// Bytes of pages in use.
+    /// Bytes of pages in use, but for what is kept.
     pub bytes: AtomicU64,
+    /// Messages that were delivered and are kept for a while.
+    pub kept: AtomicU64,
+    /// Bytes that they take, about; they are not among the others.
+    pub kept_bytes: AtomicU64,
     /// The soft ceiling in force.
     pub bytes_max: AtomicU64,
     /// When the oldest waiting message entered, milliseconds since boot; 0 = nothing waits.
@@ -446,8 +450,12 @@ struct Trend {
 pub struct QueueSnapshot {
     /// Messages waiting.
     pub messages: u64,
-    /// Bytes in use.
+    /// Bytes in use, but for those of what is kept.
     pub bytes: u64,
+    /// Messages that were delivered and are kept for a while (`keep_delivered`); they give way to whatever comes.
+    pub kept: u64,
+    /// Bytes that they take, about.
+    pub kept_bytes: u64,
     /// Soft ceiling.
     pub max_bytes: u64,
     /// Age of the oldest waiting message in seconds; null = nothing waits.
@@ -464,6 +472,8 @@ impl QueueHealth {
         QueueSnapshot {
             messages: self.messages.load(Ordering::Relaxed),
             bytes,
+            kept: self.kept.load(Ordering::Relaxed),
+            kept_bytes: self.kept_bytes.load(Ordering::Relaxed),
             max_bytes: bytes_max,
             oldest_age_s: (oldest != 0).then(|| now.mono_ms.saturating_sub(oldest) / 1000),
             full_in_s: self.full_in_s(now.mono_ms),
@@ -513,6 +523,10 @@ pub struct UplinkHealth {
     pub in_flight: AtomicU64,
     /// Acknowledged by the cloud since start.
     pub delivered: AtomicU64,
+    /// Messages that the cloud had and that are to be sent once more, as a person has ordered.
+    pub again: AtomicU64,
+    /// Those of them that it has acknowledged again since start; they are not among `delivered`.
+    pub delivered_again: AtomicU64,
     /// Waiting in its stream, in flight included.
     pub waiting: AtomicU64,
     /// Sent again with DUP or under a new id since start.
@@ -588,6 +602,8 @@ impl UplinkHealth {
             reason: link.reason.clone(),
             in_flight: self.in_flight.load(Ordering::Relaxed),
             delivered: self.delivered.load(Ordering::Relaxed),
+            again: self.again.load(Ordering::Relaxed),
+            delivered_again: self.delivered_again.load(Ordering::Relaxed),
             waiting: self.waiting.load(Ordering::Relaxed),
             resent: self.resent.load(Ordering::Relaxed),
             throttled: self.throttled.load(Ordering::Relaxed),
@@ -618,6 +634,10 @@ pub struct UplinkSnapshot {
     pub in_flight: u64,
     /// Acknowledged since start.
     pub delivered: u64,
+    /// Messages that it had and is to be sent once more (`tidegate queue resend`).
+    pub again: u64,
+    /// Those of them that it has acknowledged again since start; not among `delivered`.
+    pub delivered_again: u64,
     /// Waiting.
     pub waiting: u64,
     /// Repeats since start.

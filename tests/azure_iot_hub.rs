@@ -41,12 +41,17 @@ fn messages_methods_and_signatures_are_those_of_the_library_of_azure() {
     let mut hub = Mosquitto::prepared(folder.path(), Access::Tls { certificates, asks_for_client: false });
     hub.start();
     let tls_port = hub.tls_port.unwrap();
-    let mut application = Subscriber::started(hub.port, "application", &["devices/#", "$iothub/methods/res/#"]);
+    let mut application =
+        Subscriber::started(hub.port, "application", &["devices/#", "$iothub/methods/res/#", "$iothub/twin/#"]);
     let counterpart = Device::started(Manner::Good);
     let tables = format!(
         "[uplink.hub]\nprofile = \"azure-iot-hub\"\nurl = \"mqtts://localhost:{tls_port}\"\nca = \"{}\"\n\
          sas = {{ key = \"{}\" }}\nreconnect = {{ first = \"200ms\", max = \"1s\" }}\n\
+         [[uplink.hub.forward]]\nfilter = \"plant/reported\"\n\
+         topic = \"$iothub/twin/PATCH/properties/reported/?$rid=1\"\n\
          [[uplink.hub.forward]]\nfilter = \"plant/#\"\n\
+         [[uplink.hub.receive]]\nfilter = \"devices/{ID}/messages/devicebound/#\"\ntopic = \"plant-floor/message\"\n\
+         [[uplink.hub.receive]]\nfilter = \"$iothub/twin/PATCH/properties/desired/#\"\ntopic = \"plant-floor/desired\"\n\
          [[uplink.hub.receive]]\nfilter = \"$iothub/methods/POST/+/+\"\ntopic = \"field/d/{{1}}/set\"\n\
          answer = \"$iothub/methods/res/200/{{2}}\"\n\
          [modbus.d]\nline = \"{}\"\nunit_id = 1\npoll = \"1s\"\n[modbus.d.point]\n\
@@ -79,6 +84,18 @@ fn messages_methods_and_signatures_are_those_of_the_library_of_azure() {
     publish(hub.port, &["-t", "$iothub/methods/POST/level/?$rid=8", "-m", "{\"value\": 500, \"id\": 2}"]);
     let answer = application.wait_for_message("$iothub/methods/res/400/?$rid=8", |_| true).json();
     assert_eq!((&answer["ok"], &answer["reason"]), (&json!(false), &json!("refused")));
+
+    // Messages for the device, with whatever properties, and the two halves of its twin, by rules.
+    let mut floor = Subscriber::started(gateway.port, "floor", &["plant-floor/#"]);
+    let bound = format!("devices/{ID}/messages/devicebound/%24.mid=7&%24.to=%2Fdevices%2F{ID}&shift=2");
+    publish(hub.port, &["-t", &bound, "-m", "to the floor"]);
+    floor.wait_for_message("plant-floor/message", |message| message.payload == "to the floor");
+    let desired = "{\"interval\": 5, \"$version\": 4}";
+    publish(hub.port, &["-t", "$iothub/twin/PATCH/properties/desired/?$version=4", "-m", desired]);
+    floor.wait_for_message("plant-floor/desired", |message| message.payload == desired);
+    publish(gateway.port, &["-t", "plant/reported", "-m", "{\"interval\": 5}"]);
+    let reported = "$iothub/twin/PATCH/properties/reported/?$rid=1";
+    application.wait_for_message(reported, |message| message.payload == "{\"interval\": 5}");
     gateway.stop();
 
     let port = tls_port.to_string();

@@ -15,11 +15,12 @@ use tidegate::config::{self, LoadRequest};
 use tidegate::message::{ClockState, MessageId, Quality, Reading, Stamp, Value};
 use tidegate::payload::json;
 
-const PAGES: [(&str, &str, usize); 4] = [
+const PAGES: [(&str, &str, usize); 5] = [
     ("clouds-aws.md", include_str!("../docs/clouds-aws.md"), 5),
     ("clouds-generic.md", include_str!("../docs/clouds-generic.md"), 5),
     ("clouds-kafka.md", include_str!("../docs/clouds-kafka.md"), 1),
-    ("clouds-azure.md", include_str!("../docs/clouds-azure.md"), 3),
+    ("clouds-clearblade.md", include_str!("../docs/clouds-clearblade.md"), 2),
+    ("clouds-azure.md", include_str!("../docs/clouds-azure.md"), 5),
 ];
 
 /// The blocks of one language, with the line where each begins.

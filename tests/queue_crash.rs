@@ -43,6 +43,7 @@ fn settings(dir: &Path) -> QueueSettings {
         gateway: Arc::from("g7"),
         bytes_max: NonZeroU64::new(256 << 20).unwrap(),
         age_max: None,
+        keep: None,
         when_full: WhenFull::Refuse,
         hold: None,
         streams: vec![StreamSpec { name: Arc::from("cloud"), rules: vec![rule], own_topic: None }],

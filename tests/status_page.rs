@@ -9,6 +9,7 @@ use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use common::cloud::Mosquitto;
 use common::gateway::{FORWARD_PLANT, Gateway, PROGRAM, folder, uplink};
@@ -99,7 +100,9 @@ fn a_browser_sees_values_change_and_an_outage_and_nothing_that_a_client_is_calle
     assert!(values["after"].as_str().unwrap().ends_with(" °C"), "{values}");
     assert_eq!((&values["clients"][0], &values["markup"]), (&json!(name), &json!(0)));
     site.cloud.stop();
+    let stopped = Instant::now();
     let outage = hear("an outage shows");
+    println!("the outage stood on the page after {} ms", stopped.elapsed().as_millis());
     assert!(outage["verdict"].as_str().unwrap().contains("What is acknowledged waits in the queue"), "{outage}");
     assert!(outage["state"].as_str().unwrap().starts_with("not connected"), "{outage}");
     let aloud = hear("read aloud");

@@ -212,7 +212,7 @@ async fn before_a_signature_of_azure_ends_the_gateway_comes_back_with_the_next_o
     let key = folder.path().join("device.key");
     std::fs::write(&key, "c2VjcmV0IG9mIHRoZSBkZXZpY2U=\n").unwrap();
     let cloud = FakeCloud::start(0, Temper::default()).await;
-    let sas = Some(SasConfig { key, lifetime: Duration::from_secs(3) });
+    let sas = Some(SasConfig { key, derived_for: None, lifetime: Duration::from_secs(3) });
     let gateway = Gateway::start(UplinkConfig {
         profile: &AZURE_IOT_HUB,
         sas,

@@ -17,6 +17,8 @@ const MESSAGE_BYTES: usize = 190;
 const ROW_BYTES: f64 = 150.0;
 /// What a commit of a few readings writes, and their settlement (DESIGN.md 6.3).
 const COMMIT_BYTES: f64 = 9.0 * 1024.0;
+/// How much more is written where what was delivered is kept, as measured (queue/tests/kept.rs).
+const KEPT_MORE: f64 = 7.0 / 6.0;
 /// The share of the ceiling that messages have, beside the log and the reserve.
 const ROOM: f64 = 0.75;
 const DAY_S: f64 = 86_400.0;
@@ -71,9 +73,19 @@ pub(super) fn text(config: &Config) -> String {
         let full = room / (flow.most * ROW_BYTES) / DAY_S;
         let _ok = writeln!(text, "queue     holds an outage of about {full:.1} days at that rate");
     }
+    if let Some(keep) = config.queue.keep {
+        #[expect(clippy::cast_precision_loss, reason = "days are shown with three digits")]
+        let room = config.queue.bytes_max.get() as f64 * ROOM;
+        let bytes = flow.most * ROW_BYTES * keep.as_secs_f64();
+        let days = room.min(bytes) / (flow.most * ROW_BYTES) / DAY_S;
+        let _ok = writeln!(text, "kept      delivered readings of about {days:.1} days, {}", size(room.min(bytes)));
+    }
+    let more = if config.queue.keep.is_some() { KEPT_MORE } else { 1.0 };
     let _ok = match config.queue.hold {
         Some(_) => writeln!(text, "flash     hardly written while the cloud answers (flash = \"spare\")"),
-        None => writeln!(text, "flash     about {} written a day at most", size(flow.commits * COMMIT_BYTES * DAY_S)),
+        None => {
+            writeln!(text, "flash     about {} written a day at most", size(flow.commits * COMMIT_BYTES * more * DAY_S))
+        }
     };
     text
 }
@@ -206,6 +218,9 @@ mod tests {
             assert!(text.contains(line), "{line:?} is not in\n{text}");
         }
         assert!(told(&format!("{device}{uplink}[queue]\nflash = \"spare\"\n")).contains("flash     hardly written"));
+        let kept = told(&format!("{device}{uplink}[queue]\nkeep_delivered = \"2 days\"\nmax_bytes = \"16 TiB\"\n"));
+        assert!(kept.contains("kept      delivered readings of about 2.0 days, "), "{kept}");
+        assert!(kept.contains("flash     about 929.0 MB written a day at most"), "{kept}");
         assert!(!told(device).contains("uplink"));
         let board = told("[board]\npoll = \"8s\"\n[board.point]\nload = {}\ntemperature = {}\n");
         assert!(board.starts_with("readings  0.2 a second at most, 12.0 an hour where nothing changes"), "{board}");

@@ -34,7 +34,9 @@ impl Progress {
             return;
         }
         (self.shown, self.is_shown) = (Instant::now(), true);
-        let line = line(self.what, done, total, unit, self.begun.elapsed());
+        // Asked each time: windows change their size. What goes on in a second line stays there when the first is written over.
+        let columns = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(0, |size| usize::from(size.ws_col));
+        let line = fitting(line(self.what, done, total, unit, self.begun.elapsed()), columns);
         let mut stderr = std::io::stderr().lock();
         // Where the terminal is gone there is nobody to tell.
         let _closed = write!(stderr, "\r{line}\x1b[K").and_then(|()| stderr.flush());
@@ -69,6 +71,21 @@ fn line(what: &str, done: u64, total: u64, unit: &str, elapsed: Duration) -> Str
     line
 }
 
+/// A line that is too long for so many columns is without its bar, and cut; 0: nobody knows how many there are.
+fn fitting(line: String, columns: usize) -> String {
+    let room = columns.saturating_sub(1);
+    if room == 0 || line.chars().count() <= room {
+        return line;
+    }
+    let bare = match (line.find('['), line.find("] ")) {
+        (Some(from), Some(to)) if from < to => {
+            format!("{}{}", line.get(..from).unwrap_or_default(), line.get(to + 2..).unwrap_or_default())
+        }
+        _ => line,
+    };
+    bare.chars().take(room).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,5 +97,14 @@ mod tests {
         assert_eq!(line("x", 0, 0, "rows", Duration::ZERO), "x [........................] 0 %, 0 of 1 rows");
         assert!(line("x", 9, 3, "rows", Duration::ZERO).contains("100 %, 3 of 3"));
         assert!(line("x", u64::MAX, u64::MAX, "rows", Duration::MAX).contains("100 %"));
+    }
+
+    #[test]
+    fn a_bar_never_takes_a_second_line() {
+        let half = line("export", 500, 1000, "messages", Duration::from_secs(10));
+        assert_eq!(fitting(half.clone(), 200), half);
+        assert_eq!(fitting(half.clone(), 0), half, "nobody knows");
+        assert_eq!(fitting(half.clone(), 60), "export 50 %, 500 of 1,000 messages, about 10 s left");
+        assert!((2..80).all(|columns| fitting(half.clone(), columns).chars().count() < columns));
     }
 }

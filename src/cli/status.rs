@@ -91,20 +91,49 @@ pub(super) fn main(arguments: &StatusArguments) -> Exit {
     })
 }
 
-/// A text over the whole of a terminal, without a flicker: what is wider is cut, what is longer is said to be.
+/// A text over the whole of a terminal, without a flicker: what is wider is folded, what is longer is said to be.
 fn screen(text: &str, (rows, columns): (usize, usize)) -> String {
-    let lines: Vec<&str> = text.lines().collect();
+    let lines: Vec<String> = text.lines().flat_map(|line| folded(line, columns)).collect();
     let shown = if lines.len() < rows { lines.len() } else { rows.saturating_sub(2) };
     let mut out = String::from("\x1b[H");
     for line in lines.iter().take(shown) {
-        out.extend(line.chars().take(columns));
-        out.push_str("\x1b[K\n");
+        out += &format!("{line}\x1b[K\n");
     }
     if shown < lines.len() {
         let more: String = format!("… {} more lines", lines.len() - shown).chars().take(columns).collect();
         out += &format!("{more}\x1b[K\n");
     }
     out + "\x1b[J"
+}
+
+/// A time without its milliseconds.
+fn to_the_second(time: &str) -> String {
+    match time.split_once('.') {
+        Some((whole, _)) if time.ends_with('Z') => format!("{whole}Z"),
+        _ => time.to_owned(),
+    }
+}
+
+/// A line in as many as it takes, the further ones below its text; a word that is longer than a line is cut.
+fn folded(line: &str, columns: usize) -> Vec<String> {
+    const INDENT: &str = "        ";
+    let mut lines = Vec::new();
+    let mut rest = line;
+    loop {
+        let indent = if lines.is_empty() || columns < 3 * INDENT.len() { "" } else { INDENT };
+        let room = columns.saturating_sub(indent.len()).max(1);
+        let Some((end, _)) = rest.char_indices().nth(room) else {
+            lines.push(format!("{indent}{rest}"));
+            return lines;
+        };
+        let (head, tail) = rest.split_at(end);
+        let (head, tail) = match head.rfind(' ').filter(|_| !tail.starts_with(' ')) {
+            Some(space) if !head.get(..space).unwrap_or_default().trim().is_empty() => rest.split_at(space),
+            _ => (head, tail),
+        };
+        lines.push(format!("{indent}{head}"));
+        rest = tail.trim_start();
+    }
 }
 
 async fn wait_healthy(state_dir: &std::path::Path, arguments: &StatusArguments) -> Exit {
@@ -173,7 +202,7 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
     writeln!(out, "gateway {gateway}, version {version}, up {}, clock {}", span(uptime), clock(status))?;
     let queue = status.get("queue").cloned().unwrap_or_default();
     let (bytes, bytes_max) = (number(&queue, "bytes"), number(&queue, "max_bytes").max(1));
-    write!(out, "queue   {} waiting, {} of {}", number(&queue, "messages"), size(bytes), size(bytes_max))?;
+    write!(out, "queue   {} waiting, {} of {}", grouped(number(&queue, "messages")), size(bytes), size(bytes_max))?;
     if let Some(age) = queue.get("oldest_age_s").and_then(Value::as_u64) {
         write!(out, ", oldest {} old", span(Duration::from_secs(age)))?;
     }
@@ -181,13 +210,22 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
         write!(out, ", full in {} at this rate", span(Duration::from_secs(left)))?;
     }
     writeln!(out)?;
+    if number(&queue, "kept") > 0 {
+        let (kept, bytes) = (grouped(number(&queue, "kept")), size(number(&queue, "kept_bytes")));
+        writeln!(out, "        and {kept} that were delivered, {bytes}, kept for tidegate queue resend")?;
+    }
     if let Some(words) = flash_words(status.get("flash").unwrap_or(&Value::Null)) {
         writeln!(out, "flash   {words}")?;
     }
     for (name, uplink) in entries(status, "uplinks") {
-        write!(out, "uplink  {name}: {} since {}", text(uplink, "state"), text(uplink, "since"))?;
+        write!(out, "uplink  {name}: {} since {}", text(uplink, "state"), to_the_second(text(uplink, "since")))?;
         write!(out, ", {} in flight", number(uplink, "in_flight"))?;
-        write!(out, ", {} waiting, {} delivered", number(uplink, "waiting"), number(uplink, "delivered"))?;
+        let (waiting, delivered) = (number(uplink, "waiting"), number(uplink, "delivered"));
+        write!(out, ", {} waiting, {} delivered", grouped(waiting), grouped(delivered))?;
+        if number(uplink, "again") > 0 {
+            let again = grouped(number(uplink, "again"));
+            write!(out, "\n        {again} that were delivered are to be sent again, as a person has ordered")?;
+        }
         if let Some(reason) = uplink.get("reason").and_then(Value::as_str) {
             write!(out, "\n        {reason}")?;
         }
@@ -207,7 +245,11 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
     write!(out, "clients {} connected", number(&sessions, "connected"))?;
     match (number(&sessions, "kept"), number(&sessions, "waiting")) {
         (0, _) => writeln!(out)?,
-        (kept, waiting) => writeln!(out, ", {kept} sessions kept with {waiting} messages waiting")?,
+        (kept, waiting) => {
+            let (sessions, messages) =
+                (if kept == 1 { "session" } else { "sessions" }, if waiting == 1 { "message" } else { "messages" });
+            writeln!(out, ", {kept} {sessions} kept with {} {messages} waiting", grouped(waiting))?;
+        }
     }
     let refusals = sessions.get("refusals").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     for refusal in refusals.iter().rev().take(PROBLEMS_SHOWN).rev().filter_map(Value::as_str) {
@@ -446,7 +488,7 @@ mod tests {
     #[test]
     fn what_is_watched_fits_into_its_window() {
         assert_eq!(screen("a\nb\n", (24, 80)), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J");
-        assert_eq!(screen("a1\nb1\nc1\nd1\ne1\n", (4, 1)), "\x1b[Ha\x1b[K\nb\x1b[K\n…\x1b[K\n\x1b[J");
+        assert_eq!(screen("a1\nb1\nc1\nd1\ne1\n", (4, 1)), "\x1b[Ha\x1b[K\n1\x1b[K\n…\x1b[K\n\x1b[J");
         assert!(screen("1\n2\n3\n4\n5\n", (5, 80)).contains("… 2 more lines"));
         assert_eq!(
             screen("1\n2\n3\n4\n", (5, 80)).matches('\n').count(),
@@ -454,6 +496,34 @@ mod tests {
             "the last row stays free: it would scroll"
         );
         assert_eq!(screen("", (1, 1)), "\x1b[H\x1b[J");
+    }
+
+    #[test]
+    fn a_line_that_is_wider_than_its_window_goes_on_below_its_text() {
+        let line = "uplink  cloud: waiting since 2026-11-26T15:46:03Z";
+        assert_eq!(folded(line, 80), [line]);
+        assert_eq!(
+            folded(line, 36),
+            ["uplink  cloud: waiting since", "        2026-11-26T15:46:03Z"],
+            "words stay whole"
+        );
+        assert_eq!(
+            folded("        cannot connect to example.com", 30),
+            ["        cannot connect to", "        example.com"]
+        );
+        assert_eq!(
+            folded("ü§€é", 2),
+            ["ü§", "€é"],
+            "where there is no room for words, nor for the beginning of a line"
+        );
+        assert_eq!(folded("", 0), [""]);
+        for columns in 0..60 {
+            let lines = folded(line, columns);
+            assert!(lines.iter().all(|line| line.chars().count() <= columns.max(1)), "{columns}: {lines:?}");
+            let squeezed: String = lines.concat().split_whitespace().collect();
+            assert_eq!(squeezed, line.split_whitespace().collect::<String>(), "{columns}");
+        }
+        assert_eq!(to_the_second("2026-11-26T15:46:03.900Z"), "2026-11-26T15:46:03Z");
     }
 
     #[test]

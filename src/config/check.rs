@@ -143,7 +143,10 @@ fn credentials(walk: &mut Walk, uplink: &UplinkDraft) {
         }
     }
     let is_old = uplink.config.as_ref().is_some_and(|config| config.protocol == Protocol::V311);
-    if let (Some(password), None, true) = (uplink.password_file.or(uplink.written("jwt")), uplink.username, is_old) {
+    // Some clouds' profiles have one for it.
+    let has_username =
+        uplink.username.is_some() || uplink.config.as_ref().is_some_and(|config| config.profile.username.is_some());
+    if let (Some(password), false, true) = (uplink.password_file.or(uplink.written("jwt")), has_username, is_old) {
         let what = "MQTT 3.1.1 has no password without a user name";
         problem(walk, password, what, "write `username`, or `protocol = \"5\"`");
     }

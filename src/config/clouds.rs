@@ -12,7 +12,8 @@ use crate::message::{Qos, Topic};
 
 pub use aws_iot::{AWS_IOT, authorizer_username};
 pub use azure_event_grid::AZURE_EVENT_GRID;
-pub use azure_iot_hub::{AZURE_IOT_HUB, resource as azure_resource};
+pub use azure_iot_hub::{AZURE_IOT_HUB, registration as azure_registration, resource as azure_resource};
+pub use clearblade::CLEARBLADE;
 pub use generic::GENERIC;
 pub use influxdb::INFLUXDB;
 
@@ -20,11 +21,12 @@ mod aws_iot;
 pub mod aws_policy;
 mod azure_event_grid;
 mod azure_iot_hub;
+mod clearblade;
 mod generic;
 mod influxdb;
 
 /// Every profile, as `profile` names it.
-pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT, &AZURE_EVENT_GRID, &AZURE_IOT_HUB, &INFLUXDB];
+pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT, &AZURE_EVENT_GRID, &AZURE_IOT_HUB, &CLEARBLADE, &INFLUXDB];
 
 /// One kind of cloud.
 #[derive(Debug)]
@@ -68,6 +70,10 @@ pub struct Profile {
     /// Says DUP when it sends a message again. Where it does not, a command is a repeat when it bears an id and is the same
     /// to the last byte.
     pub marks_repeats: bool,
+    /// Takes a will.
+    pub has_wills: bool,
+    /// Keeps sessions. Where it does not, each connection begins with a clean one.
+    pub has_sessions: bool,
     /// From which age on some of its services refuse readings: told, not kept back.
     pub late: Option<Late>,
     /// Which messages it retains.
@@ -82,6 +88,10 @@ pub struct Profile {
     pub has_authorizers: bool,
     /// Knows devices by shared access signatures.
     pub has_signatures: bool,
+    /// Knows devices by tokens in the place of the password, and nobody otherwise: who such a token must be for, by the client id.
+    pub audience: Option<fn(client_id: &str) -> Option<&str>>,
+    /// What is wrong with a client id, and what it looks like; for a person.
+    pub client_id_fault: fn(client_id: &str) -> Option<&'static str>,
     /// Methods of enhanced authentication that it knows; none = nobody knows.
     pub auth_methods: &'static [&'static str],
     /// Protocol name for the TLS handshake, where none is written.
@@ -92,11 +102,22 @@ pub struct Profile {
     pub username: Option<fn(host: &str, client_id: &str) -> String>,
     /// The topic that takes the place of a message's own.
     pub envelope: Option<Envelope>,
+    /// Where a client may not publish or subscribe, and where it may instead; for a person.
+    pub foreign: fn(client_id: &str, topic: &str, way: Direction) -> Option<String>,
 }
 
 /// Makes the topic under which a cloud takes a message: of the client id, the topic by the rules, the payload, the message's
 /// name and its content type.
 pub type Envelope = fn(&str, &str, &[u8], Option<&str>, Option<&str>) -> String;
+
+/// Which way a topic is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// A message goes there.
+    Up,
+    /// The filter of a subscription.
+    Down,
+}
 
 /// What a cloud's services say to old readings.
 #[derive(Debug, Clone, Copy)]

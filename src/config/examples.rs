@@ -7,6 +7,7 @@ pub fn examples() -> &'static [(&'static str, &'static str)] {
         ("rs485-aws", include_str!("../../config/examples/rs485-aws.toml")),
         ("azure-event-grid", include_str!("../../config/examples/azure-event-grid.toml")),
         ("azure-iot-hub", include_str!("../../config/examples/azure-iot-hub.toml")),
+        ("clearblade", include_str!("../../config/examples/clearblade.toml")),
         ("modbus-tcp-mosquitto", include_str!("../../config/examples/modbus-tcp-mosquitto.toml")),
         ("serial-scale", include_str!("../../config/examples/serial-scale.toml")),
         ("twelve-meters", include_str!("../../config/examples/twelve-meters.toml")),

@@ -401,12 +401,19 @@ fn queue(walk: &mut Walk, root: &Tree) -> Option<QueueConfig> {
     let reader = Reader::open(walk, tree, &keys::QUEUE, spot);
     let bytes_max = reader.size(walk, "max_bytes", 64 << 10, 1 << 44);
     let age_max = reader.duration(walk, "max_age", Duration::from_secs(1), LONG * 10);
+    let keep = reader.duration(walk, "keep_delivered", Duration::from_secs(1), LONG * 10);
     let when_full = when_full(walk, &reader);
+    let is_kept = reader.has("keep_delivered");
     let is_spare = reader.choice(walk, "flash", &[("always", false), ("spare", true)], &[]);
     let hold = reader.duration(walk, "hold", Duration::from_millis(10), Duration::from_secs(60));
+    if let Some(keep) = keep.as_ref().filter(|_| is_kept && is_spare.as_ref().is_some_and(|is_spare| is_spare.value)) {
+        let wrong = Wrong::new("keeps nothing with flash = \"spare\": what the cloud takes at once is never written");
+        walk.wrong(keep.spot, "keep_delivered", wrong.help("take one of the two out"));
+    }
     Some(QueueConfig {
         bytes_max: NonZeroU64::new(bytes_max?.value)?,
         age_max: if reader.has("max_age") { Some(age_max?.value) } else { None },
+        keep: if is_kept { Some(keep?.value) } else { None },
         when_full: when_full?.value,
         hold: hold.filter(|_| is_spare.as_ref().is_some_and(|is_spare| is_spare.value)).map(|hold| hold.value),
     })

@@ -68,6 +68,7 @@ pub static TABLES: &[&KeyTable] = &[
     &PACE,
     &JWT,
     &SAS,
+    &DPS,
     &AUTHORIZER,
     &PROVISION,
     &PROXY,
@@ -219,6 +220,7 @@ pub static QUEUE: KeyTable = KeyTable {
     keys: &[
         default("max_bytes", "\"1 GiB\""),
         optional("max_age"),
+        optional("keep_delivered"),
         default("when_full", "\"drop-oldest\""),
         default("flash", "\"always\""),
         default("hold", "\"1s\""),
@@ -229,6 +231,7 @@ pub static QUEUE: KeyTable = KeyTable {
         ("limit", "it is called `max_bytes`"),
         ("overflow", "it is called `when_full`"),
         ("retention", "it is called `max_age`"),
+        ("keep", "it is called `keep_delivered`"),
         ("path", "the store stands in `[gateway] state_dir`"),
         ("max_messages", "the queue is bounded in bytes: `max_bytes`"),
     ],
@@ -456,6 +459,7 @@ pub static UPLINK: KeyTable = KeyTable {
         optional("jwt"),
         optional("auth_method"),
         optional("sas"),
+        optional("dps"),
         optional("authorizer"),
         optional("provision"),
         optional("proxy"),
@@ -543,13 +547,30 @@ pub static JWT: KeyTable = KeyTable {
 /// `sas = { … }`
 pub static SAS: KeyTable = KeyTable {
     title: "uplink.<name>.sas",
-    keys: &[required("key"), default("lifetime", "\"1h\"")],
+    keys: &[optional("key"), optional("group_key"), default("lifetime", "\"1h\"")],
     gone: &[
         ("key_file", "it is called `key`, and names a file"),
         ("connection_string", "write its HostName as `url`, its DeviceId as `client_id`, and its key in a file: `key`"),
         ("token", "one that somebody else makes stands in the file `password_file`"),
     ],
     later: &[],
+};
+
+/// `dps = { … }`
+pub static DPS: KeyTable = KeyTable {
+    title: "uplink.<name>.dps",
+    keys: &[required("id_scope")],
+    gone: &[
+        ("scope", "it is called `id_scope`"),
+        ("idscope", "it is called `id_scope`"),
+        ("scope_id", "it is called `id_scope`"),
+        ("registration_id", "it is the uplink's `client_id`"),
+        ("key", "it stands in `sas` of the uplink: `key`, or `group_key` for one of an enrolment group"),
+        ("group_key", "it stands in `sas` of the uplink"),
+        ("url", "it is `url` of the uplink; the hub follows from the registration"),
+        ("host", "it is `url` of the uplink; the hub follows from the registration"),
+    ],
+    later: &["payload"],
 };
 
 /// `authorizer = { … }`

@@ -374,6 +374,9 @@ fn build(draft: Draft, root: &Path) -> Option<Config> {
         if let Some(provision) = &mut config.provision {
             provision.folder = gateway.state_dir.join("provisioned").join(&*uplink.name);
         }
+        if let Some(dps) = &mut config.dps {
+            dps.folder = gateway.state_dir.join("provisioned").join(&*uplink.name);
+        }
         uplinks.insert(uplink.name, config);
     }
     let mut serial = BTreeMap::new();

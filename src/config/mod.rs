@@ -192,6 +192,8 @@ pub struct QueueConfig {
     pub bytes_max: NonZeroU64,
     /// What is older is dropped and declared; `None` = kept until delivered.
     pub age_max: Option<Duration>,
+    /// `keep_delivered`: for so long what the cloud has acknowledged is kept, while there is room; `None` = it goes.
+    pub keep: Option<Duration>,
     /// What gives way when the ceiling is reached.
     pub when_full: WhenFull,
     /// `flash = "spare"`: how long a message may wait in memory for the cloud; `None` = it is written first.
@@ -405,6 +407,8 @@ pub struct UplinkConfig {
     pub auth_method: Option<String>,
     /// A signature instead of the password, at Azure.
     pub sas: Option<SasConfig>,
+    /// The hub is not known yet: Azure's provisioning service, which `endpoints` are then, says which it is.
+    pub dps: Option<DpsConfig>,
     /// Who judges that, at AWS.
     pub authorizer: Option<AuthorizerConfig>,
     /// How a board without a certificate of its own gets one.
@@ -521,8 +525,19 @@ pub enum ProvisionFormat {
 pub struct SasConfig {
     /// File whose first line is the device's key, in base64.
     pub key: PathBuf,
+    /// It is the key of a whole group, from which that of the device with this registration id is derived.
+    pub derived_for: Option<String>,
     /// How long a signature holds; some time before its end the gateway comes back with the next one.
     pub lifetime: Duration,
+}
+
+/// `dps` of an uplink: Azure's device provisioning service, to which the client id is the registration id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DpsConfig {
+    /// Which of the many services behind one name.
+    pub id_scope: String,
+    /// Where it is kept which hub the device belongs to, in the state directory.
+    pub folder: PathBuf,
 }
 
 /// `jwt` of an uplink: a token in the place of the password, signed here for each connection.

@@ -116,10 +116,12 @@ impl Reloader {
             self.running.broker.access.clone_from(&new.broker.access);
         }
         if !difference.bounds.is_empty() {
-            let bounds = Bounds { age_max: new.queue.age_max, when_full: new.queue.when_full };
+            let (running, queue) = (&mut self.running.queue, &new.queue);
+            let bounds = Bounds { age_max: queue.age_max, keep: queue.keep, when_full: queue.when_full };
             match self.inlet.set_bounds(bounds).await {
                 Ok(()) => {
-                    (self.running.queue.age_max, self.running.queue.when_full) = (bounds.age_max, bounds.when_full)
+                    (running.age_max, running.keep, running.when_full) =
+                        (bounds.age_max, bounds.keep, bounds.when_full);
                 }
                 Err(_stopped) => failed.append(&mut difference.bounds.drain(..).map(str::to_owned).collect()),
             }

@@ -37,7 +37,7 @@ impl Difference {
     pub fn between(old: &Config, new: &Config) -> Difference {
         // A section or a key that is added is no key of these patterns: this file has to say what becomes of it.
         let Config { gateway: _, queue, broker, uplinks: _, lines: _, modbus: _, serial: _, board: _, web: _ } = new;
-        let QueueConfig { bytes_max: _, age_max: _, when_full: _, hold: _ } = queue;
+        let QueueConfig { bytes_max: _, age_max: _, keep: _, when_full: _, hold: _ } = queue;
         let BrokerConfig { listeners: _, sessions: _, sys_interval: _, access: _, limits: _ } = broker;
         let mut difference = Difference {
             access: old.broker.access != new.broker.access,
@@ -53,6 +53,7 @@ impl Difference {
         note(restart, "broker.sys_interval", &old.broker.sys_interval, &new.broker.sys_interval);
         let bounds = &mut difference.bounds;
         note(bounds, "queue.max_age", &old.queue.age_max, &new.queue.age_max);
+        note(bounds, "queue.keep_delivered", &old.queue.keep, &new.queue.keep);
         note(bounds, "queue.when_full", &old.queue.when_full, &new.queue.when_full);
         for name in names(old.broker.listeners.keys().chain(new.broker.listeners.keys())) {
             let (before, after) = (old.broker.listeners.get(&name), new.broker.listeners.get(&name));
@@ -170,6 +171,7 @@ mod tests {
             (uplink, &format!("{uplink}keep_alive = \"7s\"\n{rule}"), "uplink.cloud"),
             (uplink, &format!("{uplink}{device}"), "modbus.meter"),
             (uplink, "", "uplink.cloud"),
+            ("", "[queue]\nkeep_delivered = \"7 days\"\n", "queue.keep_delivered"),
             ("", "[queue]\nmax_age = \"7 days\"\nwhen_full = \"refuse\"\n", "queue.max_age queue.when_full"),
             ("", "[web]\n", "web"),
             ("[web]\n", "[web]\nbind = \"127.0.0.1:9081\"\n", "web"),

@@ -65,7 +65,10 @@ impl From<mqtt_proto::Error> for Fault {
             Error::InvalidQos(_) => Fault::malformed("the QoS is not 0, 1 or 2"),
             Error::InvalidConnectFlags(_) => Fault::malformed("the flags of CONNECT contradict each other"),
             Error::InvalidConnackFlags(_) => Fault::malformed("the reserved flags of CONNACK are not 0"),
-            Error::InvalidConnectReturnCode(_) => Fault::protocol("the return code of CONNACK is reserved"),
+            Error::InvalidConnectReturnCode(code) => Fault {
+                reason: ReasonCode::PROTOCOL_ERROR,
+                what: Cow::Owned(format!("CONNACK refuses with the return code {code}, which is reserved")),
+            },
             Error::InvalidProtocol(..) | Error::UnexpectedProtocol(_) => {
                 Fault::new(ReasonCode::UNSUPPORTED_PROTOCOL_VERSION, "the protocol version is not supported")
             }

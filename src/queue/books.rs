@@ -14,7 +14,8 @@ use super::boots::{self, Boot, Boots};
 use super::commands::Commands;
 use super::copying::Copying;
 use super::headroom::Headroom;
-use super::identity::{Kept, SEQUENCE_BLOCK, SESSIONS, StartFile, Waiting};
+use super::identity::{Kept as KeptStart, SEQUENCE_BLOCK, SESSIONS, StartFile, Waiting};
+use super::kept::Kept;
 use super::ledger::Ledger;
 use super::retention::{self, Ceilings, Refusal, Way};
 use super::routes::Routes;
@@ -99,6 +100,10 @@ pub(super) struct Stream {
     pub is_stirred: bool,
     /// Its uplink is connected and takes messages at QoS 1.
     pub is_live: bool,
+    /// Of what is kept, what it is to send once more.
+    pub again: Ranges,
+    /// Counts the orders for that.
+    pub again_round: u64,
 }
 
 /// What must go on when a store is opened again: counted in this process, whatever the disk says.
@@ -154,6 +159,8 @@ pub(super) struct Books {
     pub rows: u64,
     /// Rows that nobody wants any more and that are still there.
     pub removable: Ranges,
+    /// Rows that were delivered and that nobody wants any more, but for a person who may have them sent again.
+    pub kept: Kept,
     /// Since when the queue is empty, and the place that was next then.
     pub empty_since: Option<(u64, u64)>,
     /// After a crash: what has still to be looked through for rows that nobody wants.
@@ -466,7 +473,7 @@ impl Books {
             self.identity.settled = self.settled_to()?.max(self.identity.settled);
             let Identity { reserved: sequence, settled, .. } = self.identity;
             let Start { number: start, store, .. } = self.identity.start;
-            let kept = Kept { start, store, sequence, settled, waiting: None };
+            let kept = KeptStart { start, store, sequence, settled, waiting: None };
             if let Err(error) = self.identity.file.write(&kept) {
                 // The database keeps it as well; only a quarantine before the next start would miss it.
                 error!(error:%; "The start file cannot be written");
@@ -591,7 +598,10 @@ impl Books {
             return Ok(None);
         }
         let mut room = self.measure()?;
-        while room < needed && (self.removable.count() > 0 || self.sweep.is_some()) {
+        while room < needed {
+            if self.removable.count() == 0 && self.sweep.is_none() && !self.give_way()? {
+                break;
+            }
             self.store.write()?;
             self.remove_bodies()?;
             self.sweep_step()?;
@@ -738,8 +748,14 @@ impl Books {
         Ok(rule.unwrap_or(self.settings.when_full))
     }
 
-    /// The list by which a stream wants a message; `None` when it does not.
+    /// The list by which a stream wants a message, or is to send it again; `None` when it does not.
     pub fn covering(&self, index: usize, sequence: u64) -> rusqlite::Result<Option<i64>> {
+        let wanting = self.wanting(index, sequence)?;
+        let again = || self.streams.get(index).filter(|stream| stream.again.at(sequence).is_some());
+        Ok(wanting.or_else(|| again().map(|stream| stream.rules.id)))
+    }
+
+    fn wanting(&self, index: usize, sequence: u64) -> rusqlite::Result<Option<i64>> {
         let Some(stream) = self.streams.get(index).filter(|stream| stream.waiting > 0) else { return Ok(None) };
         if let Some(open) = stream.open.filter(|open| open.first <= sequence) {
             return Ok((sequence < open.next).then_some(open.rule));
@@ -906,10 +922,13 @@ impl Books {
     fn show(&mut self) -> rusqlite::Result<()> {
         self.find_oldest()?;
         self.used_bytes = self.store.pages_used()? * PAGE_BYTES;
+        let waiting_bytes = self.waiting_bytes();
         let health = &self.settings.health;
         let queue = health.queue();
         queue.messages.store(self.messages(), Ordering::Relaxed);
-        queue.bytes.store(self.used_bytes, Ordering::Relaxed);
+        queue.bytes.store(waiting_bytes, Ordering::Relaxed);
+        queue.kept.store(self.kept.count(), Ordering::Relaxed);
+        queue.kept_bytes.store(self.kept.bytes(), Ordering::Relaxed);
         queue.bytes_max.store(self.ceilings.soft_pages * PAGE_BYTES, Ordering::Relaxed);
         queue.oldest_mono_ms.store(self.oldest.map_or(0, |(_, mono_ms)| mono_ms.max(1)), Ordering::Relaxed);
         health.sessions().kept.store(self.sessions.count(), Ordering::Relaxed);
@@ -921,6 +940,7 @@ impl Books {
         for stream in self.streams.iter().filter(|stream| stream.is_active && !stream.is_writes()) {
             let waiting = stream.waiting + self.held.count_of(&stream.name);
             health.uplink(&stream.name).waiting.store(waiting, Ordering::Relaxed);
+            health.uplink(&stream.name).again.store(stream.again.count(), Ordering::Relaxed);
         }
         let kept = self.streams.iter().filter(|stream| !stream.is_active && stream.waiting > 0);
         health.set_kept_streams(kept.map(|stream| (stream.name.clone(), stream.waiting)));
@@ -951,6 +971,11 @@ impl Books {
                 warn!(bytes, bytes_max, left = left.as_str(); "The store is filled to four fifths");
             }
         }
+    }
+
+    /// What is in use, but for what is kept: that gives way to whatever comes.
+    fn waiting_bytes(&self) -> u64 {
+        self.used_bytes.saturating_sub(self.kept.bytes())
     }
 
     /// One row may be wanted by several.
@@ -1061,6 +1086,7 @@ impl Books {
             streams: streams.collect(),
             messages: self.messages(),
             bytes: self.store.pages_used()? * PAGE_BYTES,
+            kept: self.kept.count(),
             bytes_max: self.ceilings.soft_pages * PAGE_BYTES,
             sequence_last: Sequence(self.identity.sequence_next - 1),
             oldest_mono_ms: self.oldest.map(|(_, mono_ms)| mono_ms),

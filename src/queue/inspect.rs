@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::books::{Books, JOB_ROWS_MAX};
 use super::boots::{self, Boots};
 use super::copying::{CopyAsk, CopyPages};
+use super::kept::{ResendAsk, ResendPage};
 use super::row::{self, Starts, Words};
 use super::sessions::LaneKey;
 use super::spans::Span;
@@ -53,6 +54,8 @@ pub enum Question {
         /// Where the last answer ended; where to begin at first.
         place: CheckPlace,
     },
+    /// What of the messages that were delivered and are kept would be sent again.
+    Kept(ResendAsk),
     /// Which pages to copy.
     Copy(CopyAsk),
     /// What was refused for good.
@@ -120,6 +123,8 @@ pub enum Answer {
     Check(CheckPage),
     /// To `Question::DeadLetters`.
     DeadLetters(DeadLettersPage),
+    /// To `Question::Kept`, and to the order.
+    Resend(ResendPage),
     /// To `Question::Copy`.
     Copy(CopyPages),
     /// To an order: it is done, as far as one transaction goes.
@@ -143,6 +148,12 @@ pub struct StoreStats {
     pub messages: u64,
     /// Bytes of pages in use.
     pub bytes: u64,
+    /// Messages that were delivered and are kept (`keep_delivered`), and the bytes that they take of these, about.
+    #[serde(default)]
+    pub kept: u64,
+    /// As said there.
+    #[serde(default)]
+    pub kept_bytes: u64,
     /// The ceiling in force; `None`: the gateway does not run.
     pub max_bytes: Option<u64>,
     /// The newest place.
@@ -170,6 +181,9 @@ pub struct StreamLine {
     pub waiting: u64,
     /// Of these, under way at QoS 2.
     pub in_flight: u64,
+    /// Messages that it had and is to be sent once more.
+    #[serde(default)]
+    pub again: u64,
     /// When the oldest came in.
     pub oldest: Option<String>,
 }
@@ -359,6 +373,7 @@ impl Books {
         match question {
             Question::Stats => Ok(Answer::Stats(Box::new(self.store_stats()?))),
             Question::Copy(ask) => self.copy(ask),
+            Question::Kept(ask) => self.resend(ask, false),
             other => self.view()?.answer_to(other),
         }
     }
@@ -372,6 +387,7 @@ impl Books {
                 is_configured: Some(stream.is_active),
                 waiting: stream.waiting + held,
                 in_flight: stream.in_flight.len() as u64,
+                again: stream.again.count(),
                 oldest: view.oldest(stream.id)?,
             };
             streams.insert(stream.name.to_string(), line);
@@ -383,6 +399,8 @@ impl Books {
         Ok(StoreStats {
             messages: self.messages(),
             bytes: self.store.pages_used()? * PAGE_BYTES,
+            kept: self.kept.count(),
+            kept_bytes: self.kept.bytes(),
             max_bytes: Some(self.ceilings.soft_pages * PAGE_BYTES),
             sequence_last: self.identity.sequence_next.saturating_sub(1),
             streams,
@@ -405,7 +423,7 @@ impl View<'_> {
     /// Answers whatever needs no more than the store.
     pub fn answer_to(&self, question: &Question) -> rusqlite::Result<Answer> {
         match question {
-            Question::Stats | Question::Copy(_) => Ok(refused("it is not known here")),
+            Question::Stats | Question::Copy(_) | Question::Kept(_) => Ok(refused("it is not known here")),
             Question::Messages(ask) => self.messages(ask),
             Question::Check { place } => Ok(Answer::Check(self.check(place)?)),
             Question::DeadLetters { after, count, body_bytes } => self.dead_letters(*after, *count, *body_bytes),

@@ -713,6 +713,8 @@ impl Page {
 }
 
 fn page(store: &Store, PageAsk { days, place }: PageAsk, mark: Mark) -> rusqlite::Result<Page> {
+    // What has no day lies behind all days: whoever asks for days up to there would never come to its end.
+    let days = Days { to: days.to.min(DAY_UNSET - 2), ..days };
     let mut report = Report {
         gateway: store.last_gateway()?.unwrap_or_default(),
         since: crate::clock::rfc3339(mark.since_ms),

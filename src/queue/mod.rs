@@ -70,6 +70,7 @@ mod removal;
 mod opening;
 
 pub mod inspect;
+pub mod kept;
 pub mod ledger;
 mod newer;
 
@@ -131,6 +132,8 @@ pub struct QueueSettings {
     pub bytes_max: NonZeroU64,
     /// What is older is dropped and declared.
     pub age_max: Option<Duration>,
+    /// For so long what was delivered is kept, while there is room.
+    pub keep: Option<Duration>,
     /// What gives way at the ceiling, unless a rule says otherwise.
     pub when_full: WhenFull,
     /// How long a message may wait in memory for the cloud's acknowledgement before it is written; `None` = it is
@@ -151,6 +154,8 @@ pub struct QueueSettings {
 pub struct Bounds {
     /// As there.
     pub age_max: Option<Duration>,
+    /// As there.
+    pub keep: Option<Duration>,
     /// As there.
     pub when_full: WhenFull,
 }
@@ -435,7 +440,7 @@ impl Inlet {
     pub async fn open_stream(&self, spec: StreamSpec) -> Result<Outlet, AppendError> {
         let (name, (waker, woken)) = (spec.name.clone(), watch::channel(0));
         ask(&self.jobs, |reply| Job::OpenStream(spec, waker, reply)).await?;
-        Ok(Outlet { name, jobs: self.jobs.clone(), woken, place: 0, head: 0, asked: None })
+        Ok(Outlet::new(name, self.jobs.clone(), woken))
     }
 
     /// From this commit on a stream takes nothing more in. What waits in it is kept, ages, and is delivered when it is
@@ -510,6 +515,8 @@ pub struct Stats {
     pub messages: u64,
     /// Bytes of pages in use.
     pub bytes: u64,
+    /// Messages that were delivered and are kept.
+    pub kept: u64,
     /// The soft ceiling in force.
     pub bytes_max: u64,
     /// The newest place that was given.
@@ -545,6 +552,9 @@ pub struct Outlet {
     place: u64,
     /// The same of the live lane: what is older is the backlog.
     head: u64,
+    /// The same of what is sent again, and the round of orders that it belongs to.
+    again: u64,
+    again_round: u64,
     /// What was asked for and has not come: a caller that gave up and comes again with the same wish gets it.
     asked: Option<Asked>,
 }
@@ -634,6 +644,8 @@ pub struct Queued {
     /// How long ago it entered; `None` = nobody knows, since the board was off and its clock cannot tell for how long. Only
     /// for `WRITES`.
     pub age_ms: Option<u64>,
+    /// It was delivered before, and a person has ordered it to be sent once more.
+    pub is_again: bool,
 }
 
 /// A change of an uplink's durable state. One call of `Outlet::commit` is one transaction.
@@ -716,6 +728,10 @@ pub struct InFlight {
 }
 
 impl Outlet {
+    fn new(name: Arc<str>, jobs: mpsc::Sender<Job>, woken: watch::Receiver<u64>) -> Outlet {
+        Outlet { name, jobs, woken, place: 0, head: 0, again: 0, again_round: 0, asked: None }
+    }
+
     /// The stream's name.
     pub fn name(&self) -> &Arc<str> {
         &self.name
@@ -730,7 +746,7 @@ impl Outlet {
 
     /// Puts the outlet's place back to the oldest row: what was taken by `next` and is not settled comes again.
     pub fn rewind(&mut self) {
-        self.place = 0;
+        (self.place, self.again) = (0, 0);
         self.asked = None;
     }
 
@@ -743,6 +759,11 @@ impl Outlet {
             self.place = fetched.place;
             if !fetched.rows.is_empty() {
                 return Ok(fetched.rows);
+            }
+            // Behind all that was never delivered.
+            let again = self.fetch_again(fetched.again, wanted).await?;
+            if !again.is_empty() {
+                return Ok(again);
             }
             self.wait(stirred, fetched.again_ms).await?;
         }
@@ -762,13 +783,13 @@ impl Outlet {
         live: Option<Wanted>,
     ) -> Result<(Lane, Vec<Queued>), AppendError> {
         loop {
-            let mut again_ms = None;
+            let (mut again_ms, mut again) = (None, None);
             // Of the first question: what came after it may be the live lane's.
             let mut first_stirred = None;
             if let Some(wanted) = live {
                 let (fetched, stirred) = self.fetch(self.head, wanted).await?;
                 first_stirred = Some(stirred);
-                again_ms = fetched.again_ms;
+                (again_ms, again) = (fetched.again_ms, fetched.again);
                 // With no backlog before it both are one.
                 if self.place >= self.head {
                     self.place = fetched.place;
@@ -783,9 +804,18 @@ impl Outlet {
                 if self.place < self.head {
                     let (fetched, stirred) = self.fetch(self.place, wanted).await?;
                     first_stirred.get_or_insert(stirred);
+                    again = again.or(fetched.again);
                     self.place = fetched.place.min(self.head);
                     rows = fetched.rows;
                     rows.retain(|row| row.sequence.0 <= self.head);
+                }
+                if rows.is_empty() && wanted.waits {
+                    if first_stirred.is_none() {
+                        // Only to hear whether there is something to be sent again.
+                        let (fetched, stirred) = self.ask(self.place, 1, 1).await?;
+                        (first_stirred, again) = (Some(stirred), fetched.again);
+                    }
+                    rows = self.fetch_again(again, wanted).await?;
                 }
                 if !rows.is_empty() || !wanted.waits {
                     return Ok((Lane::Backlog, rows));
@@ -824,6 +854,27 @@ impl Outlet {
         }
     }
 
+    /// What is to be sent again; `round` says that there is something, and of which order the last of it is.
+    async fn fetch_again(&mut self, round: Option<u64>, wanted: Wanted) -> Result<Vec<Queued>, AppendError> {
+        let Some(round) = round else { return Ok(Vec::new()) };
+        if std::mem::replace(&mut self.again_round, round) != round {
+            // A new order may be of older ones. Who has some of them already leaves those out.
+            self.again = 0;
+        }
+        loop {
+            let (to, reply) = oneshot::channel();
+            let Wanted { count: count_max, bytes: bytes_max, .. } = wanted;
+            let (stream, after) = (self.name.clone(), self.again);
+            let job = Job::Next { stream, after, count_max, bytes_max, is_again: true, reply: to };
+            self.jobs.send(job).await.map_err(|_| AppendError::Stopped)?;
+            let fetched = reply.await.unwrap_or(Err(AppendError::Stopped))?;
+            self.again = fetched.place;
+            if !fetched.is_partial {
+                return Ok(fetched.rows);
+            }
+        }
+    }
+
     /// Asks, or waits for what was asked for before.
     async fn ask(&mut self, after: u64, count_max: usize, bytes_max: usize) -> Result<(Fetched, u64), AppendError> {
         let wish = (after, count_max, bytes_max);
@@ -842,7 +893,8 @@ impl Outlet {
         // Before asking: what is stored after the answer was made must wake us.
         let stirred = *self.woken.borrow();
         let (to, reply) = oneshot::channel();
-        let job = Job::Next { stream: self.name.clone(), after, count_max, bytes_max, reply: to };
+        let stream = self.name.clone();
+        let job = Job::Next { stream, after, count_max, bytes_max, is_again: false, reply: to };
         (job, Asked { after, count_max, bytes_max, stirred, reply })
     }
 
@@ -939,10 +991,7 @@ fn open_after(settings: QueueSettings, mut past: Past) -> Result<Opened, OpenErr
     for StreamSpec { name, .. } in &settings.streams {
         let (waker, woken) = watch::channel(0);
         wakers.insert(name.clone(), waker);
-        outlets.insert(
-            name.clone(),
-            Outlet { name: name.clone(), jobs: to.clone(), woken, place: 0, head: 0, asked: None },
-        );
+        outlets.insert(name.clone(), Outlet::new(name.clone(), to.clone(), woken));
     }
     let worker = Worker::new(jobs, settings, books, wakers, lock);
     Ok(Opened { inlet: Inlet { jobs: to, hall }, outlets, worker })

@@ -343,6 +343,7 @@ fn attach(settings: &QueueSettings, past: &mut Past) -> Result<Books, StoreError
         ceilings,
         rows: 0,
         removable: Ranges::default(),
+        kept: super::kept::Kept::default(),
         empty_since: None,
         sweep: (!is_swept && last > 0).then(|| Span::new(1, last)),
         session_reserved: 0,
@@ -557,6 +558,7 @@ impl Books {
         self.store.set_meta("session", session)?;
         (self.identity.session_next, self.session_reserved) = (session, session);
         self.load_streams(last)?;
+        self.load_kept()?;
         if self.was_stopped == Some(true) && !past.was_open && !self.is_counted_right(past) {
             // Pages in each other's place: the end of the messages seems to be elsewhere.
             return Err(miscounted());
@@ -712,6 +714,8 @@ impl Books {
                 told: BTreeMap::new(),
                 is_stirred: true,
                 is_live: false,
+                again: Ranges::default(),
+                again_round: 0,
             });
         }
         self.load_spans(last)?;
@@ -858,6 +862,8 @@ impl Books {
             told: BTreeMap::new(),
             is_stirred: false,
             is_live: false,
+            again: Ranges::default(),
+            again_round: 0,
         });
         Ok(self.streams.len() - 1)
     }

@@ -48,6 +48,8 @@ pub(super) struct Fetched {
     pub again_ms: Option<u64>,
     /// The newest place in the store.
     pub newest: u64,
+    /// There is something to be sent again; the round of its orders.
+    pub again: Option<u64>,
 }
 
 impl Books {
@@ -121,6 +123,8 @@ impl Books {
         fetched.is_partial = fetched.rows.is_empty() && looked >= ANSWER_ROWS_MAX;
         self.settle_lost(index, &lost)?;
         fetched.newest = self.identity.sequence_next - 1;
+        let has_again = self.streams.get(index).filter(|stream| stream.again.count() > 0);
+        fetched.again = has_again.map(|stream| stream.again_round);
         // What is read ahead of a backlog does not make that one taken: it stays what gives way first.
         if let (Some(stream), Some(last)) = (self.streams.get_mut(index), fetched.rows.last())
             && after <= stream.taken_to
@@ -157,6 +161,14 @@ impl Books {
             fetched.rows.push(Queued { expires_mono_ms, ..row });
             fetched.place = sequence;
         }
+    }
+
+    /// A message as it is sent again: by today's rules, and as it would be sent for the first time.
+    pub fn queued_again(&self, stream: &Stream, sequence: u64, id: MessageId, message: Message, now: Stamp) -> Queued {
+        let way = Way::First(self.timing(id.start, &message));
+        let expires_mono_ms = self.expires_mono_ms(id.start, &message, now);
+        let route = Route::new(&message.topic, &stream.rules, &stream.rules);
+        Queued { expires_mono_ms, is_again: true, ..queued(sequence, id, message, route, way) }
     }
 
     /// The span that covers `place`, or the next one after it.
@@ -315,7 +327,7 @@ impl Books {
                 let list = self.list(rule)?;
                 match (self.read(sequence)?, self.streams.get(index)) {
                     (Some((id, message)), Some(stream)) => {
-                        if !stream.is_writes() {
+                        if !stream.is_writes() && stream.again.at(sequence).is_none() {
                             self.ledger.hand_out(stream.id, sequence, &id, &message);
                         }
                         let way = match recorded(&entry, &list, &stream.rules) {
@@ -326,7 +338,8 @@ impl Books {
                         let age_ms = self.age_of_write(stream, &id, &message, now);
                         let route = Route::new(&message.topic, &list, &stream.rules);
                         let row = queued(sequence, id, message, route, way);
-                        rows.push(Queued { expires_mono_ms, age_ms, ..row });
+                        let is_again = stream.again.at(sequence).is_some();
+                        rows.push(Queued { expires_mono_ms, age_ms, is_again, ..row });
                     }
                     _ => damaged.push((sequence, LossReason::Damaged)),
                 }
@@ -433,6 +446,9 @@ impl Books {
         if self.covering(index, sequence)?.is_none() {
             return Ok(());
         }
+        if self.is_again(index, sequence) {
+            return self.refuse_again(index, sequence, reason);
+        }
         let stream_id = self.streams.get(index).map_or(0, |stream| stream.id);
         let found = self.read(sequence)?;
         self.settle(index, Span::new(sequence, sequence), Some(LossReason::Rejected))?;
@@ -446,7 +462,7 @@ impl Books {
             let reserve = self.ceilings.hard_pages.saturating_sub(self.ceilings.soft_pages);
             let pages = retention::row_bytes(body.len(), PAGE_BYTES).div_ceil(PAGE_BYTES);
             let pages_max = (self.ceilings.hard_pages - reserve / 2).saturating_sub(pages);
-            while self.store.pages_used()? > pages_max && self.removable.count() > 0 {
+            while self.store.pages_used()? > pages_max && (self.removable.count() > 0 || self.give_way()?) {
                 self.remove_bodies()?;
             }
             let (mut count, mut total) = self.dead_letters;
@@ -573,5 +589,6 @@ fn queued(sequence: u64, id: MessageId, message: Message, route: Route, way: Way
         message,
         expires_mono_ms: None,
         age_ms: None,
+        is_again: false,
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::boots::{Boot, Boots};
 use super::files;
 use super::identity::{SESSIONS, Waiting};
+use super::kept::span_sum;
 use super::pages::{Pages, Spot, Value};
 use super::row::{self, Start, Starts, Words};
 use super::salvage::{self, Ticket};
@@ -49,6 +50,8 @@ pub(super) struct Remains {
     rules: HashMap<i64, String>,
     spans: BTreeMap<(i64, u64), (u64, i64)>,
     pub knowledge: Knowledge,
+    /// By its beginning: what was delivered and kept. Once true it stays true.
+    kept: BTreeMap<u64, u64>,
     /// The greatest sequence that the spans name, not counting open ends.
     known_to: u64,
     /// Nothing up to here is wanted.
@@ -79,6 +82,7 @@ impl Remains {
             streams: BTreeMap::new(),
             rules: HashMap::new(),
             spans: BTreeMap::new(),
+            kept: BTreeMap::new(),
             knowledge: Knowledge::Nothing,
             known_to: 0,
             settled: ticket.settled,
@@ -92,6 +96,7 @@ impl Remains {
         remains.read_names();
         remains.last = remains.last_sequence();
         remains.read_spans(ticket);
+        remains.read_kept();
         remains.read_in_flight();
         let counted = ticket.waiting.as_ref().filter(|_| !ticket.was_open);
         remains.local = OldSessions::read(&remains, counted.and_then(|counted| counted.get(SESSIONS)).copied());
@@ -223,6 +228,26 @@ impl Remains {
         Some(waiting)
     }
 
+    /// Only what its checksum guards: what is believed here without reason is lost.
+    fn read_kept(&mut self) {
+        let mut kept = BTreeMap::new();
+        self.table("kept", |first, values| {
+            let number = |index: usize| values.get(index).and_then(Value::unsigned);
+            if let (Some(first), Some(last), Some(sum)) = (first, number(1), number(4))
+                && first <= last
+                && sum == u64::from(span_sum(first, last))
+            {
+                kept.insert(first, last);
+            }
+        });
+        self.kept = kept;
+    }
+
+    /// Whether a message was delivered to all who wanted it, and was only kept.
+    fn is_kept(&self, sequence: u64) -> bool {
+        self.kept.range(..=sequence).next_back().is_some_and(|(_, last)| *last >= sequence)
+    }
+
     fn waiting_in_streams(&self) -> Option<Waiting> {
         if self.knowledge != Knowledge::Whole {
             return None;
@@ -246,6 +271,9 @@ impl Remains {
 
     /// Whether today's rules decide about a message, because the spans say nothing of it.
     pub fn is_beyond(&self, sequence: u64) -> bool {
+        if self.is_kept(sequence) {
+            return false;
+        }
         match self.knowledge {
             Knowledge::Whole => false,
             Knowledge::Older => sequence > self.known_to,

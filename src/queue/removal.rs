@@ -1,9 +1,10 @@
 //! What goes. Settled rows leave by whole segments where they can, and one by one where they must.
 //!
 //! Promises: a row goes only when no stream wants it, never by a watermark, since one slow stream would keep all; what
-//! is settled and still there gives way as soon as its room is needed, and is bounded when it is not.
+//! is settled and still there gives way as soon as its room is needed, and is bounded when it is not. What was delivered may
+//! be kept (kept.rs) before it is removable.
 
-use super::books::{Books, JOB_ROWS_MAX};
+use super::books::{Books, JOB_ROWS_MAX, Stream};
 use super::segments::Segment;
 use super::sessions::Cover;
 use super::spans::{OPEN, Span, runs};
@@ -22,10 +23,11 @@ impl Books {
     /// Settles sequences of a stream: durable with this transaction; the rows may go later.
     pub fn settle(&mut self, index: usize, hole: Span, lost: Option<LossReason>) -> rusqlite::Result<()> {
         let all_gone = self.remove_span(index, hole)?;
+        let is_writes = self.streams.get(index).is_some_and(Stream::is_writes);
         for gone in all_gone.iter().copied() {
             // While their rows are there.
             self.account_settled(index, gone, lost)?;
-            self.leave_bare(gone)?;
+            self.leave_bare(gone, lost, is_writes)?;
             if let Some(reason) = lost {
                 self.lose(index, reason, gone, Some(gone.count()));
             }
@@ -34,11 +36,12 @@ impl Books {
         for gone in all_gone {
             self.end_segments(gone)?;
         }
-        Ok(())
+        self.end_again(index, hole)
     }
 
-    /// Notes the rows of a span that somebody does not want any more, as far as nobody else does.
-    pub fn leave_bare(&mut self, gone: Span) -> rusqlite::Result<()> {
+    /// Notes the rows of a span that somebody does not want any more, as far as nobody else does. They are kept or may go.
+    /// `is_local`: whoever wanted them was no uplink.
+    pub fn leave_bare(&mut self, gone: Span, lost: Option<LossReason>, is_local: bool) -> rusqlite::Result<()> {
         let mut place = gone.first;
         while place <= gone.last {
             match self.cover(place)? {
@@ -46,7 +49,11 @@ impl Books {
                 Cover::NoneBefore(next) => {
                     let bare = Span::new(place, gone.last.min(next - 1));
                     self.rows = self.rows.saturating_sub(bare.count());
-                    self.removable.insert(bare);
+                    match self.is_kept_for(lost) {
+                        false => self.removable.insert(bare),
+                        true if is_local => self.keep_of_uplinks(bare)?,
+                        true => self.keep(bare)?,
+                    }
                     place = bare.last + 1;
                 }
             }
@@ -78,6 +85,9 @@ impl Books {
 
     fn is_bare(&self, span: Span) -> rusqlite::Result<bool> {
         let last = span.last.min(self.identity.sequence_next.saturating_sub(1));
+        if self.kept.overlaps(Span::new(span.first, last)) {
+            return Ok(false);
+        }
         Ok(matches!(self.cover(span.first)?, Cover::NoneBefore(next) if next > last))
     }
 
@@ -154,7 +164,7 @@ impl Books {
     }
 
     /// How far streams and sessions cover `place`, or where the next one begins.
-    fn cover(&self, place: u64) -> rusqlite::Result<Cover> {
+    pub(super) fn cover(&self, place: u64) -> rusqlite::Result<Cover> {
         let mut next = match self.cover_by_lanes(place)? {
             Cover::NoneBefore(next) => next,
             covered => return Ok(covered),
@@ -187,6 +197,9 @@ impl Books {
         let Some((place, _)) = found.first().copied().filter(|(place, _)| *place <= sweep.last) else { return Ok(()) };
         let done = match self.cover(place)? {
             Cover::Until(last) => last,
+            Cover::NoneBefore(_) if self.kept.at(place).is_some() => {
+                self.kept.at(place).map_or(place, |run| run.span.last)
+            }
             Cover::NoneBefore(next) => {
                 let segment = self.store.segments().over(Span::new(place, place)).next();
                 match segment {
@@ -195,7 +208,8 @@ impl Books {
                         segment.span.last
                     }
                     _ => {
-                        let last = sweep.last.min(next - 1);
+                        let kept_from = self.kept.from(place).map_or(OPEN, |run| run.span.first);
+                        let last = sweep.last.min(next.min(kept_from) - 1);
                         let bare: Vec<u64> = found.iter().map(|(place, _)| *place).filter(|it| *it <= last).collect();
                         // Row by row: over a crash places are passed over that were never given.
                         runs(&bare).into_iter().for_each(|run| self.removable.insert(run));

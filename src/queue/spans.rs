@@ -103,6 +103,18 @@ impl Ranges {
         self.by_first.first_key_value().map(|(first, _)| *first)
     }
 
+    /// The span that a sequence lies in.
+    pub fn at(&self, sequence: u64) -> Option<Span> {
+        let (first, last) = self.by_first.range(..=sequence).next_back()?;
+        (*last >= sequence).then(|| Span::new(*first, *last))
+    }
+
+    /// The first span that begins after a sequence.
+    pub fn after(&self, sequence: u64) -> Option<Span> {
+        let (first, last) = self.by_first.range(sequence.checked_add(1)?..).next()?;
+        Some(Span::new(*first, *last))
+    }
+
     /// Takes out all that `hole` covers.
     pub fn remove(&mut self, hole: Span) {
         while let Some(span) = self.by_first.range(..=hole.last).next_back().map(|(f, l)| Span::new(*f, *l))
@@ -172,6 +184,14 @@ mod tests {
                     model.retain(|sequence| !span.contains(*sequence));
                 }
                 prop_assert_eq!((ranges.count(), ranges.first()), (model.len() as u64, model.first().copied()));
+                for place in 0..70 {
+                    let found = ranges.at(place);
+                    prop_assert_eq!(found.is_some(), model.contains(&place));
+                    prop_assert!(found.is_none_or(|span| span.contains(place)));
+                    let next = ranges.after(place).map(|span| span.first);
+                    let first = |it: &u64| *it > place && !model.contains(&(it - 1));
+                    prop_assert_eq!(next, model.iter().copied().find(first));
+                }
             }
             let mut taken = Vec::new();
             while let Some(span) = ranges.take_first(u64::from(take) + 1) {

@@ -33,13 +33,14 @@ pub(super) const LOG_BYTES: u64 = CHECKPOINT_PAGES_MIN as u64 * (PAGE_BYTES + WA
 const APPLICATION_ID: i32 = 0x5449_4447;
 /// The steps of the schema. Each only adds, so that an older program can drain what a newer one stored; a step that it
 /// could not live with names the oldest program that can, in `meta`.
-const SCHEMA: [&str; 6] = [
+const SCHEMA: [&str; 7] = [
     include_str!("schema.sql"),
     include_str!("schema_2.sql"),
     include_str!("ledger/schema.sql"),
     include_str!("schema_4.sql"),
     include_str!("schema_5.sql"),
     include_str!("schema_6.sql"),
+    include_str!("schema_7.sql"),
 ];
 /// The step that this program writes.
 pub(super) const SCHEMA_STEP: i64 = SCHEMA.len() as i64;

@@ -21,6 +21,7 @@ use crate::message::{Body, Origin, Properties, Quality, Reading, Stamp, Value};
 mod ceiling;
 mod copying;
 mod files;
+mod kept;
 mod ledger;
 mod recovery;
 mod rot;
@@ -60,6 +61,7 @@ pub(super) fn settings(dir: &Path) -> QueueSettings {
         gateway: Arc::from("g7"),
         bytes_max: NonZeroU64::new(64 * MIB).unwrap(),
         age_max: None,
+        keep: None,
         when_full: WhenFull::DropOldest,
         hold: None,
         streams: vec![stream("cloud", vec![rule("#", "up/{topic}")])],
@@ -1341,6 +1343,10 @@ enum Step {
     Restart {
         clean: bool,
     },
+    /// All that is kept is ordered again for one stream.
+    Resend {
+        stream: bool,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -1351,6 +1357,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(stream, picks)| Step::Settle { stream, picks }),
         2 => (any::<bool>(), any::<u8>()).prop_map(|(stream, count)| Step::Drain { stream, count }),
         1 => any::<bool>().prop_map(|clean| Step::Restart { clean }),
+        1 => any::<bool>().prop_map(|stream| Step::Resend { stream }),
     ];
     prop::collection::vec(step, 1..25)
 }
@@ -1360,12 +1367,15 @@ struct Modelled {
     dir: TempDir,
     books: books::Books,
     model: [VecDeque<(u64, u64)>; 2],
+    /// What may be sent again, to each.
+    delivered: [BTreeMap<u64, u64>; 2],
+    keep: Option<Duration>,
     number: u64,
 }
 
 impl Modelled {
-    fn settings(dir: &Path) -> QueueSettings {
-        let mut settings = small(dir, WhenFull::DropOldest);
+    fn settings(dir: &Path, keep: Option<Duration>) -> QueueSettings {
+        let mut settings = QueueSettings { keep, ..small(dir, WhenFull::DropOldest) };
         settings.bytes_max = NonZeroU64::new(128 * 1024).unwrap();
         settings.streams = vec![
             stream("a", vec![rule("a", "{topic}"), rule("ab", "{topic}")]),
@@ -1374,10 +1384,10 @@ impl Modelled {
         settings
     }
 
-    fn new() -> Modelled {
+    fn new(keep: Option<Duration>) -> Modelled {
         let dir = tempfile::tempdir().unwrap();
-        let books = opening::open_books(&Self::settings(dir.path()), &mut Past::default()).unwrap();
-        Modelled { dir, books, model: Default::default(), number: 0 }
+        let books = opening::open_books(&Self::settings(dir.path(), keep), &mut Past::default()).unwrap();
+        Modelled { dir, books, model: Default::default(), delivered: Default::default(), keep, number: 0 }
     }
 
     fn step(&mut self, step: Step) {
@@ -1408,7 +1418,8 @@ impl Modelled {
                 let mut changes = Vec::new();
                 for pick in picks {
                     if !queue.is_empty() {
-                        let (sequence, _) = queue.remove(pick.index(queue.len())).unwrap();
+                        let (sequence, number) = queue.remove(pick.index(queue.len())).unwrap();
+                        self.delivered[usize::from(stream)].insert(sequence, number);
                         changes.push(delivered(Sequence(sequence)));
                     }
                 }
@@ -1418,26 +1429,69 @@ impl Modelled {
             Step::Drain { stream, count } => {
                 let queue = &mut self.model[usize::from(stream)];
                 let count = usize::from(count).min(queue.len());
-                let changes = queue.drain(..count).map(|(sequence, _)| delivered(Sequence(sequence))).collect();
+                let taken: Vec<(u64, u64)> = queue.drain(..count).collect();
+                let changes = taken.iter().map(|(sequence, _)| delivered(Sequence(*sequence))).collect();
+                self.delivered[usize::from(stream)].extend(taken);
                 self.books.change(usize::from(stream), changes).unwrap();
                 self.books.commit().unwrap();
             }
             Step::Restart { clean } => {
                 let crashed = copy_dir(self.dir.path());
                 let fresh = tempfile::tempdir().unwrap();
-                let books = opening::open_books(&Self::settings(fresh.path()), &mut Past::default()).unwrap();
+                let books =
+                    opening::open_books(&Self::settings(fresh.path(), self.keep), &mut Past::default()).unwrap();
                 std::mem::replace(&mut self.books, books).close().unwrap();
                 if !clean {
                     self.dir = crashed;
                 }
-                self.books = opening::open_books(&Self::settings(self.dir.path()), &mut Past::default()).unwrap();
+                self.books =
+                    opening::open_books(&Self::settings(self.dir.path(), self.keep), &mut Past::default()).unwrap();
                 while self.books.sweep.is_some() {
                     self.books.sweep_step().unwrap();
                 }
                 self.books.commit().unwrap();
             }
+            Step::Resend { .. } if self.keep.is_none() => {}
+            Step::Resend { stream } => self.resend(usize::from(stream)),
         }
         self.compare();
+    }
+
+    /// What comes again is what was delivered to this stream, in order, each as it was; once it is delivered again, all is as before.
+    fn resend(&mut self, index: usize) {
+        let uplink = self.books.streams[index].name.to_string();
+        let mut ask = super::kept::ResendAsk { uplink, to_ms: i64::MAX, ..Default::default() };
+        while let inspect::Answer::Resend(page) = self.books.resend(&ask, true).unwrap() {
+            self.books.commit().unwrap();
+            match page.next {
+                Some(next) => ask.after = next,
+                None => break,
+            }
+        }
+        let mut found = Vec::new();
+        let mut place = 0;
+        loop {
+            let fetched = self.books.next_again(index, place, 256, 1 << 20).unwrap();
+            place = fetched.place;
+            found.extend(fetched.rows.iter().map(|row| (row.sequence.0, number_of(&row.message))));
+            if fetched.rows.is_empty() && !fetched.is_partial {
+                break;
+            }
+        }
+        let kept = |sequence: &u64| self.books.kept.at(*sequence).is_some();
+        let model: Vec<(u64, u64)> =
+            self.delivered[index].iter().map(|(s, n)| (*s, *n)).filter(|(sequence, _)| kept(sequence)).collect();
+        assert_eq!(found, model, "stream {index}");
+        // Half of it is delivered again, out of order; of the rest the next order is no other.
+        let some = found.iter().rev().step_by(2).map(|(sequence, _)| delivered(Sequence(*sequence))).collect();
+        self.books.change(index, some).unwrap();
+        self.books.commit().unwrap();
+        assert_eq!(self.books.streams[index].again.count(), (found.len() / 2) as u64);
+        let rest = found.iter().rev().skip(1).step_by(2).map(|(sequence, _)| delivered(Sequence(*sequence))).collect();
+        if found.len() % 4 > 1 {
+            self.books.change(index, rest).unwrap();
+            self.books.commit().unwrap();
+        }
     }
 
     /// What was evicted is declared: the model forgets as much from the front.
@@ -1474,11 +1528,16 @@ impl Modelled {
         };
         self.books.store.messages(spans::Span::new(1, spans::OPEN), all).unwrap();
         assert!(on_disk.is_superset(&union));
-        assert_eq!(self.books.removable.count(), (on_disk.len() - union.len()) as u64, "each unwanted row is known");
+        let known = self.books.removable.count() + self.books.kept.count();
+        assert_eq!(known, (on_disk.len() - union.len()) as u64, "each unwanted row is known");
+        assert!(on_disk.iter().all(|sequence| self.books.kept.at(*sequence).is_none() || !union.contains(sequence)));
+        let on_record: u64 = self.books.store.kept_runs().unwrap().iter().map(|run| run.span.count()).sum();
+        assert_eq!(self.books.kept.count(), on_record);
         let segments: Vec<_> = self.books.store.segments().newest_first().collect();
         assert!(segments.len() <= 8);
         for full in segments.iter().skip(1) {
-            assert!(union.iter().any(|sequence| full.span.contains(*sequence)), "{full:?} holds a table for nothing");
+            let is_wanted = union.iter().any(|sequence| full.span.contains(*sequence));
+            assert!(is_wanted || self.books.kept.overlaps(full.span), "{full:?} holds a table for nothing");
         }
         let stats = self.books.stats().unwrap();
         assert!(stats.bytes <= stats.bytes_max + 16 * 1024, "{stats:?}");
@@ -1489,8 +1548,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_queue_is_what_a_vecdeque_for_each_stream_would_be(steps in steps()) {
-        let mut modelled = Modelled::new();
+    fn the_queue_is_what_a_vecdeque_for_each_stream_would_be(steps in steps(), keeps: bool) {
+        let mut modelled = Modelled::new(keeps.then_some(Duration::from_secs(3600)));
         for step in steps {
             modelled.step(step);
         }

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::books::{Books, JOB_ROWS_MAX, gap_topic};
 use super::inspect::{Answer, refused};
+use super::kept::ResendAsk;
 use super::retention;
 use super::row;
 use super::salvage::SALVAGED_TO;
-use super::spans::Span;
+use super::spans::{OPEN, Span};
 use super::store::PAGE_BYTES;
 use crate::config::WhenFull;
 use crate::health::LossReason;
@@ -35,6 +36,8 @@ pub enum Order {
         /// The uplink's name.
         name: String,
     },
+    /// What was delivered to an uplink is sent to it again, a share of what is kept.
+    Resend(ResendAsk),
     /// A share of all rows is proven, and what has rotted is given up and declared; nothing is left when all were.
     Scrub,
 }
@@ -46,6 +49,7 @@ impl Books {
             Order::RetryDeadLetter { number } => self.retry_dead_letter(*number),
             Order::DropDeadLetter { number } => self.drop_dead_letter(*number),
             Order::DropStream { name } => self.drop_stream(name),
+            Order::Resend(ask) => self.resend(ask, true),
             Order::Scrub => {
                 let (passes, before) = (self.scrub.passes, self.turn_losses.len());
                 self.scrub_step(self.settings.clock.now().mono_ms)?;
@@ -133,6 +137,7 @@ impl Books {
             let left = self.streams.get(index).map_or(0, |stream| stream.waiting);
             return Ok(Answer::Done { count: 0, left: left.max(1) });
         }
+        self.end_again(index, Span::new(0, OPEN))?;
         let before = self.streams.get(index).map_or(0, |stream| stream.waiting);
         if let Some((span, _)) = self.store.span_after(stream_id, 0)? {
             let hole = Span::new(span.first, span.last.min(span.first.saturating_add(JOB_ROWS_MAX - 1)));

@@ -75,7 +75,7 @@ pub(super) enum Job {
     Commit(Arc<str>, Vec<Change>, Reply<()>),
     AppendWith { stream: Arc<str>, changes: Vec<Change>, submissions: Vec<(Submission, Reply<Appended>)> },
     Live(Arc<str>, bool),
-    Next { stream: Arc<str>, after: u64, count_max: usize, bytes_max: usize, reply: Reply<Fetched> },
+    Next { stream: Arc<str>, after: u64, count_max: usize, bytes_max: usize, is_again: bool, reply: Reply<Fetched> },
     Restore(Arc<str>, Reply<Restored>),
     Retained { filter: Filter, after: Option<String>, reply: Reply<RetainedPage> },
     Stats(Reply<Stats>),
@@ -364,6 +364,7 @@ impl Thread {
         let scrub_ms = books.scrub_due_ms(now_ms);
         let has_dates = self.settings.age_max.is_some()
             || books.ceilings.is_clamped
+            || books.kept.count() > 0
             || books.is_salvage_due()
             || books.sessions.is_any_away();
         let is_troubled = self.settings.health.is_raised(Alarm::StoreFails);
@@ -407,7 +408,7 @@ impl Thread {
                     writes.push(Job::OpenStream(spec, waker, reply));
                 }
                 Job::SetBounds(bounds, reply) => {
-                    self.settings.age_max = bounds.age_max;
+                    (self.settings.age_max, self.settings.keep) = (bounds.age_max, bounds.keep);
                     self.settings.when_full = bounds.when_full;
                     // What is too old by the new one is looked for at once.
                     self.expired_ms = None;
@@ -451,7 +452,8 @@ impl Thread {
                 self.note_success();
             }
         }
-        let is_more = is_expiry_due && books.expire()?;
+        let mut is_more = is_expiry_due && books.expire()?;
+        is_more |= is_expiry_due && books.expire_kept()?;
         let is_clearing = books.clear_ended()?;
         if books.is_removal_due() {
             books.remove_bodies()?;
@@ -713,7 +715,8 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
         }
         Job::SetBounds(bounds, reply) => {
             answers.push(Answer::Done(reply));
-            (books.settings.age_max, books.settings.when_full) = (bounds.age_max, bounds.when_full);
+            let settings = &mut books.settings;
+            (settings.age_max, settings.when_full, settings.keep) = (bounds.age_max, bounds.when_full, bounds.keep);
             Ok(())
         }
         Job::NoteProblem(text, reply) => {
@@ -843,9 +846,12 @@ fn unapplied_one(job: Job) -> Option<Answer> {
 
 fn read(books: &mut Books, job: Job) -> rusqlite::Result<()> {
     match job {
-        Job::Next { stream, after, count_max, bytes_max, reply } => match index(books, &stream) {
+        Job::Next { stream, after, count_max, bytes_max, is_again, reply } => match index(books, &stream) {
             Some(index) => {
-                let found = books.next(index, after, count_max, bytes_max);
+                let found = match is_again {
+                    false => books.next(index, after, count_max, bytes_max),
+                    true => books.next_again(index, after, count_max, bytes_max),
+                };
                 answer(books, found, reply)
             }
             None => {

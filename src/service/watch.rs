@@ -136,6 +136,7 @@ mod tests {
             gateway: std::sync::Arc::from("g"),
             bytes_max: std::num::NonZeroU64::new(16 << 20).unwrap(),
             age_max: None,
+            keep: None,
             when_full: crate::config::WhenFull::DropOldest,
             hold: None,
             streams: Vec::new(),

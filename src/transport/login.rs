@@ -9,8 +9,8 @@ use tokio::io::AsyncReadExt as _;
 
 use super::jwt::{self, Claims, JwtError, Signer};
 use super::sas::{self, KeyError};
-use crate::config::clouds::{authorizer_username, azure_resource};
-use crate::config::{AuthorizerConfig, Endpoint, JwtConfig, SasConfig, UplinkConfig};
+use crate::config::clouds::{authorizer_username, azure_registration, azure_resource};
+use crate::config::{AuthorizerConfig, DpsConfig, Endpoint, JwtConfig, SasConfig, UplinkConfig};
 use crate::message::Stamp;
 
 /// Longest file of a secret that is read.
@@ -89,20 +89,40 @@ impl Login {
     }
 }
 
+/// As whom a device asks Azure's provisioning service for its hub.
+pub async fn registering(config: &UplinkConfig, dps: &DpsConfig, now: Stamp) -> Result<Login, LoginError> {
+    let (username, resource, policy) = azure_registration(&dps.id_scope, &config.client_id);
+    let mut login = Login { username: Some(username), ..Login::default() };
+    if let Some(sas) = &config.sas {
+        let (token, expires_s) = signature(sas, &resource, now).await?;
+        login.password = Some(Bytes::from(format!("{token}&skn={policy}")));
+        login.expires_ms = Some(expires_s.saturating_mul(1000));
+    }
+    Ok(login)
+}
+
 fn own_username(config: &UplinkConfig, endpoint: &Endpoint) -> Option<String> {
     config.username.clone().or_else(|| Some((config.profile.username?)(&endpoint.host, &config.client_id)))
 }
 
 /// By a signature that is made now.
 async fn signed(config: &UplinkConfig, sas: &SasConfig, endpoint: &Endpoint, now: Stamp) -> Result<Login, LoginError> {
-    let key = first_line("the device's key", &sas.key).await?;
-    let lifetime_s = i64::try_from(sas.lifetime.as_secs()).unwrap_or(i64::MAX);
-    let expires_s = now.wall_ms.div_euclid(1000).saturating_add(lifetime_s);
-    let token = sas::token(&azure_resource(&endpoint.host, &config.client_id), &key, expires_s)
-        .map_err(|source| LoginError::Signature { path: sas.key.clone(), source })?;
+    let (token, expires_s) = signature(sas, &azure_resource(&endpoint.host, &config.client_id), now).await?;
     let username = own_username(config, endpoint);
     let expires_ms = Some(expires_s.saturating_mul(1000));
     Ok(Login { username, password: Some(Bytes::from(token)), auth: None, expires_ms })
+}
+
+/// A signature for a resource, and when it ends, in seconds since 1970.
+async fn signature(sas: &SasConfig, resource: &str, now: Stamp) -> Result<(String, i64), LoginError> {
+    let key = first_line("the device's key", &sas.key).await?;
+    let lifetime_s = i64::try_from(sas.lifetime.as_secs()).unwrap_or(i64::MAX);
+    let expires_s = now.wall_ms.div_euclid(1000).saturating_add(lifetime_s);
+    let derived = |id: &String| sas::derived(&key, id).map(Bytes::from);
+    let own = sas.derived_for.as_ref().map_or_else(|| Ok(key.clone()), derived);
+    let token = own.and_then(|own| sas::token(resource, &own, expires_s));
+    let token = token.map_err(|source| LoginError::Signature { path: sas.key.clone(), source })?;
+    Ok((token, expires_s))
 }
 
 /// The user name that asks for an authoriser, and when its token ends.

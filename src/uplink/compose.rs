@@ -350,6 +350,7 @@ mod tests {
             batching: None,
             expires_mono_ms: None,
             age_ms: None,
+            is_again: false,
         }
     }
 

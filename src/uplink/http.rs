@@ -290,9 +290,10 @@ impl Courier {
             Judgement::Delivered => {
                 self.reached();
                 self.is_held = false;
-                let count = u64::try_from(1 + attempt.others.len()).unwrap_or(0);
+                let (count, again) = attempt.counts();
                 if self.settle(&attempt, Verdict::Delivered).await? {
-                    self.uplink.delivered.fetch_add(count, Ordering::Relaxed);
+                    self.uplink.delivered.fetch_add(count - again, Ordering::Relaxed);
+                    self.uplink.delivered_again.fetch_add(again, Ordering::Relaxed);
                     self.waiting.ended(&attempt.row, true);
                 }
                 self.uplink.note_drain(self.clock.now());

@@ -24,6 +24,7 @@ use super::backoff::Backoff;
 use super::http;
 use super::machine::{Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
 use super::provision::Claimant;
+use super::registration::{Registrar, RegistrationError};
 use super::tasks::{Errand, Order, Report, Unaccepted, keep_store, run_errands};
 use crate::clock::Clock;
 use crate::config::{Endpoint, Protocol, UplinkConfig};
@@ -67,6 +68,11 @@ const REJECTED_EVERY: Duration = Duration::from_secs(10);
 
 /// A backlog that is too old is told at most this often.
 const LATE_EVERY: Duration = Duration::from_secs(3600);
+
+/// An assigned hub that has refused the gateway three times in a row, or could not be spoken to twelve times, may not be its
+/// hub any more: then the provisioning service is asked again.
+const DOUBTS_MAX: u32 = 12;
+const DOUBTS_OF_REFUSAL: u32 = 4;
 
 /// A stamp may be this old: it serves expiry in seconds.
 const STAMP_AGE_MAX: Duration = Duration::from_millis(200);
@@ -161,6 +167,9 @@ impl Uplink {
             complained_at: [None; 3],
             is_taken_over: false,
             endpoint: 0,
+            reached: None,
+            doubts: 0,
+            not_before: Duration::ZERO,
             tried: 0,
             introduced_at,
             renew_at: None,
@@ -188,7 +197,16 @@ impl Uplink {
 }
 
 type Reading = Pin<Box<dyn Future<Output = Result<Login, LoginError>> + Send>>;
-type Connecting = Pin<Box<dyn Future<Output = Result<(Stream, Login), AttemptError>> + Send>>;
+type Connecting = Pin<Box<dyn Future<Output = Result<Reached, AttemptError>> + Send>>;
+
+/// A connection on which nothing was said yet.
+struct Reached {
+    stream: Stream,
+    login: Login,
+    /// To whom it goes, and as whom.
+    endpoint: Endpoint,
+    client_id: String,
+}
 
 enum Line {
     Idle { until: Instant },
@@ -214,6 +232,8 @@ enum AttemptError {
     Login(LoginError),
     #[error(transparent)]
     Connect(ConnectError),
+    #[error(transparent)]
+    Registration(RegistrationError),
 }
 
 /// So many connections that the cloud ended soon after it had accepted them are no chance.
@@ -245,7 +265,7 @@ enum LostError {
 
 enum LineEvent {
     Due,
-    Connected(Result<(Stream, Login), AttemptError>),
+    Connected(Result<Box<Reached>, AttemptError>),
     Read,
     Written,
     Lost(io::Error),
@@ -261,7 +281,7 @@ impl Line {
                 LineEvent::Due
             }
             Line::Idle { .. } => std::future::pending().await,
-            Line::Connecting(attempt) => LineEvent::Connected(attempt.as_mut().await),
+            Line::Connecting(attempt) => LineEvent::Connected(attempt.as_mut().await.map(Box::new)),
             Line::Open(wire) => wire.event(may_read).await,
         }
     }
@@ -312,6 +332,12 @@ struct Link {
     stamp_at: Instant,
     /// Index of the endpoint to try.
     endpoint: usize,
+    /// Where the last connection went to.
+    reached: Option<Endpoint>,
+    /// How much speaks against the hub that the gateway was given to.
+    doubts: u32,
+    /// The cloud does not want another attempt sooner.
+    not_before: Duration,
     /// Endpoints tried since the last pause.
     tried: usize,
     /// When this connection's token is to be replaced.
@@ -503,7 +529,10 @@ impl Link {
                 }
                 Ok(None) => break,
                 Err(fault) => {
-                    warn!(uplink = self.name.as_ref(), error:% = fault; "The cloud sent what is no packet");
+                    // A cloud that answers each CONNECT so is one outage.
+                    if !self.is_outage {
+                        warn!(uplink = self.name.as_ref(), error:% = fault; "The cloud sent what is no packet");
+                    }
                     let reason = chain(&fault);
                     self.machine.handle(at, Event::Lost { by_peer: false });
                     self.lost(reason, None);
@@ -602,8 +631,13 @@ impl Link {
         let at = self.at();
         match event {
             LineEvent::Due => self.connect(),
-            LineEvent::Connected(Ok((stream, login))) => self.connected(stream, login),
-            LineEvent::Connected(Err(error)) => self.lost(chain(&error), None),
+            LineEvent::Connected(Ok(reached)) => self.connected(*reached),
+            LineEvent::Connected(Err(error)) => {
+                if let AttemptError::Registration(error) = &error {
+                    self.not_before = error.not_before();
+                }
+                self.lost(chain(&error), None);
+            }
             LineEvent::Read => self.machine.heard(at),
             LineEvent::Written => {}
             LineEvent::Closed => {
@@ -657,21 +691,39 @@ impl Link {
             self.set_state(UplinkState::Connecting, None);
         }
         self.tried += 1;
-        let config = self.config.clone();
+        let mut config = self.config.clone();
         let now = self.clock.now();
+        let is_doubted = self.doubts >= DOUBTS_MAX;
+        if is_doubted {
+            self.doubts = 0;
+        }
+        let name = self.name.clone();
         self.line = Line::Connecting(Box::pin(async move {
+            let mut endpoint = endpoint;
+            if let Some(dps) = config.dps.clone() {
+                let registrar = Registrar { name, config: config.clone(), service: endpoint, now, is_doubted };
+                let assigned = registrar.assigned(&dps).await;
+                (endpoint, config.client_id) = assigned.map_err(AttemptError::Registration)?;
+            }
             let way = Way::new(&config, &endpoint);
             // First, because it may be slow and a broker does not wait for CONNECT.
             let login = Login::read(&config, &endpoint, now).await.map_err(AttemptError::Login)?;
             let stream = transport::connect_by(&endpoint, &way, now, CONNECT_WITHIN).await;
-            Ok((stream.map_err(AttemptError::Connect)?, login))
+            let stream = stream.map_err(AttemptError::Connect)?;
+            Ok(Reached { stream, login, endpoint, client_id: config.client_id })
         }));
     }
 
-    fn connected(&mut self, stream: Stream, login: Login) {
+    fn connected(&mut self, reached: Reached) {
         let at = self.at();
-        let Some(endpoint) = self.endpoint() else { return };
-        let key = session_key(endpoint, &self.client_id, self.config.username.as_deref());
+        let Reached { stream, login, endpoint, client_id } = reached;
+        if self.config.dps.is_some() {
+            // As which device, the provisioning service says.
+            self.machine.set_client_id(&client_id);
+            self.client_id = client_id;
+        }
+        let key = session_key(&endpoint, &self.client_id, self.config.username.as_deref());
+        self.reached = Some(endpoint);
         self.reading = None;
         self.token_ends_ms = [login.expires_ms, None];
         self.renew_at = login.expires_ms.and_then(|expires_ms| renewal(self.clock.now().wall_ms, expires_ms));
@@ -759,6 +811,17 @@ impl Link {
             self.tried = 0;
             self.backoff.pause(at.now, chance())
         };
+        pause = pause.max(std::mem::take(&mut self.not_before));
+        if !self.was_up {
+            self.doubts += match code {
+                Some(
+                    ReasonCode::NOT_AUTHORIZED
+                    | ReasonCode::BAD_USER_NAME_OR_PASSWORD
+                    | ReasonCode::CLIENT_IDENTIFIER_NOT_VALID,
+                ) => DOUBTS_OF_REFUSAL,
+                _ => 1,
+            };
+        }
         let is_guess = std::mem::take(&mut self.is_taken_over);
         if is_guess || code == Some(ReasonCode::SESSION_TAKEN_OVER) {
             pause = pause.max(self.backoff.taken_over(at.now));
@@ -806,8 +869,9 @@ impl Link {
                 self.was_up = true;
                 self.is_outage = false;
                 self.tried = 0;
+                self.doubts = 0;
                 self.set_state(UplinkState::Connected, None);
-                let server = self.endpoint().map(|endpoint| format!("{}:{}", endpoint.host, endpoint.port));
+                let server = self.reached.as_ref().map(|endpoint| format!("{}:{}", endpoint.host, endpoint.port));
                 info!(uplink, server = server.unwrap_or_default().as_str(), session_present; "The uplink is connected");
             }
             Note::Reauthenticated => {
@@ -903,6 +967,7 @@ impl Link {
         let health = &self.health;
         health.in_flight.store(u64::try_from(self.machine.in_flight()).unwrap_or(0), Ordering::Relaxed);
         health.delivered.store(counts.delivered, Ordering::Relaxed);
+        health.delivered_again.store(counts.delivered_again, Ordering::Relaxed);
         health.resent.store(counts.resent, Ordering::Relaxed);
         health.throttled.store(counts.throttled, Ordering::Relaxed);
         health.downgraded.store(counts.downgraded, Ordering::Relaxed);

@@ -430,6 +430,8 @@ pub enum Note {
 pub struct Counts {
     /// Acknowledged by the cloud.
     pub delivered: u64,
+    /// The same of what it had been sent before, and was to be sent once more.
+    pub delivered_again: u64,
     /// Sent again.
     pub resent: u64,
     /// Thrown away by the cloud because they were too many, and sent again.
@@ -689,7 +691,7 @@ impl Machine {
             published_at: Duration::ZERO,
             pacing: Pacing::new(settings.pace),
             pace_until: None,
-            own: OwnTopic::new(settings.own_topic.as_deref()),
+            own: OwnTopic::new(settings.own_topic.as_deref(), profile.has_wills),
             own_next: None,
             is_subscribed: false,
             subscribe_at: None,
@@ -719,7 +721,8 @@ impl Machine {
     pub fn open(&mut self, at: Moment, session_key: u64, password: Option<Bytes>) -> Packet {
         self.phase = Phase::Opening { since: at.now };
         self.key_wanted = session_key;
-        self.is_clean_start = self.is_new_session() && self.foreign == Some(session_key);
+        let is_kept = self.settings.profile.has_sessions;
+        self.is_clean_start = !is_kept || (self.is_new_session() && self.foreign == Some(session_key));
         self.sent_at = at.now;
         self.heard_at = at.now;
         let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
@@ -735,6 +738,14 @@ impl Machine {
             packet_bytes_max: is_v5.then_some(INBOUND_BYTES_MAX),
             ..Connect::new(self.settings.version, self.settings.client_id.clone())
         }))
+    }
+
+    /// Another name for the next connection, where the cloud gives it. Not while there is one.
+    pub fn set_client_id(&mut self, client_id: &str) {
+        if self.settings.client_id != client_id {
+            client_id.clone_into(&mut self.settings.client_id);
+            self.terms = self.terms.clone().of(client_id);
+        }
     }
 
     /// As the cloud takes it.
@@ -1248,7 +1259,8 @@ impl Machine {
         }
         let in_flight = self.in_flight();
         let was_expected = if self.is_new_session() { self.session_key.is_some() } else { self.expects_session };
-        if was_expected && !self.settings.session_expiry.is_zero() {
+        let may_be_kept = self.settings.profile.has_sessions && !self.settings.session_expiry.is_zero();
+        if was_expected && may_be_kept {
             self.counts.sessions_lost += 1;
             self.actions.push(Action::Note(Note::SessionLost { in_flight }));
         }
@@ -1316,7 +1328,8 @@ impl Machine {
         self.older_than = self.newest_unreleased();
         if self.phase == Phase::Renewing {
             self.inbound.forget_ignored();
-            let is_kept = self.settings.version == Version::V311 || !self.settings.session_expiry.is_zero();
+            let is_v311 = self.settings.version == Version::V311;
+            let is_kept = self.settings.profile.has_sessions && (is_v311 || !self.settings.session_expiry.is_zero());
             if self.is_clean_start && is_kept {
                 // In 3.1.1 a clean session is never kept (MQTT 3.1.1, 3.1.2.4): the next one is. In version 5 it is
                 // kept, but not by every server (see `open`).
@@ -2000,7 +2013,9 @@ impl Machine {
     }
 
     fn settled(&mut self, attempt: Attempt) {
-        self.counts.delivered += 1 + u64::try_from(attempt.others.len()).unwrap_or(0);
+        let (count, again) = attempt.counts();
+        self.counts.delivered += count - again;
+        self.counts.delivered_again += again;
         self.acquit(attempt.row.sequence);
         self.has_acked = true;
         for accused in self.accused.values_mut() {

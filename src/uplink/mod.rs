@@ -48,6 +48,8 @@ mod dialogue;
 
 pub mod provision;
 
+pub mod registration;
+
 mod link;
 
 mod http;

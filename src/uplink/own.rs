@@ -46,12 +46,12 @@ enum WillUse {
 }
 
 impl OwnTopic {
-    /// The status below `own_topic`; off when there is none.
-    pub fn new(own_topic: Option<&str>) -> OwnTopic {
+    /// The status below `own_topic`; off when there is none. With the will as well, where the cloud has wills.
+    pub fn new(own_topic: Option<&str>, has_wills: bool) -> OwnTopic {
         let status = own_topic.and_then(|topic| Topic::new(&format!("{topic}/status")).ok());
         OwnTopic {
             publishes: status.is_some(),
-            will: if status.is_some() { WillUse::With } else { WillUse::Off },
+            will: if status.is_some() && has_wills { WillUse::With } else { WillUse::Off },
             status,
             will_qos: Qos::AtLeastOnce,
             will_retain: true,
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_will_that_is_not_authorised_is_left_out_after_two_proofs() {
-        let mut own = OwnTopic::new(Some("own/g"));
+        let mut own = OwnTopic::new(Some("own/g"), true);
         assert_eq!(own.will().unwrap().topic.as_str(), "own/g/status");
         for proof in 1..=2 {
             own.connect_failed(Some(ReasonCode::NOT_AUTHORIZED));
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_token_that_is_renewed_just_before_the_attempt_without_the_will_does_not_cost_it() {
-        let mut own = OwnTopic::new(Some("own/g"));
+        let mut own = OwnTopic::new(Some("own/g"), true);
         for _ in 0..3 {
             own.connect_failed(Some(ReasonCode::NOT_AUTHORIZED));
             assert!(!own.connect_accepted(), "this time it was the token");
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_client_that_is_not_authorised_keeps_its_will() {
-        let mut own = OwnTopic::new(Some("own/g"));
+        let mut own = OwnTopic::new(Some("own/g"), true);
         for _ in 0..10 {
             own.connect_failed(Some(ReasonCode::NOT_AUTHORIZED));
         }
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_broker_that_restarts_is_not_mistaken_for_one_that_refuses_the_will() {
-        let mut own = OwnTopic::new(Some("own/g"));
+        let mut own = OwnTopic::new(Some("own/g"), true);
         for _ in 0..5 {
             own.connect_failed(None);
             assert!(!own.connect_accepted());
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_cloud_without_retained_messages_gets_a_will_without() {
-        let mut own = OwnTopic::new(Some("own/g"));
+        let mut own = OwnTopic::new(Some("own/g"), true);
         own.connect_failed(Some(ReasonCode::RETAIN_NOT_SUPPORTED));
         own.connect_failed(Some(ReasonCode::QOS_NOT_SUPPORTED));
         let will = own.will().unwrap();

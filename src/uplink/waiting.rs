@@ -79,6 +79,11 @@ impl Attempt {
         std::iter::once(&self.row).chain(&self.others)
     }
 
+    /// How many there are, and how many of them had been delivered before.
+    pub fn counts(&self) -> (u64, u64) {
+        self.rows().fold((0, 0), |(count, again), row| (count + 1, again + u64::from(row.is_again)))
+    }
+
     /// Their places.
     pub fn sequences(&self) -> impl Iterator<Item = Sequence> {
         self.rows().map(|row| row.sequence)

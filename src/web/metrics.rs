@@ -102,7 +102,9 @@ impl Collector for Moment {
         )?;
         let queue = &stages.queue;
         family.gauges("queue_messages", "Messages that wait", one(queue.messages))?;
-        family.gauges("queue_bytes", "Bytes of the store in use", one(queue.bytes))?;
+        family.gauges("queue_bytes", "Bytes of the store in use, but for what is kept", one(queue.bytes))?;
+        family.gauges("queue_kept_messages", "Messages that were delivered and are kept", one(queue.kept))?;
+        family.gauges("queue_kept_bytes", "Bytes of the store that they take, about", one(queue.kept_bytes))?;
         family.gauges("queue_bytes_limit", "The soft ceiling in force", one(queue.max_bytes))?;
         family.gauges(
             "queue_oldest_age_seconds",

@@ -95,8 +95,9 @@ function uplinks(status) {
     const [word, kind] = UPLINK[uplink.state] ?? [uplink.state, "warn"];
     row.className = kind;
     const since = uplink.since.startsWith("1970") ? "" : `since ${new Date(uplink.since).toLocaleString()}`;
-    const why = [since, uplink.reason].filter(Boolean).join(": ");
-    cells(row, [name, [word, "state", why], [number(uplink.waiting), "n"], [number(uplink.in_flight), "n spare"], [number(uplink.delivered), "n"]]);
+    const again = uplink.again > 0 ? `${number(uplink.again)} are sent again` : "";
+    const why = [[since, uplink.reason].filter(Boolean).join(": "), again].filter(Boolean).join("; ");
+    cells(row, [name, [word, "state", why], [number(uplink.waiting), "n"], [number(uplink.in_flight), "n spare"], [number(uplink.delivered), "n spare"]]);
   });
 }
 
@@ -104,10 +105,11 @@ function queue(status) {
   const { queue, uplinks } = status;
   setText("messages", number(queue.messages));
   setText("oldest", queue.oldest_age_s === null ? "–" : span(queue.oldest_age_s));
-  setText("full", queue.full_in_s === null ? "not filling" : `in ${span(queue.full_in_s)} at this rate`);
+  setText("full", queue.full_in_s === null ? "not filling" : queue.full_in_s > 10 * 365 * 86400 ? "not within 10 years" : `in ${span(queue.full_in_s)} at this rate`);
   const share = queue.max_bytes > 0 ? queue.bytes / queue.max_bytes : 0;
   byId("bytes").value = share;
-  setText("bytes-text", `${bytes(queue.bytes)} of ${bytes(queue.max_bytes)} (${Math.round(share * 100)} %)`);
+  const kept = queue.kept > 0 ? `, and ${bytes(queue.kept_bytes)} of ${number(queue.kept)} delivered messages that are kept` : "";
+  setText("bytes-text", `${bytes(queue.bytes)} of ${bytes(queue.max_bytes)} (${Math.round(share * 100)} %)${kept}`);
   const all = Object.values(uplinks);
   const now = performance.now();
   delivered.push([now, all.reduce((sum, uplink) => sum + uplink.delivered, 0)]);
@@ -162,17 +164,21 @@ function devices(status) {
     keep(row.querySelector("tbody"), known, () => document.createElement("tr"), (line, point, pointName) => {
       const quality = point.quality === "good" ? "good" : point.quality === "bad" ? "bad" : "warn";
       const age = (point.age_ms + performance.now() - point.heard) / 1000;
-      cells(line, [pointName, valueOf(point), [point.quality, `state ${quality}`, point.reason], [span(age), "n"]]);
+      // What is wrong with all of the device stands above already.
+      const why = point.reason === device.reason ? null : point.reason;
+      cells(line, [pointName, valueOf(point), [point.quality, `state ${quality}`, why], [span(age), "n"]]);
     });
   });
 }
 
 function clients(status, list) {
   const { connected, kept, waiting } = status.sessions;
-  setText("clients-text", `${number(connected)} connected; ${number(kept)} sessions are kept, ${number(waiting)} messages wait for them.`);
+  const sessions = kept === 1 ? "1 session is kept" : `${number(kept)} sessions are kept`;
+  const messages = waiting === 1 ? "1 message waits" : `${number(waiting)} messages wait`;
+  setText("clients-text", `${number(connected)} connected; ${sessions}, ${messages} for ${kept === 1 ? "it" : "them"}.`);
   const entries = Object.entries(list);
   keep(byId("clients"), entries, () => document.createElement("tr"), (row, client, name) => {
-    cells(row, [name, client.user || "–", client.peer, client.protocol, client.is_kept ? "kept" : "ends with it"]);
+    cells(row, [name, client.user || "–", [client.peer, "spare"], [client.protocol, "spare"], client.is_kept ? "kept" : "ends with it"]);
   });
   const refused = status.sessions.refusals.slice().reverse().map((text) => [text, text]);
   byId("refused-part").hidden = refused.length === 0;
@@ -211,9 +217,12 @@ function certificates(status) {
   byId("certificates-section").hidden = entries.length === 0;
   keep(byId("certificates"), entries, () => document.createElement("tr"), (row, one, name) => {
     const days = one.days_left;
-    row.className = days === null || days >= 30 ? "good" : days >= 7 ? "warn" : "bad";
+    // Without a clock nobody knows how many are left.
+    row.className = days === null ? "warn" : days >= 30 ? "good" : days >= 7 ? "warn" : "bad";
     const left = days === null ? "clock not set" : days < 0 ? "ended" : number(days);
-    cells(row, [[name, "", one.file], new Date(one.until).toLocaleDateString(), [left, "n state"]]);
+    // May break behind each part.
+    const parts = name.replaceAll(".", ".\u200b");
+    cells(row, [[parts, "", one.file], [new Date(one.until).toLocaleDateString(), "whole"], [left, "n state"]]);
   });
   const kept = Object.entries(status.kept_streams);
   byId("kept-section").hidden = kept.length === 0;

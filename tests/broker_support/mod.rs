@@ -112,6 +112,7 @@ impl Gateway {
             gateway: Arc::from("test"),
             bytes_max: NonZeroU64::new(options.bytes_max).unwrap(),
             age_max: None,
+            keep: None,
             when_full: options.when_full,
             hold: None,
             streams,

@@ -170,6 +170,7 @@ pub fn empty() -> Config {
         queue: QueueConfig {
             bytes_max: NonZeroU64::new(1 << 20).unwrap(),
             age_max: None,
+            keep: None,
             when_full: WhenFull::DropOldest,
             hold: None,
         },

@@ -32,6 +32,8 @@ const REQUESTS: &[&str] = &[
     r#"{"ask":"order","order":{"order":"drop-dead-letter","number":2}}"#,
     r#"{"ask":"order","order":{"order":"drop-stream","name":"old"}}"#,
     r#"{"ask":"order","order":{"order":"scrub"}}"#,
+    r#"{"ask":"queue","question":{"about":"kept","uplink":"cloud","from_ms":0,"to_ms":4000000000000,"topic":"plant/#","after":0}}"#,
+    r#"{"ask":"order","order":{"order":"resend","uplink":"cloud","from_ms":0,"to_ms":4000000000000,"topic":null,"after":17}}"#,
 ];
 
 /// What is put into a request: bounds of numbers, words of other kinds, what ends or opens something.
@@ -65,7 +67,8 @@ fn mutated_requests_at_the_control_socket_neither_panic_nor_grow_nor_disturb() {
     let seed = seed.unwrap_or_else(Random::fresh_seed);
     println!("{cases} mutated requests; TIDEGATE_SEED={seed} repeats them");
     let folder = folder();
-    let tables = uplink(&format!("mqtt://127.0.0.1:{}", port::free()), "") + FORWARD_PLANT;
+    let keeping = "[queue]\nkeep_delivered = \"1h\"\n".to_owned();
+    let tables = keeping + &uplink(&format!("mqtt://127.0.0.1:{}", port::free()), "") + FORWARD_PLANT;
     let mut gateway = Gateway::started(folder.path(), &tables);
     Publisher::started(gateway.port, "client", "plant/one", 600, &[]).wait_until_done();
     let socket = gateway.state_dir().join("control.sock");

@@ -57,7 +57,9 @@ impl Site {
     fn prepared(folder: &Path, random: &mut Random) -> Site {
         let cloud = StandIn::prepared();
         let more = format!("protocol = \"{}\"", random.pick(&["3.1.1", "5"]));
-        let tables = "[queue]\nmax_bytes = \"12 MiB\"\n".to_owned()
+        // What was delivered is in the store as well, then, until its room is needed.
+        let keeps = if random.happens(50) { "keep_delivered = \"1h\"\n" } else { "" };
+        let tables = format!("[queue]\nmax_bytes = \"12 MiB\"\n{keeps}")
             + &uplink(&format!("mqtt://127.0.0.1:{}", cloud.port), &more)
             + FORWARD_PLANT;
         Site { folder: folder.to_owned(), cloud, tables }

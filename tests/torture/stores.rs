@@ -55,6 +55,7 @@ fn settings(dir: &Path, health: &Health) -> QueueSettings {
         gateway: Arc::from("g7"),
         bytes_max: NonZeroU64::new(64 << 20).unwrap(),
         age_max: None,
+        keep: None,
         when_full: WhenFull::Refuse,
         hold: None,
         streams: vec![StreamSpec { name: Arc::from("cloud"), rules: vec![rule], own_topic: None }],

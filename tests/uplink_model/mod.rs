@@ -455,6 +455,7 @@ pub fn row(number: u64, qos: Qos, topic: &str, body: &[u8]) -> Queued {
         batching: None,
         expires_mono_ms: None,
         age_ms: None,
+        is_again: false,
     }
 }
 

@@ -74,6 +74,7 @@ pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
         provision: None,
         http: None,
         sas: None,
+        dps: None,
         proxy: None,
         keep_alive: Duration::from_secs(60),
         session_expiry: Duration::from_secs(86_400),
@@ -109,6 +110,7 @@ impl Gateway {
             gateway: Arc::from("g7"),
             bytes_max: NonZeroU64::new(256 << 20).unwrap(),
             age_max: None,
+            keep: None,
             when_full: WhenFull::DropOldest,
             hold: None,
             streams: vec![

@@ -13,7 +13,7 @@ use super::{Exit, block_on};
 use crate::clock::{Clock, ClockSource};
 use crate::config::{Config, UplinkConfig};
 use crate::control::{self, Request};
-use crate::uplink::provision;
+use crate::uplink::{provision, registration};
 
 mod board;
 mod certificates;
@@ -86,11 +86,12 @@ async fn examine(config: &Config, wanted: Option<&str>, report: &mut Report) {
     for (name, uplink) in config.uplinks.iter().filter(|(name, _)| wanted.is_none_or(|wanted| wanted == name.as_ref()))
     {
         let is_connected = running.as_ref().is_some_and(|running| is_connected(running, name));
-        let own = provision::provisioned(uplink);
+        let own = provision::provisioned(uplink).or_else(|| registration::assigned(uplink));
         let is_claim = uplink.provision.is_some() && own.is_none();
+        let is_unassigned = uplink.dps.is_some() && own.is_none();
         let used = own.or_else(|| provision::claiming(uplink));
         let uplink = used.as_ref().unwrap_or(uplink);
-        let visit = Visit { name, uplink, clock: &clock, is_clock_good, is_connected, is_claim };
+        let visit = Visit { name, uplink, clock: &clock, is_clock_good, is_connected, is_claim, is_unassigned };
         visit.examine(report).await;
     }
 }
@@ -116,6 +117,8 @@ struct Visit<'c> {
     is_connected: bool,
     /// The board has no certificate of its own yet, and shows that of its lot.
     is_claim: bool,
+    /// The gateway has no hub yet: the address is that of the service that gives it one.
+    is_unassigned: bool,
 }
 
 impl Visit<'_> {
@@ -156,6 +159,10 @@ impl Visit<'_> {
                 let what = "the board has no certificate of its own yet, and TLS takes the claim of its lot";
                 let help = "run the gateway: it gets one; `tidegate status` says what is in the way";
                 report.note(Finding::unsure("identity", what).help(help));
+                continue;
+            }
+            if self.is_unassigned {
+                session::register(self, stream, report).await;
                 continue;
             }
             session::examine(self, endpoint, stream, report).await;

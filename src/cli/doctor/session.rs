@@ -128,6 +128,54 @@ pub(super) async fn examine(visit: &Visit<'_>, endpoint: &Endpoint, stream: Stre
     }
 }
 
+/// Whether Azure's provisioning service lets the gateway in. Nothing is registered.
+pub(super) async fn register(visit: &Visit<'_>, stream: Stream, report: &mut Report) {
+    let Some(dps) = &visit.uplink.dps else { return };
+    let login = match transport::registering(visit.uplink, dps, visit.clock.now()).await {
+        Ok(login) => login,
+        Err(error) => {
+            report.note(Finding::wrong("login", chain(&error)));
+            return;
+        }
+    };
+    let mut line = Line::new(stream, version(visit));
+    let connect = Connect {
+        clean_start: true,
+        keep_alive_s: 60,
+        username: login.username,
+        password: login.password,
+        ..Connect::new(version(visit), visit.uplink.client_id.clone())
+    };
+    let finding = match answer(visit, &mut line, Packet::Connect(Box::new(connect))).await {
+        Ok(_) => {
+            let _unheard = line.send(&Packet::Disconnect(Disconnect::new(ReasonCode::SUCCESS))).await;
+            let what = "there is no hub yet, and the provisioning service lets this gateway register";
+            Finding::unsure("registration", what)
+                .help("run the gateway: it gets one; `tidegate status` says what is in the way")
+        }
+        Err(Fault::Refused(reason, _)) => {
+            let what = format!("the provisioning service refused the connection: {} ({reason})", meaning(reason));
+            let help = match visit.uplink.sas {
+                Some(_) => {
+                    "look at `id_scope`, at the key, and at `client_id`: it is the registration id of the enrolment"
+                }
+                None => {
+                    "look at `id_scope` and `client_id`: it is the registration id, and must be the certificate's common name"
+                }
+            };
+            Finding::wrong("registration", what).help(help)
+        }
+        Err(Fault::Ended(Ended::Late)) => {
+            Finding::away("registration", "the provisioning service does not answer CONNECT")
+        }
+        Err(Fault::Ended(ended)) => {
+            let what = format!("the provisioning service closed the connection on CONNECT{}", said(ended));
+            Finding::wrong("registration", what).help("look at `id_scope`, and at the key or the certificate")
+        }
+    };
+    report.note(finding);
+}
+
 fn version(visit: &Visit<'_>) -> Version {
     match visit.uplink.protocol {
         Protocol::V311 => Version::V311,
@@ -144,7 +192,7 @@ fn enveloped(visit: &Visit<'_>, topic: &Topic) -> Topic {
 fn connect(visit: &Visit<'_>, login: &Login, has_will: bool) -> Packet {
     let uplink = visit.uplink;
     let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
-    let own = uplink.own_topic.as_deref().filter(|_| has_will);
+    let own = uplink.own_topic.as_deref().filter(|_| has_will && uplink.profile.has_wills);
     let topic = own.and_then(|own| Topic::new(&format!("{own}/status")).ok());
     // As the gateway's own, so that what it needs is asked for; it is never sent, because the connection ends in order.
     let will = topic.map(|topic| Will {
@@ -156,7 +204,7 @@ fn connect(visit: &Visit<'_>, login: &Login, has_will: bool) -> Packet {
         properties: Properties::default(),
     });
     Packet::Connect(Box::new(Connect {
-        clean_start: false,
+        clean_start: !uplink.profile.has_sessions,
         keep_alive_s: u16::try_from(uplink.keep_alive.as_secs()).unwrap_or(u16::MAX),
         will,
         username: login.username.clone(),
@@ -196,7 +244,7 @@ async fn introduced(
             _
         ) | Fault::Ended(Ended::Closed(_))
     );
-    if visit.uplink.own_topic.is_some() && may_be_will {
+    if visit.uplink.own_topic.is_some() && visit.uplink.profile.has_wills && may_be_will {
         sleep(visit.uplink.profile.connect_every).await;
         let way = Way::new(visit.uplink, endpoint);
         if let Ok(stream) = transport::connect_by(endpoint, &way, visit.clock.now(), STEP_WITHIN).await {
@@ -234,10 +282,20 @@ async fn answer(visit: &Visit<'_>, line: &mut Line, connect: Packet) -> Result<C
 
 fn fault(visit: &Visit<'_>, endpoint: &Endpoint, fault: Fault) -> Finding {
     let is_aws = visit.uplink.profile.has_authorizers;
+    let by_token = visit.uplink.profile.audience.is_some();
     match fault {
         Fault::Refused(reason, text) => {
             let what = format!("the cloud refused the connection: {} ({reason}){}", meaning(reason), quoted(&text));
             let help = match reason {
+                ReasonCode::CLIENT_IDENTIFIER_NOT_VALID if by_token => {
+                    "`client_id` must be a device of that registry, with project, location and registry as the cloud has them"
+                }
+                ReasonCode::BAD_USER_NAME_OR_PASSWORD | ReasonCode::NOT_AUTHORIZED | ReasonCode::UNSPECIFIED_ERROR
+                    if by_token =>
+                {
+                    "the cloud must have the public half of the key of `jwt`, and the device must not be blocked; a token has its \
+                     time, so this board's clock must be right"
+                }
                 ReasonCode::BAD_USER_NAME_OR_PASSWORD => {
                     "look at `username` and the first line of `password_file`; a token may have ended"
                 }

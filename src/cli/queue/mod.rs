@@ -28,6 +28,8 @@ pub(super) mod orders;
 
 mod repair;
 
+mod resend;
+
 /// Examples under the help.
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -68,6 +70,9 @@ enum Command {
     /// List, show, send again or drop what a cloud has refused for good
     #[command(after_help = letters::EXAMPLES)]
     DeadLetters(LettersArguments),
+    /// Send to an uplink once more what was delivered and is kept ([queue] keep_delivered)
+    #[command(after_help = resend::EXAMPLES)]
+    Resend(resend::ResendArguments),
     /// Drop what waits for an uplink that is not in the configuration any more
     #[command(after_help = "Example: tidegate queue drop-stream old-cloud --yes")]
     DropStream(orders::DropStreamArguments),
@@ -81,6 +86,7 @@ pub(super) fn main(arguments: &QueueArguments) -> Exit {
         Command::Check(place) => check::main(place),
         Command::Repair(arguments) => repair::main(arguments),
         Command::DeadLetters(arguments) => letters::main(arguments),
+        Command::Resend(arguments) => resend::main(arguments),
         Command::DropStream(arguments) => orders::drop_stream(arguments),
     };
     done.unwrap_or_else(|exit| exit)

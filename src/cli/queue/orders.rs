@@ -63,6 +63,13 @@ impl Hands {
         Own::open_as(place, None).map(Hands::Own)
     }
 
+    pub(super) fn ask(&self, question: Question) -> Result<Answer, Exit> {
+        match self {
+            Hands::Live(source) => source.ask(question),
+            Hands::Own(own) => own.ask(question),
+        }
+    }
+
     pub(super) fn order(&self, order: Order) -> Result<Answer, Exit> {
         match self {
             Hands::Live(source) => source.request(Request::Order { order }),

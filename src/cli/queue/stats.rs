@@ -50,13 +50,20 @@ fn write_readable(out: &mut String, stats: &StoreStats, is_live: bool) -> std::f
     let of = stats.max_bytes.map(|most| format!(" of {}", size(most))).unwrap_or_default();
     let how = if is_live { "" } else { "; the gateway is stopped" };
     writeln!(out, "store    {} messages, {}{of}{how}", grouped(stats.messages), size(stats.bytes))?;
+    if stats.kept > 0 {
+        let (kept, bytes) = (grouped(stats.kept), size(stats.kept_bytes));
+        writeln!(out, "kept     {kept} delivered messages, {bytes} of these; they give way to what comes")?;
+    }
     for (name, line) in &stats.streams {
-        if line.waiting == 0 && line.is_configured == Some(false) {
+        if line.waiting + line.again == 0 && line.is_configured == Some(false) {
             continue;
         }
         write!(out, "{:<8} {}: {} waiting", "stream", printable(name), grouped(line.waiting))?;
         if line.in_flight > 0 {
             write!(out, ", {} under way at QoS 2", grouped(line.in_flight))?;
+        }
+        if line.again > 0 {
+            write!(out, ", {} to be sent again", grouped(line.again))?;
         }
         if let Some(oldest) = &line.oldest {
             write!(out, ", the oldest since {oldest}")?;
@@ -104,10 +111,13 @@ mod tests {
                 .into(),
             sessions: SessionsLine { count: 2, waiting: 12, clients: vec![("panel\x07".to_owned(), 12)] },
             dead_letters: 1,
+            kept: 12_000,
+            kept_bytes: 2 << 20,
             ..StoreStats::default()
         };
         let text = readable(&stats, true);
         assert!(text.contains("store    1,204 messages, 3072 KiB of 1 GiB\n"), "{text}");
+        assert!(text.contains("kept     12,000 delivered messages, 2048 KiB of these;"), "{text}");
         assert!(text.contains("stream   cloud: 1,200 waiting\n"), "{text}");
         assert!(text.contains("tidegate queue drop-stream old\n") && !text.contains("gone"), "{text}");
         assert!(text.contains("panel\\u{7}: 12"), "{text}");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::clouds::Profile;
+use super::super::clouds::{Direction, Profile};
 use super::super::file::{DeviceDraft, Draft, UplinkDraft};
 use super::super::tree::Spot;
 use super::super::units::{Wrong, duration_text, size_text};
@@ -70,6 +70,7 @@ fn way(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
 fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
     let title = config.profile.title;
     enhanced(walk, uplink, config);
+    tokens(walk, uplink, config);
     if let (Some(only), Some(spot)) = (config.profile.protocol, uplink.written("protocol"))
         && only != config.protocol
     {
@@ -80,6 +81,7 @@ fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
             Some("leave `protocol` out".to_owned()),
         );
     }
+    registration(walk, uplink, config);
     match (config.profile.has_signatures, uplink.written("sas")) {
         (false, Some(spot)) => {
             let help = "write profile = \"azure-iot-hub\"".to_owned();
@@ -136,6 +138,77 @@ fn identity(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
     }
 }
 
+/// Where a cloud knows devices by tokens alone.
+fn tokens(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
+    let Profile { title, audience: Some(audience), .. } = config.profile else { return };
+    if config.jwt.is_none() && config.password_file.is_none() {
+        let what = format!("{title} knows devices by tokens, and this uplink has none");
+        let help = "write `jwt = { key = \"…\" }`: the key whose public half the cloud has".to_owned();
+        walk.findings.problem(uplink.spot, what, Some(help));
+    }
+    if let (Some(jwt), Some(wanted)) = (&config.jwt, audience(&config.client_id))
+        && jwt.audience.as_deref() != Some(wanted)
+    {
+        let what = format!("{title} takes tokens for {wanted:?} alone, which the client id names");
+        walk.findings.problem(uplink.place("jwt"), what, Some("leave `audience` out".to_owned()));
+    }
+}
+
+/// A topic that the cloud does not know, either way.
+fn known(walk: &mut Walk, config: &UplinkConfig, topic: &str, way: Direction, spot: Spot) {
+    let Some(help) = (config.profile.foreign)(&config.client_id, topic, way) else { return };
+    let what = match way {
+        Direction::Up => format!("{} takes no message under {topic:?}", config.profile.title),
+        Direction::Down => format!("{} knows no subscription to {topic:?}", config.profile.title),
+    };
+    match config.dps {
+        // Only the provisioning service knows as which device.
+        Some(_) => walk.findings.warning(spot, format!("{what}, unless the device is given another id"), Some(help)),
+        None => walk.findings.problem(spot, what, Some(help)),
+    }
+}
+
+/// Where a provisioning service of Azure says which hub it is.
+fn registration(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
+    if !config.profile.has_signatures {
+        if let Some(spot) = uplink.written("dps") {
+            let help = "write profile = \"azure-iot-hub\"".to_owned();
+            walk.findings.problem(spot, "`dps` is the device provisioning of Azure IoT Hub", Some(help));
+        }
+        return;
+    }
+    for endpoint in &uplink.endpoints {
+        let host = endpoint.value.host.to_ascii_lowercase();
+        let is_service = host.ends_with(".azure-devices-provisioning.net");
+        let is_hub = host.ends_with(".azure-devices.net");
+        if config.dps.is_some() && is_hub {
+            let wrong = Wrong::new("with `dps` the provisioning service says which hub it is, and this is a hub")
+                .help("write \"mqtts://global.azure-devices-provisioning.net:8883\", or leave `dps` out");
+            walk.wrong(endpoint.spot, "url", wrong);
+        } else if config.dps.is_none() && is_service {
+            let wrong = Wrong::new("this is the provisioning service, which takes no messages")
+                .help("write dps = { id_scope = \"…\" }, or the hub: \"mqtts://NAME.azure-devices.net:8883\"");
+            walk.wrong(endpoint.spot, "url", wrong);
+        }
+    }
+    if config.dps.is_none() {
+        return;
+    }
+    if config.password_file.is_some() || config.jwt.is_some() {
+        let what = "a device registers by a certificate or by its key, and this uplink logs in otherwise";
+        let help = "write `sas = { key = \"…\" }`, or `cert` and `key`".to_owned();
+        walk.findings.problem(uplink.place("dps"), what, Some(help));
+    }
+    let id = config.client_id.as_str();
+    let is_registration_id = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte))
+        && !id.ends_with(['.', '_', ':']);
+    if !is_registration_id {
+        let wrong = Wrong::new(format!("{id:?} is no registration id"))
+            .help("it has letters, digits, `-`, `.`, `_` and `:`, and ends with a letter, a digit or `-`");
+        walk.wrong(uplink.place("client_id"), "client_id", wrong);
+    }
+}
+
 /// Enhanced authentication, and a cloud that knows nobody without a name, a certificate or a token.
 fn enhanced(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
     let Profile { title, auth_methods: known, .. } = config.profile;
@@ -174,6 +247,16 @@ fn session(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
         } else if id.value.starts_with('$') {
             walk.wrong(place, "client_id", Wrong::new(format!("{title} takes no client id that starts with `$`")));
         }
+    }
+    if let (Some(fault), Some(id)) = ((profile.client_id_fault)(&config.client_id), &uplink.client_id) {
+        let place = if id.is_default { uplink.spot } else { id.spot };
+        let wrong = Wrong::new(format!("{:?} is no client id of {title}", config.client_id)).help(fault);
+        walk.wrong(place, "client_id", wrong);
+    }
+    if !profile.has_sessions && uplink.written("session_expiry").is_some() {
+        let what = format!("{title} keeps no session: what is in flight when a connection ends may come twice");
+        let help = "leave `session_expiry` out; nothing is lost, and each reading bears an id".to_owned();
+        walk.findings.warning(uplink.place("session_expiry"), what, Some(help));
     }
     if let Some((min, max)) = profile.keep_alive
         && !(min..=max).contains(&config.keep_alive)
@@ -227,6 +310,7 @@ fn forward(walk: &mut Walk, profile: &Profile, rule: &ForwardRule, spot: Spot, d
         walk.findings.problem(spot, what, Some(format!("write bytes = \"{most}\" or less")));
     }
     basic_ingest(walk, profile, rule, spot);
+    known(walk, config, rule.topic.as_str(), Direction::Up, spot);
     let least = shortest(&rule.filter).and_then(|topic| rule.topic.apply(&rule.filter, &topic));
     if let Some(Ok(least)) = least
         && let Some(fault) = profile.topic_fault(least.as_str())
@@ -308,6 +392,12 @@ fn receive(walk: &mut Walk, uplink: &UplinkDraft, profile: &Profile) {
     for (rule, spot) in &uplink.receive {
         let Some(rule) = rule else { continue };
         answer(walk, uplink, rule, *spot, profile);
+        if let Some(config) = &uplink.config {
+            known(walk, config, rule.filter.as_str(), Direction::Down, *spot);
+            if let Some(answer) = &rule.answer {
+                known(walk, config, answer.as_str(), Direction::Up, *spot);
+            }
+        }
         if let Some(fault) = profile.topic_fault(rule.filter.as_str()) {
             walk.findings.problem(*spot, format!("this subscription cannot fit: {fault}"), None);
         }

@@ -31,6 +31,8 @@ pub static AWS_IOT: Profile = Profile {
     connect_every: Duration::from_secs(1),
     qos_max: Qos::AtLeastOnce,
     marks_repeats: false,
+    has_wills: true,
+    has_sessions: true,
     late: Some(Late { after: Duration::from_secs(7 * 86_400), what: "IoT SiteWise takes no value older than 7 days" }),
     retain: Retain::NotDollar,
     // A publish beyond the quota is thrown away without a word: neither a failure nor an end of the connection.
@@ -38,12 +40,15 @@ pub static AWS_IOT: Profile = Profile {
     reconnect: Reconnect { first: Duration::from_secs(10), max: Duration::from_secs(300) },
     wants_server_name: true,
     has_authorizers: true,
+    audience: None,
+    client_id_fault: |_| None,
     auth_methods: &[],
     alpn,
     http_alpn: |port| (port == 443).then_some("x-amzn-http-ca"),
     has_signatures: false,
     username: None,
     envelope: None,
+    foreign: |_, _, _| None,
 };
 
 /// Basic Ingest (`$aws/rules/<rule>/…`) and the name of a shared subscription do not count.

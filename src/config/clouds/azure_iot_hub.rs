@@ -3,12 +3,15 @@
 use std::num::NonZeroU16;
 use std::time::Duration;
 
-use super::{MissingPuback, Profile, Retain, percent_encoded};
+use super::{Direction, MissingPuback, Profile, Retain, percent_encoded};
 use crate::config::{Protocol, Reconnect};
 use crate::message::Qos;
 
 /// Which of the hub's interfaces is spoken to.
 const API_VERSION: &str = "2021-04-12";
+
+/// The same of the provisioning service.
+const REGISTRATION_API_VERSION: &str = "2019-03-31";
 
 /// Where answers to direct methods go, with the status of one that went well.
 const METHOD_ANSWER: &str = "$iothub/methods/res/200/";
@@ -37,6 +40,8 @@ pub static AZURE_IOT_HUB: Profile = Profile {
     connect_every: Duration::from_secs(1),
     qos_max: Qos::AtLeastOnce,
     marks_repeats: true,
+    has_wills: true,
+    has_sessions: true,
     late: None,
     retain: Retain::Nothing,
     missing_puback: MissingPuback::Fault,
@@ -44,11 +49,14 @@ pub static AZURE_IOT_HUB: Profile = Profile {
     wants_server_name: true,
     has_authorizers: false,
     has_signatures: true,
+    audience: None,
+    client_id_fault: |_| None,
     auth_methods: &[],
     alpn: |_, _| None,
     http_alpn: |_| None,
     username: Some(username),
     envelope: Some(envelope),
+    foreign,
 };
 
 fn username(host: &str, device: &str) -> String {
@@ -60,13 +68,19 @@ pub fn resource(host: &str, device: &str) -> String {
     format!("{host}/devices/{device}")
 }
 
+/// As whom a device speaks to the provisioning service: its user name, what its signature is for, and by which right.
+pub fn registration(id_scope: &str, registration_id: &str) -> (String, String, &'static str) {
+    let resource = format!("{id_scope}/registrations/{registration_id}");
+    (format!("{resource}/api-version={REGISTRATION_API_VERSION}"), resource, "registration")
+}
+
 /// The topic under which the hub takes a message. What is one of the hub's own stays; everything else is telemetry, and
 /// its topic a property, by which the hub can route.
 fn envelope(device: &str, topic: &str, payload: &[u8], name: Option<&str>, content_type: Option<&str>) -> String {
     if let Some(request) = topic.strip_prefix(METHOD_ANSWER) {
         return if is_refusal(payload) { format!("{METHOD_REFUSAL}{request}") } else { topic.to_owned() };
     }
-    if topic.starts_with("$iothub/") || topic.starts_with("devices/") {
+    if topic.starts_with("$iothub/") || topic.starts_with(&format!("devices/{device}/messages/events/")) {
         return topic.to_owned();
     }
     let mut pairs = Vec::new();
@@ -80,6 +94,33 @@ fn envelope(device: &str, topic: &str, payload: &[u8], name: Option<&str>, conte
     let bag: Vec<String> =
         pairs.iter().map(|(key, value)| format!("{}={}", percent_encoded(key), percent_encoded(value))).collect();
     format!("devices/{device}/messages/events/{}", bag.join("&"))
+}
+
+/// The hub ends the connection on any other topic.
+fn foreign(device: &str, topic: &str, way: Direction) -> Option<String> {
+    let (events, messages) =
+        (format!("devices/{device}/messages/events/"), format!("devices/{device}/messages/devicebound/#"));
+    let (is_known, help) = match way {
+        // What is none of the hub's own becomes telemetry.
+        Direction::Up if !topic.starts_with('$') && !topic.starts_with("devices/") => return None,
+        Direction::Up => (
+            topic.starts_with(&events)
+                || topic.starts_with("$iothub/methods/res/")
+                || topic.starts_with("$iothub/twin/GET/")
+                || topic.starts_with("$iothub/twin/PATCH/properties/reported/"),
+            format!(
+                "any topic becomes telemetry of its own ({events}…); answers to methods go to \"$iothub/methods/res/200/{{2}}\""
+            ),
+        ),
+        Direction::Down => (
+            topic == messages
+                || topic.starts_with("$iothub/methods/POST/")
+                || topic.starts_with("$iothub/twin/res/")
+                || topic.starts_with("$iothub/twin/PATCH/properties/desired/"),
+            format!("there are \"$iothub/methods/POST/+/+\" and {messages:?}"),
+        ),
+    };
+    (!is_known).then_some(help)
 }
 
 /// An answer of ours that says no.
@@ -99,6 +140,33 @@ mod tests {
         );
         assert_eq!(envelope("d", "a", b"x", None, None), "devices/d/messages/events/topic=a");
         assert_eq!(username("h.azure-devices.net", "d"), "h.azure-devices.net/d/?api-version=2021-04-12");
+    }
+
+    #[test]
+    fn only_topics_of_the_hub_and_of_this_device_are_taken() {
+        use Direction::{Down, Up};
+        for (topic, way) in [
+            ("plant/a", Up),
+            ("devices/d/messages/events/x=1", Up),
+            ("$iothub/methods/res/200/{2}", Up),
+            ("$iothub/methods/POST/+/+", Down),
+            ("devices/d/messages/devicebound/#", Down),
+            ("$iothub/twin/res/#", Down),
+        ] {
+            assert_eq!(foreign("d", topic, way), None, "{topic}");
+        }
+        for (topic, way) in [
+            ("devices/e/messages/events/", Up),
+            ("$iothub/methods/POST/x", Up),
+            ("$aws/rules/r/x", Up),
+            ("devices/e/messages/devicebound/#", Down),
+            ("commands/#", Down),
+            ("#", Down),
+        ] {
+            assert!(foreign("d", topic, way).is_some(), "{topic}");
+        }
+        // A local topic that only looks like the hub's is telemetry like any other.
+        assert_eq!(envelope("d", "devices/e/x", b"", None, None), "devices/d/messages/events/topic=devices%2Fe%2Fx");
     }
 
     #[test]

@@ -11,8 +11,9 @@ use super::super::tree::{Spot, Tree};
 use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
 use super::super::{
-    AuthorizerConfig, DrainOrder, Endpoint, ForwardRule, HttpKind, JwtConfig, Pace, Payload, Protocol, ProvisionConfig,
-    ProvisionFormat, ProxyConfig, ReceiveRule, Reconnect, SasConfig, TopicTemplate, UplinkConfig, keys,
+    AuthorizerConfig, DpsConfig, DrainOrder, Endpoint, ForwardRule, HttpKind, JwtConfig, Pace, Payload, Protocol,
+    ProvisionConfig, ProvisionFormat, ProxyConfig, ReceiveRule, Reconnect, SasConfig, TopicTemplate, UplinkConfig,
+    keys,
 };
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
 use crate::message::{Filter, Qos, Topic, is_reserved};
@@ -47,7 +48,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let is_http = endpoints.as_ref().is_some_and(|(_, is_http)| *is_http);
     let endpoints = endpoints.map(|(endpoints, _)| endpoints);
     let profiles: Vec<(&str, &Profile)> = clouds::PROFILES.iter().map(|profile| (profile.name, *profile)).collect();
-    let profile = reader.choice(walk, "profile", &profiles, &["clearblade"]);
+    let profile = reader.choice(walk, "profile", &profiles, &[]);
     // A wrong name was noted; the other keys are looked at all the same.
     let known = profile.as_ref().map_or(&clouds::GENERIC, |at| at.value);
     let http_kind = if is_http { http_kind(walk, &reader, known, spot) } else { None };
@@ -67,9 +68,14 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
     let alpn = alpn(walk, &reader);
     let username = reader.text(walk, "username");
     let password_file = file(walk, &reader, "password_file", true);
-    let jwt = jwt(walk, &reader, words);
+    let jwt = jwt(walk, &reader, words).map(|jwt| {
+        // Where the cloud says whom a token is for, nobody has to write it.
+        let of_cloud = || known.audience.and_then(|audience| audience(&client_id.as_ref()?.value).map(str::to_owned));
+        jwt.map(|jwt| JwtConfig { audience: jwt.audience.or_else(of_cloud), ..jwt })
+    });
     let auth_method = reader.text(walk, "auth_method");
-    let sas = sas(walk, &reader);
+    let sas = sas(walk, &reader, client_id.as_ref());
+    let dps = dps(walk, &reader);
     let authorizer = authorizer(walk, &reader, words);
     let provision = provision(walk, &reader, words);
     let proxy = proxy(walk, &reader);
@@ -129,6 +135,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             jwt: jwt?,
             auth_method: auth_method.map(|at| at.value),
             sas: sas?,
+            dps: dps?,
             authorizer: authorizer?,
             provision: provision?,
             http: http?,
@@ -216,6 +223,7 @@ fn http_kind(walk: &mut Walk, reader: &Reader<'_>, profile: &Profile, spot: Spot
         "authorizer",
         "auth_method",
         "provision",
+        "dps",
         "drain",
         "receive",
     ] {
@@ -321,15 +329,52 @@ fn jwt(walk: &mut Walk, reader: &Reader<'_>, words: &Words) -> Option<Option<Jwt
 }
 
 /// The outer `None` is a fault, the inner one is none.
-fn sas(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<SasConfig>> {
+fn sas(walk: &mut Walk, reader: &Reader<'_>, client_id: Option<&At<String>>) -> Option<Option<SasConfig>> {
     if !reader.has("sas") {
         return Some(None);
     }
     let (tree, spot) = reader.table(walk, "sas")?;
+    let uplink = reader;
     let reader = Reader::open(walk, tree, &keys::SAS, spot);
     let key = file(walk, &reader, "key", true);
+    let group_key = file(walk, &reader, "group_key", true);
+    match (reader.has("key"), reader.has("group_key")) {
+        (false, false) => reader.missing(walk, "key"),
+        (true, true) => {
+            let what = "`key` is the device's own, and `group_key` one from which it is derived";
+            walk.findings.problem(reader.spot_of("group_key"), what, Some("leave one of them out".to_owned()));
+        }
+        (false, true) if !uplink.has("dps") => {
+            let what = "a hub knows the keys of devices only, and this is that of an enrolment group";
+            let help = "write `key`, or `dps = { id_scope = \"…\" }` to register with the group's key".to_owned();
+            walk.findings.problem(reader.spot_of("group_key"), what, Some(help));
+        }
+        _ => {}
+    }
     let lifetime = reader.duration(walk, "lifetime", Duration::from_secs(60), Duration::from_secs(365 * 86_400));
-    Some(Some(SasConfig { key: key?.value, lifetime: lifetime?.value }))
+    let derived_for = group_key.is_some().then_some(client_id?.value.clone());
+    Some(Some(SasConfig { key: group_key.or(key)?.value, derived_for, lifetime: lifetime?.value }))
+}
+
+/// The outer `None` is a fault, the inner one is none. Its folder is known once the state directory is.
+fn dps(walk: &mut Walk, reader: &Reader<'_>) -> Option<Option<DpsConfig>> {
+    if !reader.has("dps") {
+        return Some(None);
+    }
+    let (tree, spot) = reader.table(walk, "dps")?;
+    let reader = Reader::open(walk, tree, &keys::DPS, spot);
+    let id_scope = reader.text(walk, "id_scope");
+    if !reader.has("id_scope") {
+        reader.missing(walk, "id_scope");
+    }
+    let id_scope = id_scope?;
+    if !(1..=64).contains(&id_scope.value.len()) || !id_scope.value.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        let wrong = Wrong::new(format!("{:?} is not the id scope of a provisioning service", id_scope.value))
+            .help("it stands in the service's overview, and looks like 0ne00123ABC");
+        walk.wrong(id_scope.spot, "id_scope", wrong);
+        return None;
+    }
+    Some(Some(DpsConfig { id_scope: id_scope.value, folder: std::path::PathBuf::new() }))
 }
 
 /// The outer `None` is a fault, the inner one is none.

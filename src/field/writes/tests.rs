@@ -61,6 +61,7 @@ impl Office {
             gateway: Arc::from("test"),
             bytes_max: std::num::NonZeroU64::new(8 << 20).unwrap(),
             age_max: None,
+            keep: None,
             when_full: crate::config::WhenFull::DropOldest,
             hold: None,
             streams: vec![answers, StreamSpec::writes()],

@@ -151,11 +151,13 @@ impl Files {
             let count = waiting.entry(stream).or_default();
             *count = count.saturating_add(Span::new(span.first, span.last.min(self.last)).count());
         })?;
+        let (again, kept) = (self.store.again_spans()?, self.store.kept_runs()?);
         let mut streams = BTreeMap::new();
         for (id, name) in &self.streams {
             let in_flight = self.store.in_flight(*id)?.iter().map(|entry| entry.rows.len() as u64).sum();
             let waiting = waiting.get(id).copied().unwrap_or(0);
-            let line = StreamLine { is_configured: None, waiting, in_flight, oldest: view.oldest(*id)? };
+            let again = again.iter().filter(|(stream, _)| stream == id).map(|(_, span)| span.count()).sum();
+            let line = StreamLine { is_configured: None, waiting, in_flight, again, oldest: view.oldest(*id)? };
             streams.insert(name.to_string(), line);
         }
         let sessions = self.store.local_sessions()?;
@@ -170,6 +172,8 @@ impl Files {
         Ok(StoreStats {
             messages: self.store.wanted_places(self.last)?,
             bytes: self.store.pages_used()? * PAGE_BYTES,
+            kept: kept.iter().map(|run| run.span.count()).sum(),
+            kept_bytes: kept.iter().map(|run| run.bytes).fold(0, u64::saturating_add),
             max_bytes: None,
             sequence_last: self.last,
             streams,

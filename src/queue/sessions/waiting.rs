@@ -327,7 +327,7 @@ impl Books {
         let all_gone = self.take_out(key, hole, bytes)?;
         let count = all_gone.iter().map(|gone| gone.count()).sum();
         for gone in all_gone.iter().copied() {
-            self.leave_bare(gone)?;
+            self.leave_bare(gone, lost, true)?;
         }
         for gone in all_gone {
             self.end_segments(gone)?;

@@ -225,6 +225,12 @@ async fn a_message_is_accounted_on_the_day_it_was_accepted_and_an_unset_clock_ha
     let one = rig.inlet.ledger(Days { from: 20_001, to: 20_001 }).await.unwrap();
     let days: Vec<&str> = one.lines.iter().map(|line| line.day.as_str()).collect();
     assert_eq!(days, ["2024-10-05", "2024-10-05", "unset", "unset"]);
+    // Days that there are none of, beyond those that stand for something else.
+    for days in [Days { from: i64::MIN, to: i64::MAX }, Days { from: i64::MAX, to: i64::MAX }, Days { from: 9, to: 1 }]
+    {
+        let told = tokio::time::timeout(DEADLINE, rig.inlet.ledger(days)).await.expect("it comes to an end").unwrap();
+        assert!(told.lines.len() <= 6, "{days:?}: {}", told.lines.len());
+    }
     rig.stop().await;
 }
 

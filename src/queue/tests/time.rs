@@ -25,7 +25,7 @@ struct Board {
 }
 
 #[derive(Debug, Clone)]
-struct Bench(Arc<Mutex<Board>>);
+pub(super) struct Bench(Arc<Mutex<Board>>);
 
 impl Dial for Bench {
     fn read(&self) -> Shown {
@@ -40,7 +40,7 @@ impl Dial for Bench {
 
 impl Bench {
     /// A board that was switched on and shows the first seconds of 1970.
-    fn new(drift_ppm: i64) -> Bench {
+    pub(super) fn new(drift_ppm: i64) -> Bench {
         let board = Board { true_ms: NOON, off_ms: -NOON, mono_ms: 0, boot: 1, drift_ppm };
         Bench(Arc::new(Mutex::new(board)))
     }
@@ -50,7 +50,7 @@ impl Bench {
     }
 
     /// So much time goes by, in truth and on its clocks.
-    fn pass(&self, milliseconds: u64) {
+    pub(super) fn pass(&self, milliseconds: u64) {
         let mut board = self.board();
         let drift = milliseconds.cast_signed() * board.drift_ppm / 1_000_000;
         board.true_ms += milliseconds.cast_signed();

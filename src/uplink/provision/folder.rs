@@ -16,6 +16,7 @@ const CERT: &str = "cert.pem";
 const PENDING: &str = "pending.json";
 const THING: &str = "thing.json";
 const TRIAL: &str = "trial.pem";
+const ASSIGNMENT: &str = "hub.json";
 
 /// No file of these is longer.
 const BYTES_MAX: u64 = 256 * 1024;
@@ -127,6 +128,22 @@ impl Folder {
         self.keep(CERT, pending.certificate_pem.as_bytes())?;
         self.remove(TRIAL)?;
         self.remove(PENDING)
+    }
+
+    /// Which hub the device was given to, as it was kept.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn assignment(&self) -> io::Result<Option<String>> {
+        self.read(ASSIGNMENT)
+    }
+
+    /// Keeps it.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn keep_assignment(&self, bytes: &[u8]) -> io::Result<()> {
+        self.keep(ASSIGNMENT, bytes)
     }
 
     fn read(&self, name: &str) -> io::Result<Option<String>> {

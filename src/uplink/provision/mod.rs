@@ -35,7 +35,7 @@ use folder::{Folder, Pending};
 
 mod cbor;
 mod exchange;
-mod folder;
+pub(super) mod folder;
 
 /// Seconds of the keep-alive: nothing here takes as long.
 const KEEP_ALIVE_S: u16 = 60;

@@ -1,0 +1,257 @@
+//! Registration at Azure's device provisioning service: which hub this gateway belongs to, and as which device.
+//!
+//! ```text
+//!  hub.json? ─no─► register ─► look, until it is decided ─► hub.json ─► the hub
+//! ```
+//!
+//! What was decided is kept on the disk before the hub is first spoken to, and from then on the service is not asked again
+//! until the hub has refused often enough to be doubted. A cut anywhere before that file is there costs nothing: one
+//! registration id is one device, however often it is asked for.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::{info, warn};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::time::{Instant, sleep};
+
+use super::dialogue::{Dialogue, DialogueError};
+use super::provision::folder::Folder;
+use crate::config::{DpsConfig, Endpoint, UplinkConfig};
+use crate::message::{Filter, Stamp, Topic};
+use crate::mqtt::{Connect, Version};
+use crate::transport::{LoginError, Way, registering};
+use exchange::{Answer, AnswerError};
+
+mod exchange;
+
+/// Seconds of the keep-alive: between two questions nothing is said.
+const KEEP_ALIVE_S: u16 = 600;
+
+/// A pause between two questions is no longer on one connection; a longer one is that of the next attempt.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// One attempt takes no longer.
+const ATTEMPT_WITHIN: Duration = Duration::from_secs(600);
+
+/// Which hub, and as which device there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Its host name.
+    pub hub: String,
+    /// The device's id.
+    pub device: String,
+}
+
+/// As it is kept: of another scope or another registration id it is of no use.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    id_scope: String,
+    registration_id: String,
+    #[serde(flatten)]
+    assignment: Assignment,
+}
+
+/// Why it is not known which hub.
+#[derive(Debug, Error)]
+pub enum RegistrationError {
+    /// The file.
+    #[error("cannot keep the assigned hub in {}", path.display())]
+    Folder {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing to log in with.
+    #[error(transparent)]
+    Login(LoginError),
+    /// The connection.
+    #[error("not registered at the provisioning service")]
+    Dialogue(#[source] DialogueError),
+    /// The answer.
+    #[error("not registered")]
+    Answer(#[source] AnswerError),
+    /// It has too much to do.
+    #[error("not registered yet: the provisioning service wants to be asked again in {} s", after.as_secs())]
+    Busy {
+        /// Not before.
+        after: Duration,
+    },
+    /// It does not come to a decision.
+    #[error("not registered yet: the provisioning service has not decided within {} s", ATTEMPT_WITHIN.as_secs())]
+    Undecided,
+}
+
+impl RegistrationError {
+    /// When the next attempt may be made at the earliest.
+    pub fn not_before(&self) -> Duration {
+        match self {
+            RegistrationError::Busy { after } => *after,
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+/// The uplink's configuration with the hub that it was given to; `None` when there is none yet, or none is needed.
+pub fn assigned(config: &UplinkConfig) -> Option<UplinkConfig> {
+    let dps = config.dps.as_ref()?;
+    let kept = kept(dps, &config.client_id).ok()??;
+    let endpoints = config.endpoints.iter().map(|service| at_hub(service, &kept)).take(1).collect();
+    Some(UplinkConfig { endpoints, client_id: kept.device, ..config.clone() })
+}
+
+/// The hub is reached as the service is: behind the same firewall, by the same port.
+fn at_hub(service: &Endpoint, assignment: &Assignment) -> Endpoint {
+    Endpoint { host: assignment.hub.clone(), ..service.clone() }
+}
+
+fn kept(dps: &DpsConfig, registration_id: &str) -> io::Result<Option<Assignment>> {
+    let text = Folder::new(&dps.folder).assignment()?;
+    let kept = text.and_then(|text| serde_json::from_str::<Kept>(&text).ok());
+    let ours = kept.filter(|kept| kept.id_scope == dps.id_scope && kept.registration_id == registration_id);
+    Ok(ours.map(|kept| kept.assignment).filter(Assignment::is_whole))
+}
+
+/// Finds out for one connection where it goes.
+#[derive(Debug)]
+pub(super) struct Registrar {
+    pub name: Arc<str>,
+    pub config: UplinkConfig,
+    /// The service's address to try.
+    pub service: Endpoint,
+    pub now: Stamp,
+    /// The hub that is kept is doubted.
+    pub is_doubted: bool,
+}
+
+impl Registrar {
+    /// The hub and the device: what was kept, or what the service says, kept by then.
+    ///
+    /// # Errors
+    /// When the service or the disk does not let it come to an end; it may be tried again.
+    pub async fn assigned(&self, dps: &DpsConfig) -> Result<(Endpoint, String), RegistrationError> {
+        let kept = self.kept(dps).await?;
+        let assignment = match kept {
+            Some(assignment) if !self.is_doubted => assignment,
+            before => {
+                let assignment = self.registered(dps).await?;
+                self.keep(dps, &assignment, before.as_ref()).await?;
+                assignment
+            }
+        };
+        Ok((at_hub(&self.service, &assignment), assignment.device))
+    }
+
+    async fn registered(&self, dps: &DpsConfig) -> Result<Assignment, RegistrationError> {
+        let mut dialogue = self.open(dps).await?;
+        let by = Instant::now() + ATTEMPT_WITHIN;
+        let mut operation: Option<String> = None;
+        for number in 1.. {
+            let (topic, payload) = match &operation {
+                None => exchange::register(&self.config.client_id, number),
+                Some(operation) => exchange::look(operation, number),
+            };
+            let answer = ask(&mut dialogue, topic, payload, number).await?;
+            let after = match answer {
+                Answer::Assigned(assignment) => {
+                    dialogue.close().await;
+                    return Ok(assignment);
+                }
+                Answer::Assigning { operation: named, after } => {
+                    operation = Some(named);
+                    after
+                }
+                Answer::Later(after) => after,
+            };
+            if after > PAUSE_MAX {
+                dialogue.close().await;
+                return Err(RegistrationError::Busy { after });
+            }
+            // Whatever it says: no questions without a pause.
+            let after = after.max(Duration::from_secs(1));
+            if Instant::now() + after > by {
+                break;
+            }
+            sleep(after).await;
+        }
+        dialogue.close().await;
+        Err(RegistrationError::Undecided)
+    }
+
+    async fn open(&self, dps: &DpsConfig) -> Result<Dialogue, RegistrationError> {
+        let login = registering(&self.config, dps, self.now).await.map_err(RegistrationError::Login)?;
+        let connect = Connect {
+            keep_alive_s: KEEP_ALIVE_S,
+            clean_start: true,
+            username: login.username,
+            password: login.password,
+            ..Connect::new(Version::V311, self.config.client_id.clone())
+        };
+        let way = Way::new(&self.config, &self.service);
+        let dialogue = Dialogue::open(&self.service, &way, self.now, connect).await;
+        let mut dialogue = dialogue.map_err(RegistrationError::Dialogue)?;
+        let answers = Filter::new(exchange::ANSWERS).into_iter().collect::<Vec<_>>();
+        dialogue.subscribe(&answers).await.map_err(RegistrationError::Dialogue)?;
+        Ok(dialogue)
+    }
+
+    async fn kept(&self, dps: &DpsConfig) -> Result<Option<Assignment>, RegistrationError> {
+        let registration_id = self.config.client_id.clone();
+        on_disk(dps, move |dps| kept(dps, &registration_id)).await
+    }
+
+    async fn keep(
+        &self,
+        dps: &DpsConfig,
+        assignment: &Assignment,
+        before: Option<&Assignment>,
+    ) -> Result<(), RegistrationError> {
+        let (uplink, hub, device) = (self.name.as_ref(), assignment.hub.as_str(), assignment.device.as_str());
+        if before == Some(assignment) {
+            warn!(uplink, hub, device; "The provisioning service stays with the hub that refuses the gateway");
+            return Ok(());
+        }
+        let kept = Kept {
+            id_scope: dps.id_scope.clone(),
+            registration_id: self.config.client_id.clone(),
+            assignment: assignment.clone(),
+        };
+        on_disk(dps, move |dps| Folder::new(&dps.folder).keep_assignment(&serde_json::to_vec(&kept)?)).await?;
+        info!(uplink, hub, device; "The provisioning service has given the gateway a hub");
+        Ok(())
+    }
+}
+
+async fn ask(
+    dialogue: &mut Dialogue,
+    topic: String,
+    payload: bytes::Bytes,
+    number: u32,
+) -> Result<Answer, RegistrationError> {
+    let unreadable = |_| RegistrationError::Answer(AnswerError::Unreadable { text: "its operation makes no topic" });
+    let topic = Topic::new(&topic).map_err(unreadable)?;
+    dialogue.say(topic, payload).await.map_err(RegistrationError::Dialogue)?;
+    loop {
+        let heard = dialogue.hear("the answer to the registration").await;
+        let (topic, payload) = heard.map_err(RegistrationError::Dialogue)?;
+        if let Some(answer) = exchange::answer(number, topic.as_str(), &payload) {
+            return answer.map_err(RegistrationError::Answer);
+        }
+    }
+}
+
+/// Off the runtime's threads: a sync on a card may take seconds.
+async fn on_disk<T: Send + 'static>(
+    dps: &DpsConfig,
+    act: impl FnOnce(&DpsConfig) -> io::Result<T> + Send + 'static,
+) -> Result<T, RegistrationError> {
+    let fault = |source| RegistrationError::Folder { path: dps.folder.clone(), source };
+    let of = dps.clone();
+    let outcome = tokio::task::spawn_blocking(move || act(&of)).await;
+    outcome.map_err(|gone| fault(io::Error::other(gone)))?.map_err(fault)
+}
