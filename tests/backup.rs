@@ -124,14 +124,23 @@ fn a_stopped_gateway_comes_back_with_its_configuration_and_nothing_is_written_ov
     Publisher::started(gateway.port, "client", "plant/a", 300, &[]).wait_until_done();
     // With all in its log.
     gateway.kill();
+    // As a cloud that registers gateways leaves it.
+    let key = gateway.state_dir().join("provisioned/cloud/key.pem");
+    fs::create_dir_all(key.parent().unwrap()).unwrap();
+    fs::write(&key, "pr1vate key").unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     let (backup, config) = (folder.path().join("backup.tar"), gateway.config_path());
     said(&["backup", text(&backup), "--config", text(&config)], 0);
     let public = folder.path().join("public.tar");
     let left_out = said(&["backup", text(&public), "--config", text(&config), "--without-secrets"], 0);
     assert!(left_out.contains(&format!("not in the backup: {}", secret.display())), "{left_out}");
-    let has = |file: &Path| fs::read(file).unwrap().windows(6).any(|window| window == b"s3cret");
-    assert!(has(&backup) && !has(&public));
+    assert!(left_out.contains(&format!("not in the backup: {}", key.display())), "{left_out}");
+    let has = |file: &Path, secret: &[u8]| fs::read(file).unwrap().windows(6).any(|window| window == secret);
+    for secret in [b"s3cret", b"pr1vat"] {
+        assert!(has(&backup, secret) && !has(&public, secret));
+    }
     fs::remove_file(&secret).unwrap();
+    fs::write(&key, "the key of another day").unwrap();
     let written = fs::read(&config).unwrap();
     let in_the_way = said(&["restore", text(&backup), "--yes"], 64);
     assert!(in_the_way.contains("queue.db") && in_the_way.contains("tidegate.toml"), "{in_the_way}");
@@ -154,7 +163,10 @@ fn a_stopped_gateway_comes_back_with_its_configuration_and_nothing_is_written_ov
     fs::write(gateway.state_dir().join("queue.db"), "nonsense").unwrap();
     said(&["restore", text(&backup), "--overwrite", "--yes"], 0);
     assert_eq!(fs::read(&config).unwrap(), written);
-    assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::read_to_string(&key).unwrap(), "pr1vate key");
+    for file in [&secret, &key] {
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+    }
     let names = |dir: &Path| -> Vec<String> {
         fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     };

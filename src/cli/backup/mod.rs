@@ -25,7 +25,7 @@ pub(super) const EXAMPLES: &str = "\
 Example: tidegate backup /media/stick/press-hall-3.tar
 
 The file has the configuration with the files that it names beside it (keys among them), all that waits in the queue
-as it was at one moment, and who this gateway is. Only its owner can read it. The gateway goes on meanwhile. It is a
+as it was at one moment, and who this gateway is, also to clouds that have registered it. Only its owner can read it. The gateway goes on meanwhile. It is a
 tar archive: tar tvf FILE lists it.
 
 Exit status: 0 done, 64 wrong usage, 70 the store is damaged or the file cannot be written, 75 the gateway does not
@@ -35,6 +35,8 @@ answer now, 78 wrong configuration.";
 const PAGE: u64 = 1024;
 /// A file of the configuration that is larger is none.
 const FILE_BYTES_MAX: u64 = 16 << 20;
+/// Where the state directory keeps what clouds have given it; of an uplink each.
+const PROVISIONED: &str = "provisioned";
 /// So often the last pages are tried: each time fewer have changed.
 const ROUNDS_MAX: usize = 64;
 
@@ -94,7 +96,10 @@ fn back_up(arguments: &BackupArguments, file: File) -> Result<Exit, Exit> {
         }
     }
     // Before the store: what of them it has taken over meanwhile, it says.
-    for path in state_files(&state_dir) {
+    let mut of_state = state_files(&state_dir);
+    let keys = provisioned_files(&state_dir);
+    if arguments.without_secrets { &mut left_out } else { &mut of_state }.extend(keys);
+    for path in of_state {
         let Ok(rest) = path.strip_prefix(&state_dir) else { continue };
         archive.add_file(&Path::new("state").join(rest), &path).map_err(failed)?;
     }
@@ -164,6 +169,17 @@ fn texts(key: &str, value: &toml::Value, found: &mut Vec<(String, String)>) {
         toml::Value::Table(table) => table.iter().for_each(|(key, value)| texts(key, value, found)),
         _ => {}
     }
+}
+
+/// What clouds have given this gateway when it registered: its keys and certificates, and where it belongs.
+fn provisioned_files(state_dir: &Path) -> Vec<PathBuf> {
+    let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut files: Vec<PathBuf> = entries(&state_dir.join(PROVISIONED))
+        .flat_map(|uplink| entries(&uplink))
+        .filter(|path| fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() <= FILE_BYTES_MAX))
+        .collect();
+    files.sort();
+    files
 }
 
 /// What the state directory has beside the store: numbers, name, and stores that wait to be taken over.

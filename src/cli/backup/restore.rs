@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
+use super::PROVISIONED;
 use super::archive::{Manifest, Member, each, verify};
 use crate::cli::Exit;
 use crate::cli::progress::Progress;
@@ -221,11 +222,14 @@ fn put_in_place(targets: &[Target], state_dir: &Path) -> io::Result<()> {
     let staging = state_dir.join(STAGING);
     let seconds = Clock::new(ClockSource::Trusted).now().wall_ms / 1000;
     let replaced = state_dir.join(format!("replaced-{seconds}"));
-    // The store with all that belongs to it, also what the backup has not.
+    // The store with all that belongs to it, also what the backup has not. But a key that a cloud has given stays where
+    // the backup has none: it may be the only one.
+    let keys = staging.join(PROVISIONED).exists().then_some(PROVISIONED);
     let old: Vec<PathBuf> =
         ["queue.db", "queue.db-wal", "queue.db-shm", "start", "quarantine", "newer", "conf.d", crate::cli::ID_FILE]
-            .map(|name| state_dir.join(name))
             .into_iter()
+            .chain(keys)
+            .map(|name| state_dir.join(name))
             .filter(|path| path.symlink_metadata().is_ok())
             .collect();
     if !old.is_empty() {
