@@ -1117,6 +1117,18 @@ fn a_cloud_that_closes_on_the_own_topic_costs_the_status_and_one_alarm() {
 }
 
 #[test]
+fn a_quota_that_the_own_status_meets_does_not_turn_it_off() {
+    let quotas = [ReasonCode::QUOTA_EXCEEDED, ReasonCode::MESSAGE_RATE_TOO_HIGH];
+    for reason in [quotas[0], quotas[1], ReasonCode::NOT_AUTHORIZED] {
+        let temper = Temper { refuses: Some((b'{', reason.0)), ..Temper::default() };
+        let mut world = World::new(with_own_topic(Version::V5), temper, rows_of(3, |_| Qos::AtLeastOnce));
+        world.run(&[]);
+        while world.step() {}
+        assert_eq!(world.notes.contains(&Note::OwnTopicOff), !quotas.contains(&reason), "{reason}");
+    }
+}
+
+#[test]
 fn a_failed_commit_closes_asks_the_store_again_and_loses_nothing() {
     for fail_at in 1..12 {
         let mut world = World::new(settings(Version::V5, 3), Temper::default(), rows_of(6, |_| Qos::ExactlyOnce));

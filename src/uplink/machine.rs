@@ -31,7 +31,7 @@ use super::compose::{self, Terms};
 use super::inbound::{Inbound, Receipt, UNANSWERED_MAX};
 use super::overtaken::Overtaken;
 use super::own::{self, OwnTopic};
-use super::reason::{meaning, quoted, remedy};
+use super::reason::{is_quota, meaning, quoted, remedy};
 use super::waiting::{Attempt, Waiting};
 use crate::config::answers::{self, Way};
 use crate::config::clouds::{MissingPuback, Profile};
@@ -1023,7 +1023,7 @@ impl Machine {
         match disconnect.reason {
             // It counts otherwise than we do: the same window would end the next connection too.
             ReasonCode::RECEIVE_MAXIMUM_EXCEEDED => self.narrow(at, WINDOW_GROWS_AFTER),
-            ReasonCode::QUOTA_EXCEEDED | ReasonCode::MESSAGE_RATE_TOO_HIGH => self.pacing.slow(at.now),
+            reason if is_quota(reason) => self.pacing.slow(at.now),
             _ => {}
         }
         let text = disconnect.reason_string.unwrap_or_default();
@@ -1943,6 +1943,9 @@ impl Machine {
             self.progress_at = at.now;
             if !ack.reason.is_failure() {
                 self.own.accepted();
+            } else if is_quota(ack.reason) {
+                // That says nothing of the topic: it comes again with the next connection.
+                self.pacing.slow(at.now);
             } else if self.own.refused() {
                 self.actions.push(Action::Note(Note::OwnTopicOff));
             }
@@ -2043,7 +2046,7 @@ impl Machine {
                 let Some(attempt) = self.remove_row(at, id) else { return };
                 self.counts.resent += 1;
                 match reason {
-                    ReasonCode::QUOTA_EXCEEDED | ReasonCode::MESSAGE_RATE_TOO_HIGH => {
+                    reason if is_quota(reason) => {
                         self.pacing.slow(at.now);
                         self.waiting.refuse_quota(at.now, attempt);
                     }

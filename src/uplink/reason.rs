@@ -36,6 +36,11 @@ pub fn meaning(reason: ReasonCode) -> &'static str {
     }
 }
 
+/// Whether the server has enough for the moment: that says nothing of the message it answers.
+pub fn is_quota(reason: ReasonCode) -> bool {
+    [ReasonCode::QUOTA_EXCEEDED, ReasonCode::MESSAGE_RATE_TOO_HIGH].contains(&reason)
+}
+
 /// What the server added in its own words, ready to follow; nothing where it added nothing.
 pub fn quoted(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!(": {text:?}") }
