@@ -19,6 +19,8 @@ const ANSWER: &str = "$dps/registrations/res/";
 
 /// Where the service does not say when it wants to be asked again.
 pub const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// And so late at the latest, whatever it says: a pause without a bound would be the last one.
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(3600);
 
 /// Host names are no longer (RFC 1035, 2.3.4).
 const HOST_BYTES_MAX: usize = 253;
@@ -83,6 +85,7 @@ pub fn answer(number: u32, topic: &str, payload: &[u8]) -> Option<Result<Answer,
         return None;
     }
     let after = value("retry-after").and_then(|(_, text)| text.parse().ok()).map_or(ASK_AGAIN, Duration::from_secs);
+    let after = after.min(ASK_AGAIN_MAX);
     let Ok(status) = status.parse::<i64>() else {
         return Some(Err(AnswerError::Unreadable { text: "no status" }));
     };
@@ -155,6 +158,8 @@ mod tests {
         assert_eq!(read("202/?$rid=7", assigning), Some(Ok(looking(ASK_AGAIN))));
         assert_eq!(read("202/?$rid=8&retry-after=3", assigning), None, "of another question");
         assert_eq!(read("429/?$rid=7&retry-after=20", "{}"), Some(Ok(Answer::Later(seconds(20)))));
+        let for_ever = format!("429/?$rid=7&retry-after={}", u64::MAX);
+        assert_eq!(read(&for_ever, "{}"), Some(Ok(Answer::Later(ASK_AGAIN_MAX))));
         assert_eq!(read("500/?$rid=7", "not json"), Some(Ok(Answer::Later(ASK_AGAIN))));
         let assigned = |hub: &str, device: &str| {
             let state = json!({"assignedHub": hub, "deviceId": device});
