@@ -16,7 +16,7 @@ use std::time::Duration;
 use log::{info, warn};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout};
 
 use super::dialogue::{Dialogue, DialogueError};
 use super::provision::folder::Folder;
@@ -139,7 +139,9 @@ impl Registrar {
         let assignment = match kept {
             Some(assignment) if !self.is_doubted => assignment,
             before => {
-                let assignment = self.registered(dps).await?;
+                // Whatever is heard meanwhile: each word of the service would put off the end of a wait for the right one.
+                let registered = timeout(ATTEMPT_WITHIN, self.registered(dps)).await;
+                let assignment = registered.unwrap_or(Err(RegistrationError::Undecided))?;
                 self.keep(dps, &assignment, before.as_ref()).await?;
                 assignment
             }
@@ -149,7 +151,6 @@ impl Registrar {
 
     async fn registered(&self, dps: &DpsConfig) -> Result<Assignment, RegistrationError> {
         let mut dialogue = self.open(dps).await?;
-        let by = Instant::now() + ATTEMPT_WITHIN;
         let mut operation: Option<String> = None;
         for number in 1.. {
             let (topic, payload) = match &operation {
@@ -173,13 +174,8 @@ impl Registrar {
                 return Err(RegistrationError::Busy { after });
             }
             // Whatever it says: no questions without a pause.
-            let after = after.max(Duration::from_secs(1));
-            if Instant::now() + after > by {
-                break;
-            }
-            sleep(after).await;
+            sleep(after.max(Duration::from_secs(1))).await;
         }
-        dialogue.close().await;
         Err(RegistrationError::Undecided)
     }
 
