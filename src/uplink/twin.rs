@@ -16,9 +16,10 @@ use crate::config::clouds::services::{TwinKind, TwinTopics};
 /// Properties by name.
 pub type Properties = Map<String, Value>;
 
-/// The gateway's own property. In its list `NAMES` stand those that local clients report, so that one which nobody reports
-/// any more is known as such also after a restart.
+/// The gateway's own property.
 pub const OWN: &str = "tidegate";
+
+/// Of that, the list of what local clients report: one that nobody reports any more is known as such also after a restart.
 pub const NAMES: &str = "names";
 
 /// An answer must come within this.
