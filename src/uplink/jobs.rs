@@ -111,6 +111,8 @@ impl Jobs {
         if !self.wants || self.asked.is_some() || now < self.not_before {
             return None;
         }
+        // What is told from here on may be newer than the answer, whichever comes first.
+        self.wants = false;
         self.count = self.count.wrapping_add(1);
         let token = format!("{wall_ms:x}-{}", self.count);
         let request = (self.topics.start_next(), json!({ "clientToken": token }).to_string().into());
@@ -150,7 +152,6 @@ impl Jobs {
                 if self.asked.take_if(|(asked, _)| token.as_ref() == Some(asked)).is_none() {
                     return Heard::Nothing;
                 }
-                self.wants = false;
                 self.pause = Duration::ZERO;
                 match serde_json::from_slice::<Told>(payload) {
                     Ok(Told { execution: Some(execution) }) => self.job(uplink, execution),
@@ -198,6 +199,7 @@ impl Jobs {
     }
 
     fn put_off(&mut self, now: Duration) {
+        self.wants = true;
         self.pause = (self.pause * 2).clamp(PAUSE_FIRST, PAUSE_MAX);
         self.not_before = now + self.pause;
     }
@@ -270,6 +272,16 @@ mod tests {
         assert_eq!(hear(&mut jobs, "notify-next", r#"{"timestamp": 2}"#), Heard::Nothing);
         assert_eq!(jobs.next(NOW, 0), None, "it says that there is none");
         hear(&mut jobs, "notify-next", r#"{"timestamp": 3, "execution": {"jobId": "a", "status": "QUEUED"}}"#);
+        assert!(jobs.next(NOW, 0).is_some());
+    }
+
+    #[test]
+    fn a_job_that_is_told_of_before_the_answer_to_the_question_is_asked_for() {
+        let mut jobs = jobs();
+        let question = jobs.next(NOW, 0).unwrap();
+        hear(&mut jobs, "notify-next", r#"{"timestamp": 3, "execution": {"jobId": "a", "status": "QUEUED"}}"#);
+        assert_eq!(jobs.next(NOW, 0), None, "one question at a time");
+        hear(&mut jobs, "start-next/accepted", &started(&token(&question), &json!({})));
         assert!(jobs.next(NOW, 0).is_some());
     }
 

@@ -224,12 +224,19 @@ impl Twin {
         }
         let reported = known.get(OWN).and_then(|own| own.get(NAMES)).and_then(Value::as_array);
         for name in reported.into_iter().flatten().filter_map(Value::as_str) {
-            if known.contains_key(name) && !wanted.contains_key(name) {
+            let is_gone = !wanted.contains_key(name) && self.refused.get(name) != Some(&Value::Null);
+            if is_gone && known.contains_key(name) {
                 report.insert(name.to_owned(), Value::Null);
             }
         }
         if self.one_by_one {
-            return report.into_iter().take(1).collect();
+            // No property stands in the cloud without its name in the list, or nobody would take it back after a restart.
+            let rank = |name: &str, value: &Value| match (value, name) {
+                (Value::Null, _) => 0,
+                (_, OWN) => 1,
+                _ => 2,
+            };
+            return report.into_iter().min_by_key(|(name, value)| rank(name, value)).into_iter().collect();
         }
         report
     }
@@ -677,6 +684,35 @@ mod tests {
         // Another value is tried.
         twin.want(map(json!({"a": 1, "bad": 4, "c": 3})));
         assert!(twin.next(now + REPORT_EVERY, 0).is_some());
+    }
+
+    #[test]
+    fn one_by_one_what_is_gone_is_taken_back_first_and_a_removal_that_is_refused_is_told_once() {
+        let names = |names: Value| json!({"names": names});
+        let mut twin = device();
+        let mut cloud = Cloud::new(TwinKind::Device);
+        cloud.reported = map(json!({"tidegate": names(json!(["z", "stays"])), "z": 1, "stays": 1}));
+        twin.want(map(json!({"tidegate": names(json!(["a", "bad"])), "a": 1, "bad": 2})));
+        let (topic, whole) = cloud.answer(twin.next(NOW, 0).unwrap());
+        twin.hear(NOW, &topic, whole.as_bytes());
+        let (mut said, mut told, mut now) = (Vec::new(), 0, NOW);
+        for _ in 0..20 {
+            now += Duration::from_secs(2);
+            let Some(request) = twin.next(now, 0) else { break };
+            let change: Value = serde_json::from_slice(&request.1).unwrap();
+            let token = request.0.split_once("$rid=").unwrap().1.to_owned();
+            let is_bad = ["bad", "stays"].iter().any(|name| change.get(*name).is_some());
+            said.push(change.as_object().unwrap().keys().cloned().collect::<Vec<_>>());
+            let (topic, text) = match is_bad {
+                true => (format!("$iothub/twin/res/400/?$rid={token}"), String::new()),
+                false => cloud.answer(request),
+            };
+            told += usize::from(twin.hear(now, &topic, text.as_bytes()) != Heard::Nothing);
+        }
+        assert_eq!(said[1..], [["stays"], ["z"], ["tidegate"], ["a"], ["bad"]]);
+        assert_eq!((told, twin.deadline()), (2, None));
+        let left = json!({"tidegate": names(json!(["a", "bad"])), "stays": 1, "a": 1});
+        assert_eq!(Value::Object(cloud.reported), left);
     }
 
     #[test]

@@ -45,6 +45,12 @@ impl Machine {
         }
         let has_ids = |machine: &Machine| machine.ids.len() < usize::from(u16::MAX);
         while has_ids(self)
+            && self.has_room_at_cloud(window)
+            && let Some((number, request)) = self.services.next(at.now, at.stamp.wall_ms)
+        {
+            self.ask(at, number, request);
+        }
+        while has_ids(self)
             && let Some((number, filters)) = self.services.subscription(at.now)
         {
             let id = self.free_id();
@@ -58,12 +64,6 @@ impl Machine {
             let subscribe = Subscribe { packet_id: id, subscriptions: wanted.collect(), subscription_id: None };
             self.ids.insert(id, Holder::Subscription(number));
             self.send(at, Packet::Subscribe(subscribe));
-        }
-        while has_ids(self)
-            && self.has_room_at_cloud(window)
-            && let Some((number, request)) = self.services.next(at.now, at.stamp.wall_ms)
-        {
-            self.ask(at, number, request);
         }
     }
 
