@@ -21,9 +21,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
-use super::feed::Feed;
+use super::feed::{Feed, hear_of_takers};
 use super::http;
-use super::machine::{Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
+use super::machine::{self, Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
 use super::provision::Claimant;
 use super::registration::{Registrar, RegistrationError};
 use super::tasks::{Errand, Order, Report, Unaccepted, keep_store, run_errands};
@@ -167,6 +167,10 @@ impl Uplink {
                 reports: report_outbox.clone(),
             };
             tasks.spawn(feed.run());
+        }
+        if config.jobs.is_some() {
+            let topic = machine::job_topic(&gateway, &name);
+            tasks.spawn(hear_of_takers(topic, intake.clone(), report_outbox.clone()));
         }
         tasks.spawn(run_errands(intake, inlet, errand_inbox, report_outbox));
         let started = Instant::now();
@@ -630,6 +634,7 @@ impl Link {
                 Event::Refused { receipt, reason, is_full: false }
             }
             Report::Reported(wanted) => Event::Reported(wanted),
+            Report::JobsHeard(is_heard) => Event::JobsHeard(is_heard),
             Report::QueueStopped => return Err(UplinkError::QueueStopped { name: self.name.clone() }),
         };
         self.machine.handle(at, event);

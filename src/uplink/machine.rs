@@ -52,6 +52,8 @@ use crate::transport::Pacing;
 
 mod services;
 
+pub(super) use services::job_topic;
+
 /// The longest packet that is taken from the cloud.
 pub const INBOUND_BYTES_MAX: u32 = 1 << 20;
 
@@ -256,6 +258,8 @@ pub enum Event {
     },
     /// What the twin is to say from now on.
     Reported(twin::Properties),
+    /// Whether somebody here takes jobs.
+    JobsHeard(bool),
     /// The gateway stops.
     Stop,
 }
@@ -837,7 +841,8 @@ impl Machine {
                     self.send(at, Packet::Auth(Auth { reason, method, data, reason_string: None }));
                 }
             }
-            Event::Reported(wanted) => self.want_reported(wanted),
+            Event::Reported(wanted) => self.services.want(wanted),
+            Event::JobsHeard(is_heard) => self.services.set_heard(is_heard),
             Event::Stop => {
                 if self.stop_by.is_none() {
                     self.stop_by = Some(at.now + STOP_WITHIN);
