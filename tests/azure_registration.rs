@@ -218,6 +218,28 @@ fn what_is_on_the_wire_is_what_the_library_of_azure_says() {
 }
 
 #[test]
+fn a_gateway_that_is_restored_on_another_board_goes_to_its_hub_without_registering_again() {
+    let _turn = turn();
+    let place = place("press-7");
+    let mut first = Gateway::started(place.folder.path(), &place.with_key());
+    publish(&first, "plc", 2);
+    place.wait_for(2);
+    first.stop();
+    place.azure.script().turns = vec![Turn::Closes; 1000];
+    let mut second = Gateway::named("second", place.folder.path(), &place.with_key());
+    first.restored_as(&second);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&kept(&second)), mode(kept(&second).parent().unwrap())), (0o600, 0o700));
+    second.start();
+    publish(&second, "plc", 1);
+    place.wait_for(3);
+    // The session that is still there is not its own: it begins another one, and all of that at the hub.
+    let callers = place.callers();
+    assert_eq!(callers[0], format!("service as {ID}"));
+    assert!(callers.len() > 2 && callers[1..].iter().all(|caller| caller == "localhost as press-7"), "{callers:?}");
+}
+
+#[test]
 fn every_refusal_is_told_and_none_makes_a_second_device() {
     let _turn = turn();
     let place = place(ID);
