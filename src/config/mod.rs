@@ -436,6 +436,10 @@ pub struct UplinkConfig {
     pub forward: Vec<ForwardRule>,
     /// `[[uplink.<name>.receive]]`
     pub receive: Vec<ReceiveRule>,
+    /// `twin`: the copy of the gateway's state that the cloud keeps; its topics.
+    pub twin: Option<clouds::services::TwinTopics>,
+    /// `jobs`: the cloud has jobs for the gateway; their topics.
+    pub jobs: Option<clouds::services::JobTopics>,
 }
 
 /// What goes first after an outage.

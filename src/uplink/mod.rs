@@ -40,6 +40,14 @@ mod commands;
 
 mod own;
 
+mod twin;
+
+mod jobs;
+
+mod services;
+
+mod feed;
+
 pub mod reason;
 
 pub mod backoff;

@@ -430,6 +430,8 @@ pub fn settings(version: Version, window: u16) -> Settings {
             answer: None,
             answers: Vec::new(),
         }],
+        twin: None,
+        jobs: None,
     }
 }
 
@@ -666,6 +668,7 @@ impl World {
                 self.closed.push(reason);
                 self.lose_link(false);
             }
+            Action::Desired(_) => {}
             Action::Note(note) => self.notes.push(note),
         }
     }

@@ -39,14 +39,21 @@ pub fn policy(config: &UplinkConfig) -> Value {
         published.insert(arn("topic", &format!("{own}/status")));
         retained.insert(arn("topic", &format!("{own}/status")));
     }
-    let filters = || config.receive.iter().map(|rule| rule.filter.as_str());
-    let subscribed: BTreeSet<String> = filters().map(|filter| arn("topicfilter", filter)).collect();
-    let received: BTreeSet<String> = config
-        .receive
-        .iter()
-        .flat_map(|rule| with_parent(rule.filter.pattern(), true))
-        .map(|topic| arn("topic", &topic))
-        .collect();
+    let mut services = Vec::new();
+    if let Some(twin) = &config.twin {
+        services.extend(twin.filters());
+        published.extend([twin.get(""), twin.update("")].map(|topic| arn("topic", &topic)));
+    }
+    if let Some(jobs) = &config.jobs {
+        services.extend(jobs.filters());
+        published.insert(arn("topic", &jobs.start_next()));
+    }
+    let of_rules = config.receive.iter().map(|rule| (rule.filter.as_str(), rule.filter.pattern()));
+    let filters: Vec<(&str, &str)> =
+        of_rules.chain(services.iter().map(|filter| (filter.as_str(), filter.as_str()))).collect();
+    let subscribed: BTreeSet<String> = filters.iter().map(|(filter, _)| arn("topicfilter", filter)).collect();
+    let received: BTreeSet<String> =
+        filters.iter().flat_map(|(_, pattern)| with_parent(pattern, true)).map(|topic| arn("topic", &topic)).collect();
     let mut statements = vec![statement("iot:Connect", [arn("client", &config.client_id)].into())];
     let lists = [
         ("iot:Publish", published),
