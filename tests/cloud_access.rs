@@ -299,6 +299,11 @@ fn a_certificate_that_ends_soon_is_told_and_a_renewed_one_needs_no_restart() {
     cloud.start();
     gateway.wait_until_connected();
     assert!(cloud.log().contains("u'hall-3-renewed'"), "Mosquitto sees the renewed certificate: {}", cloud.log());
+    gateway.wait_for_status("of the renewed one it is known when it ends", |status| {
+        let mut all = status["certificates"].as_array()?.iter();
+        let own = all.find(|one| one["of"] == "uplink.cloud" && one["key"] == "cert")?;
+        (own["days_left"].as_i64()? > 365).then_some(())
+    });
 }
 
 /// A name server on the port of name servers. What it says is good for a day, and may be another thing at the next question.
