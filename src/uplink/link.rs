@@ -987,7 +987,7 @@ impl Link {
                 warn!(uplink, messages; "The cloud takes less than it is sent; what it threw away goes again, slower");
             }
             Note::OwnTopicOff => {
-                error!(uplink; "The cloud does not allow the own topic; status messages are off until the next start");
+                error!(uplink; "The cloud does not allow the own topic; status messages are off, and tried again in an hour at the earliest");
             }
             Note::AnswerNotAllowed { topic } => {
                 let help = "allow it with `answers` in [[uplink.<name>.receive]]";
