@@ -1211,6 +1211,32 @@ fn a_job_is_acknowledged_when_it_is_stored_and_comes_again_where_there_was_no_ro
 }
 
 #[test]
+fn a_status_that_two_restarts_of_a_broker_have_cost_is_back_after_an_hour_on_the_connection_that_there_is() {
+    let temper = Temper { version_311: true, ..Temper::default() };
+    let mut world = World::new(with_own_topic(Version::V311), temper, rows_of(3, |_| Qos::AtLeastOnce));
+    while world.step() {}
+    let told = |world: &World| {
+        let topics = world.cloud.got.iter().map(|publish| publish.topic.as_ref().unwrap().as_str().to_owned());
+        topics.filter(|topic| topic == "own/g/status").count()
+    };
+    assert_eq!(told(&world), 1);
+    // It restarts, and does so once more whenever it has got the status.
+    world.cloud.temper.closes_on = Some(b'{');
+    world.lose_link(true);
+    while world.step() {}
+    assert!(world.machine.is_up() && world.notes.contains(&Note::OwnTopicOff), "{:?}", world.notes);
+    world.cloud.temper.closes_on = None;
+    let (before, connects) = (told(&world), world.cloud.connects);
+    for (minutes, more) in [(50, 0), (20, 1), (200, 1)] {
+        world.now += Duration::from_secs(60 * minutes);
+        world.end_turn();
+        while world.step() {}
+        assert_eq!(told(&world), before + more, "after {minutes} more minutes");
+    }
+    assert_eq!(world.cloud.connects, connects);
+}
+
+#[test]
 fn a_quota_that_the_own_status_meets_does_not_turn_it_off() {
     let quotas = [ReasonCode::QUOTA_EXCEEDED, ReasonCode::MESSAGE_RATE_TOO_HIGH];
     for reason in [quotas[0], quotas[1], ReasonCode::NOT_AUTHORIZED] {
