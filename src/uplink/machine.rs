@@ -232,6 +232,8 @@ pub enum Event {
         /// The other side closed it, as a broker does that takes offence.
         by_peer: bool,
     },
+    /// The cloud asks more before CONNACK, or has been answered: both take their time.
+    Challenged,
     /// What the gateway logged in with ends soon.
     Renew,
     /// The token ends soon, and there is no other one yet: an end of the connection may be about that.
@@ -796,6 +798,11 @@ impl Machine {
             Event::Live(live) => self.live(at, &live),
             Event::Unsendable { packet_id, reason } => self.unsendable(at, packet_id, reason),
             Event::Lost { by_peer } => self.lost(at, by_peer),
+            Event::Challenged => {
+                if let Phase::Opening { since } = &mut self.phase {
+                    *since = at.now;
+                }
+            }
             Event::Renew => {
                 if matches!(self.phase, Phase::Opening { .. } | Phase::Settling { .. } | Phase::Renewing | Phase::Up) {
                     self.renew_by = Some(at.now + STOP_WITHIN);

@@ -42,6 +42,8 @@ mod own;
 
 pub mod reason;
 
+pub mod proof;
+
 pub mod backoff;
 
 mod dialogue;
