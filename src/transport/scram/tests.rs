@@ -1,3 +1,5 @@
+//! The examples of the standards, what Python makes of the same, and servers that lie, beg and babble.
+
 use proptest::prelude::*;
 
 use super::*;
