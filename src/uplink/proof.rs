@@ -119,3 +119,67 @@ async fn answered(mut scram: Box<Scram>, method: String, auth: Auth) -> Result<(
     let auth = Auth { reason: ReasonCode::CONTINUE_AUTHENTICATION, method: Some(method), data, reason_string: None };
     Ok((scram, Packet::Auth(auth)))
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::config::ScramHash;
+    use crate::mqtt::Connack;
+
+    const METHOD: &str = "SCRAM-SHA-256";
+
+    fn owed() -> (Proof, String) {
+        let scram = Scram::new(ScramHash::Sha256, "user", Bytes::from("pencil")).unwrap();
+        let first = String::from_utf8(scram.first().to_vec()).unwrap();
+        let nonce = first.split_once("r=").unwrap().1.to_owned();
+        (Proof::new(Some(scram), Some(METHOD)), format!("r={nonce}server,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"))
+    }
+
+    fn auth(method: &str, data: &str) -> Packet {
+        let (reason, data) = (ReasonCode::CONTINUE_AUTHENTICATION, Some(Bytes::from(data.to_owned())));
+        Packet::Auth(Auth { reason, method: Some(method.to_owned()), data, reason_string: None })
+    }
+
+    fn connack(reason: ReasonCode) -> Packet {
+        Packet::Connack(Box::new(Connack::new(reason)))
+    }
+
+    #[tokio::test]
+    async fn nothing_that_is_said_out_of_turn_counts_and_after_a_fault_nothing_at_all() {
+        let (mut asked, challenge) = owed();
+        assert_eq!(asked.hear(auth(METHOD, &challenge)).unwrap(), None);
+        let Packet::Auth(answer) = asked.answer().await.unwrap() else { panic!("no AUTH") };
+        assert_eq!((answer.reason, answer.method.as_deref()), (ReasonCode::CONTINUE_AUTHENTICATION, Some(METHOD)));
+        assert!(answer.data.unwrap().starts_with(b"c=biws,r="));
+        assert!(asked.hear(connack(ReasonCode::SUCCESS)).is_err(), "its proof has not come");
+
+        for (told, says) in [
+            (connack(ReasonCode::SUCCESS), "before it has answered"),
+            (auth(METHOD, &challenge), "it asks while it is answered"),
+        ] {
+            let (mut proof, challenge) = owed();
+            proof.hear(auth(METHOD, &challenge)).unwrap();
+            assert!(proof.hear(told).is_err(), "{says}");
+            for packet in [connack(ReasonCode::SUCCESS), auth(METHOD, &challenge), Packet::Pingresp] {
+                assert!(proof.hear(packet).is_err(), "{says}");
+            }
+        }
+        let (mut proof, challenge) = owed();
+        assert!(proof.hear(auth("SCRAM-SHA-512", &challenge)).is_err(), "another method");
+    }
+
+    #[test]
+    fn what_is_not_of_the_login_and_what_owes_no_proof_is_handed_on() {
+        let (mut proof, _) = owed();
+        for packet in [connack(ReasonCode::NOT_AUTHORIZED), Packet::Pingresp] {
+            assert_eq!(proof.hear(packet.clone()).unwrap(), Some(packet));
+        }
+        assert!(matches!(proof, Proof::Owed { .. }));
+        let mut none = Proof::new(None, Some("JWT"));
+        for packet in [auth("JWT", "x"), connack(ReasonCode::SUCCESS), Packet::Pingresp] {
+            assert_eq!(none.hear(packet.clone()).unwrap(), Some(packet));
+        }
+    }
+}
