@@ -530,7 +530,7 @@ impl Link {
                     let packet = match wire.proof.hear(packet) {
                         Ok(Some(packet)) => packet,
                         Ok(None) => {
-                            self.machine.handle(at, Event::Challenged);
+                            self.machine.handle(at, Event::Asked);
                             continue;
                         }
                         Err(error) => {
@@ -658,7 +658,7 @@ impl Link {
             LineEvent::Read => self.machine.heard(at),
             LineEvent::Written => {}
             LineEvent::Answered(Ok(packet)) => {
-                self.machine.handle(at, Event::Challenged);
+                self.machine.handle(at, Event::Answered);
                 self.send(at, &packet);
             }
             LineEvent::Answered(Err(error)) => self.unproved(at, &error),
