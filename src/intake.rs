@@ -20,10 +20,10 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::config::ForwardRule;
 use crate::health::{Health, UplinkHealth};
-use crate::message::{Body, Message, Ordinal, Origin, Qos, Stamp};
+use crate::message::{Body, Filter, Message, Ordinal, Origin, Qos, Stamp};
 use crate::payload::json;
 use crate::queue::{AppendError, Appended, Change, Fate, Inlet, Once, Outlet, Pending, SetTopics, Submission};
-use crate::router::{Live, Router, RouterError};
+use crate::router::{Link, Live, Router, RouterError};
 
 /// QoS 0 messages that wait for one uplink.
 const LANE_MESSAGES: usize = 256;
@@ -205,6 +205,13 @@ impl Intake {
             Place::None
         };
         Some(Ticket { intake: self.clone(), message: message.clone(), place })
+    }
+
+    /// Hears what is published from now on, as a local subscriber does.
+    pub async fn listen(&self, filter: &Filter) -> Result<Link, RouterError> {
+        let mut link = self.shared.router.attach().await?;
+        link.subscribe(filter, Qos::AtMostOnce).await?;
+        Ok(link)
     }
 
     /// The QoS 0 messages that forward rules of `uplink` want as they come: bounded, dropped and counted per client

@@ -133,7 +133,7 @@ fn key_of(path: &str) -> String {
 fn the_reference_is_a_configuration_without_a_problem() {
     let root = place();
     let loaded = expect_clean(root.path(), &uncommented());
-    assert_eq!(loaded.config.uplinks.len(), 8);
+    assert_eq!(loaded.config.uplinks.len(), 9);
     assert_eq!(loaded.config.modbus.len(), 1);
     assert_eq!(loaded.config.serial.len(), 9);
     assert_eq!(loaded.config.board.unwrap().points.len(), 2);

@@ -56,10 +56,10 @@ pub fn way(uplink: &str, rules: &[ReceiveRule], place: usize, topic: &Topic, ask
     Topic::new(&local(uplink, cloud.as_str())).map_or(Way::NotAllowed(cloud), Way::Local)
 }
 
-/// The forward rules that take answers to the cloud. They stand before the owner's own.
-pub(super) fn forwards(uplink: &str, rules: &[ReceiveRule]) -> Vec<ForwardRule> {
+/// The forward rules that take answers to the cloud, also those to `others`. They stand before the owner's own.
+pub(super) fn forwards(uplink: &str, rules: &[ReceiveRule], others: Option<Filter>) -> Vec<ForwardRule> {
     let mut result: Vec<ForwardRule> = Vec::new();
-    for filter in rules.iter().flat_map(allowed) {
+    for filter in rules.iter().flat_map(allowed).chain(others) {
         let rule = Filter::new(&local(uplink, filter.as_str())).ok().and_then(|local| {
             let topic = TopicTemplate::parse(&template(&filter), &local, "").ok()?;
             // An answer is worth keeping also where its sender did not think so.
@@ -137,7 +137,7 @@ mod tests {
     fn end(rules: &[ReceiveRule], way: Way) -> Option<String> {
         let Way::Local(local) = way else { return None };
         assert!(is_local("hub", local.as_str()));
-        let forwards = forwards("hub", rules);
+        let forwards = forwards("hub", rules, None);
         let rule = forwards.iter().find(|rule| rule.filter.matches(&local))?;
         Some(rule.topic.apply(&rule.filter, &local)?.unwrap().as_str().to_owned())
     }

@@ -16,6 +16,7 @@ pub use azure_iot_hub::{AZURE_IOT_HUB, registration as azure_registration, resou
 pub use clearblade::CLEARBLADE;
 pub use generic::GENERIC;
 pub use influxdb::INFLUXDB;
+use services::TwinKind;
 
 mod aws_iot;
 pub mod aws_policy;
@@ -24,6 +25,7 @@ mod azure_iot_hub;
 mod clearblade;
 mod generic;
 mod influxdb;
+pub mod services;
 
 /// Every profile, as `profile` names it.
 pub static PROFILES: &[&Profile] = &[&GENERIC, &AWS_IOT, &AZURE_EVENT_GRID, &AZURE_IOT_HUB, &CLEARBLADE, &INFLUXDB];
@@ -86,6 +88,10 @@ pub struct Profile {
     pub wants_server_name: bool,
     /// Knows clients by their certificates or by a custom authoriser, and nobody else.
     pub has_authorizers: bool,
+    /// Keeps a copy of a device's state, and how.
+    pub twin: Option<TwinKind>,
+    /// Has jobs for devices.
+    pub has_jobs: bool,
     /// Knows devices by shared access signatures.
     pub has_signatures: bool,
     /// Knows devices by tokens in the place of the password, and nobody otherwise: who such a token must be for, by the client id.

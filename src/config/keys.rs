@@ -69,6 +69,7 @@ pub static TABLES: &[&KeyTable] = &[
     &JWT,
     &SAS,
     &DPS,
+    &TWIN,
     &AUTHORIZER,
     &PROVISION,
     &PROXY,
@@ -474,8 +475,14 @@ pub static UPLINK: KeyTable = KeyTable {
         default("own_topic", "\"tidegate/{gateway}\""),
         optional("forward"),
         optional("receive"),
+        optional("thing"),
+        optional("twin"),
+        default("jobs", "false"),
     ],
     gone: &[
+        ("shadow", "write `twin = { shadow = \"…\" }`"),
+        ("thing_name", "it is called `thing`"),
+        ("device_twin", "it is called `twin`"),
         ("host", "write `url = \"mqtts://host:8883\"`"),
         ("address", "write `url = \"mqtts://host:8883\"`"),
         ("server", "write `url = \"mqtts://host:8883\"`"),
@@ -571,6 +578,14 @@ pub static DPS: KeyTable = KeyTable {
         ("host", "it is `url` of the uplink; the hub follows from the registration"),
     ],
     later: &["payload"],
+};
+
+/// `twin = { … }`
+pub static TWIN: KeyTable = KeyTable {
+    title: "uplink.<name>.twin",
+    keys: &[optional("shadow")],
+    gone: &[("name", "the name of a shadow is called `shadow`"), ("thing", "`thing` is a key of the uplink")],
+    later: &[],
 };
 
 /// `authorizer = { … }`

@@ -436,6 +436,19 @@ pub struct UplinkConfig {
     pub forward: Vec<ForwardRule>,
     /// `[[uplink.<name>.receive]]`
     pub receive: Vec<ReceiveRule>,
+    /// `twin`: the copy of the gateway's state that the cloud keeps; its topics.
+    pub twin: Option<clouds::services::TwinTopics>,
+    /// `jobs`: the cloud has jobs for the gateway; their topics.
+    pub jobs: Option<clouds::services::JobTopics>,
+}
+
+impl UplinkConfig {
+    /// What `twin` and `jobs` subscribe to.
+    pub fn service_filters(&self) -> Vec<Filter> {
+        let twin = self.twin.iter().flat_map(clouds::services::TwinTopics::filters);
+        let filters = twin.chain(self.jobs.iter().flat_map(clouds::services::JobTopics::filters));
+        filters.filter_map(|filter| Filter::new(&filter).ok()).collect()
+    }
 }
 
 /// What goes first after an outage.

@@ -30,14 +30,19 @@ pub fn key(uplink: &str, topic: &Topic, payload: &[u8], properties: &Properties)
     }
     let correlation = properties.correlation_data.as_deref().unwrap_or_default();
     let response = properties.response_topic.as_ref().map_or("", Topic::as_str);
-    // FNV-1a: it is kept on disk and must not change with a library. Each part's length keeps it from running into the next.
+    let parts = [uplink.as_bytes(), topic.as_str().as_bytes(), correlation, response.as_bytes(), payload];
+    Some(hashed(&parts))
+}
+
+/// FNV-1a: it is kept on disk and must not change with a library. Each part's length keeps it from running into the next.
+pub fn hashed(parts: &[&[u8]]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for part in [uplink.as_bytes(), topic.as_str().as_bytes(), correlation, response.as_bytes(), payload] {
-        for byte in part.len().to_le_bytes().iter().chain(part) {
+    for part in parts {
+        for byte in part.len().to_le_bytes().iter().chain(*part) {
             hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }
-    Some(hash)
+    hash
 }
 
 /// Whether a message has gone from this gateway to another cloud before.

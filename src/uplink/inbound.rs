@@ -86,6 +86,11 @@ impl Inbound {
         }
     }
 
+    /// Whether what was handed in for `receipt` can be handed in again.
+    pub fn keeps(&self, receipt: Receipt) -> bool {
+        self.entries.iter().any(|entry| entry.receipt == receipt && entry.command.is_some())
+    }
+
     /// There was no room for what was handed in for `receipt`.
     pub fn refuse(&mut self, receipt: Receipt) {
         if let Some(entry) = self.entry(receipt) {

@@ -11,16 +11,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use log::{debug, error, info, warn};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
+use super::feed::Feed;
 use super::http;
 use super::machine::{Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
 use super::proof::Proof;
@@ -154,6 +155,21 @@ impl Uplink {
         let lane = intake.live_lane(&name);
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_store(outlet, order_inbox, report_outbox.clone()));
+        let (desired, desired_inbox) = watch::channel(None);
+        if let Some(twin) = &config.twin {
+            let feed = Feed {
+                name: name.clone(),
+                gateway: gateway.clone(),
+                inlet: inlet.clone(),
+                intake: intake.clone(),
+                clock: clock.clone(),
+                health: health.clone(),
+                bytes_max: twin.kind().reported_bytes(),
+                desired: desired_inbox,
+                reports: report_outbox.clone(),
+            };
+            tasks.spawn(feed.run());
+        }
         tasks.spawn(run_errands(intake, inlet, errand_inbox, report_outbox));
         let started = Instant::now();
         let mut link = Link {
@@ -188,7 +204,9 @@ impl Uplink {
             started,
             orders,
             errands,
+            desired,
         };
+        link.health.forget_services();
         let result = link.run(&stop, reports, lane, &mut tasks).await;
         link.set_state(UplinkState::Stopped, result.as_ref().err().map(|error| chain(error)));
         // Without the senders the tasks end by themselves, the store's after the commit under way.
@@ -333,6 +351,7 @@ struct Link {
     backoff: Backoff,
     orders: mpsc::Sender<Order>,
     errands: mpsc::Sender<Errand>,
+    desired: watch::Sender<Option<Bytes>>,
     started: Instant,
     stamp: Stamp,
     stamp_at: Instant,
@@ -593,6 +612,7 @@ impl Link {
                     self.machine.handle(at, Event::Refused { receipt, reason, is_full: false });
                 }
             }
+            Action::Desired(desired) => drop(self.desired.send_replace(Some(desired))),
             Action::Close(reason) => self.close(reason).await,
             Action::Note(note) => self.note(note),
         }
@@ -626,6 +646,7 @@ impl Link {
             Report::Released(receipt, Err(Unaccepted { reason, .. })) => {
                 Event::Refused { receipt, reason, is_full: false }
             }
+            Report::Reported(wanted) => Event::Reported(wanted),
             Report::QueueStopped => return Err(UplinkError::QueueStopped { name: self.name.clone() }),
         };
         self.machine.handle(at, event);
@@ -963,6 +984,10 @@ impl Link {
                     error!(uplink, topic:%, count; "Messages go in a circle over another cloud; what comes back is not taken in");
                 }
             }
+            Note::Service { service, reason } => {
+                let reason = reason.as_str();
+                error!(uplink, service, reason; "The cloud does not do what one of its services was asked");
+            }
             Note::SubscriptionRefused { filter } => {
                 let filter = filter.unwrap_or_else(|| "all".to_owned());
                 error!(uplink, filter = filter.as_str(); "The cloud does not allow a subscription; it is tried again later");
@@ -1010,6 +1035,7 @@ impl Link {
         health.live_dropped.store(counts.live_dropped, Ordering::Relaxed);
         health.uncertain.store(counts.uncertain, Ordering::Relaxed);
         health.note_drain(self.stamp);
+        health.set_services(self.machine.services());
     }
 }
 

@@ -32,8 +32,11 @@ use super::inbound::{Inbound, Receipt, UNANSWERED_MAX};
 use super::overtaken::Overtaken;
 use super::own::{self, OwnTopic};
 use super::reason::{is_quota, meaning, quoted, remedy};
+use super::services::{Number, Services};
+use super::twin;
 use super::waiting::{Attempt, Waiting};
 use crate::config::answers::{self, Way};
+use crate::config::clouds::services::{JobTopics, TwinTopics};
 use crate::config::clouds::{MissingPuback, Profile};
 use crate::config::{DrainOrder, Pace, Protocol, ReceiveRule, UplinkConfig};
 use crate::health::LossReason;
@@ -46,6 +49,8 @@ use crate::mqtt::{
 use crate::queue::numbers::ByNumber;
 use crate::queue::{Change, Once, Queued, Restored, SessionNumber, Verdict, Wanted};
 use crate::transport::Pacing;
+
+mod services;
 
 /// The longest packet that is taken from the cloud.
 pub const INBOUND_BYTES_MAX: u32 = 1 << 20;
@@ -142,6 +147,10 @@ pub struct Settings {
     pub own_topic: Option<String>,
     /// What to take in.
     pub receive: Vec<ReceiveRule>,
+    /// The copy of the gateway's state that the cloud keeps.
+    pub twin: Option<TwinTopics>,
+    /// The cloud has jobs for the gateway.
+    pub jobs: Option<JobTopics>,
 }
 
 impl Settings {
@@ -167,6 +176,8 @@ impl Settings {
             pace: config.pace,
             own_topic: config.own_topic.clone(),
             receive: config.receive.clone(),
+            twin: config.twin.clone(),
+            jobs: config.jobs.clone(),
         }
     }
 }
@@ -247,6 +258,8 @@ pub enum Event {
         /// The token.
         data: Bytes,
     },
+    /// What the twin is to say from now on.
+    Reported(twin::Properties),
     /// The gateway stops.
     Stop,
 }
@@ -294,6 +307,8 @@ pub enum Action {
     },
     /// Write what is to be written, close, and say `Lost`.
     Close(CloseReason),
+    /// Tell local clients what is desired of the gateway now, all of it.
+    Desired(Bytes),
     /// Tell a person.
     Note(Note),
 }
@@ -422,6 +437,13 @@ pub enum Note {
         /// Its topic at this cloud.
         topic: Topic,
     },
+    /// A service of the cloud does not do as asked.
+    Service {
+        /// Which.
+        service: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// The cloud does not allow a subscription.
     SubscriptionRefused {
         /// The filter; `None` = it closed the connection on all of them.
@@ -508,6 +530,10 @@ enum Holder {
     Row(Box<Slot>),
     OwnStatus,
     Subscribe(Vec<String>),
+    /// SUBSCRIBE of a service.
+    Subscription(Number),
+    /// PUBLISH of a service.
+    Question(Number),
     /// The cloud has thrown away what bore it, and counts it as long as this connection lasts.
     Thrown,
 }
@@ -630,6 +656,7 @@ pub struct Machine {
     is_subscribed: bool,
     subscribe_at: Option<Duration>,
     subscribe_deaths: u32,
+    services: Services,
     inbound: Inbound,
     submit_at: Option<Duration>,
     /// Until then what is in flight may be answered, before a connection with another token takes the place of this one.
@@ -701,6 +728,7 @@ impl Machine {
             is_subscribed: false,
             subscribe_at: None,
             subscribe_deaths: 0,
+            services: services::of(&settings),
             inbound: Inbound::default(),
             submit_at: None,
             renew_by: None,
@@ -819,6 +847,7 @@ impl Machine {
                     self.send(at, Packet::Auth(Auth { reason, method, data, reason_string: None }));
                 }
             }
+            Event::Reported(wanted) => self.want_reported(wanted),
             Event::Stop => {
                 if self.stop_by.is_none() {
                     self.stop_by = Some(at.now + STOP_WITHIN);
@@ -914,6 +943,9 @@ impl Machine {
                 self.waiting.next_at(now).into_iter().chain(self.pace_until).for_each(&mut at);
                 // A row on trial is alone: what else is due waits, and must not be waited for.
                 self.subscribe_at.filter(|_| !self.is_alone()).into_iter().for_each(&mut at);
+                // What is due already waits for room, which something else makes.
+                let service_at = self.services.deadline().filter(|when| *when > now);
+                service_at.filter(|_| !self.is_alone()).into_iter().for_each(&mut at);
                 self.trial_at().filter(|when| *when > now).into_iter().for_each(&mut at);
             }
             _ => {}
@@ -1079,7 +1111,11 @@ impl Machine {
                 slot.is_out = false;
                 true
             }
-            Holder::OwnStatus | Holder::Subscribe(_) | Holder::Thrown => false,
+            Holder::OwnStatus
+            | Holder::Subscribe(_)
+            | Holder::Subscription(_)
+            | Holder::Question(_)
+            | Holder::Thrown => false,
         });
         self.thrown = 0;
         let unproven = std::mem::take(&mut self.unproven);
@@ -1101,6 +1137,7 @@ impl Machine {
         self.renew_by = None;
         self.reauth_at = None;
         self.token_ends = false;
+        self.services.lost();
     }
 
     /// The cloud closed the connection, as a broker does that has no other way to refuse what it was sent. Whatever
@@ -1122,6 +1159,9 @@ impl Machine {
                 self.subscribe_at = Some(at.now + SUBSCRIBE_AGAIN);
                 self.actions.push(Action::Note(Note::SubscriptionRefused { filter: None }));
             }
+            return;
+        }
+        if self.died_of_service(at) {
             return;
         }
         if at.now.saturating_sub(self.published_at) > ANSWER_WITHIN {
@@ -1665,6 +1705,7 @@ impl Machine {
         if !self.is_alone() {
             self.subscribe(at);
             self.send_own_status(at, window);
+            self.serve(at, window);
         }
         if self.trial.is_some() {
             return;
@@ -1961,6 +2002,13 @@ impl Machine {
             }
             return;
         }
+        if let Some(Holder::Question(number)) = self.ids.get(&id) {
+            let number = *number;
+            self.ids.remove(&id);
+            self.rows_out = self.rows_out.saturating_sub(1);
+            self.progress_at = at.now;
+            return self.question_taken(at, number, ack);
+        }
         if let Some(Holder::Thrown) = self.ids.get(&id) {
             // It was only late; the message is on its way a second time, with the same MessageId.
             self.ids.remove(&id);
@@ -2149,12 +2197,17 @@ impl Machine {
             let id = self.free_id();
             publish.packet_id = Some(id);
             self.ids.insert(id, Holder::OwnStatus);
-            if self.rows_out == 0 {
-                self.progress_at = at.now;
-            }
-            self.rows_out += 1;
+            self.counts_out(at);
         }
         self.send(at, Packet::Publish(publish));
+    }
+
+    /// One more PUBLISH of the gateway's own waits for its PUBACK.
+    fn counts_out(&mut self, at: Moment) {
+        if self.rows_out == 0 {
+            self.progress_at = at.now;
+        }
+        self.rows_out += 1;
     }
 
     fn not_found(&self) -> ReasonCode {
@@ -2204,6 +2257,11 @@ impl Machine {
     }
 
     fn suback(&mut self, at: Moment, suback: &Suback) {
+        if let Some(Holder::Subscription(number)) = self.ids.get(&suback.packet_id) {
+            let number = *number;
+            self.ids.remove(&suback.packet_id);
+            return self.service_subscribed(at, number, suback);
+        }
         if !matches!(self.ids.get(&suback.packet_id), Some(Holder::Subscribe(_))) {
             self.counts.strays += 1;
             return;
@@ -2227,6 +2285,10 @@ impl Machine {
             (Qos::AtLeastOnce, Some(id)) => Some(Packet::Puback(Ack::new(id, ReasonCode::SUCCESS))),
             (Qos::ExactlyOnce, Some(id)) => Some(Packet::Pubrec(Ack::new(id, ReasonCode::SUCCESS))),
         };
+        if self.services.owns(cloud_topic.as_str()) {
+            let topic = cloud_topic.clone();
+            return self.service_publish(at, &topic, &publish, answer);
+        }
         let rules = self.settings.receive.iter().enumerate();
         let local =
             rules.filter_map(|(place, rule)| Some((place, rule.topic.apply(&rule.filter, cloud_topic)?))).next();
@@ -2293,13 +2355,13 @@ impl Machine {
     fn no_room(&mut self, at: Moment, receipt: Receipt) {
         self.counts.refused += 1;
         self.actions.push(Action::Note(Note::NoRoom));
-        match (self.settings.version, self.inbound.answer_id(receipt)) {
-            (Version::V5, Some(_)) => self.inbound.fail(receipt, ReasonCode::QUOTA_EXCEEDED),
-            (Version::V311, Some(_)) => {
-                self.inbound.refuse(receipt);
-                self.submit_at = Some(at.now + SUBMIT_AGAIN);
-            }
-            (_, None) => self.inbound.ready(receipt),
+        if self.inbound.keeps(receipt) {
+            self.inbound.refuse(receipt);
+            self.submit_at = Some(at.now + SUBMIT_AGAIN);
+        } else if self.inbound.answer_id(receipt).is_some() {
+            self.inbound.fail(receipt, ReasonCode::QUOTA_EXCEEDED);
+        } else {
+            self.inbound.ready(receipt);
         }
     }
 

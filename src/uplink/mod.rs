@@ -40,6 +40,14 @@ mod commands;
 
 mod own;
 
+pub mod twin;
+
+mod jobs;
+
+mod services;
+
+mod feed;
+
 pub mod reason;
 
 pub mod proof;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::inbound::Receipt;
+use super::twin::Properties;
 use crate::health::chain;
 use crate::intake::{AcceptError, Intake, Ticket};
 use crate::message::Message;
@@ -98,6 +99,8 @@ pub enum Report {
     Submitted(Receipt, Result<(), Unaccepted>),
     /// The id is forgotten; whether it was known.
     Released(Receipt, Result<bool, Unaccepted>),
+    /// What the twin is to say.
+    Reported(Properties),
     /// The queue has stopped for good.
     QueueStopped,
 }

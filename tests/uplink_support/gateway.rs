@@ -91,6 +91,8 @@ pub fn config(port: u16, protocol: Protocol, qos: Option<Qos>) -> UplinkConfig {
             answer: None,
             answers: Vec::new(),
         }],
+        twin: None,
+        jobs: None,
     }
 }
 

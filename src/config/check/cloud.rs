@@ -413,17 +413,19 @@ fn shortest(filter: &Filter) -> Option<Topic> {
 }
 
 fn receive(walk: &mut Walk, uplink: &UplinkDraft, profile: &Profile) {
-    if let Some(max) = profile.subscriptions.filter(|max| uplink.receive.len() > *max) {
-        let what = format!(
-            "{} takes {max} subscriptions of one connection, and these are {}",
-            profile.title,
-            uplink.receive.len()
-        );
+    let services = uplink.config.as_ref().map(UplinkConfig::service_filters).unwrap_or_default();
+    let count = uplink.receive.len() + services.len();
+    if let Some(max) = profile.subscriptions.filter(|max| count > *max) {
+        let what = format!("{} takes {max} subscriptions of one connection, and these are {count}", profile.title);
         walk.findings.problem(uplink.place("receive"), what, Some("join some with `+` or `#`".to_owned()));
     }
     for (rule, spot) in &uplink.receive {
         let Some(rule) = rule else { continue };
         answer(walk, uplink, rule, *spot, profile);
+        if let Some(of_service) = services.iter().find(|of_service| of_service.meets(&rule.filter)) {
+            let what = format!("`twin` and `jobs` take what comes on {:?} themselves", of_service.as_str());
+            walk.findings.problem(*spot, what, Some("leave this rule out, or them".to_owned()));
+        }
         if let Some(config) = &uplink.config {
             known(walk, config, rule.filter.as_str(), Direction::Down, *spot);
             if let Some(answer) = &rule.answer {

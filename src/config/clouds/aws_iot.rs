@@ -3,6 +3,7 @@
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
+use super::services::TwinKind;
 use super::{Late, MissingPuback, Profile, Retain, percent_encoded};
 use crate::config::Reconnect;
 use crate::message::Qos;
@@ -46,6 +47,8 @@ pub static AWS_IOT: Profile = Profile {
     alpn,
     http_alpn: |port| (port == 443).then_some("x-amzn-http-ca"),
     has_signatures: false,
+    twin: Some(TwinKind::Shadow),
+    has_jobs: true,
     username: None,
     envelope: None,
     foreign: |_, _, _| None,

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::config::{ForwardRule, UplinkConfig};
-use crate::message::Topic;
+use crate::message::{Filter, Topic};
 
 /// What stands for the account, which no configuration knows.
 pub const ACCOUNT: &str = "ACCOUNT";
@@ -39,14 +39,17 @@ pub fn policy(config: &UplinkConfig) -> Value {
         published.insert(arn("topic", &format!("{own}/status")));
         retained.insert(arn("topic", &format!("{own}/status")));
     }
-    let filters = || config.receive.iter().map(|rule| rule.filter.as_str());
-    let subscribed: BTreeSet<String> = filters().map(|filter| arn("topicfilter", filter)).collect();
-    let received: BTreeSet<String> = config
-        .receive
-        .iter()
-        .flat_map(|rule| with_parent(rule.filter.pattern(), true))
-        .map(|topic| arn("topic", &topic))
-        .collect();
+    let services = config.service_filters();
+    if let Some(twin) = &config.twin {
+        published.extend([twin.get(""), twin.update("")].map(|topic| arn("topic", &topic)));
+    }
+    if let Some(jobs) = &config.jobs {
+        published.insert(arn("topic", &jobs.start_next()));
+    }
+    let filters: Vec<&Filter> = config.receive.iter().map(|rule| &rule.filter).chain(&services).collect();
+    let subscribed: BTreeSet<String> = filters.iter().map(|filter| arn("topicfilter", filter.as_str())).collect();
+    let received = filters.iter().flat_map(|filter| with_parent(filter.pattern(), true));
+    let received: BTreeSet<String> = received.map(|topic| arn("topic", &topic)).collect();
     let mut statements = vec![statement("iot:Connect", [arn("client", &config.client_id)].into())];
     let lists = [
         ("iot:Publish", published),

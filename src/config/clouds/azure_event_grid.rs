@@ -41,6 +41,8 @@ pub static AZURE_EVENT_GRID: Profile = Profile {
     wants_server_name: true,
     has_authorizers: false,
     has_signatures: false,
+    twin: None,
+    has_jobs: false,
     username: None,
     envelope: None,
     foreign: |_, _, _| None,

@@ -3,6 +3,7 @@
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use super::services::TwinKind;
 use super::{Direction, MissingPuback, Profile, Retain, percent_encoded};
 use crate::config::{Protocol, Reconnect};
 use crate::message::Qos;
@@ -49,6 +50,8 @@ pub static AZURE_IOT_HUB: Profile = Profile {
     wants_server_name: true,
     has_authorizers: false,
     has_signatures: true,
+    twin: Some(TwinKind::Device),
+    has_jobs: false,
     audience: None,
     client_id_fault: |_| None,
     auth_methods: &[],

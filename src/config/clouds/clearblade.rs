@@ -43,6 +43,8 @@ pub static CLEARBLADE: Profile = Profile {
     wants_server_name: true,
     has_authorizers: false,
     has_signatures: false,
+    twin: None,
+    has_jobs: false,
     audience: Some(project),
     client_id_fault,
     auth_methods: &[],

@@ -42,6 +42,8 @@ pub static GENERIC: Profile = Profile {
     alpn: |_, _| None,
     http_alpn: |_| None,
     has_signatures: false,
+    twin: None,
+    has_jobs: false,
     username: None,
     envelope: None,
     foreign: |_, _, _| None,

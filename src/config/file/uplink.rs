@@ -23,6 +23,7 @@ use payload::METERED_BATCH;
 
 mod http;
 mod payload;
+mod services;
 
 /// The default window at 3.1.1, where a broker has no word for its limit: Mosquitto in its own defaults closes the
 /// connection on the 21st message that waits for its PUBREL.
@@ -110,6 +111,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         _ => keep_alive,
     };
     let own_topic = own_topic(walk, &reader, words);
+    let services = services::read(walk, &reader, known, client_id.as_ref(), words);
     let usual = Usual { is_metered, http: http_kind };
     let forward = forward(walk, &reader, words, usual);
     let receive = receive(walk, &reader, words);
@@ -126,6 +128,7 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             return None;
         }
         link?;
+        let (twin, jobs) = services?;
         Some(UplinkConfig {
             profile: profile?.value,
             endpoints: endpoints.as_ref()?.iter().map(|at| at.value.clone()).collect(),
@@ -154,7 +157,9 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
             own_topic: own_topic?,
             forward: {
                 let receive: Vec<ReceiveRule> = receive.iter().filter_map(|(rule, _)| rule.clone()).collect();
-                let mut rules = answers::forwards(name, &receive);
+                // What becomes of a job is said like an answer to a command.
+                let of_jobs = jobs.as_ref().and_then(|jobs| Filter::new(&jobs.update("+")).ok());
+                let mut rules = answers::forwards(name, &receive, of_jobs);
                 match forward.is_empty() {
                     true => rules.push(default_rule(usual, words)?),
                     false => rules.extend(forward.iter().map(|(rule, _)| rule.clone()).collect::<Option<Vec<_>>>()?),
@@ -162,6 +167,8 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
                 rules
             },
             receive: receive.iter().map(|(rule, _)| rule.clone()).collect::<Option<Vec<_>>>()?,
+            twin,
+            jobs,
         })
     })();
     let written = |key: &str| reader.has(key).then(|| reader.spot_of(key));
@@ -231,6 +238,9 @@ fn http_kind(walk: &mut Walk, reader: &Reader<'_>, profile: &Profile, spot: Spot
         "dps",
         "drain",
         "receive",
+        "thing",
+        "twin",
+        "jobs",
     ] {
         if reader.has(key) {
             let what = format!("`{key}` is for brokers, and this uplink goes by HTTP");
