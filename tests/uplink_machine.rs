@@ -22,8 +22,8 @@ use tidegate::health::ServiceState;
 use tidegate::intake::LiveForward;
 use tidegate::message::{Message, Origin, Properties, Qos, Sequence, Topic};
 use tidegate::mqtt::{Ack, Disconnect, Packet, PacketId, Publish, ReasonCode, Version};
-use tidegate::queue::{Once, Queued, Verdict};
-use tidegate::uplink::machine::{Action, CloseReason, Event, Note, Settings};
+use tidegate::queue::{Once, Queued, Restored, SessionNumber, Verdict};
+use tidegate::uplink::machine::{Action, CloseReason, Event, Machine, Moment, Note, Settings};
 use uplink_model::{
     Death, Temper, World, assert_all_delivered, assert_any_mix, assert_first_attempts_in_order, assert_order, row,
     rows_of, settings,
@@ -1282,4 +1282,26 @@ fn what_is_older_than_a_service_of_the_cloud_takes_is_told_and_delivered() {
     }
     let told = world.notes.iter().filter(|note| matches!(note, Note::Late { .. })).count();
     assert_eq!((told, world.cloud.arrivals().len()), (1, 3));
+}
+
+#[test]
+fn a_cloud_that_asks_before_connack_waits_for_the_answer_and_then_has_its_time_anew() {
+    let at = |seconds| Moment { now: Duration::from_secs(seconds), ..Moment::default() };
+    let mut machine = Machine::new(settings(Version::V5, 3));
+    machine.turn(at(0));
+    let session = SessionNumber(0);
+    let restored = Restored { session_key: None, session, in_flight: Vec::new(), paced: Vec::new() };
+    machine.handle(at(0), Event::Restored(restored));
+    machine.open(at(0), 7, None);
+    machine.take_actions();
+    machine.handle(at(9), Event::Asked);
+    // So long the password may be worked on.
+    assert_eq!(machine.deadline(Duration::from_secs(9)), None);
+    machine.turn(at(60));
+    machine.handle(at(60), Event::Answered);
+    machine.turn(at(69));
+    assert_eq!(machine.take_actions(), []);
+    assert_eq!(machine.deadline(Duration::from_secs(69)), Some(Duration::from_secs(70)));
+    machine.turn(at(70));
+    assert!(machine.take_actions().contains(&Action::Close(CloseReason::NoConnack)));
 }

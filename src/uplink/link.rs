@@ -25,6 +25,7 @@ use super::feed::{Feed, hear_of_takers};
 use super::hour;
 use super::http;
 use super::machine::{self, Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
+use super::proof::Proof;
 use super::provision::Claimant;
 use super::registration::{Registrar, RegistrationError};
 use super::tasks::{Errand, Order, Report, Unaccepted, keep_store, run_errands};
@@ -35,6 +36,7 @@ use crate::intake::{Intake, LiveForward};
 use crate::message::{ClockState, Stamp};
 use crate::mqtt::{Decoder, Encoder, Packet, ReasonCode};
 use crate::queue::{Inlet, Outlet};
+use crate::transport::scram::ScramError;
 use crate::transport::{self, ConnectError, Login, LoginError, Refusal, Stream, Way};
 
 /// TCP and TLS each must be done within this.
@@ -249,6 +251,8 @@ struct Wire {
     is_unflushed: bool,
     /// There may be whole packets in the input.
     has_more: bool,
+    /// What the cloud owes before anything else is said to it.
+    proof: Proof,
 }
 
 #[derive(Debug, Error)]
@@ -293,6 +297,8 @@ enum LineEvent {
     Connected(Result<Box<Reached>, AttemptError>),
     Read,
     Written,
+    /// What the cloud has asked before CONNACK.
+    Answered(Result<Box<Packet>, ScramError>),
     Lost(io::Error),
     Closed,
 }
@@ -316,7 +322,7 @@ impl Wire {
     async fn event(&mut self, may_read: bool) -> LineEvent {
         // What has come is looked at first: nothing is heaped up while a write does not move.
         let may_read = may_read && !self.has_more;
-        let Wire { reader, writer, input, output, is_unflushed, .. } = self;
+        let Wire { reader, writer, input, output, is_unflushed, proof, .. } = self;
         input.reserve(READ_BYTES);
         let has_output = !output.is_empty();
         let write = async {
@@ -336,7 +342,7 @@ impl Wire {
                 Ok(_) => LineEvent::Read,
                 Err(error) => LineEvent::Lost(error),
             },
-            else => std::future::pending().await,
+            answer = proof.answer() => LineEvent::Answered(answer.map(Box::new)),
         }
     }
 }
@@ -556,6 +562,17 @@ impl Link {
             match wire.decoder.decode(&mut wire.input) {
                 Ok(Some(packet)) => {
                     any = true;
+                    let packet = match wire.proof.hear(packet) {
+                        Ok(Some(packet)) => packet,
+                        Ok(None) => {
+                            self.machine.handle(at, Event::Asked);
+                            continue;
+                        }
+                        Err(error) => {
+                            self.unproved(at, &error);
+                            return true;
+                        }
+                    };
                     let is_connack = matches!(packet, Packet::Connack(_));
                     self.machine.handle(at, Event::Packet(packet));
                     if is_connack {
@@ -680,6 +697,11 @@ impl Link {
             }
             LineEvent::Read => self.machine.heard(at),
             LineEvent::Written => {}
+            LineEvent::Answered(Ok(packet)) => {
+                self.machine.handle(at, Event::Answered);
+                self.send(at, &packet);
+            }
+            LineEvent::Answered(Err(error)) => self.unproved(at, &error),
             LineEvent::Closed => {
                 let reason = self.closed();
                 self.looks_taken_over(at);
@@ -704,6 +726,12 @@ impl Link {
                 self.lost(chain(&reason), None);
             }
         }
+    }
+
+    /// The cloud may be another than the one that is meant: it hears nothing more, not even a farewell.
+    fn unproved(&mut self, at: Moment, error: &ScramError) {
+        self.machine.handle(at, Event::Lost { by_peer: false });
+        self.lost(chain(error), None);
     }
 
     /// How to tell that the cloud has closed the connection, before the machine hears of it.
@@ -803,6 +831,7 @@ impl Link {
         self.token_ends_ms = [login.expires_ms, None];
         self.renew_at = login.expires_ms.and_then(|expires_ms| renewal(self.clock.now().wall_ms, expires_ms));
         let mut connect = self.machine.open(at, key, login.password);
+        let proof = Proof::new(login.scram, self.config.auth_method.as_deref());
         if let Packet::Connect(connect) = &mut connect {
             connect.username = login.username;
             (connect.auth_method, connect.auth_data) = login.auth.unzip();
@@ -821,6 +850,7 @@ impl Link {
             output: BytesMut::new(),
             is_unflushed: false,
             has_more: false,
+            proof,
         });
         match wire.encoder.encode(&connect, &mut wire.output) {
             Ok(()) => {

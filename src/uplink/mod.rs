@@ -50,6 +50,8 @@ mod feed;
 
 pub mod reason;
 
+pub mod proof;
+
 pub mod backoff;
 
 mod hour;
