@@ -442,6 +442,15 @@ pub struct UplinkConfig {
     pub jobs: Option<clouds::services::JobTopics>,
 }
 
+impl UplinkConfig {
+    /// What `twin` and `jobs` subscribe to.
+    pub fn service_filters(&self) -> Vec<Filter> {
+        let twin = self.twin.iter().flat_map(clouds::services::TwinTopics::filters);
+        let filters = twin.chain(self.jobs.iter().flat_map(clouds::services::JobTopics::filters));
+        filters.filter_map(|filter| Filter::new(&filter).ok()).collect()
+    }
+}
+
 /// What goes first after an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DrainOrder {

@@ -204,6 +204,7 @@ impl Uplink {
             errands,
             desired,
         };
+        link.health.forget_services();
         let result = link.run(&stop, reports, lane, &mut tasks).await;
         link.set_state(UplinkState::Stopped, result.as_ref().err().map(|error| chain(error)));
         // Without the senders the tasks end by themselves, the store's after the commit under way.
@@ -1004,6 +1005,7 @@ impl Link {
         health.live_dropped.store(counts.live_dropped, Ordering::Relaxed);
         health.uncertain.store(counts.uncertain, Ordering::Relaxed);
         health.note_drain(self.stamp);
+        health.set_services(self.machine.services());
     }
 }
 

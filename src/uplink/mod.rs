@@ -40,7 +40,7 @@ mod commands;
 
 mod own;
 
-mod twin;
+pub mod twin;
 
 mod jobs;
 

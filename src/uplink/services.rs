@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::jobs::{self, Job, Jobs};
 use super::twin::{self, Properties, Twin};
+use crate::health::ServiceState;
 
 pub use super::twin::Request;
 
@@ -118,6 +119,20 @@ impl Services {
         Services { list: list.collect() }
     }
 
+    /// How each stands, by name.
+    pub fn states(&self) -> impl Iterator<Item = (&'static str, ServiceState)> {
+        self.list.iter().map(|service| {
+            let state = match (service.state, &service.kind) {
+                (State::Off, _) if !service.at.is_zero() => ServiceState::Refused,
+                (State::Off, _) => ServiceState::Away,
+                (State::Subscribing, _) => ServiceState::Asking,
+                (State::Ready, Kind::Twin(twin)) => twin.state(),
+                (State::Ready, Kind::Jobs(_)) => ServiceState::Ready,
+            };
+            (service.name(), state)
+        })
+    }
+
     /// Whether a topic of the cloud belongs to one of them.
     pub fn owns(&self, topic: &str) -> bool {
         self.owner(topic).is_some()
@@ -156,7 +171,7 @@ impl Services {
     pub fn subscribed(&mut self, now: Duration, number: Number, is_whole: bool) -> Heard {
         let Some(service) = self.list.get_mut(number) else { return Heard::Nothing };
         if is_whole {
-            service.state = State::Ready;
+            (service.state, service.at) = (State::Ready, Duration::ZERO);
             return Heard::Nothing;
         }
         service.pause(now);

@@ -12,13 +12,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::config::clouds::services::{TwinKind, TwinTopics};
+use crate::health::ServiceState;
 
 /// Properties by name.
 pub type Properties = Map<String, Value>;
 
-/// The gateway's own property. In its list `NAMES` stand those that local clients report, so that one which nobody reports
-/// any more is known as such also after a restart.
+/// The gateway's own property.
 pub const OWN: &str = "tidegate";
+
+/// Of that, the list of what local clients report: one that nobody reports any more is known as such also after a restart.
 pub const NAMES: &str = "names";
 
 /// An answer must come within this.
@@ -79,6 +81,8 @@ pub struct Twin {
     wanted: Option<Properties>,
     /// What the cloud has of it; `None` = not known on this connection.
     known: Option<Properties>,
+    /// What it lacks, as far as that is known: kept, because it is looked at in each turn.
+    lacks: Properties,
     /// What is desired, with its version.
     desired: Option<(u64, Properties)>,
     /// The newest version that is known to be, though not what it says.
@@ -100,6 +104,7 @@ impl Twin {
             topics,
             wanted: None,
             known: None,
+            lacks: Properties::new(),
             desired: None,
             seen: 0,
             asked: None,
@@ -124,6 +129,23 @@ impl Twin {
     /// What is to be reported from now on.
     pub fn want(&mut self, wanted: Properties) {
         self.wanted = Some(plain(wanted));
+        self.weigh();
+    }
+
+    /// How it stands.
+    pub fn state(&self) -> ServiceState {
+        match &self.known {
+            None => ServiceState::Asking,
+            Some(_) if !self.lacks.is_empty() => ServiceState::Behind,
+            Some(_) if self.is_refused() => ServiceState::Refused,
+            Some(_) => ServiceState::Ready,
+        }
+    }
+
+    /// Whether a property as it is now is not taken.
+    fn is_refused(&self) -> bool {
+        let wanted = self.wanted.as_ref();
+        self.refused.iter().any(|(name, value)| wanted.and_then(|wanted| wanted.get(name)) == Some(value))
     }
 
     /// The connection is gone. What is not answered is asked again.
@@ -132,6 +154,7 @@ impl Twin {
         self.desired = None;
         self.seen = 0;
         self.asked = None;
+        self.weigh();
     }
 
     /// Whether the cloud owes an answer.
@@ -150,14 +173,10 @@ impl Twin {
         }
         let (what, body) = match &self.known {
             None => (Asked::Whole, None),
-            Some(known) => {
-                let wanted = self.wanted.as_ref()?;
-                let change = self.report(known, wanted);
-                if change.is_empty() {
-                    self.one_by_one = false;
-                    return None;
-                }
-                let values = wanted.iter().filter(|(name, _)| change.contains_key(*name));
+            Some(_) if self.lacks.is_empty() => return None,
+            Some(_) => {
+                let change = self.lacks.clone();
+                let values = self.wanted.iter().flatten().filter(|(name, _)| change.contains_key(*name));
                 let values = values.map(|(name, value)| (name.clone(), value.clone())).collect();
                 (Asked::Report { change: change.clone(), values }, Some(change))
             }
@@ -183,16 +202,20 @@ impl Twin {
         if let Some((_, _, until)) = &self.asked {
             return Some(*until);
         }
-        let has_work = match (&self.known, &self.wanted) {
-            (None, _) => true,
-            (Some(known), Some(wanted)) => !self.report(known, wanted).is_empty(),
-            (Some(_), None) => false,
-        };
-        has_work.then_some(self.not_before)
+        (self.known.is_none() || !self.lacks.is_empty()).then_some(self.not_before)
     }
 
-    /// What of the wanted properties the cloud does not have.
-    fn report(&self, known: &Properties, wanted: &Properties) -> Properties {
+    /// Finds out what the cloud lacks.
+    fn weigh(&mut self) {
+        self.lacks = match (&self.known, &self.wanted) {
+            (Some(known), Some(wanted)) => self.change(known, wanted),
+            _ => Properties::new(),
+        };
+        self.one_by_one &= !self.lacks.is_empty();
+    }
+
+    /// What makes of the known properties the wanted ones.
+    fn change(&self, known: &Properties, wanted: &Properties) -> Properties {
         let mut report = Properties::new();
         for (name, value) in wanted {
             if known.get(name) != Some(value) && self.refused.get(name) != Some(value) {
@@ -220,6 +243,12 @@ impl Twin {
 
     /// The cloud has said something at a topic of this twin.
     pub fn hear(&mut self, now: Duration, topic: &str, payload: &[u8]) -> Heard {
+        let heard = self.take_in(now, topic, payload);
+        self.weigh();
+        heard
+    }
+
+    fn take_in(&mut self, now: Duration, topic: &str, payload: &[u8]) -> Heard {
         let said = match (self.topics.tail(topic), self.topics.kind()) {
             (Some(tail), TwinKind::Device) => device(tail, payload),
             (Some(tail), TwinKind::Shadow) => shadow(tail, payload),

@@ -19,6 +19,7 @@ use crate::mqtt::{
 };
 use crate::transport::{self, Login, Stream, Way};
 use crate::uplink::reason::{meaning, quoted};
+use crate::uplink::twin::{Heard, Twin};
 
 /// The longest packet that is taken from the cloud.
 const PACKET_BYTES_MAX: usize = 1 << 20;
@@ -122,10 +123,72 @@ pub(super) async fn examine(visit: &Visit<'_>, endpoint: &Endpoint, stream: Stre
             return;
         }
     }
-    if published(visit, &mut line, &connack, report).await {
+    for filter in visit.uplink.service_filters() {
+        id += 1;
+        let qos = Qos::AtLeastOnce.min(visit.uplink.profile.qos_max);
+        let subscription =
+            Subscription { filter, qos, no_local: false, retain_as_published: false, retain_handling: 0 };
+        if !subscribed(visit, &mut line, id, subscription, report).await {
+            return;
+        }
+    }
+    if published(visit, &mut line, &connack, report).await && shown(visit, &mut line, report).await {
         // Said or not, the connection ends; the session stays for the gateway.
         let _unheard = line.send(&Packet::Disconnect(Disconnect::new(ReasonCode::SUCCESS))).await;
     }
+}
+
+/// Asks for the twin. Whether the connection is still there.
+async fn shown(visit: &Visit<'_>, line: &mut Line, report: &mut Report) -> bool {
+    let Some(topics) = &visit.uplink.twin else { return true };
+    let help = match visit.uplink.profile.has_authorizers {
+        true => "the policy must allow its topics: tidegate check --aws-policy",
+        false => "is the device enabled, and is the hub of a tier that has twins (not Basic)?",
+    };
+    let mut twin = Twin::new(topics.clone());
+    let Some((topic, payload)) = twin.next(Duration::ZERO, visit.clock.now().wall_ms) else { return true };
+    let Ok(topic) = Topic::new(&topic) else { return true };
+    let publish = Packet::Publish(Publish {
+        dup: false,
+        retain: false,
+        qos: Qos::AtLeastOnce,
+        packet_id: PacketId::new(64_999),
+        topic: Some(topic),
+        payload,
+        properties: Properties::default(),
+        topic_alias: None,
+        subscription_id: None,
+    });
+    let sent = line.send(&publish).await;
+    let twin = std::cell::RefCell::new(twin);
+    let wanted = |packet| match packet {
+        Packet::Publish(Publish { topic: Some(topic), payload, .. }) => {
+            match twin.borrow_mut().hear(Duration::ZERO, topic.as_str(), &payload) {
+                Heard::Nothing => None,
+                Heard::Desired(_) => Some(Ok(())),
+                Heard::Refused(reason) => Some(Err(reason)),
+            }
+        }
+        Packet::Puback(ack) if ack.packet_id.get() == 64_999 && ack.reason.is_failure() => {
+            Some(Err(format!("{} ({})", meaning(ack.reason), ack.reason)))
+        }
+        _ => None,
+    };
+    let answer = match sent {
+        Ok(()) => line.wait(visit, wanted).await,
+        Err(ended) => Err(ended),
+    };
+    match answer {
+        Ok(Ok(())) => report.note(Finding::good("twin", "the cloud shows it")),
+        Ok(Err(reason)) => report.note(Finding::wrong("twin", reason).help(help)),
+        Err(Ended::Late) => report.note(Finding::wrong("twin", "the cloud does not answer for it").help(help)),
+        Err(ended) => {
+            let what = format!("the cloud closed the connection on the question for it{}", said(ended));
+            report.note(Finding::wrong("twin", what).help(help));
+            return false;
+        }
+    };
+    true
 }
 
 /// Whether Azure's provisioning service lets the gateway in. Nothing is registered.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::super::clouds::services::{JobTopics, TwinTopics};
 use super::super::clouds::{Direction, Profile};
 use super::super::file::{DeviceDraft, Draft, UplinkDraft};
 use super::super::tree::Spot;
@@ -382,7 +381,7 @@ fn shortest(filter: &Filter) -> Option<Topic> {
 }
 
 fn receive(walk: &mut Walk, uplink: &UplinkDraft, profile: &Profile) {
-    let services = uplink.config.as_ref().map(services).unwrap_or_default();
+    let services = uplink.config.as_ref().map(UplinkConfig::service_filters).unwrap_or_default();
     let count = uplink.receive.len() + services.len();
     if let Some(max) = profile.subscriptions.filter(|max| count > *max) {
         let what = format!("{} takes {max} subscriptions of one connection, and these are {count}", profile.title);
@@ -409,13 +408,6 @@ fn receive(walk: &mut Walk, uplink: &UplinkDraft, profile: &Profile) {
             walk.findings.warning(*spot, what, None);
         }
     }
-}
-
-/// What `twin` and `jobs` subscribe to.
-fn services(config: &UplinkConfig) -> Vec<Filter> {
-    let twin = config.twin.iter().flat_map(TwinTopics::filters);
-    let filters = twin.chain(config.jobs.iter().flat_map(JobTopics::filters));
-    filters.filter_map(|filter| Filter::new(&filter).ok()).collect()
 }
 
 /// An answer that comes back as a command would be answered, and so on.

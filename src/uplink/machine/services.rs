@@ -4,6 +4,7 @@ use super::super::jobs::{Job, Jobs};
 use super::super::services::{Heard, Number, Request, Services};
 use super::super::twin::{self, Twin};
 use super::{Action, Holder, Machine, Moment, Note, Settings};
+use crate::health::ServiceState;
 use crate::message::Filter;
 use crate::message::{Body, Message, Origin, Properties, Qos, Topic};
 use crate::mqtt::{Ack, Packet, Publish, Suback, Subscribe, Subscription};
@@ -26,6 +27,11 @@ fn job_topic(gateway: &str, uplink: &str) -> Option<Topic> {
 }
 
 impl Machine {
+    /// How the services of the cloud stand, by name.
+    pub fn services(&self) -> impl Iterator<Item = (&'static str, ServiceState)> {
+        self.services.states()
+    }
+
     /// What is to be reported from now on.
     pub(super) fn want_reported(&mut self, wanted: twin::Properties) {
         self.services.want(wanted);
