@@ -22,6 +22,7 @@ use common::gateway::{Gateway, ID, PROGRAM, folder};
 use common::peers::{Subscriber, mosquitto_sub, script_in, start_script_in};
 use common::process::Process;
 use common::{PATIENCE, turn, wait_until};
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 use services_support::{Gate, Manner, Services, publish};
 use tempfile::TempDir;
@@ -591,4 +592,100 @@ fn what_is_said_of_shadows_and_jobs_is_what_the_library_of_aws_says() {
         assert_eq!(subscribed(&cloud, "library"), filters);
         cloud.assert_served();
     });
+}
+
+/// The script of the page, in a place of its own, whose programs are at hand.
+struct PageRunner {
+    process: Process,
+}
+
+impl PageRunner {
+    fn started(gateway: &Gateway, place: &Path) -> PageRunner {
+        let page = include_str!("../docs/clouds-aws.md");
+        let script =
+            page.split_once("## Jobs").unwrap().1.split_once("```sh\n").unwrap().1.split_once("```").unwrap().0;
+        let place = place.display();
+        let replaced = ["tidegate/press-hall-3/job/aws", "/var/lib/job-runner/", "/run/lamp/"];
+        assert!(replaced.iter().all(|part| script.contains(part)), "{script}");
+        let script = script
+            .replace(replaced[0], &format!("tidegate/{ID}/job/cloud"))
+            .replace(replaced[1], &format!("{place}/"))
+            .replace(replaced[2], &format!("{place}/"));
+        fs::write(format!("{place}/runner"), script).unwrap();
+        let port = gateway.port;
+        for (name, text) in [
+            // The gateway's port is not the usual one. Whoever listens ends with the script, as in a service.
+            ("mosquitto_sub", format!("exec setpriv --pdeathsig KILL /usr/bin/mosquitto_sub -p {port} \"$@\"")),
+            ("mosquitto_pub", format!("exec /usr/bin/mosquitto_pub -p {port} \"$@\"")),
+            // It takes until the test lets it end, but not for ever.
+            (
+                "systemctl",
+                format!(
+                    "echo \"$@\" >> {place}/called\n\
+                     for n in $(seq 600); do [ -e {place}/go ] && break; sleep 0.1; done\nprintf 'well\\nrestarted\\n'"
+                ),
+            ),
+        ] {
+            let path = format!("{place}/bin/{name}");
+            fs::create_dir_all(format!("{place}/bin")).unwrap();
+            fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let path = format!("{place}/bin:{}", std::env::var("PATH").unwrap());
+        let words = ["sh".to_owned(), format!("{place}/runner")];
+        // The leader of a group of its own, which a service manager would end as a whole.
+        PageRunner { process: Process::start_with("runner", "setsid", &words, &[("PATH", &path)]) }
+    }
+}
+
+impl Drop for PageRunner {
+    fn drop(&mut self) {
+        let id = i32::try_from(self.process.id()).unwrap();
+        kill_process_group(Pid::from_raw(id).unwrap(), Signal::KILL).ok();
+    }
+}
+
+#[test]
+fn the_runner_of_the_page_carries_out_what_stands_in_its_list_and_without_it_no_job_is_begun() {
+    let _turn = turn();
+    let mut cloud = Cloud::started(false);
+    let place = cloud.folder.path().join("runner");
+    fs::create_dir_all(&place).unwrap();
+    let gateway = Gateway::started(cloud.folder.path(), &cloud.uplink(false, "twin = {}\njobs = true\n"));
+    cloud.services.queue("lamp-1", &json!({"operation": "lamp", "level": 3}));
+    cloud.gate.open();
+    cloud.services.wait_for_reported("shadow", &json!({}));
+    wait_until(PATIENCE, "jobs are listened for", || {
+        let filters = subscribed(&cloud, ID);
+        if filters.keys().any(|filter| filter.ends_with("notify-next")) { Ok(()) } else { Err(format!("{filters:?}")) }
+    });
+    cloud.services.queue("lamp-2", &json!({"operation": "lamp", "level": "$(touch it)"}));
+    // Nobody is there: not begun, and not lost.
+    retain(&gateway, "line", "1");
+    cloud.services.wait_for_reported("shadow", &json!({"line": 1}));
+    assert_eq!(cloud.services.requests("jobs", "start-next"), Vec::<Value>::new());
+
+    let runner = PageRunner::started(&gateway, &place);
+    let done = cloud.services.wait_for_job("lamp-1", "SUCCEEDED");
+    assert_eq!(done["statusDetails"], json!({"said": "level 3"}));
+    assert_eq!(fs::read_to_string(place.join("level")).unwrap(), "3\n");
+    assert_eq!(cloud.services.wait_for_job("lamp-2", "FAILED")["statusDetails"], json!({}));
+    cloud.services.queue("else", &json!({"operation": "restart-panel; reboot"}));
+    let done = cloud.services.wait_for_job("else", "FAILED");
+    assert_eq!(done["statusDetails"], json!({"said": "this operation is not in the list"}));
+
+    // Killed in the middle: it is said, and not done twice. What came meanwhile is done afterwards.
+    cloud.services.queue("panel", &json!({"operation": "restart-panel"}));
+    cloud.services.queue("panel-2", &json!({"operation": "restart-panel"}));
+    let called = || fs::read_to_string(place.join("called")).unwrap_or_default();
+    wait_until(PATIENCE, "the operation has begun", || if called().is_empty() { Err(String::new()) } else { Ok(()) });
+    drop(runner);
+    let _runner = PageRunner::started(&gateway, &place);
+    let done = cloud.services.wait_for_job("panel", "FAILED");
+    assert_eq!(done["statusDetails"], json!({"said": "interrupted"}));
+    fs::write(place.join("go"), "").unwrap();
+    let done = cloud.services.wait_for_job("panel-2", "SUCCEEDED");
+    assert_eq!(done["statusDetails"], json!({"said": "well restarted"}));
+    assert_eq!(called(), "restart panel\nrestart panel\n", "each once");
+    cloud.assert_served();
 }
