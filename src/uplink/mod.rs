@@ -52,6 +52,8 @@ pub mod reason;
 
 pub mod backoff;
 
+mod hour;
+
 mod dialogue;
 
 pub mod provision;
