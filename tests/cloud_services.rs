@@ -50,7 +50,8 @@ impl Kind {
     fn table(self) -> &'static str {
         match self {
             Kind::Twin | Kind::Classic => "twin = {}\n",
-            Kind::Named => "twin = { shadow = \"gateway\" }\n",
+            // The thing is called otherwise than the client.
+            Kind::Named => "client_id = \"another\"\nthing = \"{gateway}\"\ntwin = { shadow = \"gateway\" }\n",
         }
     }
 }
@@ -562,7 +563,7 @@ fn what_is_said_of_shadows_and_jobs_is_what_the_library_of_aws_says() {
             without_tokens(&cloud.services.requests("jobs", "a-1")),
         ]
         .concat();
-        let filters = subscribed(&cloud, ID);
+        let filters = subscribed(&cloud, if kind == &Kind::Named { "another" } else { ID });
         let before = ["jobs", service].map(|service| cloud.services.requests(service, "").len());
 
         let Certificates { ca, client_cert, client_key, .. } = &cloud.certificates;
