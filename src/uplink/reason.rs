@@ -17,6 +17,7 @@ pub fn meaning(reason: ReasonCode) -> &'static str {
         ReasonCode::SERVER_BUSY => "the server is busy",
         ReasonCode::BANNED => "this client is banned",
         ReasonCode::SERVER_SHUTTING_DOWN => "the server stops",
+        ReasonCode::BAD_AUTHENTICATION_METHOD => "the way of authentication is not taken",
         ReasonCode::KEEP_ALIVE_TIMEOUT => "it heard nothing for too long",
         ReasonCode::SESSION_TAKEN_OVER => "another connection uses the same client id",
         ReasonCode::TOPIC_NAME_INVALID => "the topic is not taken",

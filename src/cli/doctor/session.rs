@@ -296,6 +296,18 @@ fn fault(visit: &Visit<'_>, endpoint: &Endpoint, fault: Fault) -> Finding {
                     "the cloud must have the public half of the key of `jwt`, and the device must not be blocked; a token has its \
                      time, so this board's clock must be right"
                 }
+                ReasonCode::NOT_AUTHORIZED if visit.uplink.profile.has_signatures => {
+                    "the hub must know the device (`client_id`) and have it enabled, and the key or the certificate must be its own; a \
+                     signature has its time, so this board's clock must be right"
+                }
+                ReasonCode::BAD_USER_NAME_OR_PASSWORD
+                | ReasonCode::NOT_AUTHORIZED
+                | ReasonCode::BAD_AUTHENTICATION_METHOD
+                    if visit.uplink.auth_method.is_some() =>
+                {
+                    "look at `auth_method` and at the token: who has signed it, for whom, and until when; and whether the server knows \
+                     this client"
+                }
                 ReasonCode::BAD_USER_NAME_OR_PASSWORD => {
                     "look at `username` and the first line of `password_file`; a token may have ended"
                 }
