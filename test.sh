@@ -237,6 +237,12 @@ if ! cmp -s tests/peers/javascript/package-lock.json "$node/installed.json"; the
     cp tests/peers/javascript/package-lock.json "$node/installed.json"
 fi
 
+# --- a broker with enhanced authentication ---------------------------------------------------------------------------
+
+echo "== the broker of the crate mqtt5 in $target/peers"
+cargo build --quiet --locked --manifest-path tests/peers/mqtt5_broker/Cargo.toml --target-dir "$target/peers" ||
+    die "the broker of the crate mqtt5 could not be built"
+
 # --- what packs -----------------------------------------------------------------------------------------------------
 
 if [ -n "$package_profile" ]; then

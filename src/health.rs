@@ -552,6 +552,25 @@ pub struct UplinkHealth {
     /// Counted as delivered, though the cloud did not know them any more when they were released.
     pub uncertain: AtomicU64,
     drain: Mutex<Drain>,
+    services: Mutex<BTreeMap<&'static str, ServiceState>>,
+}
+
+/// How a service of the cloud stands that the gateway takes part in beside its messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceState {
+    /// There is no connection.
+    Away,
+    /// It was asked and has not answered.
+    Asking,
+    /// It does what it should; a twin is in step.
+    Ready,
+    /// A twin has not been told all.
+    Behind,
+    /// Nobody here takes jobs, so that none is begun.
+    Unheard,
+    /// The cloud does not allow it, or something of it.
+    Refused,
 }
 
 #[derive(Debug, Default)]
@@ -562,6 +581,19 @@ struct LinkState {
 }
 
 impl UplinkHealth {
+    /// The uplink begins anew, perhaps without them.
+    pub fn forget_services(&self) {
+        lock(&self.services).clear();
+    }
+
+    /// How the services of the cloud stand.
+    pub fn set_services(&self, states: impl Iterator<Item = (&'static str, ServiceState)>) {
+        let mut states = states.peekable();
+        if states.peek().is_some() {
+            lock(&self.services).extend(states);
+        }
+    }
+
     /// Changes the state; `reason` says why not connected, as a chain of causes for a person.
     pub fn set(&self, state: UplinkState, wall_ms: i64, reason: Option<String>) {
         let mut link = lock(&self.link);
@@ -616,6 +648,7 @@ impl UplinkHealth {
             refused: self.refused.load(Ordering::Relaxed),
             live_dropped: self.live_dropped.load(Ordering::Relaxed),
             uncertain: self.uncertain.load(Ordering::Relaxed),
+            services: lock(&self.services).clone(),
             drain,
         }
     }
@@ -664,6 +697,8 @@ pub struct UplinkSnapshot {
     pub uncertain: u64,
     /// How far the backlog is delivered; null = there is none, or no cloud to take it.
     pub drain: Option<DrainSnapshot>,
+    /// `twin` and `jobs`, where they are configured.
+    pub services: BTreeMap<&'static str, ServiceState>,
 }
 
 impl UplinkSnapshot {

@@ -23,8 +23,10 @@ fn machine() -> TempDir {
     let root = tempfile::tempdir().unwrap();
     write(root.path(), "etc/hostname", "press-hall\n");
     write(root.path(), "etc/machine-id", "3f9ac0ffee3f9ac0ffee3f9ac0ffee12\n");
-    write(root.path(), "credentials/password", "secret\n");
-    fs::set_permissions(root.path().join("credentials/password"), fs::Permissions::from_mode(0o400)).unwrap();
+    for (name, text) in [("credentials/password", "secret\n"), ("credentials/umlaut", "gehe\u{ed}m\n")] {
+        write(root.path(), name, text);
+        fs::set_permissions(root.path().join(name), fs::Permissions::from_mode(0o400)).unwrap();
+    }
     root
 }
 

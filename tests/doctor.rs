@@ -1,6 +1,6 @@
 //! Does `tidegate doctor` name what is wrong between a gateway and its cloud, and what to change?
 //!
-//! Thirty mistakes as people make them, against Debian's Mosquitto, a stand-in for AWS IoT Core, a proxy and servers that
+//! Thirty-four mistakes as people make them, against Debian's Mosquitto, a stand-in for AWS IoT Core, a proxy and servers that
 //! are no brokers; and the same set up rightly, where nothing may be wrong.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
@@ -19,6 +19,7 @@ use aws_support::{Aws, Rules};
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 use common::certificates::Certificates;
 use common::cloud::{Access, Mosquitto};
+use common::enhanced::{Mqtt5, ScramStandIn};
 use common::faketime::WallClock;
 use common::gateway::{Gateway, ID, PROGRAM, folder};
 use common::proxy::Proxy;
@@ -252,6 +253,36 @@ fn mistakes_of_users_tokens_paths_and_proxies_are_named() {
 }
 
 #[test]
+fn mistakes_of_a_login_by_scram_are_named_and_a_server_that_proves_nothing_is() {
+    let _turn = turn();
+    let place = Place::new();
+    let mut cloud = Mqtt5::with_scram(place.folder.path(), "hall", "correct horse", 4096);
+    cloud.start();
+    let right = place.secret("right", "correct horse\n");
+    let wrong = place.secret("wrong", "correct house\n");
+    let login = |port: u16, method: &str, user: &str, file: &str| {
+        format!(
+            "url = \"mqtt://127.0.0.1:{port}\"\nauth_method = \"{method}\"\nusername = \"{user}\"\npassword_file = \"{file}\""
+        )
+    };
+    let look_at = "look at `username` and the first line of `password_file`";
+    let told = place.doctor(&login(cloud.port, "SCRAM-SHA-256", "hall", &wrong));
+    expect(28, &told, CONFIG, &["not authorised (0x87)", look_at]);
+    let told = place.doctor(&login(cloud.port, "SCRAM-SHA-256", "hell", &right));
+    expect(29, &told, CONFIG, &["not authorised (0x87)", look_at]);
+    let told = place.doctor(&login(cloud.port, "SCRAM-SHA-512", "hall", &right));
+    expect(30, &told, CONFIG, &["it knows no such method of logging in (0x8c)", "write another one"]);
+    let told = place.doctor(&login(cloud.port, "SCRAM-SHA-256", "hall", &right));
+    assert_eq!(told.code, 0, "the control:\n{}", told.text);
+
+    let stranger = ScramStandIn::started("sha256", "stranger");
+    let right = place.secret("other", &format!("{}\n", ScramStandIn::PASSWORD));
+    let told = place.doctor(&login(stranger.port, "SCRAM-SHA-256", ScramStandIn::USER, &right));
+    expect(31, &told, CONFIG, &["has not proved that it knows the password", "may be another than your broker"]);
+    assert_eq!(stranger.packets(), ["CONNECT", "AUTH"], "and is told nothing more");
+}
+
+#[test]
 fn mistakes_at_aws_are_named_by_the_rule_that_is_broken() {
     let _turn = turn();
     let place = Place::new();
@@ -293,7 +324,7 @@ fn mistakes_at_aws_are_named_by_the_rule_that_is_broken() {
 }
 
 #[test]
-fn tokens_of_azure_that_are_over_are_named_before_the_cloud_refuses_them_and_a_way_that_it_does_not_take() {
+fn tokens_of_azure_that_are_over_are_named_before_the_cloud_refuses_them_and_one_that_it_refuses() {
     let _turn = turn();
     let place = Place::new();
     let cloud = place.mosquitto(false);
@@ -305,17 +336,17 @@ fn tokens_of_azure_that_are_over_are_named_before_the_cloud_refuses_them_and_a_w
         format!("{}{}profile = \"{profile}\"\npassword_file = \"{file}\"\n", tls(&cloud), place.ca())
     };
     let told = place.doctor(&(keys("azure-event-grid", &jwt(1_700_000_000)) + "auth_method = \"CUSTOM-JWT\""));
-    expect(28, &told, CONFIG, &["has ended on 2023-11-14", "must put a new one there"]);
-    let told = place.doctor(&(keys("azure-event-grid", &jwt(4_000_000_000)) + "auth_method = \"CUSTOM-JWT\""));
-    expect(
-        29,
-        &told,
-        CONFIG,
-        &["the way of authentication is not taken", "who has signed it, for whom, and until when"],
-    );
+    expect(32, &told, CONFIG, &["has ended on 2023-11-14", "must put a new one there"]);
     let signature = "SharedAccessSignature sr=localhost%2Fdevices%2Fhall-3&sig=c2ln&se=1700000000\n";
     let told = place.doctor(&keys("azure-iot-hub", signature));
-    expect(30, &told, CONFIG, &["has ended on 2023-11-14", "must put a new one there"]);
+    expect(33, &told, CONFIG, &["has ended on 2023-11-14", "must put a new one there"]);
+    // CONNACK of version 5: not authorised.
+    let refusing = babbler(&[0x20, 3, 0, 0x87, 0]);
+    let file = place.secret("azure", &jwt(4_000_000_000));
+    let told = place.doctor(&format!(
+        "url = \"mqtt://127.0.0.1:{refusing}\"\nauth_method = \"CUSTOM-JWT\"\npassword_file = \"{file}\""
+    ));
+    expect(34, &told, CONFIG, &["not authorised (0x87)", "who has signed it, for whom, and until when"]);
 }
 
 #[test]

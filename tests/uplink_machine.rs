@@ -7,7 +7,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +16,14 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use tidegate::config::clouds::AWS_IOT;
+use tidegate::config::clouds::services::{JobTopics, TwinKind, TwinTopics};
 use tidegate::config::{DrainOrder, Pace};
+use tidegate::health::ServiceState;
 use tidegate::intake::LiveForward;
 use tidegate::message::{Message, Origin, Properties, Qos, Sequence, Topic};
 use tidegate::mqtt::{Ack, Disconnect, Packet, PacketId, Publish, ReasonCode, Version};
-use tidegate::queue::{Queued, Verdict};
-use tidegate::uplink::machine::{Action, CloseReason, Event, Note, Settings};
+use tidegate::queue::{Once, Queued, Restored, SessionNumber, Verdict};
+use tidegate::uplink::machine::{Action, CloseReason, Event, Machine, Moment, Note, Settings};
 use uplink_model::{
     Death, Temper, World, assert_all_delivered, assert_any_mix, assert_first_attempts_in_order, assert_order, row,
     rows_of, settings,
@@ -1116,6 +1118,98 @@ fn a_cloud_that_closes_on_the_own_topic_costs_the_status_and_one_alarm() {
     assert_eq!(world.notes.iter().filter(|note| **note == Note::OwnTopicOff).count(), 1);
 }
 
+fn with_services(version: Version) -> Settings {
+    let twin = Some(TwinTopics::new(TwinKind::Shadow, "g", None));
+    Settings { profile: &AWS_IOT, twin, jobs: Some(JobTopics::new("g")), ..settings(version, 4) }
+}
+
+#[test]
+fn a_cloud_that_does_not_allow_a_service_costs_it_and_no_message_and_the_other_goes_on() {
+    let shadow = Some("$aws/things/g/shadow");
+    for version in [Version::V311, Version::V5] {
+        let version_311 = version == Version::V311;
+        for (temper, connects_max) in [
+            (Temper { closes_on_filter: shadow, ..Temper::default() }, 4),
+            (Temper { closes_on_topic: Some("$aws/things/g/shadow/get"), ..Temper::default() }, 4),
+            (Temper { refuses_filter: shadow, ..Temper::default() }, 1),
+        ] {
+            let temper = Temper { version_311, ..temper };
+            let mut world = World::new(with_services(version), temper, rows_of(12, |_| Qos::AtLeastOnce));
+            world.event(Event::JobsHeard(true));
+            world.run(&[]);
+            while world.step() {}
+            assert_eq!(world.store.settled.len(), 12);
+            assert!(world.store.settled.values().all(|verdict| *verdict == Verdict::Delivered));
+            let told = world.notes.iter().filter(|note| matches!(note, Note::Service { service: "twin", .. }));
+            assert_eq!(told.count(), 1, "{:?}", world.notes);
+            assert!(
+                world.cloud.connects <= connects_max,
+                "{} connections after {:?}: {:?} {:?}",
+                world.cloud.connects,
+                world.now,
+                world.closed,
+                world.notes
+            );
+            let asked = |topic: &str| world.cloud.got.iter().any(|one| one.topic.as_ref().unwrap().as_str() == topic);
+            assert!(asked("$aws/things/g/jobs/start-next"));
+            let states: BTreeMap<_, _> = world.machine.services().collect();
+            assert_eq!(states["twin"], ServiceState::Refused);
+        }
+    }
+}
+
+#[test]
+fn a_job_is_acknowledged_when_it_is_stored_and_comes_again_where_there_was_no_room() {
+    // The model of a cloud answers no question, and only one service asks at a time.
+    let settings = Settings { twin: None, ..with_services(Version::V5) };
+    let mut world = World::new(settings, Temper::default(), Vec::new());
+    world.event(Event::JobsHeard(true));
+    world.run(&[]);
+    while world.step() {}
+    let question = world.cloud.got.iter().find(|one| one.topic.as_ref().unwrap().as_str().ends_with("start-next"));
+    let token = serde_json::from_slice::<serde_json::Value>(&question.unwrap().payload).unwrap()["clientToken"].clone();
+    let execution = serde_json::json!({"jobId": "j", "executionNumber": 1, "jobDocument": {}, "status": "IN_PROGRESS"});
+    let said = serde_json::json!({"execution": execution, "clientToken": token}).to_string();
+    let publish = Publish {
+        dup: false,
+        retain: false,
+        qos: Qos::AtLeastOnce,
+        packet_id: PacketId::new(7),
+        topic: Some(Topic::new("$aws/things/g/jobs/start-next/accepted").unwrap()),
+        payload: said.into(),
+        properties: Properties::default(),
+        topic_alias: None,
+        subscription_id: None,
+    };
+    let at = world.at();
+    world.machine.handle(at, Event::Packet(Packet::Publish(publish)));
+    world.machine.turn(at);
+    let answer = Action::Send(Packet::Puback(Ack::new(PacketId::new(7).unwrap(), ReasonCode::SUCCESS)));
+    let submit = |actions: Vec<Action>| {
+        assert!(!actions.contains(&answer), "acknowledged before it is stored");
+        actions.into_iter().find_map(|action| match action {
+            Action::Submit { receipt, message, once } => Some((receipt, message, once)),
+            _ => None,
+        })
+    };
+    let (receipt, first, once) = submit(world.machine.take_actions()).unwrap();
+    assert_eq!(first.topic.as_str(), "tidegate/g/job/cloud");
+    let answer_at = first.properties.as_ref().unwrap().response_topic.as_ref().unwrap();
+    assert_eq!(answer_at.as_str(), "answer/cloud/$aws/things/g/jobs/j/update");
+    assert!(matches!(once, Some(Once::Command { may_be_repeat: true, .. })));
+    world.machine.handle(at, Event::Refused { receipt, reason: "full".to_owned(), is_full: true });
+    world.machine.turn(at);
+    assert_eq!(submit(world.machine.take_actions()), None, "not at once");
+    world.now += Duration::from_millis(250);
+    let at = world.at();
+    world.machine.turn(at);
+    let again = submit(world.machine.take_actions()).unwrap();
+    assert_eq!(again.1, first);
+    world.machine.handle(at, Event::Accepted(again.0));
+    world.machine.turn(at);
+    assert!(world.machine.take_actions().contains(&answer));
+}
+
 #[test]
 fn a_status_that_two_restarts_of_a_broker_have_cost_is_back_after_an_hour_on_the_connection_that_there_is() {
     let temper = Temper { version_311: true, ..Temper::default() };
@@ -1188,4 +1282,26 @@ fn what_is_older_than_a_service_of_the_cloud_takes_is_told_and_delivered() {
     }
     let told = world.notes.iter().filter(|note| matches!(note, Note::Late { .. })).count();
     assert_eq!((told, world.cloud.arrivals().len()), (1, 3));
+}
+
+#[test]
+fn a_cloud_that_asks_before_connack_waits_for_the_answer_and_then_has_its_time_anew() {
+    let at = |seconds| Moment { now: Duration::from_secs(seconds), ..Moment::default() };
+    let mut machine = Machine::new(settings(Version::V5, 3));
+    machine.turn(at(0));
+    let session = SessionNumber(0);
+    let restored = Restored { session_key: None, session, in_flight: Vec::new(), paced: Vec::new() };
+    machine.handle(at(0), Event::Restored(restored));
+    machine.open(at(0), 7, None);
+    machine.take_actions();
+    machine.handle(at(9), Event::Asked);
+    // So long the password may be worked on.
+    assert_eq!(machine.deadline(Duration::from_secs(9)), None);
+    machine.turn(at(60));
+    machine.handle(at(60), Event::Answered);
+    machine.turn(at(69));
+    assert_eq!(machine.take_actions(), []);
+    assert_eq!(machine.deadline(Duration::from_secs(69)), Some(Duration::from_secs(70)));
+    machine.turn(at(70));
+    assert!(machine.take_actions().contains(&Action::Close(CloseReason::NoConnack)));
 }

@@ -156,6 +156,19 @@ async fn wait_healthy(state_dir: &std::path::Path, arguments: &StatusArguments) 
     }
 }
 
+/// How `twin` and `jobs` stand.
+fn service_words(state: &str) -> &str {
+    match state {
+        "away" => "waits for a connection",
+        "asking" => "the cloud was asked",
+        "ready" => "in step with the cloud",
+        "unheard" => "nobody here has subscribed to jobs, so that none is begun",
+        "behind" => "the cloud has not been told all",
+        "refused" => "the cloud does not allow it, or something of it; the journal says why",
+        other => other,
+    }
+}
+
 /// What keeps the gateway from being healthy: every uplink connected, every device answering.
 fn not_healthy(status: &Value) -> Vec<String> {
     if status.get("version").is_none() {
@@ -231,6 +244,9 @@ fn write_readable(out: &mut String, status: &Value, wall_ms: i64) -> std::fmt::R
         }
         if let Some(drain) = uplink.get("drain").filter(|drain| drain.is_object()) {
             write!(out, "\n        {}", drain_words(drain))?;
+        }
+        for (service, state) in entries(uplink, "services") {
+            write!(out, "\n        {service}: {}", service_words(state.as_str().unwrap_or_default()))?;
         }
         writeln!(out)?;
     }
@@ -530,7 +546,8 @@ mod tests {
     fn a_person_can_read_it() {
         let status = json!({"version": "1", "gateway": "g", "uptime_s": 61, "clock": {"state": "unset", "error_ms": null, "source": null},
             "queue": {"messages": 3, "bytes": 2048, "max_bytes": 1_073_741_824, "oldest_age_s": 7200},
-            "uplinks": {"cloud": {"state": "waiting", "since": "T", "reason": "no route", "drain": null},
+            "uplinks": {"cloud": {"state": "waiting", "since": "T", "reason": "no route", "drain": null,
+                    "services": {"twin": "behind"}},
                 "hall": {"drain": {"delivered": 250, "left": 750, "percent": 25, "per_s": 10, "left_s": 75}},
                 "late": {"drain": {"delivered": 0, "left": 9, "percent": 0, "per_s": 0, "left_s": null}}},
             "losses": {"expired": 2}, "alarms": {"store-fills": {"time": "T1", "text": "the store is filled to 83 %"}},
@@ -539,7 +556,7 @@ mod tests {
         let text = readable(&status, 0);
         assert!(text.contains("clock unset (no time service; [gateway] clock = \"trust\" believes it)"), "{text}");
         assert!(text.contains("queue   3 waiting, 2048 B of 1 GiB, oldest 2 h old"), "{text}");
-        assert!(text.contains("no route\n"), "{text}");
+        assert!(text.contains("no route\n        twin: the cloud has not been told all\n"), "{text}");
         assert!(text.contains("draining: 25 % (250 of 1000), 10 messages/s, about 1 min left"), "{text}");
         assert!(text.contains("draining: 0 % (0 of 9), 0 messages/s, time left not known"), "{text}");
         let flash = json!({"written": 1, "bytes_per_day": 240_000_000, "years_of_10_tb": 1114});

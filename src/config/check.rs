@@ -12,7 +12,7 @@ use super::file::{DeviceDraft, Draft, ListenerDraft, UplinkDraft};
 use super::tree::Spot;
 use super::units::Wrong;
 use super::walk::{At, Walk, name_fault, nearest};
-use super::{Endpoint, ListenerAddress, ModbusPoint, Protocol, WRITES_STREAM};
+use super::{Endpoint, ListenerAddress, ModbusPoint, Protocol, ScramHash, WRITES_STREAM};
 use crate::message::{Topic, is_reserved};
 
 mod cloud;
@@ -156,14 +156,16 @@ fn credentials(walk: &mut Walk, uplink: &UplinkDraft) {
     }
     let is_near =
         |host: &str| host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    let method = uplink.config.as_ref().and_then(|config| config.auth_method.as_deref());
+    let is_scram = method.and_then(ScramHash::of).is_some();
     if uplink.password_file.is_some() || uplink.written("jwt").is_some() {
         for endpoint in uplink.endpoints.iter().filter(|at| !at.value.tls && !is_near(&at.value.host)) {
             let help = if is_http(uplink) { "write \"https://…\"" } else { "write \"mqtts://…\"" };
-            walk.findings.warning(
-                endpoint.spot,
-                "the password crosses the network in the clear",
-                Some(help.to_owned()),
-            );
+            let what = match is_scram {
+                true => "whoever listens to the network can read everything, and try passwords at leisure",
+                false => "the password crosses the network in the clear",
+            };
+            walk.findings.warning(endpoint.spot, what, Some(help.to_owned()));
         }
     }
 }

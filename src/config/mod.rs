@@ -403,7 +403,7 @@ pub struct UplinkConfig {
     pub password_file: Option<PathBuf>,
     /// A token instead of the password.
     pub jwt: Option<JwtConfig>,
-    /// Enhanced authentication (MQTT 5.0, 4.12) by this method: the password, or the token, is its data.
+    /// Enhanced authentication (MQTT 5.0, 4.12) by this method: the token is its data, or a login by `ScramHash` is made.
     pub auth_method: Option<String>,
     /// A signature instead of the password, at Azure.
     pub sas: Option<SasConfig>,
@@ -440,6 +440,15 @@ pub struct UplinkConfig {
     pub twin: Option<clouds::services::TwinTopics>,
     /// `jobs`: the cloud has jobs for the gateway; their topics.
     pub jobs: Option<clouds::services::JobTopics>,
+}
+
+impl UplinkConfig {
+    /// What `twin` and `jobs` subscribe to.
+    pub fn service_filters(&self) -> Vec<Filter> {
+        let twin = self.twin.iter().flat_map(clouds::services::TwinTopics::filters);
+        let filters = twin.chain(self.jobs.iter().flat_map(clouds::services::JobTopics::filters));
+        filters.filter_map(|filter| Filter::new(&filter).ok()).collect()
+    }
 }
 
 /// What goes first after an outage.
@@ -559,6 +568,32 @@ pub struct JwtConfig {
     pub subject: Option<String>,
     /// From `iat` to `exp`; some time before its end the gateway comes back with the next one.
     pub lifetime: Duration,
+}
+
+/// A login by password that the cloud asks for in steps, and in which it proves itself (RFC 5802, 7677): by which hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScramHash {
+    /// `SCRAM-SHA-256`
+    Sha256,
+    /// `SCRAM-SHA-512`
+    Sha512,
+}
+
+impl ScramHash {
+    /// The method of this name; `None` = another method, whose data is a token.
+    pub fn of(method: &str) -> Option<ScramHash> {
+        match method {
+            "SCRAM-SHA-256" => Some(ScramHash::Sha256),
+            "SCRAM-SHA-512" => Some(ScramHash::Sha512),
+            _ => None,
+        }
+    }
+
+    /// Whether a name or a password goes in as it is. Beyond printable ASCII it would have to be prepared (RFC 4013), which
+    /// some brokers do and others, EMQX among them, do not.
+    pub fn takes(text: &[u8]) -> bool {
+        !text.is_empty() && text.iter().all(|byte| (0x20..0x7f).contains(byte))
+    }
 }
 
 /// Protocol version of an uplink.

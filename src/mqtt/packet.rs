@@ -344,6 +344,8 @@ impl ReasonCode {
     pub const GRANTED_QOS_1: ReasonCode = ReasonCode(0x01);
     /// Granted QoS 2.
     pub const GRANTED_QOS_2: ReasonCode = ReasonCode(0x02);
+    /// The login goes on.
+    pub const CONTINUE_AUTHENTICATION: ReasonCode = ReasonCode(0x18);
     /// A client shows who it is once more.
     pub const RE_AUTHENTICATE: ReasonCode = ReasonCode(0x19);
     /// The client leaves but wants its will published.

@@ -9,8 +9,9 @@ use tokio::io::AsyncReadExt as _;
 
 use super::jwt::{self, Claims, JwtError, Signer};
 use super::sas::{self, KeyError};
+use super::scram::{Scram, ScramError};
 use crate::config::clouds::{authorizer_username, azure_registration, azure_resource};
-use crate::config::{AuthorizerConfig, DpsConfig, Endpoint, JwtConfig, SasConfig, UplinkConfig};
+use crate::config::{AuthorizerConfig, DpsConfig, Endpoint, JwtConfig, SasConfig, ScramHash, UplinkConfig};
 use crate::message::Stamp;
 
 /// Longest file of a secret that is read.
@@ -48,10 +49,13 @@ pub enum LoginError {
         #[source]
         source: KeyError,
     },
+    /// Name and password are not for this.
+    #[error("cannot log in by SCRAM")]
+    Scram(#[source] ScramError),
 }
 
 /// What CONNECT says of the client.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Login {
     /// User name.
     pub username: Option<String>,
@@ -59,6 +63,8 @@ pub struct Login {
     pub password: Option<Bytes>,
     /// Enhanced authentication: its method and, instead of a password, its data.
     pub auth: Option<(String, Bytes)>,
+    /// The rest of that, where the cloud asks and is to prove itself.
+    pub scram: Option<Scram>,
     /// When the password ends, in milliseconds since 1970.
     pub expires_ms: Option<i64>,
 }
@@ -81,11 +87,20 @@ impl Login {
             username = Some(asking);
             expires_s = expires_s.into_iter().chain(token_expires_s).min();
         }
+        if let Some(method) = &config.auth_method
+            && let Some(hash) = ScramHash::of(method)
+        {
+            let (name, password) = (username.as_deref().unwrap_or_default(), password.unwrap_or_default());
+            let scram = Scram::new(hash, name, password).map_err(LoginError::Scram)?;
+            let auth = Some((method.clone(), scram.first()));
+            return Ok(Login { username, auth, scram: Some(scram), ..Login::default() });
+        }
         let (password, auth) = match (&config.auth_method, password) {
             (Some(method), Some(token)) => (None, Some((method.clone(), token))),
             (_, password) => (password, None),
         };
-        Ok(Login { username, password, auth, expires_ms: expires_s.map(|s| s.saturating_mul(1000)) })
+        let expires_ms = expires_s.map(|s| s.saturating_mul(1000));
+        Ok(Login { username, password, auth, expires_ms, ..Login::default() })
     }
 }
 
@@ -110,7 +125,7 @@ async fn signed(config: &UplinkConfig, sas: &SasConfig, endpoint: &Endpoint, now
     let (token, expires_s) = signature(sas, &azure_resource(&endpoint.host, &config.client_id), now).await?;
     let username = own_username(config, endpoint);
     let expires_ms = Some(expires_s.saturating_mul(1000));
-    Ok(Login { username, password: Some(Bytes::from(token)), auth: None, expires_ms })
+    Ok(Login { username, password: Some(Bytes::from(token)), expires_ms, ..Login::default() })
 }
 
 /// A signature for a resource, and when it ends, in seconds since 1970.

@@ -58,6 +58,8 @@ pub mod jwt;
 
 pub mod sas;
 
+pub mod scram;
+
 /// The next address is tried this long after the one before it, answered or not (RFC 8305, 5): a dead IPv6 route
 /// must not cost the whole attempt.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);

@@ -21,10 +21,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
-use super::feed::Feed;
+use super::feed::{Feed, hear_of_takers};
 use super::hour;
 use super::http;
-use super::machine::{Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
+use super::machine::{self, Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
+use super::proof::Proof;
 use super::provision::Claimant;
 use super::registration::{Registrar, RegistrationError};
 use super::tasks::{Errand, Order, Report, Unaccepted, keep_store, run_errands};
@@ -35,6 +36,7 @@ use crate::intake::{Intake, LiveForward};
 use crate::message::{ClockState, Stamp};
 use crate::mqtt::{Decoder, Encoder, Packet, ReasonCode};
 use crate::queue::{Inlet, Outlet};
+use crate::transport::scram::ScramError;
 use crate::transport::{self, ConnectError, Login, LoginError, Refusal, Stream, Way};
 
 /// TCP and TLS each must be done within this.
@@ -169,6 +171,10 @@ impl Uplink {
             };
             tasks.spawn(feed.run());
         }
+        if config.jobs.is_some() {
+            let topic = machine::job_topic(&gateway, &name);
+            tasks.spawn(hear_of_takers(topic, intake.clone(), report_outbox.clone()));
+        }
         tasks.spawn(run_errands(intake, inlet, errand_inbox, report_outbox));
         let started = Instant::now();
         let mut link = Link {
@@ -207,6 +213,7 @@ impl Uplink {
             errands,
             desired,
         };
+        link.health.forget_services();
         let result = link.run(&stop, reports, lane, &mut tasks).await;
         link.set_state(UplinkState::Stopped, result.as_ref().err().map(|error| chain(error)));
         // Without the senders the tasks end by themselves, the store's after the commit under way.
@@ -244,6 +251,8 @@ struct Wire {
     is_unflushed: bool,
     /// There may be whole packets in the input.
     has_more: bool,
+    /// What the cloud owes before anything else is said to it.
+    proof: Proof,
 }
 
 #[derive(Debug, Error)]
@@ -288,6 +297,8 @@ enum LineEvent {
     Connected(Result<Box<Reached>, AttemptError>),
     Read,
     Written,
+    /// What the cloud has asked before CONNACK.
+    Answered(Result<Box<Packet>, ScramError>),
     Lost(io::Error),
     Closed,
 }
@@ -311,7 +322,7 @@ impl Wire {
     async fn event(&mut self, may_read: bool) -> LineEvent {
         // What has come is looked at first: nothing is heaped up while a write does not move.
         let may_read = may_read && !self.has_more;
-        let Wire { reader, writer, input, output, is_unflushed, .. } = self;
+        let Wire { reader, writer, input, output, is_unflushed, proof, .. } = self;
         input.reserve(READ_BYTES);
         let has_output = !output.is_empty();
         let write = async {
@@ -331,7 +342,7 @@ impl Wire {
                 Ok(_) => LineEvent::Read,
                 Err(error) => LineEvent::Lost(error),
             },
-            else => std::future::pending().await,
+            answer = proof.answer() => LineEvent::Answered(answer.map(Box::new)),
         }
     }
 }
@@ -551,6 +562,17 @@ impl Link {
             match wire.decoder.decode(&mut wire.input) {
                 Ok(Some(packet)) => {
                     any = true;
+                    let packet = match wire.proof.hear(packet) {
+                        Ok(Some(packet)) => packet,
+                        Ok(None) => {
+                            self.machine.handle(at, Event::Asked);
+                            continue;
+                        }
+                        Err(error) => {
+                            self.unproved(at, &error);
+                            return true;
+                        }
+                    };
                     let is_connack = matches!(packet, Packet::Connack(_));
                     self.machine.handle(at, Event::Packet(packet));
                     if is_connack {
@@ -641,6 +663,7 @@ impl Link {
                 Event::Refused { receipt, reason, is_full: false }
             }
             Report::Reported(wanted) => Event::Reported(wanted),
+            Report::JobsHeard(is_heard) => Event::JobsHeard(is_heard),
             Report::QueueStopped => return Err(UplinkError::QueueStopped { name: self.name.clone() }),
         };
         self.machine.handle(at, event);
@@ -674,6 +697,11 @@ impl Link {
             }
             LineEvent::Read => self.machine.heard(at),
             LineEvent::Written => {}
+            LineEvent::Answered(Ok(packet)) => {
+                self.machine.handle(at, Event::Answered);
+                self.send(at, &packet);
+            }
+            LineEvent::Answered(Err(error)) => self.unproved(at, &error),
             LineEvent::Closed => {
                 let reason = self.closed();
                 self.looks_taken_over(at);
@@ -698,6 +726,12 @@ impl Link {
                 self.lost(chain(&reason), None);
             }
         }
+    }
+
+    /// The cloud may be another than the one that is meant: it hears nothing more, not even a farewell.
+    fn unproved(&mut self, at: Moment, error: &ScramError) {
+        self.machine.handle(at, Event::Lost { by_peer: false });
+        self.lost(chain(error), None);
     }
 
     /// How to tell that the cloud has closed the connection, before the machine hears of it.
@@ -797,6 +831,7 @@ impl Link {
         self.token_ends_ms = [login.expires_ms, None];
         self.renew_at = login.expires_ms.and_then(|expires_ms| renewal(self.clock.now().wall_ms, expires_ms));
         let mut connect = self.machine.open(at, key, login.password);
+        let proof = Proof::new(login.scram, self.config.auth_method.as_deref());
         if let Packet::Connect(connect) = &mut connect {
             connect.username = login.username;
             (connect.auth_method, connect.auth_data) = login.auth.unzip();
@@ -815,6 +850,7 @@ impl Link {
             output: BytesMut::new(),
             is_unflushed: false,
             has_more: false,
+            proof,
         });
         match wire.encoder.encode(&connect, &mut wire.output) {
             Ok(()) => {
@@ -1058,6 +1094,7 @@ impl Link {
         health.live_dropped.store(counts.live_dropped, Ordering::Relaxed);
         health.uncertain.store(counts.uncertain, Ordering::Relaxed);
         health.note_drain(self.stamp);
+        health.set_services(self.machine.services());
     }
 }
 

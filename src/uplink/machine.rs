@@ -52,6 +52,8 @@ use crate::transport::Pacing;
 
 mod services;
 
+pub(super) use services::job_topic;
+
 /// The longest packet that is taken from the cloud.
 pub const INBOUND_BYTES_MAX: u32 = 1 << 20;
 
@@ -243,6 +245,10 @@ pub enum Event {
         /// The other side closed it, as a broker does that takes offence.
         by_peer: bool,
     },
+    /// The cloud asks something before CONNACK. To answer may be much work.
+    Asked,
+    /// It has the answer.
+    Answered,
     /// What the gateway logged in with ends soon.
     Renew,
     /// The token ends soon, and there is no other one yet: an end of the connection may be about that.
@@ -256,6 +262,8 @@ pub enum Event {
     },
     /// What the twin is to say from now on.
     Reported(twin::Properties),
+    /// Whether somebody here takes jobs.
+    JobsHeard(bool),
     /// The gateway stops.
     Stop,
 }
@@ -481,8 +489,9 @@ pub struct Counts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Down,
+    /// Since when the cloud's answer is waited for; `None` = it has asked, and has not been answered.
     Opening {
-        since: Duration,
+        since: Option<Duration>,
     },
     /// CONNACK has come; the store must come to rest before the session is taken up.
     Settling {
@@ -747,7 +756,7 @@ impl Machine {
     /// 2.0 writes no session down whose last CONNECT was a clean start, and would forget at its next restart what it has
     /// received.
     pub fn open(&mut self, at: Moment, session_key: u64, password: Option<Bytes>) -> Packet {
-        self.phase = Phase::Opening { since: at.now };
+        self.phase = Phase::Opening { since: Some(at.now) };
         self.key_wanted = session_key;
         let is_kept = self.settings.profile.has_sessions;
         self.is_clean_start = !is_kept || (self.is_new_session() && self.foreign == Some(session_key));
@@ -824,6 +833,11 @@ impl Machine {
             Event::Live(live) => self.live(at, &live),
             Event::Unsendable { packet_id, reason } => self.unsendable(at, packet_id, reason),
             Event::Lost { by_peer } => self.lost(at, by_peer),
+            Event::Asked | Event::Answered => {
+                if let Phase::Opening { since } = &mut self.phase {
+                    *since = (event == Event::Answered).then_some(at.now);
+                }
+            }
             Event::Renew => {
                 if matches!(self.phase, Phase::Opening { .. } | Phase::Settling { .. } | Phase::Renewing | Phase::Up) {
                     self.renew_by = Some(at.now + STOP_WITHIN);
@@ -837,7 +851,8 @@ impl Machine {
                     self.send(at, Packet::Auth(Auth { reason, method, data, reason_string: None }));
                 }
             }
-            Event::Reported(wanted) => self.want_reported(wanted),
+            Event::Reported(wanted) => self.services.want(wanted),
+            Event::JobsHeard(is_heard) => self.services.set_heard(is_heard),
             Event::Stop => {
                 if self.stop_by.is_none() {
                     self.stop_by = Some(at.now + STOP_WITHIN);
@@ -930,7 +945,7 @@ impl Machine {
         let mut earliest: Option<Duration> = None;
         let mut at = |when: Duration| earliest = Some(earliest.map_or(when, |first| first.min(when)));
         match self.phase {
-            Phase::Opening { since } => at(since + CONNACK_WITHIN),
+            Phase::Opening { since } => since.map(|since| since + CONNACK_WITHIN).into_iter().for_each(&mut at),
             Phase::Up => {
                 self.watched().into_iter().flatten().for_each(&mut at);
                 self.waiting.next_at(now).into_iter().chain(self.pace_until).for_each(&mut at);
@@ -1480,7 +1495,7 @@ impl Machine {
             self.renew_by = self.renew_by.or(Some(at.now + STOP_WITHIN));
         }
         match self.phase {
-            Phase::Opening { since } if at.now >= since + CONNACK_WITHIN => {
+            Phase::Opening { since: Some(since) } if at.now >= since + CONNACK_WITHIN => {
                 self.own.connect_failed(None);
                 self.close(CloseReason::NoConnack);
             }

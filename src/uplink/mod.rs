@@ -40,7 +40,7 @@ mod commands;
 
 mod own;
 
-mod twin;
+pub mod twin;
 
 mod jobs;
 
@@ -49,6 +49,8 @@ mod services;
 mod feed;
 
 pub mod reason;
+
+pub mod proof;
 
 pub mod backoff;
 

@@ -17,7 +17,7 @@ pub fn meaning(reason: ReasonCode) -> &'static str {
         ReasonCode::SERVER_BUSY => "the server is busy",
         ReasonCode::BANNED => "this client is banned",
         ReasonCode::SERVER_SHUTTING_DOWN => "the server stops",
-        ReasonCode::BAD_AUTHENTICATION_METHOD => "the way of authentication is not taken",
+        ReasonCode::BAD_AUTHENTICATION_METHOD => "it knows no such method of logging in",
         ReasonCode::KEEP_ALIVE_TIMEOUT => "it heard nothing for too long",
         ReasonCode::SESSION_TAKEN_OVER => "another connection uses the same client id",
         ReasonCode::TOPIC_NAME_INVALID => "the topic is not taken",
@@ -53,6 +53,7 @@ pub fn remedy(reason: ReasonCode) -> &'static str {
         ReasonCode::BAD_USER_NAME_OR_PASSWORD | ReasonCode::NOT_AUTHORIZED => {
             "; check username, password_file, client_id"
         }
+        ReasonCode::BAD_AUTHENTICATION_METHOD => "; check auth_method",
         _ => "",
     }
 }

@@ -12,13 +12,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::config::clouds::services::{TwinKind, TwinTopics};
+use crate::health::ServiceState;
 
 /// Properties by name.
 pub type Properties = Map<String, Value>;
 
-/// The gateway's own property. In its list `NAMES` stand those that local clients report, so that one which nobody reports
-/// any more is known as such also after a restart.
+/// The gateway's own property.
 pub const OWN: &str = "tidegate";
+
+/// Of that, the list of what local clients report: one that nobody reports any more is known as such also after a restart.
 pub const NAMES: &str = "names";
 
 /// An answer must come within this.
@@ -79,6 +81,8 @@ pub struct Twin {
     wanted: Option<Properties>,
     /// What the cloud has of it; `None` = not known on this connection.
     known: Option<Properties>,
+    /// What it lacks, as far as that is known: kept, because it is looked at in each turn.
+    lacks: Properties,
     /// What is desired, with its version.
     desired: Option<(u64, Properties)>,
     /// The newest version that is known to be, though not what it says.
@@ -100,6 +104,7 @@ impl Twin {
             topics,
             wanted: None,
             known: None,
+            lacks: Properties::new(),
             desired: None,
             seen: 0,
             asked: None,
@@ -124,6 +129,23 @@ impl Twin {
     /// What is to be reported from now on.
     pub fn want(&mut self, wanted: Properties) {
         self.wanted = Some(plain(wanted));
+        self.weigh();
+    }
+
+    /// How it stands.
+    pub fn state(&self) -> ServiceState {
+        match &self.known {
+            None => ServiceState::Asking,
+            Some(_) if !self.lacks.is_empty() => ServiceState::Behind,
+            Some(_) if self.is_refused() => ServiceState::Refused,
+            Some(_) => ServiceState::Ready,
+        }
+    }
+
+    /// Whether a property as it is now is not taken.
+    fn is_refused(&self) -> bool {
+        let wanted = self.wanted.as_ref();
+        self.refused.iter().any(|(name, value)| wanted.and_then(|wanted| wanted.get(name)) == Some(value))
     }
 
     /// The connection is gone. What is not answered is asked again.
@@ -132,6 +154,7 @@ impl Twin {
         self.desired = None;
         self.seen = 0;
         self.asked = None;
+        self.weigh();
     }
 
     /// Whether the cloud owes an answer.
@@ -150,14 +173,10 @@ impl Twin {
         }
         let (what, body) = match &self.known {
             None => (Asked::Whole, None),
-            Some(known) => {
-                let wanted = self.wanted.as_ref()?;
-                let change = self.report(known, wanted);
-                if change.is_empty() {
-                    self.one_by_one = false;
-                    return None;
-                }
-                let values = wanted.iter().filter(|(name, _)| change.contains_key(*name));
+            Some(_) if self.lacks.is_empty() => return None,
+            Some(_) => {
+                let change = self.lacks.clone();
+                let values = self.wanted.iter().flatten().filter(|(name, _)| change.contains_key(*name));
                 let values = values.map(|(name, value)| (name.clone(), value.clone())).collect();
                 (Asked::Report { change: change.clone(), values }, Some(change))
             }
@@ -183,16 +202,20 @@ impl Twin {
         if let Some((_, _, until)) = &self.asked {
             return Some(*until);
         }
-        let has_work = match (&self.known, &self.wanted) {
-            (None, _) => true,
-            (Some(known), Some(wanted)) => !self.report(known, wanted).is_empty(),
-            (Some(_), None) => false,
-        };
-        has_work.then_some(self.not_before)
+        (self.known.is_none() || !self.lacks.is_empty()).then_some(self.not_before)
     }
 
-    /// What of the wanted properties the cloud does not have.
-    fn report(&self, known: &Properties, wanted: &Properties) -> Properties {
+    /// Finds out what the cloud lacks.
+    fn weigh(&mut self) {
+        self.lacks = match (&self.known, &self.wanted) {
+            (Some(known), Some(wanted)) => self.change(known, wanted),
+            _ => Properties::new(),
+        };
+        self.one_by_one &= !self.lacks.is_empty();
+    }
+
+    /// What makes of the known properties the wanted ones.
+    fn change(&self, known: &Properties, wanted: &Properties) -> Properties {
         let mut report = Properties::new();
         for (name, value) in wanted {
             if known.get(name) != Some(value) && self.refused.get(name) != Some(value) {
@@ -201,18 +224,31 @@ impl Twin {
         }
         let reported = known.get(OWN).and_then(|own| own.get(NAMES)).and_then(Value::as_array);
         for name in reported.into_iter().flatten().filter_map(Value::as_str) {
-            if known.contains_key(name) && !wanted.contains_key(name) {
+            let is_gone = !wanted.contains_key(name) && self.refused.get(name) != Some(&Value::Null);
+            if is_gone && known.contains_key(name) {
                 report.insert(name.to_owned(), Value::Null);
             }
         }
         if self.one_by_one {
-            return report.into_iter().take(1).collect();
+            // No property stands in the cloud without its name in the list, or nobody would take it back after a restart.
+            let rank = |name: &str, value: &Value| match (value, name) {
+                (Value::Null, _) => 0,
+                (_, OWN) => 1,
+                _ => 2,
+            };
+            return report.into_iter().min_by_key(|(name, value)| rank(name, value)).into_iter().collect();
         }
         report
     }
 
     /// The cloud has said something at a topic of this twin.
     pub fn hear(&mut self, now: Duration, topic: &str, payload: &[u8]) -> Heard {
+        let heard = self.take_in(now, topic, payload);
+        self.weigh();
+        heard
+    }
+
+    fn take_in(&mut self, now: Duration, topic: &str, payload: &[u8]) -> Heard {
         let said = match (self.topics.tail(topic), self.topics.kind()) {
             (Some(tail), TwinKind::Device) => device(tail, payload),
             (Some(tail), TwinKind::Shadow) => shadow(tail, payload),
@@ -648,6 +684,35 @@ mod tests {
         // Another value is tried.
         twin.want(map(json!({"a": 1, "bad": 4, "c": 3})));
         assert!(twin.next(now + REPORT_EVERY, 0).is_some());
+    }
+
+    #[test]
+    fn one_by_one_what_is_gone_is_taken_back_first_and_a_removal_that_is_refused_is_told_once() {
+        let names = |names: Value| json!({"names": names});
+        let mut twin = device();
+        let mut cloud = Cloud::new(TwinKind::Device);
+        cloud.reported = map(json!({"tidegate": names(json!(["z", "stays"])), "z": 1, "stays": 1}));
+        twin.want(map(json!({"tidegate": names(json!(["a", "bad"])), "a": 1, "bad": 2})));
+        let (topic, whole) = cloud.answer(twin.next(NOW, 0).unwrap());
+        twin.hear(NOW, &topic, whole.as_bytes());
+        let (mut said, mut told, mut now) = (Vec::new(), 0, NOW);
+        for _ in 0..20 {
+            now += Duration::from_secs(2);
+            let Some(request) = twin.next(now, 0) else { break };
+            let change: Value = serde_json::from_slice(&request.1).unwrap();
+            let token = request.0.split_once("$rid=").unwrap().1.to_owned();
+            let is_bad = ["bad", "stays"].iter().any(|name| change.get(*name).is_some());
+            said.push(change.as_object().unwrap().keys().cloned().collect::<Vec<_>>());
+            let (topic, text) = match is_bad {
+                true => (format!("$iothub/twin/res/400/?$rid={token}"), String::new()),
+                false => cloud.answer(request),
+            };
+            told += usize::from(twin.hear(now, &topic, text.as_bytes()) != Heard::Nothing);
+        }
+        assert_eq!(said[1..], [["stays"], ["z"], ["tidegate"], ["a"], ["bad"]]);
+        assert_eq!((told, twin.deadline()), (2, None));
+        let left = json!({"tidegate": names(json!(["a", "bad"])), "stays": 1, "a": 1});
+        assert_eq!(Value::Object(cloud.reported), left);
     }
 
     #[test]

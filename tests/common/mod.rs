@@ -20,9 +20,11 @@ use tokio::time::Instant;
 pub mod account;
 pub mod certificates;
 pub mod cloud;
+pub mod enhanced;
 pub mod faketime;
 pub mod frames;
 pub mod gateway;
+
 pub mod named;
 pub mod namespace;
 pub mod order;

@@ -12,7 +12,7 @@ use super::raw::{RawClient, Version};
 use super::{PATIENCE, port, wait_until};
 
 /// What `./test.sh` has installed for the peers.
-fn installed(path: &str) -> PathBuf {
+pub fn installed(path: &str) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"));
     let path = target.join(path);

@@ -14,7 +14,7 @@ use tidegate::config::{BatchLimits, DrainOrder, Pace, Payload, ReceiveRule, Topi
 use tidegate::message::{
     Body, Filter, Message, MessageId, Origin, Properties, Qos, Quality, Reading, Sequence, Stamp, Topic, Value,
 };
-use tidegate::mqtt::{Ack, Connack, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Version};
+use tidegate::mqtt::{Ack, Connack, Disconnect, Packet, PacketId, Publish, ReasonCode, Suback, Subscription, Version};
 use tidegate::queue::{Batching, Change, Encoding, InFlight, Once, Queued, Restored, SessionNumber, Verdict, Wanted};
 use tidegate::uplink::machine::{Action, CloseReason, Event, Machine, Moment, Note, Settings};
 
@@ -129,6 +129,9 @@ pub struct Temper {
     pub closes_on_all: bool,
     /// Closes on this topic, as a cloud does in 3.1.1 whose policy lacks it.
     pub closes_on_topic: Option<&'static str>,
+    /// The same for a subscription whose filter starts with this; or refuses it.
+    pub closes_on_filter: Option<&'static str>,
+    pub refuses_filter: Option<&'static str>,
     /// Answers a body that starts with this with that reason.
     pub refuses: Option<(u8, u8)>,
     /// Answers a batch that holds the reading of this number with that reason.
@@ -227,7 +230,21 @@ impl Cloud {
             }
             Packet::Subscribe(subscribe) => {
                 self.subscribed += 1;
-                let reasons = vec![ReasonCode::GRANTED_QOS_1; subscribe.subscriptions.len()];
+                let is_in = |start: Option<&str>, one: &Subscription| {
+                    start.is_some_and(|start| one.filter.as_str().starts_with(start))
+                };
+                if subscribe.subscriptions.iter().any(|one| is_in(self.temper.closes_on_filter, one)) {
+                    self.closes = true;
+                    return;
+                }
+                let reasons = subscribe.subscriptions.iter().map(|one| {
+                    if is_in(self.temper.refuses_filter, one) {
+                        ReasonCode::NOT_AUTHORIZED
+                    } else {
+                        ReasonCode::GRANTED_QOS_1
+                    }
+                });
+                let reasons = reasons.collect();
                 Packet::Suback(Suback { packet_id: subscribe.packet_id, reasons })
             }
             Packet::Pingreq => Packet::Pingresp,

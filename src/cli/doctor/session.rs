@@ -10,15 +10,18 @@ use tokio::time::{sleep, timeout};
 use super::Visit;
 use super::report::{Finding, Report};
 use super::way::{self, STEP_WITHIN};
-use crate::config::{Endpoint, Protocol};
+use crate::config::{Endpoint, Protocol, ScramHash};
 use crate::health::chain;
 use crate::message::{Properties, Qos, Topic};
 use crate::mqtt::{
     Connack, Connect, Decoder, Disconnect, Encoder, Packet, PacketId, Publish, ReasonCode, Subscribe, Subscription,
     Version, Will,
 };
+use crate::transport::scram::ScramError;
 use crate::transport::{self, Login, Stream, Way};
+use crate::uplink::proof::Proof;
 use crate::uplink::reason::{meaning, quoted};
+use crate::uplink::twin::{Heard, Twin};
 
 /// The longest packet that is taken from the cloud.
 const PACKET_BYTES_MAX: usize = 1 << 20;
@@ -103,7 +106,7 @@ pub(super) async fn examine(visit: &Visit<'_>, endpoint: &Endpoint, stream: Stre
             return;
         }
     };
-    let Some((mut line, connack)) = introduced(visit, endpoint, stream, &login, report).await else { return };
+    let Some((mut line, connack)) = introduced(visit, endpoint, stream, login, report).await else { return };
     for finding in limits(visit, &connack) {
         report.note(finding);
     }
@@ -122,10 +125,72 @@ pub(super) async fn examine(visit: &Visit<'_>, endpoint: &Endpoint, stream: Stre
             return;
         }
     }
-    if published(visit, &mut line, &connack, report).await {
+    for filter in visit.uplink.service_filters() {
+        id += 1;
+        let qos = Qos::AtLeastOnce.min(visit.uplink.profile.qos_max);
+        let subscription =
+            Subscription { filter, qos, no_local: false, retain_as_published: false, retain_handling: 0 };
+        if !subscribed(visit, &mut line, id, subscription, report).await {
+            return;
+        }
+    }
+    if published(visit, &mut line, &connack, report).await && shown(visit, &mut line, report).await {
         // Said or not, the connection ends; the session stays for the gateway.
         let _unheard = line.send(&Packet::Disconnect(Disconnect::new(ReasonCode::SUCCESS))).await;
     }
+}
+
+/// Asks for the twin. Whether the connection is still there.
+async fn shown(visit: &Visit<'_>, line: &mut Line, report: &mut Report) -> bool {
+    let Some(topics) = &visit.uplink.twin else { return true };
+    let help = match visit.uplink.profile.has_authorizers {
+        true => "the policy must allow its topics: tidegate check --aws-policy",
+        false => "is the device enabled, and is the hub of a tier that has twins (not Basic)?",
+    };
+    let mut twin = Twin::new(topics.clone());
+    let Some((topic, payload)) = twin.next(Duration::ZERO, visit.clock.now().wall_ms) else { return true };
+    let Ok(topic) = Topic::new(&topic) else { return true };
+    let publish = Packet::Publish(Publish {
+        dup: false,
+        retain: false,
+        qos: Qos::AtLeastOnce,
+        packet_id: PacketId::new(64_999),
+        topic: Some(topic),
+        payload,
+        properties: Properties::default(),
+        topic_alias: None,
+        subscription_id: None,
+    });
+    let sent = line.send(&publish).await;
+    let twin = std::cell::RefCell::new(twin);
+    let wanted = |packet| match packet {
+        Packet::Publish(Publish { topic: Some(topic), payload, .. }) => {
+            match twin.borrow_mut().hear(Duration::ZERO, topic.as_str(), &payload) {
+                Heard::Nothing => None,
+                Heard::Desired(_) => Some(Ok(())),
+                Heard::Refused(reason) => Some(Err(reason)),
+            }
+        }
+        Packet::Puback(ack) if ack.packet_id.get() == 64_999 && ack.reason.is_failure() => {
+            Some(Err(format!("{} ({})", meaning(ack.reason), ack.reason)))
+        }
+        _ => None,
+    };
+    let answer = match sent {
+        Ok(()) => line.wait(visit, wanted).await,
+        Err(ended) => Err(ended),
+    };
+    match answer {
+        Ok(Ok(())) => report.note(Finding::good("twin", "the cloud shows it")),
+        Ok(Err(reason)) => report.note(Finding::wrong("twin", reason).help(help)),
+        Err(Ended::Late) => report.note(Finding::wrong("twin", "the cloud does not answer for it").help(help)),
+        Err(ended) => {
+            let what = format!("the cloud closed the connection on the question for it{}", said(ended));
+            report.note(Finding::wrong("twin", what).help(help));
+            return false;
+        }
+    };
+    true
 }
 
 /// Whether Azure's provisioning service lets the gateway in. Nothing is registered.
@@ -146,7 +211,7 @@ pub(super) async fn register(visit: &Visit<'_>, stream: Stream, report: &mut Rep
         password: login.password,
         ..Connect::new(version(visit), visit.uplink.client_id.clone())
     };
-    let finding = match answer(visit, &mut line, Packet::Connect(Box::new(connect))).await {
+    let finding = match answer(visit, &mut line, Packet::Connect(Box::new(connect)), Proof::NotOwed).await {
         Ok(_) => {
             let _unheard = line.send(&Packet::Disconnect(Disconnect::new(ReasonCode::SUCCESS))).await;
             let what = "there is no hub yet, and the provisioning service lets this gateway register";
@@ -165,6 +230,7 @@ pub(super) async fn register(visit: &Visit<'_>, stream: Stream, report: &mut Rep
             };
             Finding::wrong("registration", what).help(help)
         }
+        Err(Fault::Unproved(error)) => Finding::wrong("registration", chain(&error)),
         Err(Fault::Ended(Ended::Late)) => {
             Finding::away("registration", "the provisioning service does not answer CONNECT")
         }
@@ -221,11 +287,12 @@ async fn introduced(
     visit: &Visit<'_>,
     endpoint: &Endpoint,
     stream: Stream,
-    login: &Login,
+    mut login: Login,
     report: &mut Report,
 ) -> Option<(Line, Connack)> {
     let mut line = Line::new(stream, version(visit));
-    let first = answer(visit, &mut line, connect(visit, login, true)).await;
+    let proof = owed(visit, &mut login);
+    let first = answer(visit, &mut line, connect(visit, &login, true), proof).await;
     let first = match first {
         Ok(connack) => {
             let kept = if connack.session_present { "the cloud has kept the session" } else { "a new session" };
@@ -247,9 +314,15 @@ async fn introduced(
     if visit.uplink.own_topic.is_some() && visit.uplink.profile.has_wills && may_be_will {
         sleep(visit.uplink.profile.connect_every).await;
         let way = Way::new(visit.uplink, endpoint);
-        if let Ok(stream) = transport::connect_by(endpoint, &way, visit.clock.now(), STEP_WITHIN).await {
+        let now = visit.clock.now();
+        // Read anew: what a login by steps begins with is good for one connection.
+        if let (Ok(stream), Ok(mut login)) = (
+            transport::connect_by(endpoint, &way, now, STEP_WITHIN).await,
+            Login::read(visit.uplink, endpoint, now).await,
+        ) {
             let mut line = Line::new(stream, version(visit));
-            if let Ok(connack) = answer(visit, &mut line, connect(visit, login, false)).await {
+            let proof = owed(visit, &mut login);
+            if let Ok(connack) = answer(visit, &mut line, connect(visit, &login, false), proof).await {
                 report.note(Finding::good("connect", format!("as {:?}, without a will", visit.uplink.client_id)));
                 let own = visit.uplink.own_topic.as_deref().unwrap_or_default();
                 let what = format!("the cloud does not take the will for {own}/status");
@@ -264,26 +337,51 @@ async fn introduced(
 
 enum Fault {
     Refused(ReasonCode, String),
+    Unproved(ScramError),
     Ended(Ended),
 }
 
-async fn answer(visit: &Visit<'_>, line: &mut Line, connect: Packet) -> Result<Connack, Fault> {
+/// What the cloud has to prove to this login.
+fn owed(visit: &Visit<'_>, login: &mut Login) -> Proof {
+    Proof::new(login.scram.take(), visit.uplink.auth_method.as_deref())
+}
+
+async fn answer(visit: &Visit<'_>, line: &mut Line, connect: Packet, mut proof: Proof) -> Result<Connack, Fault> {
     line.send(&connect).await.map_err(Fault::Ended)?;
-    let wanted = |packet| match packet {
-        Packet::Connack(connack) => Some(*connack),
-        _ => None,
-    };
-    let connack = line.wait(visit, wanted).await.map_err(Fault::Ended)?;
-    match connack.reason.is_failure() {
-        true => Err(Fault::Refused(connack.reason, connack.reason_string.unwrap_or_default())),
-        false => Ok(connack),
+    let wanted = |packet| matches!(packet, Packet::Connack(_) | Packet::Auth(_)).then_some(packet);
+    loop {
+        let packet = line.wait(visit, wanted).await.map_err(Fault::Ended)?;
+        match proof.hear(packet).map_err(Fault::Unproved)? {
+            Some(Packet::Connack(connack)) if connack.reason.is_failure() => {
+                return Err(Fault::Refused(connack.reason, connack.reason_string.unwrap_or_default()));
+            }
+            Some(Packet::Connack(connack)) => return Ok(*connack),
+            Some(_) => {}
+            None => {
+                let answer = proof.answer().await.map_err(Fault::Unproved)?;
+                line.send(&answer).await.map_err(Fault::Ended)?;
+            }
+        }
     }
 }
 
 fn fault(visit: &Visit<'_>, endpoint: &Endpoint, fault: Fault) -> Finding {
     let is_aws = visit.uplink.profile.has_authorizers;
     let by_token = visit.uplink.profile.audience.is_some();
+    let by_scram = visit.uplink.auth_method.as_deref().and_then(ScramHash::of).is_some();
     match fault {
+        Fault::Unproved(error @ (ScramError::Unproved | ScramError::WrongProof)) => {
+            let help = "whoever answers there may be another than your broker: look at `url` and `ca`, and give the password to \
+                        nobody; a broker whose users were taken over from elsewhere may hold half of a login";
+            Finding::wrong("connect", chain(&error)).help(help)
+        }
+        Fault::Unproved(error @ ScramError::Refused { .. }) => {
+            Finding::wrong("connect", chain(&error)).help("look at `username` and the first line of `password_file`")
+        }
+        Fault::Unproved(error) => {
+            let help = "look at how the server keeps its users for SCRAM, or log in otherwise";
+            Finding::wrong("connect", chain(&error)).help(help)
+        }
         Fault::Refused(reason, text) => {
             let what = format!("the cloud refused the connection: {} ({reason}){}", meaning(reason), quoted(&text));
             let help = match reason {
@@ -296,17 +394,23 @@ fn fault(visit: &Visit<'_>, endpoint: &Endpoint, fault: Fault) -> Finding {
                     "the cloud must have the public half of the key of `jwt`, and the device must not be blocked; a token has its \
                      time, so this board's clock must be right"
                 }
+                ReasonCode::BAD_USER_NAME_OR_PASSWORD | ReasonCode::NOT_AUTHORIZED | ReasonCode::UNSPECIFIED_ERROR
+                    if by_scram =>
+                {
+                    "look at `username` and the first line of `password_file`: the server must have this user for SCRAM, by the \
+                     same hash"
+                }
+                ReasonCode::BAD_AUTHENTICATION_METHOD => {
+                    "the server does not know what `auth_method` says: write another one, or leave it out for a plain password"
+                }
+                ReasonCode::BAD_USER_NAME_OR_PASSWORD | ReasonCode::NOT_AUTHORIZED
+                    if visit.uplink.auth_method.is_some() =>
+                {
+                    "look at the token: who has signed it, for whom, and until when; and whether the server knows this client"
+                }
                 ReasonCode::NOT_AUTHORIZED if visit.uplink.profile.has_signatures => {
                     "the hub must know the device (`client_id`) and have it enabled, and the key or the certificate must be its own; a \
                      signature has its time, so this board's clock must be right"
-                }
-                ReasonCode::BAD_USER_NAME_OR_PASSWORD
-                | ReasonCode::NOT_AUTHORIZED
-                | ReasonCode::BAD_AUTHENTICATION_METHOD
-                    if visit.uplink.auth_method.is_some() =>
-                {
-                    "look at `auth_method` and at the token: who has signed it, for whom, and until when; and whether the server knows \
-                     this client"
                 }
                 ReasonCode::BAD_USER_NAME_OR_PASSWORD => {
                     "look at `username` and the first line of `password_file`; a token may have ended"

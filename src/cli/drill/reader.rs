@@ -23,7 +23,9 @@ use crate::mqtt::{
     Ack, Connect, DecodeError, Decoder, Disconnect, EncodeError, Encoder, Packet, PacketId, ReasonCode, Subscribe,
     Subscription, Version,
 };
+use crate::transport::scram::ScramError;
 use crate::transport::{self, ConnectError, Login, LoginError, Stream, Way};
+use crate::uplink::proof::Proof;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const RECONNECT: Duration = Duration::from_secs(1);
@@ -96,6 +98,8 @@ enum ReadError {
     Closed,
     #[error("the cloud refused the connection (reason {0:#04x})")]
     Refused(u8),
+    #[error(transparent)]
+    Unproved(ScramError),
     #[error("the cloud refused the subscription (reason {0:#04x})")]
     NotSubscribed(u8),
     #[error("cannot write the drill's own file")]
@@ -254,6 +258,7 @@ impl Line {
             input: BytesMut::new(),
         };
         let is_v5 = source.version == Version::V5;
+        let mut proof = Proof::new(login.scram, source.uplink.auth_method.as_deref());
         let (auth_method, auth_data) = login.auth.unzip();
         let connect = Connect {
             clean_start: is_clean,
@@ -266,11 +271,17 @@ impl Line {
             ..Connect::new(source.version, source.client_id.clone())
         };
         line.send(&[Packet::Connect(Box::new(connect))]).await?;
-        let answer = timeout(CONNECT_WITHIN, line.receive()).await.map_err(|_| ReadError::Silent)??;
-        match answer {
-            Packet::Connack(connack) if !connack.reason.is_failure() => {}
-            Packet::Connack(connack) => return Err(ReadError::Refused(connack.reason.0)),
-            _ => return Err(ReadError::Closed),
+        loop {
+            let packet = timeout(CONNECT_WITHIN, line.receive()).await.map_err(|_| ReadError::Silent)??;
+            match proof.hear(packet).map_err(ReadError::Unproved)? {
+                Some(Packet::Connack(connack)) if !connack.reason.is_failure() => break,
+                Some(Packet::Connack(connack)) => return Err(ReadError::Refused(connack.reason.0)),
+                Some(_) => return Err(ReadError::Closed),
+                None => {
+                    let answer = proof.answer().await.map_err(ReadError::Unproved)?;
+                    line.send(&[answer]).await?;
+                }
+            }
         }
         if !is_clean && let Some(packet_id) = PacketId::new(1) {
             let subscription = Subscription {

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use super::super::clouds::services::{JobTopics, TwinTopics};
 use super::super::clouds::{Direction, Profile};
 use super::super::file::{DeviceDraft, Draft, UplinkDraft};
 use super::super::tree::Spot;
 use super::super::units::{Wrong, duration_text, size_text};
 use super::super::walk::Walk;
-use super::super::{ForwardRule, Protocol, ReceiveRule, UplinkConfig, answers};
+use super::super::{ForwardRule, Protocol, ReceiveRule, ScramHash, UplinkConfig, answers};
 use crate::message::{Filter, Qos, Topic};
 
 pub(super) fn check(walk: &mut Walk, uplink: &UplinkDraft, draft: &Draft) {
@@ -230,10 +229,42 @@ fn enhanced(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig) {
         let help = "write protocol = \"5\"".to_owned();
         walk.findings.problem(place, "MQTT 3.1.1 has no enhanced authentication", Some(help));
     }
+    if ScramHash::of(method).is_some() {
+        return by_password(walk, uplink, config, method);
+    }
+    if method.to_ascii_uppercase().starts_with("SCRAM") {
+        // As a method of tokens it would send the password as it is.
+        let wrong =
+            Wrong::new(format!("{method:?} is not spoken here")).help("write \"SCRAM-SHA-256\" or \"SCRAM-SHA-512\"");
+        return walk.wrong(place, "auth_method", wrong);
+    }
     if config.password_file.is_none() && config.jwt.is_none() {
         let help =
             "write the file of the token (`password_file`), or `jwt = { key = \"…\" }` to sign it here".to_owned();
         walk.findings.problem(place, "`auth_method` needs a token", Some(help));
+    }
+}
+
+/// A login by SCRAM: a name, and a password that both sides know.
+fn by_password(walk: &mut Walk, uplink: &UplinkDraft, config: &UplinkConfig, method: &str) {
+    let place = uplink.place("auth_method");
+    match &config.username {
+        None => {
+            let what = format!("{method} is a login by name and password, and this uplink has no name");
+            walk.findings.problem(place, what, Some("write `username`".to_owned()));
+        }
+        Some(name) if !ScramHash::takes(name.as_bytes()) => {
+            let wrong = Wrong::new(format!("{name:?} is no name for {method}: write printable ASCII"));
+            walk.wrong(uplink.place("username"), "username", wrong);
+        }
+        Some(_) => {}
+    }
+    if let Some(jwt) = uplink.written("jwt") {
+        let what = format!("{method} is a login by password, and `jwt` makes a token");
+        walk.findings.problem(jwt, what, Some("leave `jwt` or `auth_method` out".to_owned()));
+    } else if config.password_file.is_none() {
+        let what = format!("{method} is a login by password, and this uplink has none");
+        walk.findings.problem(place, what, Some("write the file of the password: `password_file`".to_owned()));
     }
 }
 
@@ -382,7 +413,7 @@ fn shortest(filter: &Filter) -> Option<Topic> {
 }
 
 fn receive(walk: &mut Walk, uplink: &UplinkDraft, profile: &Profile) {
-    let services = uplink.config.as_ref().map(services).unwrap_or_default();
+    let services = uplink.config.as_ref().map(UplinkConfig::service_filters).unwrap_or_default();
     let count = uplink.receive.len() + services.len();
     if let Some(max) = profile.subscriptions.filter(|max| count > *max) {
         let what = format!("{} takes {max} subscriptions of one connection, and these are {count}", profile.title);
@@ -409,13 +440,6 @@ fn receive(walk: &mut Walk, uplink: &UplinkDraft, profile: &Profile) {
             walk.findings.warning(*spot, what, None);
         }
     }
-}
-
-/// What `twin` and `jobs` subscribe to.
-fn services(config: &UplinkConfig) -> Vec<Filter> {
-    let twin = config.twin.iter().flat_map(TwinTopics::filters);
-    let filters = twin.chain(config.jobs.iter().flat_map(JobTopics::filters));
-    filters.filter_map(|filter| Filter::new(&filter).ok()).collect()
 }
 
 /// An answer that comes back as a command would be answered, and so on.

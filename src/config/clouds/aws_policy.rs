@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::config::{ForwardRule, UplinkConfig};
-use crate::message::Topic;
+use crate::message::{Filter, Topic};
 
 /// What stands for the account, which no configuration knows.
 pub const ACCOUNT: &str = "ACCOUNT";
@@ -39,21 +39,17 @@ pub fn policy(config: &UplinkConfig) -> Value {
         published.insert(arn("topic", &format!("{own}/status")));
         retained.insert(arn("topic", &format!("{own}/status")));
     }
-    let mut services = Vec::new();
+    let services = config.service_filters();
     if let Some(twin) = &config.twin {
-        services.extend(twin.filters());
         published.extend([twin.get(""), twin.update("")].map(|topic| arn("topic", &topic)));
     }
     if let Some(jobs) = &config.jobs {
-        services.extend(jobs.filters());
         published.insert(arn("topic", &jobs.start_next()));
     }
-    let of_rules = config.receive.iter().map(|rule| (rule.filter.as_str(), rule.filter.pattern()));
-    let filters: Vec<(&str, &str)> =
-        of_rules.chain(services.iter().map(|filter| (filter.as_str(), filter.as_str()))).collect();
-    let subscribed: BTreeSet<String> = filters.iter().map(|(filter, _)| arn("topicfilter", filter)).collect();
-    let received: BTreeSet<String> =
-        filters.iter().flat_map(|(_, pattern)| with_parent(pattern, true)).map(|topic| arn("topic", &topic)).collect();
+    let filters: Vec<&Filter> = config.receive.iter().map(|rule| &rule.filter).chain(&services).collect();
+    let subscribed: BTreeSet<String> = filters.iter().map(|filter| arn("topicfilter", filter.as_str())).collect();
+    let received = filters.iter().flat_map(|filter| with_parent(filter.pattern(), true));
+    let received: BTreeSet<String> = received.map(|topic| arn("topic", &topic)).collect();
     let mut statements = vec![statement("iot:Connect", [arn("client", &config.client_id)].into())];
     let lists = [
         ("iot:Publish", published),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use super::super::units::{self, Wrong};
 use super::super::walk::{At, Reader, Walk};
 use super::super::{
     AuthorizerConfig, DpsConfig, DrainOrder, Endpoint, ForwardRule, HttpKind, JwtConfig, Pace, Payload, Protocol,
-    ProvisionConfig, ProvisionFormat, ProxyConfig, ReceiveRule, Reconnect, SasConfig, TopicTemplate, UplinkConfig,
-    keys,
+    ProvisionConfig, ProvisionFormat, ProxyConfig, ReceiveRule, Reconnect, SasConfig, ScramHash, TopicTemplate,
+    UplinkConfig, keys,
 };
 use super::{UplinkDraft, Words, file, fill, qos, when_full};
 use crate::message::{Filter, Qos, Topic, is_reserved};
@@ -75,6 +76,10 @@ pub(super) fn read(walk: &mut Walk, name: &str, tree: &Tree, spot: Spot, words: 
         jwt.map(|jwt| JwtConfig { audience: jwt.audience.or_else(of_cloud), ..jwt })
     });
     let auth_method = reader.text(walk, "auth_method");
+    let is_scram = auth_method.as_ref().is_some_and(|method| ScramHash::of(&method.value).is_some());
+    if let (true, Some(password)) = (is_scram, &password_file) {
+        scram_password(walk, password);
+    }
     let sas = sas(walk, &reader, client_id.as_ref());
     let dps = dps(walk, &reader);
     let authorizer = authorizer(walk, &reader, words);
@@ -311,6 +316,18 @@ fn endpoint(text: &str) -> Result<Endpoint, Wrong> {
         path => path.to_owned(),
     });
     Ok(Endpoint { host: url.host.to_owned(), port: url.port.unwrap_or(usual), tls, path })
+}
+
+/// A password that could never log in by SCRAM.
+fn scram_password(walk: &mut Walk, file: &At<PathBuf>) {
+    // That it cannot be read was told; one that changes later is judged when it is used.
+    let Ok(bytes) = std::fs::read(&file.value) else { return };
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    if !ScramHash::takes(line.strip_suffix(b"\r").unwrap_or(line)) {
+        let wrong = Wrong::new(format!("the first line of {} is no password for SCRAM", file.value.display()))
+            .help("brokers differ in what they make of characters beyond ASCII: take a password of printable ASCII");
+        walk.wrong(file.spot, "password_file", wrong);
+    }
 }
 
 /// The outer `None` is a fault, the inner one is off.

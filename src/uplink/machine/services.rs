@@ -2,8 +2,9 @@
 
 use super::super::jobs::{Job, Jobs};
 use super::super::services::{Heard, Number, Request, Services};
-use super::super::twin::{self, Twin};
+use super::super::twin::Twin;
 use super::{Action, Holder, Machine, Moment, Note, Settings};
+use crate::health::ServiceState;
 use crate::message::Filter;
 use crate::message::{Body, Message, Origin, Properties, Qos, Topic};
 use crate::mqtt::{Ack, Packet, Publish, Suback, Subscribe, Subscription};
@@ -21,23 +22,37 @@ pub(super) fn of(settings: &Settings) -> Services {
 }
 
 /// Where jobs are handed to local clients.
-fn job_topic(gateway: &str, uplink: &str) -> Option<Topic> {
+pub(in crate::uplink) fn job_topic(gateway: &str, uplink: &str) -> Option<Topic> {
     Topic::new(&format!("tidegate/{gateway}/job/{uplink}")).ok()
 }
 
 impl Machine {
-    /// What is to be reported from now on.
-    pub(super) fn want_reported(&mut self, wanted: twin::Properties) {
-        self.services.want(wanted);
+    /// How the services of the cloud stand, by name.
+    pub fn services(&self) -> impl Iterator<Item = (&'static str, ServiceState)> {
+        self.services.states()
     }
 
     /// Subscriptions and questions that are due.
     pub(super) fn serve(&mut self, at: Moment, window: usize) {
-        // They follow what the owner has subscribed to, and what is resent.
-        if self.is_ending() || !self.resend.is_empty() || !self.is_subscribed {
+        let is_due = self.services.deadline().is_some_and(|when| when <= at.now);
+        // They follow what is resent, and what else a cloud may end the connection over: each is judged on its own.
+        let is_judged = |holder: &Holder| matches!(holder, Holder::Subscribe(_) | Holder::OwnStatus);
+        if !is_due
+            || self.is_ending()
+            || !self.resend.is_empty()
+            || !self.is_subscribed
+            || self.own_next.is_some()
+            || self.ids.values().any(is_judged)
+        {
             return;
         }
         let has_ids = |machine: &Machine| machine.ids.len() < usize::from(u16::MAX);
+        while has_ids(self)
+            && self.has_room_at_cloud(window)
+            && let Some((number, request)) = self.services.next(at.now, at.stamp.wall_ms)
+        {
+            self.ask(at, number, request);
+        }
         while has_ids(self)
             && let Some((number, filters)) = self.services.subscription(at.now)
         {
@@ -52,12 +67,6 @@ impl Machine {
             let subscribe = Subscribe { packet_id: id, subscriptions: wanted.collect(), subscription_id: None };
             self.ids.insert(id, Holder::Subscription(number));
             self.send(at, Packet::Subscribe(subscribe));
-        }
-        while has_ids(self)
-            && self.has_room_at_cloud(window)
-            && let Some((number, request)) = self.services.next(at.now, at.stamp.wall_ms)
-        {
-            self.ask(at, number, request);
         }
     }
 
