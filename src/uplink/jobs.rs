@@ -9,18 +9,12 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::asking::Asking;
 use super::commands;
 use super::twin::{Request, text};
 use crate::config::answers;
 use crate::config::clouds::services::{JobTopics, is_aws_name};
 use crate::health::ServiceState;
-
-/// An answer must come within this.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-
-/// First and longest pause after a refusal.
-const PAUSE_FIRST: Duration = Duration::from_secs(10);
-const PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// Bytes of the longest id of a job.
 const ID_BYTES_MAX: usize = 64;
@@ -74,25 +68,13 @@ pub struct Jobs {
     is_heard: bool,
     /// Nobody does, and it was told that a job waits.
     is_told: bool,
-    asked: Option<(String, Duration)>,
-    count: u32,
-    not_before: Duration,
-    pause: Duration,
+    asking: Asking<()>,
 }
 
 impl Jobs {
     /// The jobs of `topics`.
     pub fn new(topics: JobTopics) -> Jobs {
-        Jobs {
-            topics,
-            wants: true,
-            is_heard: false,
-            is_told: false,
-            asked: None,
-            count: 0,
-            not_before: Duration::ZERO,
-            pause: Duration::ZERO,
-        }
+        Jobs { topics, wants: true, is_heard: false, is_told: false, asking: Asking::new() }
     }
 
     /// What is heard.
@@ -119,36 +101,29 @@ impl Jobs {
     /// The connection is gone: what there is to do is asked for in the next one.
     pub fn lost(&mut self) {
         self.wants = true;
-        self.asked = None;
+        self.asking.forget();
     }
 
     /// Whether the cloud owes an answer.
     pub fn is_waiting(&self) -> bool {
-        self.asked.is_some()
+        self.asking.pending().is_some()
     }
 
     /// What is to be said now.
     pub fn next(&mut self, now: Duration, wall_ms: i64) -> Option<Request> {
-        if self.asked.as_ref().is_some_and(|(_, until)| *until <= now) {
-            self.asked = None;
-            self.put_off(now);
-        }
-        if !self.wants || !self.is_heard || self.asked.is_some() || now < self.not_before {
+        self.wants |= self.asking.give_up(now);
+        if !self.wants || !self.is_heard || !self.asking.may_ask(now) {
             return None;
         }
         // What is told from here on may be newer than the answer, whichever comes first.
         self.wants = false;
-        self.count = self.count.wrapping_add(1);
-        let token = format!("{wall_ms:x}-{}", self.count);
-        let request = (self.topics.start_next(), json!({ "clientToken": token }).to_string().into());
-        self.asked = Some((token, now + ANSWER_WITHIN));
-        Some(request)
+        let token = self.asking.ask(now, wall_ms, ());
+        Some((self.topics.start_next(), json!({ "clientToken": token }).to_string().into()))
     }
 
     /// When `next` may have something, though nothing happens.
     pub fn deadline(&self) -> Option<Duration> {
-        let asked_until = self.asked.as_ref().map(|(_, until)| *until);
-        asked_until.or_else(|| (self.wants && self.is_heard).then_some(self.not_before))
+        self.asking.deadline(self.wants && self.is_heard)
     }
 
     /// The cloud has said something at one of the topics.
@@ -177,10 +152,10 @@ impl Jobs {
             }
             "start-next/accepted" => {
                 let token = answered().and_then(|answered| answered.token);
-                if self.asked.take_if(|(asked, _)| token.as_ref() == Some(asked)).is_none() {
+                if token.and_then(|token| self.asking.answered(&token)).is_none() {
                     return Heard::Nothing;
                 }
-                self.pause = Duration::ZERO;
+                self.asking.was_well();
                 match serde_json::from_slice::<Told>(payload) {
                     Ok(Told { execution: Some(execution) }) => self.job(uplink, execution),
                     _ => Heard::Nothing,
@@ -188,10 +163,11 @@ impl Jobs {
             }
             "start-next/rejected" => {
                 let Some(answered) = answered() else { return Heard::Nothing };
-                if self.asked.take_if(|(asked, _)| answered.token.as_ref() == Some(asked)).is_none() {
+                if answered.token.and_then(|token| self.asking.answered(&token)).is_none() {
                     return Heard::Nothing;
                 }
-                self.put_off(now);
+                self.wants = true;
+                self.asking.put_off(now);
                 match answered.code.as_str() {
                     "RequestThrottled" | "InternalError" => Heard::Nothing,
                     code => Heard::Refused(format!(
@@ -225,16 +201,11 @@ impl Jobs {
         let key = commands::hashed(&[uplink.as_bytes(), b"job", id.as_bytes(), &number.to_le_bytes()]);
         Heard::Job(Job { payload: payload.into(), answer, key })
     }
-
-    fn put_off(&mut self, now: Duration) {
-        self.wants = true;
-        self.pause = (self.pause * 2).clamp(PAUSE_FIRST, PAUSE_MAX);
-        self.not_before = now + self.pause;
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::asking::PAUSE_FIRST;
     use super::*;
 
     const NOW: Duration = Duration::from_secs(100);

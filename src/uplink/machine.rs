@@ -2194,33 +2194,33 @@ impl Machine {
         let Some(payload) = self.own_next.take() else { return };
         let Some(topic) = self.own.topic().cloned() else { return };
         let topic = self.terms.enveloped(&topic, &payload, None, Some(own::CONTENT_TYPE));
+        let retain = self.terms.retain_available && self.settings.profile.may_retain(topic.as_str());
+        self.say(at, topic, payload, retain, Holder::OwnStatus);
+    }
+
+    /// Publishes something of the gateway's own; at QoS 1 `holder` says what its PUBACK is for.
+    fn say(&mut self, at: Moment, topic: Topic, payload: Bytes, retain: bool, holder: Holder) {
         let qos = Qos::AtLeastOnce.min(self.terms.qos_max);
-        let mut publish = Publish {
+        let packet_id = (qos == Qos::AtLeastOnce).then(|| self.free_id());
+        if let Some(id) = packet_id {
+            self.ids.insert(id, holder);
+            if self.rows_out == 0 {
+                self.progress_at = at.now;
+            }
+            self.rows_out += 1;
+        }
+        let publish = Publish {
             dup: false,
-            retain: self.terms.retain_available && self.settings.profile.may_retain(topic.as_str()),
+            retain,
             qos,
-            packet_id: None,
+            packet_id,
             topic: Some(topic),
             payload,
             properties: Properties::default(),
             topic_alias: None,
             subscription_id: None,
         };
-        if qos == Qos::AtLeastOnce {
-            let id = self.free_id();
-            publish.packet_id = Some(id);
-            self.ids.insert(id, Holder::OwnStatus);
-            self.counts_out(at);
-        }
         self.send(at, Packet::Publish(publish));
-    }
-
-    /// One more PUBLISH of the gateway's own waits for its PUBACK.
-    fn counts_out(&mut self, at: Moment) {
-        if self.rows_out == 0 {
-            self.progress_at = at.now;
-        }
-        self.rows_out += 1;
     }
 
     fn not_found(&self) -> ReasonCode {

@@ -46,6 +46,8 @@ mod jobs;
 
 mod services;
 
+mod asking;
+
 mod feed;
 
 pub mod reason;

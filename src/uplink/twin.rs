@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::asking::Asking;
 use crate::config::clouds::services::{TwinKind, TwinTopics};
 use crate::health::ServiceState;
 
@@ -23,15 +24,8 @@ pub const OWN: &str = "tidegate";
 /// Of that, the list of what local clients report: one that nobody reports any more is known as such also after a restart.
 pub const NAMES: &str = "names";
 
-/// An answer must come within this.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-
 /// From one report to the next.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
-
-/// First and longest pause after a refusal.
-const PAUSE_FIRST: Duration = Duration::from_secs(10);
-const PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// What is to be published: topic and payload.
 pub type Request = (String, Bytes);
@@ -87,14 +81,11 @@ pub struct Twin {
     desired: Option<(u64, Properties)>,
     /// The newest version that is known to be, though not what it says.
     seen: u64,
-    asked: Option<(String, Asked, Duration)>,
-    count: u32,
+    asking: Asking<Asked>,
     /// Properties that the cloud does not take, as they were.
     refused: BTreeMap<String, Value>,
     /// After a refusal: which property it is about is found out.
     one_by_one: bool,
-    not_before: Duration,
-    pause: Duration,
 }
 
 impl Twin {
@@ -107,12 +98,9 @@ impl Twin {
             lacks: Properties::new(),
             desired: None,
             seen: 0,
-            asked: None,
-            count: 0,
+            asking: Asking::new(),
             refused: BTreeMap::new(),
             one_by_one: false,
-            not_before: Duration::ZERO,
-            pause: Duration::ZERO,
         }
     }
 
@@ -128,7 +116,10 @@ impl Twin {
 
     /// What is to be reported from now on.
     pub fn want(&mut self, wanted: Properties) {
-        self.wanted = Some(plain(wanted));
+        let wanted = plain(wanted);
+        // What is not taken back is as few as the cloud has of them.
+        self.refused.retain(|name, value| wanted.contains_key(name) || value.is_null());
+        self.wanted = Some(wanted);
         self.weigh();
     }
 
@@ -153,22 +144,19 @@ impl Twin {
         self.known = None;
         self.desired = None;
         self.seen = 0;
-        self.asked = None;
+        self.asking.forget();
         self.weigh();
     }
 
     /// Whether the cloud owes an answer.
     pub fn is_waiting(&self) -> bool {
-        self.asked.is_some()
+        self.asking.pending().is_some()
     }
 
     /// What is to be said now.
     pub fn next(&mut self, now: Duration, wall_ms: i64) -> Option<Request> {
-        if self.asked.as_ref().is_some_and(|(_, _, until)| *until <= now) {
-            self.asked = None;
-            self.put_off(now);
-        }
-        if self.asked.is_some() || now < self.not_before {
+        self.asking.give_up(now);
+        if !self.asking.may_ask(now) {
             return None;
         }
         let (what, body) = match &self.known {
@@ -181,9 +169,7 @@ impl Twin {
                 (Asked::Report { change: change.clone(), values }, Some(change))
             }
         };
-        self.count = self.count.wrapping_add(1);
-        // The time as well: after a restart the answer to a request of before may still come.
-        let token = format!("{wall_ms:x}-{}", self.count);
+        let token = self.asking.ask(now, wall_ms, what);
         let request = match (body, self.topics.kind()) {
             (None, TwinKind::Device) => (self.topics.get(&token), Bytes::new()),
             (None, TwinKind::Shadow) => (self.topics.get(&token), json!({ "clientToken": token }).to_string().into()),
@@ -193,16 +179,12 @@ impl Twin {
                 (self.topics.update(&token), update.to_string().into())
             }
         };
-        self.asked = Some((token, what, now + ANSWER_WITHIN));
         Some(request)
     }
 
     /// When `next` may have something, though nothing happens.
     pub fn deadline(&self) -> Option<Duration> {
-        if let Some((_, _, until)) = &self.asked {
-            return Some(*until);
-        }
-        (self.known.is_none() || !self.lacks.is_empty()).then_some(self.not_before)
+        self.asking.deadline(self.known.is_none() || !self.lacks.is_empty())
     }
 
     /// Finds out what the cloud lacks.
@@ -256,13 +238,14 @@ impl Twin {
         };
         match said {
             Said::Whole { token, version, desired, reported } => {
-                if self.asked.take_if(|(asked, what, _)| *asked == token && matches!(what, Asked::Whole)).is_none() {
+                let was_asked = matches!(self.asking.pending(), Some(Asked::Whole));
+                if !was_asked || self.asking.answered(&token).is_none() {
                     return Heard::Nothing;
                 }
-                self.pause = Duration::ZERO;
+                self.asking.was_well();
                 if version < self.seen {
                     // It was on its way when that came.
-                    self.not_before = now + REPORT_EVERY;
+                    self.asking.wait_until(now + REPORT_EVERY);
                     return Heard::Nothing;
                 }
                 self.known = Some(reported);
@@ -296,26 +279,24 @@ impl Twin {
                 // One was missed, or nothing is known yet.
                 _ => {
                     self.seen = self.seen.max(version);
-                    if !matches!(self.asked, Some((_, Asked::Whole, _))) {
+                    if !matches!(self.asking.pending(), Some(Asked::Whole)) {
                         self.known = None;
-                        self.asked = None;
+                        self.asking.forget();
                     }
                     Heard::Nothing
                 }
             },
             Said::Taken { token } => {
-                if let Some((_, Asked::Report { change, .. }, _)) = self.asked.take_if(|(asked, ..)| *asked == token) {
-                    self.pause = Duration::ZERO;
-                    self.not_before = now + REPORT_EVERY;
+                if let Some(Asked::Report { change, .. }) = self.asking.answered(&token) {
+                    self.asking.was_well();
+                    self.asking.wait_until(now + REPORT_EVERY);
                     merge(self.known.get_or_insert_default(), change);
                 }
                 Heard::Nothing
             }
             Said::Refused { token, code, text } => {
-                let Some((_, what, _)) = self.asked.take_if(|(asked, ..)| *asked == token) else {
-                    return Heard::Nothing;
-                };
-                self.put_off(now);
+                let Some(what) = self.asking.answered(&token) else { return Heard::Nothing };
+                self.asking.put_off(now);
                 self.refuse(now, what, code, &text)
             }
             Said::Odd => Heard::Nothing,
@@ -330,7 +311,7 @@ impl Twin {
         let Asked::Report { change, mut values } = what else {
             return Heard::Refused(format!("it is not shown: {code} {text}"));
         };
-        self.not_before = now + REPORT_EVERY;
+        self.asking.wait_until(now + REPORT_EVERY);
         let mut names = change.keys();
         let (Some(name), None) = (names.next(), names.next()) else {
             self.one_by_one = true;
@@ -338,11 +319,6 @@ impl Twin {
         };
         self.refused.insert(name.clone(), values.remove(name).unwrap_or_default());
         Heard::Refused(format!("the property {name:?} is not taken: {code} {text}"))
-    }
-
-    fn put_off(&mut self, now: Duration) {
-        self.pause = (self.pause * 2).clamp(PAUSE_FIRST, PAUSE_MAX);
-        self.not_before = now + self.pause;
     }
 
     fn desire(&mut self, version: u64, desired: Properties) -> Heard {
@@ -501,6 +477,7 @@ pub(super) fn text(payload: &[u8]) -> String {
 }
 #[cfg(test)]
 mod tests {
+    use super::super::asking::{ANSWER_WITHIN, PAUSE_MAX};
     use super::*;
 
     const NOW: Duration = Duration::from_secs(100);

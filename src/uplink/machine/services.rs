@@ -1,7 +1,7 @@
 //! How the machine serves the cloud's own services beside the messages. Pure.
 
 use super::super::jobs::{Job, Jobs};
-use super::super::services::{Heard, Number, Request, Services};
+use super::super::services::{Heard, Number, Services};
 use super::super::twin::Twin;
 use super::{Action, Holder, Machine, Moment, Note, Settings};
 use crate::health::ServiceState;
@@ -51,7 +51,11 @@ impl Machine {
             && self.has_room_at_cloud(window)
             && let Some((number, request)) = self.services.next(at.now, at.stamp.wall_ms)
         {
-            self.ask(at, number, request);
+            let (topic, payload) = request;
+            // One that is no topic gets no answer, and that has its time.
+            if let Ok(topic) = Topic::new(&topic) {
+                self.say(at, topic, payload, false, Holder::Question(number));
+            }
         }
         while has_ids(self)
             && let Some((number, filters)) = self.services.subscription(at.now)
@@ -68,29 +72,6 @@ impl Machine {
             self.ids.insert(id, Holder::Subscription(number));
             self.send(at, Packet::Subscribe(subscribe));
         }
-    }
-
-    fn ask(&mut self, at: Moment, number: Number, (topic, payload): Request) {
-        let Ok(topic) = Topic::new(&topic) else { return };
-        let qos = Qos::AtLeastOnce.min(self.terms.qos_max);
-        let mut publish = Publish {
-            dup: false,
-            retain: false,
-            qos,
-            packet_id: None,
-            topic: Some(topic),
-            payload,
-            properties: Properties::default(),
-            topic_alias: None,
-            subscription_id: None,
-        };
-        if qos == Qos::AtLeastOnce {
-            let id = self.free_id();
-            publish.packet_id = Some(id);
-            self.ids.insert(id, Holder::Question(number));
-            self.counts_out(at);
-        }
-        self.send(at, Packet::Publish(publish));
     }
 
     /// PUBACK for a question.
