@@ -49,6 +49,9 @@ const WAIT_EVERY: Duration = Duration::from_secs(1);
 /// How often the time is written down: two dozen small writes a day.
 const KEEP_EVERY_MS: u64 = 3_600_000;
 
+/// No board that runs this program lives before this: 2026-01-01.
+const EARLIEST_MS: i64 = 1_767_225_600_000;
+
 /// A clock that its owner has just set is not written down: it may have been a mistake.
 const STEADY_MS: u64 = 600_000;
 
@@ -177,6 +180,13 @@ impl Clock {
     /// Whether the wall clock can be trusted at the moment.
     pub fn state(&self) -> ClockState {
         self.now().clock
+    }
+
+    /// Ends as soon as somebody vouches for the wall clock.
+    pub async fn wait_until_known(&self) {
+        while self.state() == ClockState::Unset {
+            tokio::time::sleep(WAIT_EVERY).await;
+        }
     }
 
     /// The last moment of this boot at which the wall time was known.
@@ -328,6 +338,11 @@ fn touched_ms(path: &Path) -> Option<i64> {
     i64::try_from(modified.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()
 }
 
+/// Whether a moment shows that nobody has set this board's clock, nor is any earlier time kept: then it is certainly wrong.
+pub fn was_never_set(now: Stamp) -> bool {
+    now.clock == ClockState::Unset && now.wall_ms < EARLIEST_MS
+}
+
 /// `wall_ms` as RFC 3339 in UTC with milliseconds: `2026-11-23T09:20:00.123Z`.
 pub fn rfc3339(wall_ms: i64) -> String {
     let seconds = wall_ms.div_euclid(1000);
@@ -363,6 +378,14 @@ mod tests {
         assert_eq!(rfc3339(951_827_696_789), "2000-02-29T12:34:56.789Z");
         assert_eq!(rfc3339(1_795_425_600_000), "2026-11-23T09:20:00.000Z");
         assert_eq!(rfc3339(4_107_542_399_999), "2100-02-28T23:59:59.999Z");
+    }
+
+    #[test]
+    fn a_clock_is_certainly_wrong_only_where_no_time_is_known_and_it_shows_one_that_is_over() {
+        let at = |wall_ms, clock| was_never_set(Stamp { wall_ms, mono_ms: 0, clock });
+        assert!(at(FLOOR_MS, ClockState::Unset) && at(EARLIEST_MS - 1, ClockState::Unset));
+        assert!(!at(EARLIEST_MS, ClockState::Unset), "a battery clock, or a time that was kept");
+        assert!(!at(FLOOR_MS, ClockState::Synced), "somebody vouches for it");
     }
 
     #[test]

@@ -567,6 +567,8 @@ pub enum ServiceState {
     Ready,
     /// A twin has not been told all.
     Behind,
+    /// Nobody here takes jobs, so that none is begun.
+    Unheard,
     /// The cloud does not allow it, or something of it.
     Refused,
 }

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::config::ForwardRule;
 use crate::health::{Health, UplinkHealth};
-use crate::message::{Body, Filter, Message, Ordinal, Origin, Qos, Stamp};
+use crate::message::{Body, Filter, Message, Ordinal, Origin, Qos, Stamp, Topic};
 use crate::payload::json;
 use crate::queue::{AppendError, Appended, Change, Fate, Inlet, Once, Outlet, Pending, SetTopics, Submission};
 use crate::router::{Link, Live, Router, RouterError};
@@ -205,6 +205,11 @@ impl Intake {
             Place::None
         };
         Some(Ticket { intake: self.clone(), message: message.clone(), place })
+    }
+
+    /// Whether somebody hears a topic, or will: a live subscriber, or a session that is kept.
+    pub async fn is_heard(&self, topic: &Topic) -> Result<bool, AppendError> {
+        Ok(self.shared.router.is_wanted(topic) || self.shared.inlet.is_subscribed(topic).await?)
     }
 
     /// Hears what is published from now on, as a local subscriber does.

@@ -386,6 +386,14 @@ fn a_board_with_the_claim_of_its_lot_gets_a_certificate_of_its_own_and_its_key_s
         gateway.start();
         publish(&gateway, "plc-2", 1);
         cloud.wait_for_delivered(6);
+        // And on another board that takes its place.
+        gateway.stop();
+        let mut second = Gateway::named("second", folder.path(), &tables(&cloud, &certificates, &more, format));
+        gateway.restored_as(&second);
+        assert_eq!((mode(&kept(&second).join("key.pem")), mode(&kept(&second))), (0o600, 0o700));
+        second.start();
+        publish(&second, "plc-3", 1);
+        cloud.wait_for_delivered(7);
         let state = cloud.state();
         assert_eq!((state.made.len(), state.connects.iter().filter(|(_, is_claim)| *is_claim).count()), (1, 1));
     }

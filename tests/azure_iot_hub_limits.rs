@@ -2,7 +2,7 @@
 //!
 //! One uplink with a real queue in this process; the other side is a stand-in that goes by the hub's documents
 //! (`azure_support`). Injected: an outage, throttling, a quota that is used up, refusals of each kind, signatures of two
-//! seconds. Survivable, because a message stays in the queue until its PUBACK.
+//! seconds, a message that is longer than the hub takes. Survivable, because a message stays in the queue until its PUBACK.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
@@ -11,15 +11,22 @@ mod scripted;
 mod uplink_support;
 
 use std::collections::BTreeSet;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::sync::Arc;
 use std::time::Duration;
 
 use azure_support::Azure;
+use bytes::Bytes;
 use scripted::Scripted;
 use tidegate::config::clouds::AZURE_IOT_HUB;
-use tidegate::config::{Protocol, ReceiveRule, SasConfig, TopicTemplate, UplinkConfig};
+use tidegate::config::{
+    BatchLimits, ForwardRule, Payload, Protocol, ReceiveRule, SasConfig, TopicTemplate, UplinkConfig,
+};
 use tidegate::health::UplinkState;
-use tidegate::message::{Filter, Qos};
+use tidegate::message::{Body, Filter, Message, Origin, Qos, Quality, Reading, Topic, Value};
 use tidegate::mqtt::ReasonCode;
+use tidegate::queue::Submission;
+use tidegate::queue::inspect::{Answer, Question};
 use uplink_support::gateway::{Gateway, config, forward, until};
 
 const KEY: &str = "c2VjcmV0IG9mIHRoZSBkZXZpY2U=";
@@ -122,6 +129,72 @@ async fn a_quota_that_is_used_up_stops_everything_for_a_while_and_loses_nothing(
     hub.script().is_quota_used = false;
     until("all settled", || gateway.delivered() >= 50).await;
     assert_whole(&hub, 50);
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_of_256_kib_goes_up_one_byte_more_is_a_dead_letter_by_name_and_a_batch_stays_below() {
+    const MAX: usize = 256 * 1024;
+    let (hub, folder) = (hub(), tempfile::tempdir().unwrap());
+    let limits = BatchLimits {
+        readings: NonZeroU16::new(1000).unwrap(),
+        bytes: NonZeroU32::new(u32::try_from(MAX).unwrap()).unwrap(),
+        within: Duration::from_secs(1),
+    };
+    let batched =
+        ForwardRule { payload: Payload::JSON_BATCH, batch: Some(limits), ..forward("field/#", "batches", None) };
+    let mut uplink = uplink(&hub, &folder, HOUR);
+    uplink.forward.push(batched);
+    let gateway = Gateway::start(uplink);
+    // The stand-in reads the number at the end of the padding.
+    for (number, length) in [(1, MAX), (2, MAX + 1), (3, 1)] {
+        let body = Body::Bytes(Bytes::from(" ".repeat(length - 1) + &number.to_string()));
+        let message = Message { body, ..gateway.message(number, Qos::AtLeastOnce) };
+        gateway.inlet.append(Submission { message, once: None }).await.unwrap();
+    }
+    let mut pending = Vec::new();
+    for _ in 0..600 {
+        let received = gateway.clock.now();
+        let reading = Reading {
+            device: Arc::from("press"),
+            point: Arc::from("curve"),
+            value: Value::Text("~".repeat(1000)),
+            unit: None,
+            quality: Quality::Good,
+            reason: None,
+            seq: 0,
+            stamp: received,
+        };
+        let message = Message {
+            topic: Topic::new("field/press/curve").unwrap(),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            properties: None,
+            body: Body::Reading(reading),
+            origin: Origin::Field,
+            received,
+        };
+        pending.push(gateway.inlet.begin_append(Submission { message, once: None }).await.unwrap());
+    }
+    for one in pending {
+        one.outcome().await.unwrap();
+    }
+    until("all settled", || gateway.delivered() >= 602).await;
+    {
+        let script = hub.script();
+        assert_eq!(script.violations, Vec::<String>::new());
+        assert_eq!(script.numbers(), [1, 3], "what is too long is not tried, and holds nobody up");
+        let is_batch = |topic: &str| topic.ends_with("topic=batches");
+        let batches = script.got.iter().filter(|publish| is_batch(publish.topic.as_ref().unwrap().as_str()));
+        let lengths: Vec<usize> = batches.map(|publish| publish.payload.len()).collect();
+        assert!(lengths.iter().all(|length| *length <= MAX), "{lengths:?}");
+        assert!(lengths.iter().any(|length| *length > MAX - 3000), "none is full, and that shows nothing: {lengths:?}");
+    }
+    let asked = Question::DeadLetters { after: 0, count: 10, body_bytes: 8 };
+    let Answer::DeadLetters(letters) = gateway.inlet.ask(asked).await.unwrap() else { panic!("another answer") };
+    let told: Vec<(&str, &str)> =
+        letters.rows.iter().map(|letter| (letter.told.as_ref().unwrap().topic.as_str(), &*letter.reason)).collect();
+    assert_eq!(told, [("plant/2", "the payload has 262145 bytes, and Azure IoT Hub takes 262144")]);
     gateway.stop().await;
 }
 

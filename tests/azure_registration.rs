@@ -21,9 +21,11 @@ use std::process::Command;
 use aws_support::acceptor;
 use azure_support::{Azure, ID_SCOPE, Turn};
 use common::certificates::Certificates;
+use common::faketime::WallClock;
 use common::gateway::{Gateway, ID, PROGRAM, folder};
 use common::peers::{Publisher, script_in};
 use common::{PATIENCE, turn, wait_until};
+use rcgen::{CertificateParams, date_time_ymd};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use scripted::Scripted;
@@ -41,8 +43,13 @@ struct Place {
 
 /// A service that gives `device` to the hub `localhost`.
 fn place(device: &str) -> Place {
+    place_with(device, |_| {})
+}
+
+/// The same with something changed in the certificate of its server.
+fn place_with(device: &str, change_server: impl Fn(&mut CertificateParams)) -> Place {
     let folder = folder();
-    let certificates = Certificates::make(&folder.path().join("cloud"), ID);
+    let certificates = Certificates::make_with(&folder.path().join("cloud"), ID, change_server, |_| {});
     let mut azure = Azure::default();
     azure.keys = [ID, device].map(|name| (name.to_owned(), KEY.to_owned())).into();
     azure.assigns = ("localhost".to_owned(), device.to_owned());
@@ -218,6 +225,28 @@ fn what_is_on_the_wire_is_what_the_library_of_azure_says() {
 }
 
 #[test]
+fn a_gateway_that_is_restored_on_another_board_goes_to_its_hub_without_registering_again() {
+    let _turn = turn();
+    let place = place("press-7");
+    let mut first = Gateway::started(place.folder.path(), &place.with_key());
+    publish(&first, "plc", 2);
+    place.wait_for(2);
+    first.stop();
+    place.azure.script().turns = vec![Turn::Closes; 1000];
+    let mut second = Gateway::named("second", place.folder.path(), &place.with_key());
+    first.restored_as(&second);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&kept(&second)), mode(kept(&second).parent().unwrap())), (0o600, 0o700));
+    second.start();
+    publish(&second, "plc", 1);
+    place.wait_for(3);
+    // The session that is still there is not its own: it begins another one, and all of that at the hub.
+    let callers = place.callers();
+    assert_eq!(callers[0], format!("service as {ID}"));
+    assert!(callers.len() > 2 && callers[1..].iter().all(|caller| caller == "localhost as press-7"), "{callers:?}");
+}
+
+#[test]
 fn every_refusal_is_told_and_none_makes_a_second_device() {
     let _turn = turn();
     let place = place(ID);
@@ -311,6 +340,63 @@ fn a_kill_between_any_two_steps_ends_in_one_device() {
     killed_after(&[Turn::Assigning(1), Turn::AssignsAndCloses], 2);
     // The answer is on its way: the file is there, or it is not.
     killed_after(&[], 1);
+}
+
+/// Boots a board whose clock shows `shown`, twice, and sets it right. It says what it waits for, nothing is lost, and once the
+/// time is known no pause is waited for. Gives back how often somebody was asked before that.
+fn booted(place: &Place, shown: &str, tables: &str, said: &str) -> usize {
+    let wall = WallClock::right(place.folder.path());
+    wall.set(shown);
+    let slow = tables.replace("100ms", "300s").replace("\"500ms\"", "\"300s\"");
+    let mut gateway = Gateway::prepared(place.folder.path(), &slow);
+    wall.unconfirmed(&mut gateway);
+    for name in ["plc", "plc-2"] {
+        gateway.start_with(&wall.environment());
+        publish(&gateway, name, 2);
+        gateway.wait_for_status(said, |status| {
+            status["uplinks"]["hub"]["reason"].as_str().filter(|reason| reason.contains(said)).map(drop)
+        });
+        if name == "plc" {
+            gateway.kill();
+        }
+    }
+    assert_eq!(place.azure.script().numbers(), [0; 0]);
+    let asked = place.azure.script().connects.len();
+    wall.come_right();
+    place.wait_for(4);
+    assert_eq!(place.azure.script().numbers(), [0, 1, 0, 1]);
+    let log = gateway.log();
+    assert_eq!(log.iter().filter(|line| line.contains("The uplink cannot connect")).count(), 2, "{log:?}");
+    gateway.stop();
+    asked
+}
+
+#[test]
+fn a_board_that_boots_in_1970_shows_no_bad_token_and_comes_by_itself_when_the_time_is_known() {
+    let _turn = turn();
+    let never_set = "this board's clock was never set, and a token that is signed by it would be refused";
+    let to_hub = |place: &Place| place.with_key().replace(&format!("dps = {{ id_scope = \"{ID_SCOPE}\" }}\n"), "");
+    // By the provisioning service, and to a hub that is known.
+    let registering = place("press-7");
+    assert_eq!(booted(&registering, "@1970-01-01 00:00:10", &registering.with_key(), never_set), 0);
+    assert_eq!(registering.callers(), [format!("service as {ID}"), "localhost as press-7".to_owned()]);
+    let known = place(ID);
+    assert_eq!(booted(&known, "@1970-01-01 00:00:10", &to_hub(&known), never_set), 0);
+    // A clock that is only late may do, and is tried.
+    let late = place(ID);
+    let doubt = "signed by this board's clock, which no time service has confirmed";
+    assert!((2..10).contains(&booted(&late, "-2d", &to_hub(&late), doubt)));
+    // No token, but a certificate that nobody can judge in 1970: as it is at every cloud that has TLS.
+    let judging = place_with(ID, |server| server.not_before = date_time_ymd(2026, 2, 1));
+    {
+        let mut script = judging.azure.script();
+        script.keys.clear();
+        script.certificate = Some(CertificateDer::from_pem_file(&judging.certificates.client_cert).unwrap());
+    }
+    let Certificates { client_cert, client_key, .. } = &judging.certificates;
+    let login = format!("cert = \"{}\"\nkey = \"{}\"", client_cert.display(), client_key.display());
+    let unjudged = "clock is not set, so the server's certificate cannot be judged";
+    assert_eq!(booted(&judging, "@1970-01-01 00:00:10", &judging.tables(&login), unjudged), 0);
 }
 
 #[test]

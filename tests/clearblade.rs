@@ -23,6 +23,7 @@ use aws_support::acceptor;
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 use common::account::assert_whole_in_order_and_once;
 use common::certificates::Certificates;
+use common::faketime::WallClock;
 use common::gateway::{Gateway, ID, PROGRAM, folder};
 use common::peers::Publisher;
 use common::{PATIENCE, turn, wait_until};
@@ -441,6 +442,28 @@ fn each_refusal_is_told_and_the_messages_go_up_when_it_is_over() {
     let said = String::from_utf8(doctor.stdout).unwrap();
     assert!(said.contains("public half of the key") && said.contains("clock must be right"), "{said}");
     assert_eq!(place.cloud.script().violations, Vec::<String>::new());
+}
+
+#[test]
+fn a_board_that_boots_in_1970_shows_no_token_and_comes_by_itself_when_the_time_is_known() {
+    let _turn = turn();
+    let place = Place::new("ES256");
+    let wall = WallClock::right(place.folder.path());
+    wall.set("@1970-01-01 00:00:10");
+    let mut gateway = Gateway::prepared(place.folder.path(), &place.tables(""));
+    wall.unconfirmed(&mut gateway);
+    gateway.start_with(&wall.environment());
+    publish(&gateway, "plc", "plant/press", 3);
+    gateway.wait_for_status("it says what it waits for", |status| {
+        let reason = status["uplinks"]["cloud"]["reason"].as_str()?;
+        reason.contains("this board's clock was never set").then_some(())
+    });
+    assert_eq!(place.cloud.script().connects.len(), 0);
+    wall.come_right();
+    let arrived = place.wait_for(3);
+    assert_whole_in_order_and_once("what went up", &arrived, 0..3);
+    assert_eq!(place.cloud.script().connects.len(), 1);
+    gateway.stop();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

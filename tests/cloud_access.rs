@@ -1,12 +1,14 @@
-//! Getting in at the cloud: roots, passwords, client certificates. What is wrong is said, and costs no message.
+//! Getting in at the cloud: names, roots, passwords, client certificates. What is wrong is said, and costs no message.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod common;
 
 use std::fs;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use common::account::assert_whole_in_order_and_once;
 use common::certificates::Certificates;
@@ -14,7 +16,8 @@ use common::cloud::{Access, Mosquitto};
 use common::gateway::{FORWARD_PLANT, Gateway, folder, uplink};
 use common::peers::{Publisher, Subscriber};
 use common::proxy::Proxy;
-use common::{PATIENCE, turn, wait_for};
+use common::relay::Relay;
+use common::{PATIENCE, namespace, turn, wait_for};
 
 const COUNT: u64 = 50;
 
@@ -296,4 +299,94 @@ fn a_certificate_that_ends_soon_is_told_and_a_renewed_one_needs_no_restart() {
     cloud.start();
     gateway.wait_until_connected();
     assert!(cloud.log().contains("u'hall-3-renewed'"), "Mosquitto sees the renewed certificate: {}", cloud.log());
+    gateway.wait_for_status("of the renewed one it is known when it ends", |status| {
+        let mut all = status["certificates"].as_array()?.iter();
+        let own = all.find(|one| one["of"] == "uplink.cloud" && one["key"] == "cert")?;
+        (own["days_left"].as_i64()? > 365).then_some(())
+    });
+}
+
+/// A name server on the port of name servers. What it says is good for a day, and may be another thing at the next question.
+#[derive(Clone, Default)]
+struct NameServer(Arc<Mutex<(Option<Ipv4Addr>, usize)>>);
+
+impl NameServer {
+    fn started() -> NameServer {
+        let names = NameServer::default();
+        let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
+        let shared = names.clone();
+        std::thread::spawn(move || {
+            let mut question = [0; 512];
+            while let Ok((length, peer)) = socket.recv_from(&mut question) {
+                socket.send_to(&shared.answer(&question[..length]), peer).unwrap();
+            }
+        });
+        names
+    }
+
+    /// By RFC 1035, 4.1: one question, and the address for whoever asks for one of IPv4.
+    fn answer(&self, question: &[u8]) -> Vec<u8> {
+        let mut end = 12;
+        while question[end] != 0 {
+            end += 1 + usize::from(question[end]);
+        }
+        let is_address = question[end + 1..end + 3] == [0, 1];
+        let mut state = self.0.lock().unwrap();
+        state.1 += usize::from(is_address);
+        let answer = state.0.filter(|_| is_address);
+        let failure = if state.0.is_none() { 3 } else { 0 };
+        let head = [&question[..2], &[0x81, 0x80 | failure, 0, 1, 0, u8::from(answer.is_some()), 0, 0, 0, 0]].concat();
+        let told = answer.map(|address| {
+            [&[0xc0, 12, 0, 1, 0, 1][..], &86_400_u32.to_be_bytes(), &[0, 4], &address.octets()].concat()
+        });
+        [&head, &question[12..end + 5], &told.unwrap_or_default()].concat()
+    }
+
+    fn say(&self, address: Ipv4Addr) {
+        self.0.lock().unwrap().0 = Some(address);
+    }
+
+    fn asked(&self) -> usize {
+        self.0.lock().unwrap().1
+    }
+}
+
+#[test]
+fn the_name_of_the_cloud_is_asked_about_at_each_attempt_and_a_cloud_that_has_moved_is_found() {
+    let _turn = turn();
+    if !namespace::is_inside_with_files(
+        "the_name_of_the_cloud_is_asked_about_at_each_attempt_and_a_cloud_that_has_moved_is_found",
+    ) {
+        return;
+    }
+    let folder = folder();
+    namespace::put(folder.path(), "/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n");
+    namespace::put(folder.path(), "/etc/nsswitch.conf", "hosts: files dns\n");
+    let names = NameServer::started();
+    let mut cloud = Mosquitto::started(folder.path());
+    let mut application = Subscriber::started(cloud.port, "application", &["factory7/#"]);
+    let before = Relay::started("127.0.0.2", cloud.port);
+    let after = Relay::at(("127.0.0.3", before.port), cloud.port);
+    let mut gateway = Gateway::prepared(
+        folder.path(),
+        &(uplink(&format!("mqtt://cloud.plant.test:{}", after.port), "") + FORWARD_PLANT),
+    );
+    gateway.start();
+    publish(&gateway);
+    assert!(reason_of(&gateway).contains("cannot find the address of cloud.plant.test"));
+    let asked = names.asked();
+    wait_for(PATIENCE, "each attempt asks", || names.asked() >= asked + 3);
+    names.say(Ipv4Addr::new(127, 0, 0, 2));
+    expect_all(&mut application);
+    gateway.wait_until_connected();
+
+    // The cloud moves: what is still at its old address answers nothing.
+    cloud.stop();
+    before.cut();
+    names.say(Ipv4Addr::new(127, 0, 0, 3));
+    cloud.start();
+    Publisher::started(gateway.port, "client", "plant/later", COUNT, &[]).wait_until_done();
+    application.wait_for_count("factory7/plant/later", usize::try_from(COUNT).unwrap());
+    assert_whole_in_order_and_once("published after it", &application.numbers_on("factory7/plant/later"), 0..COUNT);
+    gateway.stop();
 }

@@ -4,6 +4,10 @@
 
 mod common;
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use common::certificates::Certificates;
 use common::cloud::Mosquitto;
 use common::gateway::{FORWARD_PLANT, Gateway, PROGRAM, folder, uplink};
 use common::process::Process;
@@ -112,6 +116,44 @@ fn what_cannot_be_reached_or_promised_is_said() {
     let mut unwanted = drill(&gateway, &["--anew", "--topic", "elsewhere/x"]);
     assert_eq!(unwanted.wait(PATIENCE).code(), Some(64), "{}", unwanted.transcript());
     assert!(unwanted.transcript().contains("no forward rule"), "{}", unwanted.transcript());
+}
+
+#[test]
+fn where_nothing_can_be_read_back_no_drill_begins_and_it_says_what_to_do() {
+    let _turn = turn();
+    let folder = folder();
+    let nobody = port::free();
+    let secret = folder.path().join("key");
+    fs::write(&secret, "c2VjcmV0\n").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let Certificates { ca, client_cert, client_key, .. } = Certificates::make(&folder.path().join("lot"), "lot 7");
+    let (secret, at) = (secret.display(), format!("localhost:{nobody}"));
+    let dps = format!(
+        "profile = \"azure-iot-hub\"\nurl = \"mqtts://{at}\"\nsas = {{ key = \"{secret}\" }}\ndps = {{ id_scope = \"0ne1\" }}"
+    );
+    let webhook = format!("url = \"http://{at}/in\"");
+    let lot = format!(
+        "profile = \"aws-iot\"\nurl = \"mqtts://{at}\"\nca = \"{}\"\nprovision = {{ template = \"lot\", claim_cert = \"{}\", claim_key = \"{}\" }}",
+        ca.display(),
+        client_cert.display(),
+        client_key.display()
+    );
+    let back = "read back where the messages come out, with --read-back and --read-back-topic";
+    let on_hub = ["--read-back-topic", "devices/hall-3/messages/devicebound/#"];
+    for (table, more, said, help) in [
+        (&dps, &[][..], "Azure IoT Hub gives a device nothing of what it has sent", back),
+        // A topic that the hub does give out: not from the provisioning service.
+        (&dps, &on_hub, "cloud has not registered at its cloud yet", "let the gateway run until it is connected"),
+        (&webhook, &[], "cloud goes by HTTP, and by that nothing can be read back", back),
+        (&lot, &[], "cloud has not registered at its cloud yet", "let the gateway run until it is connected"),
+    ] {
+        let gateway = Gateway::prepared(folder.path(), &format!("[uplink.cloud]\n{table}\n{FORWARD_PLANT}"));
+        gateway.write_config();
+        let mut drill = drill(&gateway, more);
+        assert_eq!(drill.wait(PATIENCE).code(), Some(64), "{}", drill.transcript());
+        let told = drill.transcript();
+        assert!(told.contains(said) && told.contains(help), "{told}");
+    }
 }
 
 #[test]

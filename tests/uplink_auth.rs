@@ -1,12 +1,14 @@
 //! Does enhanced authentication get the gateway in, and does the next token go over the connection that there is: at a broker
-//! that takes it, refuses it, does not answer, or is away?
+//! that takes it, refuses it, does not answer, or is away; and on a board whose clock is set only then?
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64ct::{Base64UrlUnpadded, Encoding as _};
-use tidegate::clock::{Clock, ClockSource};
+use tidegate::clock::{Clock, ClockSource, Dial, Reading};
 use tidegate::config::clouds::AZURE_EVENT_GRID;
 use tidegate::config::{Protocol, UplinkConfig};
 use tidegate::message::Qos;
@@ -142,5 +144,46 @@ async fn a_session_that_the_cloud_has_given_up_while_the_gateway_was_away_loses_
     let connects = cloud.seen.lock().unwrap().connects;
     let filters = cloud.seen.lock().unwrap().filters.clone();
     assert_eq!((connects, filters), (1, vec!["cmd/#".to_owned()]), "it subscribes anew");
+    gateway.stop().await;
+}
+
+/// The clocks of a board that has booted in 1970.
+#[derive(Debug, Default)]
+struct Board {
+    is_set: AtomicBool,
+}
+
+impl Dial for Board {
+    fn read(&self) -> Reading {
+        let now = Clock::new(ClockSource::Trusted).now();
+        let wall_ms = if self.is_set.load(Ordering::SeqCst) { now.wall_ms } else { 10_000 };
+        Reading { wall_ms, mono_ms: now.mono_ms }
+    }
+
+    fn boot_id(&self) -> Arc<str> {
+        Arc::from("this boot")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_board_that_booted_in_1970_the_end_of_a_token_is_reckoned_anew_when_the_time_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, mark) = (folder.path().join("token"), folder.path().join("mark"));
+    put(&file, &token("first", 2));
+    let cloud = FakeCloud::start(0, Temper::default()).await;
+    let board = Arc::new(Board::default());
+    let clock = Clock::reading(ClockSource::TimeService, board.clone()).marked_by(&mark);
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start_by(clock, dir, uplink(cloud.port, &file, "CUSTOM-JWT"));
+    gateway.publish(0..10, Qos::AtLeastOnce).await;
+    until("the token is good, whatever the time is here", || gateway.delivered() >= 10).await;
+    put(&file, &token("second", 100_000));
+    board.is_set.store(true, Ordering::SeqCst);
+    std::fs::write(&mark, "").unwrap();
+    // By the clock of 1970 there were decades left.
+    until("the next one is shown before the first one ends", || cloud.seen.lock().unwrap().shown_again == 1).await;
+    gateway.publish(10..20, Qos::AtLeastOnce).await;
+    until("delivered", || gateway.delivered() >= 20).await;
+    assert_eq!((arrived(&cloud).len(), cloud.seen.lock().unwrap().connects), (20, 1), "over one connection");
     gateway.stop().await;
 }

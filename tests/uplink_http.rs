@@ -17,6 +17,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::certificates::Certificates;
+use common::faketime::WallClock;
 use common::gateway::{Gateway, ID, folder};
 use common::peers::{ModbusServer, Publisher, script};
 use common::process::Process;
@@ -344,4 +345,41 @@ fn topics_of_aws_are_posted_one_by_one_with_the_clients_certificate() {
         let body: Value = serde_json::from_str(request["body"].as_str().unwrap()).unwrap();
         assert_eq!(body["device"], "meter");
     }
+}
+
+#[test]
+fn a_board_that_boots_in_1970_judges_no_certificate_and_posts_by_itself_when_the_time_is_known() {
+    let _turn = turn();
+    let folder = folder();
+    let port = port::free();
+    let begun = |parameters: &mut rcgen::CertificateParams| parameters.not_before = rcgen::date_time_ymd(2026, 2, 1);
+    let Certificates { ca, server_cert, server_key, client_cert, client_key, .. } =
+        Certificates::make_with(&folder.path().join("authority"), ID, begun, |_| {});
+    let texts = [&server_cert, &server_key, &ca].map(|path| path.display().to_string());
+    let server = Server::started(port, &["--tls", &texts[0], &texts[1], &texts[2]]);
+    let wall = WallClock::right(folder.path());
+    wall.set("@1970-01-01 00:00:10");
+    // Of the pauses none is short enough to be waited for.
+    let tables = format!(
+        "[uplink.hook]\nurl = \"https://localhost:{port}/in\"\nca = \"{}\"\ncert = \"{}\"\nkey = \"{}\"\n\
+         reconnect = {{ first = \"300s\", max = \"300s\" }}\nown_topic = \"\"\n\
+         [[uplink.hook.forward]]\nfilter = \"plant/#\"\n",
+        ca.display(),
+        client_cert.display(),
+        client_key.display()
+    );
+    let mut gateway = Gateway::prepared(folder.path(), &tables);
+    wall.unconfirmed(&mut gateway);
+    gateway.start_with(&wall.environment());
+    Publisher::started(gateway.port, "press", "plant/press", 5, &[]).wait_until_done();
+    gateway.wait_for_status("it says what is wrong", |status| {
+        let reason = status["uplinks"]["hook"]["reason"].as_str()?;
+        reason.contains("clock is not set, so the server's certificate cannot be judged").then_some(())
+    });
+    assert_eq!(server.requests(), Vec::<Value>::new());
+    wall.come_right();
+    server.wait_for_taken(5);
+    let numbers: Vec<Value> = server.taken().iter().map(|request| request["body"].clone()).collect();
+    assert_eq!(numbers.iter().map(|body| body.as_str().unwrap().trim()).collect::<Vec<_>>(), ["0", "1", "2", "3", "4"]);
+    gateway.stop();
 }

@@ -1135,13 +1135,21 @@ fn a_cloud_that_does_not_allow_a_service_costs_it_and_no_message_and_the_other_g
         ] {
             let temper = Temper { version_311, ..temper };
             let mut world = World::new(with_services(version), temper, rows_of(12, |_| Qos::AtLeastOnce));
+            world.event(Event::JobsHeard(true));
             world.run(&[]);
             while world.step() {}
             assert_eq!(world.store.settled.len(), 12);
             assert!(world.store.settled.values().all(|verdict| *verdict == Verdict::Delivered));
             let told = world.notes.iter().filter(|note| matches!(note, Note::Service { service: "twin", .. }));
             assert_eq!(told.count(), 1, "{:?}", world.notes);
-            assert!(world.cloud.connects <= connects_max, "{} connections", world.cloud.connects);
+            assert!(
+                world.cloud.connects <= connects_max,
+                "{} connections after {:?}: {:?} {:?}",
+                world.cloud.connects,
+                world.now,
+                world.closed,
+                world.notes
+            );
             let asked = |topic: &str| world.cloud.got.iter().any(|one| one.topic.as_ref().unwrap().as_str() == topic);
             assert!(asked("$aws/things/g/jobs/start-next"));
             let states: BTreeMap<_, _> = world.machine.services().collect();
@@ -1152,7 +1160,10 @@ fn a_cloud_that_does_not_allow_a_service_costs_it_and_no_message_and_the_other_g
 
 #[test]
 fn a_job_is_acknowledged_when_it_is_stored_and_comes_again_where_there_was_no_room() {
-    let mut world = World::new(with_services(Version::V5), Temper::default(), Vec::new());
+    // The model of a cloud answers no question, and only one service asks at a time.
+    let settings = Settings { twin: None, ..with_services(Version::V5) };
+    let mut world = World::new(settings, Temper::default(), Vec::new());
+    world.event(Event::JobsHeard(true));
     world.run(&[]);
     while world.step() {}
     let question = world.cloud.got.iter().find(|one| one.topic.as_ref().unwrap().as_str().ends_with("start-next"));
@@ -1197,6 +1208,32 @@ fn a_job_is_acknowledged_when_it_is_stored_and_comes_again_where_there_was_no_ro
     world.machine.handle(at, Event::Accepted(again.0));
     world.machine.turn(at);
     assert!(world.machine.take_actions().contains(&answer));
+}
+
+#[test]
+fn a_status_that_two_restarts_of_a_broker_have_cost_is_back_after_an_hour_on_the_connection_that_there_is() {
+    let temper = Temper { version_311: true, ..Temper::default() };
+    let mut world = World::new(with_own_topic(Version::V311), temper, rows_of(3, |_| Qos::AtLeastOnce));
+    while world.step() {}
+    let told = |world: &World| {
+        let topics = world.cloud.got.iter().map(|publish| publish.topic.as_ref().unwrap().as_str().to_owned());
+        topics.filter(|topic| topic == "own/g/status").count()
+    };
+    assert_eq!(told(&world), 1);
+    // It restarts, and does so once more whenever it has got the status.
+    world.cloud.temper.closes_on = Some(b'{');
+    world.lose_link(true);
+    while world.step() {}
+    assert!(world.machine.is_up() && world.notes.contains(&Note::OwnTopicOff), "{:?}", world.notes);
+    world.cloud.temper.closes_on = None;
+    let (before, connects) = (told(&world), world.cloud.connects);
+    for (minutes, more) in [(50, 0), (20, 1), (200, 1)] {
+        world.now += Duration::from_secs(60 * minutes);
+        world.end_turn();
+        while world.step() {}
+        assert_eq!(told(&world), before + more, "after {minutes} more minutes");
+    }
+    assert_eq!(world.cloud.connects, connects);
 }
 
 #[test]

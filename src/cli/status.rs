@@ -162,6 +162,7 @@ fn service_words(state: &str) -> &str {
         "away" => "waits for a connection",
         "asking" => "the cloud was asked",
         "ready" => "in step with the cloud",
+        "unheard" => "nobody here has subscribed to jobs, so that none is begun",
         "behind" => "the cloud has not been told all",
         "refused" => "the cloud does not allow it, or something of it; the journal says why",
         other => other,

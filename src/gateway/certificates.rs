@@ -1,11 +1,12 @@
 //! Watches over the certificates that the configuration names, and says in time that one ends.
 //!
 //! A renewed file is read at the next connection of an uplink, and at a reload by listeners and page. So nothing is done here
-//! but telling: in `status`, and in the journal thirty days before, seven, one, and when it is over. By a clock that nobody has
-//! confirmed nothing is said.
+//! but telling: in `status`, within seconds also of a file that was replaced, and in the journal thirty days before, seven, one,
+//! and when it is over. By a clock that nobody has confirmed nothing is said.
 
 use std::convert::Infallible;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use log::{error, warn};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -22,7 +24,10 @@ use crate::message::ClockState;
 use crate::transport::Validity;
 use crate::uplink::provision::own_cert;
 
-/// How often the files are looked at.
+/// How often it is looked whether a file was replaced.
+const GLANCE_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the files are read all the same.
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
 
 /// Days before the end at which it is told; below zero it is over.
@@ -78,13 +83,27 @@ impl CertificateWatch {
     /// Until `stop`.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
         loop {
+            // Before the look, so that no change falls between the two.
+            let (glance, looked_at) = (self.glance().await, Instant::now());
             self.look().await;
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = self.0.changed.notified() => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+            while looked_at.elapsed() < LOOK_EVERY {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    () = self.0.changed.notified() => break,
+                    () = tokio::time::sleep(GLANCE_EVERY) => {}
+                }
+                if self.glance().await != glance {
+                    break;
+                }
             }
         }
+    }
+
+    /// By what a change is known: of the files, and of the clock by which they are judged.
+    async fn glance(&self) -> (bool, Vec<Option<Mark>>) {
+        let all = self.0.watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let marks = tokio::task::spawn_blocking(move || all.iter().map(|one| mark(&one.path)).collect());
+        (self.0.clock.state() == ClockState::Unset, marks.await.unwrap_or_default())
     }
 
     async fn look(&self) {
@@ -128,6 +147,14 @@ fn watched(config: &Config) -> Vec<Watched> {
         add(of, "client_ca", client.as_ref().map(|client| &client.ca));
     }
     watched
+}
+
+/// Tells a file from the one that takes its place: number, length and time of the last change.
+type Mark = (u64, u64, i64, i64);
+
+fn mark(path: &Path) -> Option<Mark> {
+    let found = std::fs::metadata(path).ok()?;
+    Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
 }
 
 /// When the first certificate of a file ends; of authorities, when the last of them does: one is enough. A file that cannot be

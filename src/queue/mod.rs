@@ -469,6 +469,12 @@ impl Inlet {
         ask(&self.jobs, Job::Stats).await
     }
 
+    /// Whether a session that is kept has subscribed to a topic, so that a message there waits for it.
+    pub async fn is_subscribed(&self, topic: &Topic) -> Result<bool, AppendError> {
+        let topic = topic.clone();
+        ask(&self.jobs, |reply| Job::IsSubscribed(topic, reply)).await
+    }
+
     /// What a person asks of the store; one job's share.
     pub async fn ask(&self, question: Question) -> Result<Answer, AppendError> {
         ask(&self.jobs, |reply| Job::Ask(question, reply)).await

@@ -28,7 +28,7 @@ use super::{
     SetTopics, Stats, StreamSpec, Submission, WorkerError,
 };
 use crate::health::{Alarm, chain};
-use crate::message::{Body, Filter};
+use crate::message::{Body, Filter, Topic};
 
 /// Jobs that wait at most; then senders wait.
 pub(super) const JOBS_MAX: usize = 2048;
@@ -73,12 +73,29 @@ pub(super) enum Job {
     NoteProblem(String, Reply<()>),
     DeclareStop(String, Reply<()>),
     Commit(Arc<str>, Vec<Change>, Reply<()>),
-    AppendWith { stream: Arc<str>, changes: Vec<Change>, submissions: Vec<(Submission, Reply<Appended>)> },
+    AppendWith {
+        stream: Arc<str>,
+        changes: Vec<Change>,
+        submissions: Vec<(Submission, Reply<Appended>)>,
+    },
     Live(Arc<str>, bool),
-    Next { stream: Arc<str>, after: u64, count_max: usize, bytes_max: usize, is_again: bool, reply: Reply<Fetched> },
+    Next {
+        stream: Arc<str>,
+        after: u64,
+        count_max: usize,
+        bytes_max: usize,
+        is_again: bool,
+        reply: Reply<Fetched>,
+    },
     Restore(Arc<str>, Reply<Restored>),
-    Retained { filter: Filter, after: Option<String>, reply: Reply<RetainedPage> },
+    Retained {
+        filter: Filter,
+        after: Option<String>,
+        reply: Reply<RetainedPage>,
+    },
     Stats(Reply<Stats>),
+    /// Whether a session that is kept has subscribed to a topic.
+    IsSubscribed(Topic, Reply<bool>),
     Ledger(PageAsk, Reply<Page>),
     Ask(Question, Reply<inspect::Answer>),
     Order(Order, Reply<inspect::Answer>),
@@ -420,6 +437,7 @@ impl Thread {
                 | Job::Restore(..)
                 | Job::Retained { .. }
                 | Job::Stats(_)
+                | Job::IsSubscribed(..)
                 | Job::Ledger(..)
                 | Job::Ask(..) => self.reads.push_back(job),
                 _ => writes.push(job),
@@ -644,6 +662,7 @@ fn refuse(job: Job, failure: &AppendError) {
         Job::Restore(_, reply) => send(reply, Err(failure.clone())),
         Job::Retained { reply, .. } => send(reply, Err(failure.clone())),
         Job::Stats(reply) => send(reply, Err(failure.clone())),
+        Job::IsSubscribed(_, reply) => send(reply, Err(failure.clone())),
         Job::Ledger(_, reply) => send(reply, Err(failure.clone())),
         Job::Ask(_, reply) => send(reply, Err(failure.clone())),
         Job::Ping(reply) => send(reply, Ok(())),
@@ -773,6 +792,7 @@ fn apply(books: &mut Books, job: Job, answers: &mut Vec<Answer>) -> rusqlite::Re
         | Job::Restore(..)
         | Job::Retained { .. }
         | Job::Stats(_)
+        | Job::IsSubscribed(..)
         | Job::Ledger(..)
         | Job::Ask(..)
         | Job::Ping(_)
@@ -835,6 +855,7 @@ fn unapplied_one(job: Job) -> Option<Answer> {
         | Job::Restore(..)
         | Job::Retained { .. }
         | Job::Stats(_)
+        | Job::IsSubscribed(..)
         | Job::Ledger(..)
         | Job::Ask(..)
         | Job::AppendWith { .. }
@@ -876,6 +897,10 @@ fn read(books: &mut Books, job: Job) -> rusqlite::Result<()> {
         Job::Stats(reply) => {
             let found = books.stats();
             answer(books, found, reply)
+        }
+        Job::IsSubscribed(topic, reply) => {
+            let found = books.sessions.is_subscribed(&topic);
+            answer(books, Ok(found), reply)
         }
         Job::Ledger(page, reply) => {
             let found = books.ledger_page(page);

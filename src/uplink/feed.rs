@@ -126,6 +126,25 @@ impl Feed {
     }
 }
 
+/// Says whether somebody would take a job, as often as that changes.
+pub(super) async fn hear_of_takers(topic: Option<Topic>, intake: Intake, reports: mpsc::Sender<Report>) {
+    let Some(topic) = topic else { return };
+    let mut told = None;
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        // A queue that does not answer takes no job either.
+        let is_heard = intake.is_heard(&topic).await.unwrap_or(false);
+        if told != Some(is_heard) {
+            told = Some(is_heard);
+            if reports.send(Report::JobsHeard(is_heard)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
 /// The next publication below the filter: its topic, and whether it is retained. `None` = there is nobody to hear.
 async fn heard(link: &mut Option<Link>) -> Option<(Topic, bool)> {
     match link {

@@ -19,12 +19,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::compose::{fix_time, has_expired};
+use super::hour;
 use super::link::{UplinkError, UplinkSettings, chance};
 use super::waiting::{Attempt, Waiting};
 use crate::clock::Clock;
 use crate::config::{Endpoint, HttpConfig, HttpKind, UplinkConfig};
 use crate::health::{LossReason, UplinkHealth, UplinkState, chain};
-use crate::message::{Qos, Sequence};
+use crate::message::{ClockState, Qos, Sequence};
 use crate::queue::{AppendError, Change, Outlet, Restored, Verdict};
 use crate::transport::{Login, Pacing, Way, first_line};
 
@@ -73,6 +74,8 @@ pub async fn run(settings: UplinkSettings, http: HttpConfig, stop: CancellationT
         endpoint: 0,
         started: Instant::now(),
         paused_until: Duration::ZERO,
+        is_clock_unset: false,
+        may_hurry: true,
         has_greeted: false,
         is_outage: false,
         is_held: false,
@@ -110,6 +113,10 @@ struct Courier {
     pacing: Pacing,
     started: Instant,
     paused_until: Duration,
+    /// Nobody had vouched for the time when the pause began.
+    is_clock_unset: bool,
+    /// The pause is one of this side, and may end when the time is known.
+    may_hurry: bool,
     /// The server has been reached once.
     has_greeted: bool,
     /// The outage has been logged.
@@ -146,6 +153,12 @@ impl Courier {
                     self.owned.remove(&sequence);
                 }
                 self.outlet.rewind();
+            }
+            if self.is_clock_unset && self.clock.state() != ClockState::Unset {
+                self.is_clock_unset = false;
+                if self.may_hurry {
+                    self.paused_until = now;
+                }
             }
             if self.paused_until <= now {
                 self.paused_until = self.paused_until.max(self.pacing.ready_at(now));
@@ -208,6 +221,7 @@ impl Courier {
         tokio::select! {
             () = self.stop.cancelled() => Ok(()),
             () = sleep_until(until) => Ok(()),
+            () = self.clock.wait_until_known(), if self.is_clock_unset => Ok(()),
             rows = self.outlet.next(FETCH_ROWS_MAX, FETCH_BYTES_MAX), if may_fetch => match rows {
                 Ok(rows) => {
                     for row in rows {
@@ -456,7 +470,9 @@ impl Courier {
     /// Sends a request, once more where the connection had been closed behind our back.
     async fn exchange(&mut self, request: &Request) -> Result<verdict::Answer, Failed> {
         let Some(endpoint) = self.endpoint() else { return Err(Failed::Way("there is no address".to_owned())) };
-        let login = Login::read(&self.config, &endpoint, self.clock.now()).await;
+        let now = self.clock.now();
+        hour::may_sign(&self.config, now).map_err(|never_set| Failed::Way(chain(&never_set)))?;
+        let login = Login::read(&self.config, &endpoint, now).await;
         let login = login.map_err(|error| Failed::Way(chain(&error)))?;
         let login = authorization(self.http.kind, &login);
         loop {
@@ -513,6 +529,8 @@ impl Courier {
         let now = self.now();
         let pause = self.backoff.pause(now, chance());
         self.paused_until = now + after.unwrap_or(pause);
+        self.is_clock_unset = self.clock.state() == ClockState::Unset;
+        self.may_hurry = after.is_none();
         self.say_outage(&reason);
     }
 

@@ -13,6 +13,7 @@ use super::commands;
 use super::twin::{Request, text};
 use crate::config::answers;
 use crate::config::clouds::services::{JobTopics, is_aws_name};
+use crate::health::ServiceState;
 
 /// An answer must come within this.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -69,6 +70,10 @@ pub struct Jobs {
     topics: JobTopics,
     /// The next one is to be asked for.
     wants: bool,
+    /// Somebody here takes jobs: one that nobody takes is not begun, so that the cloud shows it as what it is.
+    is_heard: bool,
+    /// Nobody does, and it was told that a job waits.
+    is_told: bool,
     asked: Option<(String, Duration)>,
     count: u32,
     not_before: Duration,
@@ -78,7 +83,16 @@ pub struct Jobs {
 impl Jobs {
     /// The jobs of `topics`.
     pub fn new(topics: JobTopics) -> Jobs {
-        Jobs { topics, wants: true, asked: None, count: 0, not_before: Duration::ZERO, pause: Duration::ZERO }
+        Jobs {
+            topics,
+            wants: true,
+            is_heard: false,
+            is_told: false,
+            asked: None,
+            count: 0,
+            not_before: Duration::ZERO,
+            pause: Duration::ZERO,
+        }
     }
 
     /// What is heard.
@@ -89,6 +103,17 @@ impl Jobs {
     /// Whether a topic is one of its own.
     pub fn owns(&self, topic: &str) -> bool {
         self.topics.tail(topic).is_some()
+    }
+
+    /// Whether somebody here takes jobs.
+    pub fn set_heard(&mut self, is_heard: bool) {
+        self.is_heard = is_heard;
+        self.is_told &= !is_heard;
+    }
+
+    /// How they stand.
+    pub fn state(&self) -> ServiceState {
+        if self.is_heard { ServiceState::Ready } else { ServiceState::Unheard }
     }
 
     /// The connection is gone: what there is to do is asked for in the next one.
@@ -108,7 +133,7 @@ impl Jobs {
             self.asked = None;
             self.put_off(now);
         }
-        if !self.wants || self.asked.is_some() || now < self.not_before {
+        if !self.wants || !self.is_heard || self.asked.is_some() || now < self.not_before {
             return None;
         }
         // What is told from here on may be newer than the answer, whichever comes first.
@@ -123,7 +148,7 @@ impl Jobs {
     /// When `next` may have something, though nothing happens.
     pub fn deadline(&self) -> Option<Duration> {
         let asked_until = self.asked.as_ref().map(|(_, until)| *until);
-        asked_until.or_else(|| self.wants.then_some(self.not_before))
+        asked_until.or_else(|| (self.wants && self.is_heard).then_some(self.not_before))
     }
 
     /// The cloud has said something at one of the topics.
@@ -144,6 +169,9 @@ impl Jobs {
                 let told = serde_json::from_slice::<Told>(payload).ok();
                 if told.and_then(|told| told.execution?.job_id).is_some() {
                     self.wants = true;
+                    if !self.is_heard && !std::mem::replace(&mut self.is_told, true) {
+                        return Heard::Refused("a job waits, and nobody here has subscribed to jobs".to_owned());
+                    }
                 }
                 Heard::Nothing
             }
@@ -213,7 +241,9 @@ mod tests {
     const BASE: &str = "$aws/things/g/jobs";
 
     fn jobs() -> Jobs {
-        Jobs::new(JobTopics::new("g"))
+        let mut jobs = Jobs::new(JobTopics::new("g"));
+        jobs.set_heard(true);
+        jobs
     }
 
     fn token((_, payload): &Request) -> Value {
@@ -282,6 +312,18 @@ mod tests {
         hear(&mut jobs, "notify-next", r#"{"timestamp": 3, "execution": {"jobId": "a", "status": "QUEUED"}}"#);
         assert_eq!(jobs.next(NOW, 0), None, "one question at a time");
         hear(&mut jobs, "start-next/accepted", &started(&token(&question), &json!({})));
+        assert!(jobs.next(NOW, 0).is_some());
+    }
+
+    #[test]
+    fn no_job_is_begun_that_nobody_here_would_take_and_that_one_waits_is_told_once() {
+        let mut jobs = Jobs::new(JobTopics::new("g"));
+        assert_eq!((jobs.next(NOW, 0), jobs.deadline()), (None, None));
+        let told = r#"{"timestamp": 3, "execution": {"jobId": "a", "status": "QUEUED"}}"#;
+        assert!(matches!(hear(&mut jobs, "notify-next", told), Heard::Refused(_)));
+        assert_eq!(hear(&mut jobs, "notify-next", told), Heard::Nothing);
+        assert_eq!((jobs.next(NOW, 0), jobs.state()), (None, ServiceState::Unheard));
+        jobs.set_heard(true);
         assert!(jobs.next(NOW, 0).is_some());
     }
 

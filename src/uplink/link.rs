@@ -21,9 +21,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
-use super::feed::Feed;
+use super::feed::{Feed, hear_of_takers};
+use super::hour;
 use super::http;
-use super::machine::{Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
+use super::machine::{self, Action, CloseReason, Event, INBOUND_BYTES_MAX, Machine, Moment, Note, Settings};
 use super::proof::Proof;
 use super::provision::Claimant;
 use super::registration::{Registrar, RegistrationError};
@@ -32,7 +33,7 @@ use crate::clock::Clock;
 use crate::config::{Endpoint, Protocol, UplinkConfig};
 use crate::health::{Health, UplinkHealth, UplinkState, chain};
 use crate::intake::{Intake, LiveForward};
-use crate::message::Stamp;
+use crate::message::{ClockState, Stamp};
 use crate::mqtt::{Decoder, Encoder, Packet, ReasonCode};
 use crate::queue::{Inlet, Outlet};
 use crate::transport::scram::ScramError;
@@ -170,6 +171,10 @@ impl Uplink {
             };
             tasks.spawn(feed.run());
         }
+        if config.jobs.is_some() {
+            let topic = machine::job_topic(&gateway, &name);
+            tasks.spawn(hear_of_takers(topic, intake.clone(), report_outbox.clone()));
+        }
         tasks.spawn(run_errands(intake, inlet, errand_inbox, report_outbox));
         let started = Instant::now();
         let mut link = Link {
@@ -188,6 +193,8 @@ impl Uplink {
             reached: None,
             doubts: 0,
             not_before: Duration::ZERO,
+            is_clock_unset: false,
+            may_hurry: true,
             tried: 0,
             introduced_at,
             renew_at: None,
@@ -363,6 +370,10 @@ struct Link {
     doubts: u32,
     /// The cloud does not want another attempt sooner.
     not_before: Duration,
+    /// Nobody had vouched for the time when the last attempt was made.
+    is_clock_unset: bool,
+    /// The pause is one of this side, and may end when the time is known.
+    may_hurry: bool,
     /// Endpoints tried since the last pause.
     tried: usize,
     /// When this connection's token is to be replaced.
@@ -401,6 +412,10 @@ impl Link {
             if self.renew_at.is_some_and(|renew_at| renew_at <= Instant::now()) {
                 self.renew_at = None;
                 self.renew();
+            }
+            if self.is_clock_unset && self.clock.state() != ClockState::Unset {
+                self.is_clock_unset = false;
+                self.time_is_known();
             }
             self.turn().await;
             if self.is_stopping && !matches!(self.line, Line::Open(_)) {
@@ -448,6 +463,7 @@ impl Link {
                     });
                 }
                 () = sleep_until(deadline) => continue,
+                () = self.clock.wait_until_known(), if self.is_clock_unset => continue,
                 read = read(&mut self.reading) => {
                     self.reading = None;
                     self.reauthenticate(read);
@@ -647,6 +663,7 @@ impl Link {
                 Event::Refused { receipt, reason, is_full: false }
             }
             Report::Reported(wanted) => Event::Reported(wanted),
+            Report::JobsHeard(is_heard) => Event::JobsHeard(is_heard),
             Report::QueueStopped => return Err(UplinkError::QueueStopped { name: self.name.clone() }),
         };
         self.machine.handle(at, event);
@@ -671,10 +688,12 @@ impl Link {
             LineEvent::Due => self.connect(),
             LineEvent::Connected(Ok(reached)) => self.connected(*reached),
             LineEvent::Connected(Err(error)) => {
+                let mut reason = chain(&error);
                 if let AttemptError::Registration(error) = &error {
                     self.not_before = error.not_before();
+                    reason += self.doubt();
                 }
-                self.lost(chain(&error), None);
+                self.lost(reason, None);
             }
             LineEvent::Read => self.machine.heard(at),
             LineEvent::Written => {}
@@ -736,12 +755,16 @@ impl Link {
             self.line = Line::Idle { until };
             return;
         }
+        let now = self.clock.now();
+        self.is_clock_unset = now.clock == ClockState::Unset;
+        if let Err(never_set) = hour::may_sign(&self.config, now) {
+            return self.wait_for_time(chain(&never_set));
+        }
         if !self.is_outage {
             self.set_state(UplinkState::Connecting, None);
         }
         self.tried += 1;
         let mut config = self.config.clone();
-        let now = self.clock.now();
         let is_doubted = self.doubts >= DOUBTS_MAX;
         if is_doubted {
             self.doubts = 0;
@@ -761,6 +784,37 @@ impl Link {
             let stream = stream.map_err(AttemptError::Connect)?;
             Ok(Reached { stream, login, endpoint, client_id: config.client_id })
         }));
+    }
+
+    /// What would be said to the cloud now is wrong.
+    fn wait_for_time(&mut self, reason: String) {
+        self.line = Line::Idle { until: Instant::now() + hour::LOOK_EVERY };
+        if !std::mem::replace(&mut self.is_outage, true) {
+            warn!(uplink = self.name.as_ref(), error = reason.as_str(); "The uplink cannot connect");
+        }
+        self.set_state(UplinkState::Waiting, Some(reason));
+    }
+
+    /// What was judged by the wrong time is judged anew.
+    fn time_is_known(&mut self) {
+        match &mut self.line {
+            Line::Idle { until } if self.may_hurry => {
+                *until = Instant::now();
+                // What keeps the cloud away from now on is something else.
+                self.is_outage = false;
+            }
+            Line::Open(_) => {
+                let [ends_ms, _] = self.token_ends_ms;
+                let wall_ms = self.clock.now().wall_ms;
+                self.renew_at = ends_ms.map(|ends_ms| renewal(wall_ms, ends_ms).unwrap_or_else(Instant::now));
+            }
+            Line::Idle { .. } | Line::Connecting(_) => {}
+        }
+    }
+
+    /// What is to be added where a cloud refuses the gateway.
+    fn doubt(&self) -> &'static str {
+        hour::doubt(&self.config, self.clock.state())
     }
 
     fn connected(&mut self, reached: Reached) {
@@ -862,7 +916,11 @@ impl Link {
             self.tried = 0;
             self.backoff.pause(at.now, chance())
         };
+        self.may_hurry = self.not_before.is_zero();
         pause = pause.max(std::mem::take(&mut self.not_before));
+        if let Some(ReasonCode::NOT_AUTHORIZED | ReasonCode::BAD_USER_NAME_OR_PASSWORD) = code {
+            reason += self.doubt();
+        }
         if !self.was_up {
             self.doubts += match code {
                 Some(
@@ -875,6 +933,7 @@ impl Link {
         }
         let is_guess = std::mem::take(&mut self.is_taken_over);
         if is_guess || code == Some(ReasonCode::SESSION_TAKEN_OVER) {
+            self.may_hurry = false;
             pause = pause.max(self.backoff.taken_over(at.now));
             let (uplink, client_id, pause_s) = (self.name.as_ref(), self.client_id.as_str(), pause.as_secs());
             match is_guess {
@@ -964,7 +1023,7 @@ impl Link {
                 warn!(uplink, messages; "The cloud takes less than it is sent; what it threw away goes again, slower");
             }
             Note::OwnTopicOff => {
-                error!(uplink; "The cloud does not allow the own topic; status messages are off until the next start");
+                error!(uplink; "The cloud does not allow the own topic; status messages are off, and tried again in an hour at the earliest");
             }
             Note::AnswerNotAllowed { topic } => {
                 let help = "allow it with `answers` in [[uplink.<name>.receive]]";

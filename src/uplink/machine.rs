@@ -52,6 +52,8 @@ use crate::transport::Pacing;
 
 mod services;
 
+pub(super) use services::job_topic;
+
 /// The longest packet that is taken from the cloud.
 pub const INBOUND_BYTES_MAX: u32 = 1 << 20;
 
@@ -260,6 +262,8 @@ pub enum Event {
     },
     /// What the twin is to say from now on.
     Reported(twin::Properties),
+    /// Whether somebody here takes jobs.
+    JobsHeard(bool),
     /// The gateway stops.
     Stop,
 }
@@ -847,7 +851,8 @@ impl Machine {
                     self.send(at, Packet::Auth(Auth { reason, method, data, reason_string: None }));
                 }
             }
-            Event::Reported(wanted) => self.want_reported(wanted),
+            Event::Reported(wanted) => self.services.want(wanted),
+            Event::JobsHeard(is_heard) => self.services.set_heard(is_heard),
             Event::Stop => {
                 if self.stop_by.is_none() {
                     self.stop_by = Some(at.now + STOP_WITHIN);
@@ -880,6 +885,9 @@ impl Machine {
             self.submit_again();
         }
         if self.phase == Phase::Up {
+            if self.own.comes_back(at.now, false) {
+                self.tell_own_status(at);
+            }
             self.fill(at);
         }
         if self.is_connected() {
@@ -1145,7 +1153,7 @@ impl Machine {
     /// is accused: it waits until the cloud has taken others, and is tried again, alone.
     fn died(&mut self, at: Moment, reason: Option<ReasonCode>) {
         if self.ids.values().any(|holder| matches!(holder, Holder::OwnStatus)) {
-            if self.own.died() {
+            if self.own.died(at.now) {
                 self.actions.push(Action::Note(Note::OwnTopicOff));
             }
             return;
@@ -1417,9 +1425,8 @@ impl Machine {
         if !session_present {
             self.is_subscribed = false;
         }
-        if self.stop_by.is_none() {
-            self.own_next = self.own.topic().map(|_| own::online(at.stamp));
-        }
+        self.own.comes_back(at.now, true);
+        self.tell_own_status(at);
         let mut order: Vec<(u64, Option<Sequence>, PacketId)> = self
             .ids
             .iter()
@@ -1997,7 +2004,7 @@ impl Machine {
             } else if is_quota(ack.reason) {
                 // That says nothing of the topic: it comes again with the next connection.
                 self.pacing.slow(at.now);
-            } else if self.own.refused() {
+            } else if self.own.refused(at.now) {
                 self.actions.push(Action::Note(Note::OwnTopicOff));
             }
             return;
@@ -2171,6 +2178,12 @@ impl Machine {
         };
         self.pacing.spend(at.now, bytes);
         self.send(at, Packet::Publish(publish));
+    }
+
+    fn tell_own_status(&mut self, at: Moment) {
+        if self.stop_by.is_none() {
+            self.own_next = self.own.topic().map(|_| own::online(at.stamp));
+        }
     }
 
     fn send_own_status(&mut self, at: Moment, window: usize) {

@@ -54,6 +54,8 @@ pub mod proof;
 
 pub mod backoff;
 
+mod hour;
+
 mod dialogue;
 
 pub mod provision;

@@ -1,7 +1,10 @@
 //! The gateway's own status at the cloud: the will, and "online" and "offline" as retained messages. Pure.
 //!
-//! Promise: a cloud that does not allow it costs the status and one alarm, never the connection. A broker that closes
-//! on a will or a topic it does not allow would otherwise be tried for ever.
+//! Promise: a cloud that does not allow it costs the status, one alarm, and a try a day, never a loop of connections. A broker
+//! that closes on a will or a topic it does not allow would otherwise be tried for ever; one that only restarted twice at the wrong
+//! moment has the status back within the hour.
+
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -12,8 +15,12 @@ use crate::mqtt::{ReasonCode, Will};
 /// What the status is written in.
 pub const CONTENT_TYPE: &str = "application/json";
 
-/// Connections that ended with the own status unanswered, after which it is not sent any more.
+/// Connections that ended with the own status unanswered, after which it is not sent for a while.
 const DEATHS_MAX: u32 = 2;
+
+/// So long at first, and longer each time that it was in vain.
+const AGAIN_FIRST: Duration = Duration::from_secs(3600);
+const AGAIN_MAX: Duration = Duration::from_secs(86_400);
 
 /// Connections that were closed on CONNECT with the will and accepted without, one after the other, after which the
 /// will is left out. More than two, because a broker that restarts looks the same.
@@ -28,6 +35,11 @@ const WILL_REFUSAL_COUNTS: u32 = 2;
 pub struct OwnTopic {
     status: Option<Topic>,
     publishes: bool,
+    /// When it may be tried again, and after what pause that is.
+    again_at: Option<Duration>,
+    pause: Duration,
+    /// The cloud has taken it once.
+    was_accepted: bool,
     will: WillUse,
     will_qos: Qos,
     will_retain: bool,
@@ -51,6 +63,9 @@ impl OwnTopic {
         let status = own_topic.and_then(|topic| Topic::new(&format!("{topic}/status")).ok());
         OwnTopic {
             publishes: status.is_some(),
+            again_at: None,
+            pause: Duration::ZERO,
+            was_accepted: false,
             will: if status.is_some() && has_wills { WillUse::With } else { WillUse::Off },
             status,
             will_qos: Qos::AtLeastOnce,
@@ -123,17 +138,35 @@ impl OwnTopic {
     /// The cloud took the status message.
     pub fn accepted(&mut self) {
         self.deaths = 0;
+        self.pause = Duration::ZERO;
+        self.was_accepted = true;
     }
 
-    /// The cloud answered the status message with a failure. True when this turned it off.
-    pub fn refused(&mut self) -> bool {
-        std::mem::replace(&mut self.publishes, false)
+    /// The cloud answered the status message with a failure at `now`. True when this turned it off for the first time.
+    pub fn refused(&mut self, now: Duration) -> bool {
+        let is_first = self.pause.is_zero();
+        self.pause = (self.pause * 2).clamp(AGAIN_FIRST, AGAIN_MAX);
+        self.again_at = Some(now + self.pause);
+        std::mem::replace(&mut self.publishes, false) && is_first
     }
 
-    /// The cloud closed the connection while the status message was unanswered. True when this turned it off.
-    pub fn died(&mut self) -> bool {
+    /// The cloud closed the connection while the status message was unanswered. True when this turned it off for the first time.
+    pub fn died(&mut self, now: Duration) -> bool {
         self.deaths += 1;
-        self.deaths >= DEATHS_MAX && self.refused()
+        self.deaths >= DEATHS_MAX && self.refused(now)
+    }
+
+    /// Whether it was off and is to be tried from now on. A connection that works is risked for it only where the cloud has
+    /// taken it before: else a new one is waited for.
+    pub fn comes_back(&mut self, now: Duration, is_new_connection: bool) -> bool {
+        let is_due = self.again_at.is_some_and(|again_at| again_at <= now) && (is_new_connection || self.was_accepted);
+        if is_due {
+            self.again_at = None;
+            self.publishes = true;
+            // It has had its chances.
+            self.deaths = DEATHS_MAX - 1;
+        }
+        is_due
     }
 }
 
@@ -198,6 +231,40 @@ mod tests {
             assert_eq!(own.connect_accepted(), proof == 3);
         }
         assert_eq!(own.will(), None);
+    }
+
+    #[test]
+    fn a_status_that_two_closes_have_turned_off_comes_back_after_an_hour_and_a_third_costs_it_two() {
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        let mut own = OwnTopic::new(Some("own/g"), true);
+        own.accepted();
+        assert!(!own.died(minutes(1)), "once is an accident");
+        assert!(own.died(minutes(2)) && own.topic().is_none());
+        assert!(!own.comes_back(minutes(61), false) && own.topic().is_none());
+        assert!(
+            own.comes_back(minutes(62), false) && own.topic().is_some(),
+            "by itself, on the connection that there is"
+        );
+        assert!(!own.comes_back(minutes(63), false), "it is there");
+        assert!(!own.died(minutes(63)), "the alarm was told");
+        assert_eq!(own.topic(), None);
+        assert!(!own.comes_back(minutes(63 + 119), true) && own.comes_back(minutes(63 + 120), true));
+        own.accepted();
+        assert!(!own.died(minutes(1000)) && own.died(minutes(1001)), "all is forgotten");
+    }
+
+    #[test]
+    fn a_status_that_was_never_taken_waits_for_a_new_connection_and_is_tried_once_a_day_in_the_end() {
+        let mut own = OwnTopic::new(Some("own/g"), true);
+        assert!(own.refused(Duration::ZERO), "one alarm");
+        let mut now = Duration::ZERO;
+        for hours in [1, 2, 4, 8, 16, 24, 24] {
+            now += Duration::from_secs(3600 * hours);
+            assert!(!own.comes_back(now, false), "no connection that works is risked");
+            assert!(!own.comes_back(now - Duration::from_secs(1), true), "not sooner than after {hours} h");
+            assert!(own.comes_back(now, true));
+            assert!(!own.died(now), "and no other alarm");
+        }
     }
 
     #[test]

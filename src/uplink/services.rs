@@ -127,7 +127,7 @@ impl Services {
                 (State::Off, _) => ServiceState::Away,
                 (State::Subscribing, _) => ServiceState::Asking,
                 (State::Ready, Kind::Twin(twin)) => twin.state(),
-                (State::Ready, Kind::Jobs(_)) => ServiceState::Ready,
+                (State::Ready, Kind::Jobs(jobs)) => jobs.state(),
             };
             (service.name(), state)
         })
@@ -149,6 +149,15 @@ impl Services {
     pub fn want(&mut self, wanted: Properties) {
         if let Some(Kind::Twin(twin)) = self.list.iter_mut().map(|service| &mut service.kind).next() {
             twin.want(wanted);
+        }
+    }
+
+    /// Whether somebody here takes jobs.
+    pub fn set_heard(&mut self, is_heard: bool) {
+        for service in &mut self.list {
+            if let Kind::Jobs(jobs) = &mut service.kind {
+                jobs.set_heard(is_heard);
+            }
         }
     }
 
@@ -269,7 +278,9 @@ mod tests {
 
     fn services() -> Services {
         let twin = Twin::new(TwinTopics::new(TwinKind::Shadow, "g", None));
-        Services::new(Some(twin), Some(Jobs::new(JobTopics::new("g"))))
+        let mut services = Services::new(Some(twin), Some(Jobs::new(JobTopics::new("g"))));
+        services.set_heard(true);
+        services
     }
 
     /// The twin's answer to its question; there is no shadow yet.

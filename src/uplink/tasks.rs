@@ -101,6 +101,8 @@ pub enum Report {
     Released(Receipt, Result<bool, Unaccepted>),
     /// What the twin is to say.
     Reported(Properties),
+    /// Whether somebody takes jobs.
+    JobsHeard(bool),
     /// The queue has stopped for good.
     QueueStopped,
 }

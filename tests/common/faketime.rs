@@ -1,9 +1,11 @@
 //! A wall clock that is set under a running program (Debian's faketime). Timers are left alone: the kernel's monotonic
 //! time does not move when somebody sets the clock.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use super::gateway::Gateway;
 
 /// What the program is told about the time of day.
 pub struct WallClock {
@@ -29,6 +31,21 @@ impl WallClock {
         let new = self.file.with_extension("new");
         fs::write(&new, format!("{what}\n")).unwrap();
         fs::rename(new, &self.file).unwrap();
+    }
+
+    /// Lets a gateway believe a time service alone that has not been heard since the boot.
+    pub fn unconfirmed(&self, gateway: &mut Gateway) {
+        gateway.set_clock(&format!("clock = \"auto\"\nclock_mark = \"{}\"", self.mark().display()));
+    }
+
+    /// The time service sets it, and says so.
+    pub fn come_right(&self) {
+        self.set("+0");
+        File::create(self.mark()).unwrap();
+    }
+
+    fn mark(&self) -> PathBuf {
+        self.file.with_extension("mark")
     }
 
     /// What makes a program see it.

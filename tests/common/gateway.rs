@@ -145,6 +145,16 @@ impl Gateway {
 
     fn spawned(&self, environment: &[(&str, &str)]) -> Process {
         assert!(self.process.is_none(), "the gateway runs already");
+        self.write_config();
+        let mut words = [self.tracer.clone(), self.launcher.clone()].concat();
+        words.push(self.program.display().to_string());
+        words.extend(["run".to_owned(), "--config".to_owned(), self.config_path().display().to_string()]);
+        let program = words.remove(0);
+        Process::start_with("gateway", program, &words, environment)
+    }
+
+    /// Its configuration, for a command that is asked about a gateway that was never started.
+    pub fn write_config(&self) {
         fs::create_dir_all(self.state_dir()).unwrap();
         let text = format!(
             "[gateway]\nid = \"{ID}\"\nstate_dir = \"{}\"\n{}\n\n[broker.listener.local]\nbind = \"127.0.0.1:{}\"\n\n{}",
@@ -154,11 +164,20 @@ impl Gateway {
             self.tables
         );
         fs::write(self.config_path(), text).unwrap();
-        let mut words = [self.tracer.clone(), self.launcher.clone()].concat();
-        words.push(self.program.display().to_string());
-        words.extend(["run".to_owned(), "--config".to_owned(), self.config_path().display().to_string()]);
-        let program = words.remove(0);
-        Process::start_with("gateway", program, &words, environment)
+    }
+
+    /// Makes a backup of it and lays that out as the state of `other`, which does not run yet.
+    #[track_caller]
+    pub fn restored_as(&self, other: &Gateway) {
+        let text = |path: PathBuf| path.into_os_string().into_string().unwrap();
+        let (backup, config) = (text(self.folder.join("backup.tar")), text(self.config_path()));
+        let state_dir = text(other.state_dir());
+        fs::create_dir_all(&state_dir).unwrap();
+        let restore = ["restore", &backup, "--no-config", "--state-dir", &state_dir, "--yes"];
+        for words in [&["backup", &backup, "--config", &config][..], &restore] {
+            let output = Command::new(PROGRAM).args(words).output().unwrap();
+            assert!(output.status.success(), "{words:?}: {output:?}");
+        }
     }
 
     /// SIGKILL: no destructor, no checkpoint, no goodbye.

@@ -2,6 +2,8 @@
 //!
 //! The test runs itself once more in it, by `unshare -n`: as root, or in a user namespace.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 /// Set where the test runs in its namespace.
@@ -10,13 +12,34 @@ const INSIDE: &str = "TIDEGATE_TEST_NAMESPACE";
 /// Runs the test `name` in a namespace, within its time. True there, where the loopback is up and nothing else is.
 #[track_caller]
 pub fn is_inside(name: &str) -> bool {
+    enter(name, "n")
+}
+
+/// The same in a mount namespace as well, where other files may stand in the places of the system's.
+#[track_caller]
+pub fn is_inside_with_files(name: &str) -> bool {
+    enter(name, "nm")
+}
+
+/// Puts a text in the place of a file of the system, if that is there; seen in this namespace only.
+#[track_caller]
+pub fn put(folder: &Path, path: &str, text: &str) {
+    if let Ok(path) = fs::canonicalize(path) {
+        let file = folder.join(path.file_name().unwrap());
+        fs::write(&file, text).unwrap();
+        run("mount", &["--bind", file.to_str().unwrap(), path.to_str().unwrap()]);
+    }
+}
+
+#[track_caller]
+fn enter(name: &str, kinds: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         run("ip", &["link", "set", "lo", "up"]);
         return true;
     }
     let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
     let status = Command::new("unshare")
-        .arg(if is_root { "-n" } else { "-rn" })
+        .arg(if is_root { format!("-{kinds}") } else { format!("-r{kinds}") })
         .args(["timeout", "-s", "KILL", "170"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])

@@ -18,7 +18,12 @@ pub struct Relay {
 impl Relay {
     /// Listens on `address` and passes on to 127.0.0.1:`target`.
     pub fn started(address: &str, target: u16) -> Relay {
-        let listener = TcpListener::bind((address, 0)).unwrap();
+        Relay::at((address, 0), target)
+    }
+
+    /// The same on a port of one's choice.
+    pub fn at(address: (&str, u16), target: u16) -> Relay {
+        let listener = TcpListener::bind(address).unwrap();
         let port = listener.local_addr().unwrap().port();
         let is_cut = Arc::new(AtomicBool::new(false));
         let is_mute = Arc::new(AtomicBool::new(false));

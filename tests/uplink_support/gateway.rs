@@ -102,7 +102,11 @@ impl Gateway {
     }
 
     pub fn start_in(dir: TempDir, config: UplinkConfig) -> Gateway {
-        let clock = Clock::new(ClockSource::Trusted);
+        Gateway::start_by(Clock::new(ClockSource::Trusted), dir, config)
+    }
+
+    /// By another clock than the system's.
+    pub fn start_by(clock: Clock, dir: TempDir, config: UplinkConfig) -> Gateway {
         let health = Health::default();
         let (name, other): (Arc<str>, Arc<str>) = (Arc::from("cloud"), Arc::from("other"));
         let local = vec![forward("local/#", "{topic}", None)];

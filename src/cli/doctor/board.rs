@@ -2,18 +2,15 @@
 
 use super::is_trusted;
 use super::report::Finding;
-use crate::clock::{Clock, ClockSource, rfc3339};
+use crate::clock::{Clock, ClockSource, rfc3339, was_never_set};
 use crate::message::ClockState;
-
-/// No board that runs this program lives before this: 2026-01-01.
-const EARLIEST_MS: i64 = 1_767_225_600_000;
 
 pub(super) fn clock(clock: &Clock, source: ClockSource) -> Finding {
     const HELP: &str =
         "certificates and tokens are judged by it: let systemd-timesyncd or chrony set it, or set it by hand";
     let now = clock.now();
     let shown = rfc3339(now.wall_ms);
-    if now.wall_ms < EARLIEST_MS {
+    if was_never_set(now) {
         let what = format!("this board's clock was never set: it says {shown}, or something before that");
         return Finding::wrong("clock", what).help(HELP);
     }

@@ -44,7 +44,8 @@ twice.
 
 The gateway must run, with a forward rule that delivers the drill's topic at QoS 1 or 2; by default the topic is \
 made from the uplink's first rule (`plant/#` gives `plant/tidegate-drill`). The cloud must let the other client \
-id subscribe; where it does not, read back elsewhere with --read-back and --read-back-topic.
+id subscribe; where it does not, or gives nothing back at all (Azure IoT Hub, ClearBlade IoT Core, anything by \
+HTTP), read back elsewhere with --read-back and --read-back-topic.
 
 The drill keeps what was acknowledged and what came back in a file, synced. So it may run on the gateway itself: \
 when the plug was pulled, start `tidegate drill` again (or `tidegate drill --resume`) and it goes on where it \

@@ -9,8 +9,10 @@ use super::DrillArguments;
 use super::journal::{Header, Step};
 use crate::cli::publisher::{Login, Sent};
 use crate::cli::secret;
+use crate::config::clouds::Direction;
 use crate::config::{Config, Endpoint, ForwardRule, ListenerAddress, ListenerConfig, ListenerTransport, UplinkConfig};
 use crate::message::{Filter, Qos, Topic, TopicError};
+use crate::uplink::{provision, registration};
 
 /// The level that stands for what a filter leaves open.
 const LEVEL: &str = "tidegate-drill";
@@ -49,6 +51,12 @@ pub(in crate::cli) enum PlanError {
     NotForwarded { uplink: String, topic: String },
     #[error("the forward rule {filter} delivers at QoS 0, which promises nothing")]
     Qos0 { filter: String },
+    #[error("{title} gives a device nothing of what it has sent, so there is nothing to read back")]
+    NothingBack { title: &'static str },
+    #[error("the uplink {uplink} goes by HTTP, and by that nothing can be read back")]
+    Http { uplink: String },
+    #[error("the uplink {uplink} has not registered at its cloud yet")]
+    Unregistered { uplink: String },
     #[error("{url:?} is no address to read back from; write mqtt://host:port or mqtts://host:port")]
     Url { url: String },
     #[error("no step is given")]
@@ -68,6 +76,10 @@ impl PlanError {
             PlanError::WhichUplink { .. } => Some("say which with --uplink"),
             PlanError::NotForwarded { .. } => Some("choose a topic that a forward rule wants with --topic"),
             PlanError::Qos0 { .. } => Some("choose another topic with --topic, or write qos = 1 in that rule"),
+            PlanError::NothingBack { .. } | PlanError::Http { .. } => {
+                Some("read back where the messages come out, with --read-back and --read-back-topic")
+            }
+            PlanError::Unregistered { .. } => Some("let the gateway run until it is connected, and drill then"),
             PlanError::Other { .. } => Some("go on with it by the same --uplink and --topic, or forget it with --anew"),
             _ => None,
         }
@@ -105,7 +117,11 @@ impl Plan {
             None => listener(config).ok_or(PlanError::NoListener)?,
         };
         let read_back = arguments.read_back.as_deref().map(endpoint).transpose()?;
-        Ok(Plan { header, broker, sent, filter, uplink: uplink.clone(), read_back })
+        let uplink = match read_back {
+            None => readable(&header.uplink, uplink, &filter)?,
+            Some(_) => own(uplink).unwrap_or_else(|| uplink.clone()),
+        };
+        Ok(Plan { header, broker, sent, filter, uplink, read_back })
     }
 }
 
@@ -142,6 +158,25 @@ fn uplink<'c>(config: &'c Config, wanted: Option<&str>) -> Result<(String, &'c U
             _ => Err(PlanError::WhichUplink { names: names() }),
         },
     }
+}
+
+/// The uplink as it goes to its cloud, where that gives back what it has got.
+fn readable(name: &str, uplink: &UplinkConfig, filter: &Filter) -> Result<UplinkConfig, PlanError> {
+    if uplink.http.is_some() {
+        return Err(PlanError::Http { uplink: name.to_owned() });
+    }
+    if (uplink.profile.foreign)(&uplink.client_id, filter.as_str(), Direction::Down).is_some() {
+        return Err(PlanError::NothingBack { title: uplink.profile.title });
+    }
+    if uplink.provision.is_none() && uplink.dps.is_none() {
+        return Ok(uplink.clone());
+    }
+    own(uplink).ok_or_else(|| PlanError::Unregistered { uplink: name.to_owned() })
+}
+
+/// As the gateway that has registered goes there itself: not to the service that only says where, not with the claim of a lot.
+fn own(uplink: &UplinkConfig) -> Option<UplinkConfig> {
+    provision::provisioned(uplink).or_else(|| registration::assigned(uplink))
 }
 
 /// A topic that the first rule wants.

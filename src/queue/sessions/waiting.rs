@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use super::tables::{FlightRow, LaneKey, LaneRow, SpanRow, Terms};
 use super::{Flight, NO_LOCAL, Parcel, Parcels, RETAIN_AS_PUBLISHED, RETAINED, Session, Sessions, Settling};
 use crate::health::LossReason;
-use crate::message::{Body, COPIES_MAX, Message, MessageId, Ordinal, Origin, Qos, Sequence};
+use crate::message::{Body, COPIES_MAX, Message, MessageId, Ordinal, Origin, Qos, Sequence, Topic};
 use crate::payload::json;
 use crate::queue::books::{Books, JOB_ROWS_MAX};
 use crate::queue::row;
@@ -91,6 +91,12 @@ impl Sessions {
             });
         }
         found
+    }
+
+    /// Whether any session has subscribed to a topic.
+    pub fn is_subscribed(&self, topic: &Topic) -> bool {
+        let mut entries = self.tree.matching(topic).into_iter();
+        entries.any(|entry| self.entries.get(&entry).is_some_and(|keys| !keys.is_empty()))
     }
 
     /// Whether any subscription wants a message.

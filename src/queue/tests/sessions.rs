@@ -247,6 +247,42 @@ async fn what_waits_for_a_client_stays_while_a_full_store_turns_over_for_the_upl
 }
 
 #[tokio::test]
+async fn what_waits_for_a_client_stays_as_well_where_flash_is_spared_and_what_was_held_is_written_to_a_full_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = QueueSettings {
+        bytes_max: NonZeroU64::new(MIB).unwrap(),
+        streams: vec![stream("cloud", vec![rule("plant/#", "{topic}")])],
+        hold: Some(Duration::from_secs(600)),
+        ..settings(dir.path())
+    };
+    let mut rig = Rig::start(full);
+    let (_, mut reader) = rig.subscribed("reader", "local", Qos::AtLeastOnce).await;
+    rig.append_all((0..100).map(|number| at("local", Qos::AtLeastOnce, number, 16))).await;
+    for round in 0..40 {
+        rig.outlet("cloud").set_live(true).await.unwrap();
+        let mut pending = Vec::new();
+        for number in 0..50 {
+            pending.push(rig.inlet.begin_append(submission(numbered(round * 50 + number, 1000))).await.unwrap());
+        }
+        let mut taken = 0;
+        while taken < 50 {
+            let next = rig.outlet("cloud").next(100, 1 << 20);
+            taken += tokio::time::timeout(DEADLINE, next).await.unwrap().unwrap().len();
+        }
+        assert_eq!(pending[0].outcome_now(), None, "it is in memory, and on its way to the cloud");
+        // The line goes: what was held is written.
+        rig.outlet("cloud").set_live(false).await.unwrap();
+        for one in pending {
+            one.outcome().await.unwrap();
+        }
+    }
+    let losses = rig.health.snapshot(Stamp::default()).losses;
+    assert!(losses["dropped-oldest"] > 1000, "the store did not turn over: {losses:?}");
+    assert_eq!(numbers(&fetched(&mut reader, (0, 0), 200).await), (0..100).collect::<Vec<_>>());
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn a_session_whose_store_was_damaged_is_gone_and_its_client_hears_so() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(settings(dir.path()));

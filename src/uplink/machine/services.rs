@@ -2,7 +2,7 @@
 
 use super::super::jobs::{Job, Jobs};
 use super::super::services::{Heard, Number, Request, Services};
-use super::super::twin::{self, Twin};
+use super::super::twin::Twin;
 use super::{Action, Holder, Machine, Moment, Note, Settings};
 use crate::health::ServiceState;
 use crate::message::Filter;
@@ -22,7 +22,7 @@ pub(super) fn of(settings: &Settings) -> Services {
 }
 
 /// Where jobs are handed to local clients.
-fn job_topic(gateway: &str, uplink: &str) -> Option<Topic> {
+pub(in crate::uplink) fn job_topic(gateway: &str, uplink: &str) -> Option<Topic> {
     Topic::new(&format!("tidegate/{gateway}/job/{uplink}")).ok()
 }
 
@@ -32,15 +32,18 @@ impl Machine {
         self.services.states()
     }
 
-    /// What is to be reported from now on.
-    pub(super) fn want_reported(&mut self, wanted: twin::Properties) {
-        self.services.want(wanted);
-    }
-
     /// Subscriptions and questions that are due.
     pub(super) fn serve(&mut self, at: Moment, window: usize) {
-        // They follow what the owner has subscribed to, and what is resent.
-        if self.is_ending() || !self.resend.is_empty() || !self.is_subscribed {
+        let is_due = self.services.deadline().is_some_and(|when| when <= at.now);
+        // They follow what is resent, and what else a cloud may end the connection over: each is judged on its own.
+        let is_judged = |holder: &Holder| matches!(holder, Holder::Subscribe(_) | Holder::OwnStatus);
+        if !is_due
+            || self.is_ending()
+            || !self.resend.is_empty()
+            || !self.is_subscribed
+            || self.own_next.is_some()
+            || self.ids.values().any(is_judged)
+        {
             return;
         }
         let has_ids = |machine: &Machine| machine.ids.len() < usize::from(u16::MAX);

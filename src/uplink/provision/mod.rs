@@ -27,7 +27,7 @@ use super::dialogue::{Dialogue, DialogueError};
 use crate::clock::Clock;
 use crate::config::{Endpoint, Protocol, ProvisionConfig, UplinkConfig};
 use crate::health::{UplinkHealth, UplinkState, chain};
-use crate::message::{Topic, TopicError};
+use crate::message::{ClockState, Topic, TopicError};
 use crate::mqtt::{Connect, Version};
 use crate::transport::{Way, keys_match};
 use exchange::{AnswerError, Certificate, Step, Thing};
@@ -114,6 +114,7 @@ impl Claimant<'_> {
             let endpoint = config.endpoints.get(tried % config.endpoints.len().max(1))?.clone();
             self.set_state(UplinkState::Connecting, None);
             let Claimant { name, client_id, clock, .. } = *self;
+            let is_clock_unset = clock.state() == ClockState::Unset;
             let attempt = Attempt { name, config, provision: &provision, client_id, endpoint: &endpoint, clock };
             let outcome = tokio::select! {
                 biased;
@@ -132,6 +133,8 @@ impl Claimant<'_> {
             tokio::select! {
                 () = stop.cancelled() => return introduced_at,
                 () = sleep(pause) => {}
+                // It may have been the time.
+                () = clock.wait_until_known(), if is_clock_unset => sleep(config.profile.connect_every).await,
             }
         }
         introduced_at

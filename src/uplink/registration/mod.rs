@@ -135,12 +135,16 @@ impl Registrar {
     /// # Errors
     /// When the service or the disk does not let it come to an end; it may be tried again.
     pub async fn assigned(&self, dps: &DpsConfig) -> Result<(Endpoint, String), RegistrationError> {
+        self.assigned_within(dps, ATTEMPT_WITHIN).await
+    }
+
+    async fn assigned_within(&self, dps: &DpsConfig, limit: Duration) -> Result<(Endpoint, String), RegistrationError> {
         let kept = self.kept(dps).await?;
         let assignment = match kept {
             Some(assignment) if !self.is_doubted => assignment,
             before => {
                 // Whatever is heard meanwhile: each word of the service would put off the end of a wait for the right one.
-                let registered = timeout(ATTEMPT_WITHIN, self.registered(dps)).await;
+                let registered = timeout(limit, self.registered(dps)).await;
                 let assignment = registered.unwrap_or(Err(RegistrationError::Undecided))?;
                 self.keep(dps, &assignment, before.as_ref()).await?;
                 assignment
@@ -250,4 +254,74 @@ async fn on_disk<T: Send + 'static>(
     let of = dps.clone();
     let outcome = tokio::task::spawn_blocking(move || act(&of)).await;
     outcome.map_err(|gone| fault(io::Error::other(gone)))?.map_err(fault)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, ClockSource};
+    use crate::config::{LoadRequest, load};
+    use std::os::unix::fs::PermissionsExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio::task::JoinSet;
+
+    /// A service that lets everybody in, and then speaks of another registration for ever. Gives back how much it has said.
+    async fn speak_of_another(listener: TcpListener) -> usize {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut heard = [0; 1024];
+        for answer in [&[0x20, 2, 0, 0][..], &[0x90, 3, 0, 1, 1]] {
+            assert_ne!(stream.read(&mut heard).await.unwrap(), 0);
+            stream.write_all(answer).await.unwrap();
+        }
+        let topic = "$dps/registrations/res/202/?$rid=77&retry-after=3";
+        let length = u8::try_from(topic.len()).unwrap();
+        let word = [&[0x30, length + 4, 0, length][..], topic.as_bytes(), b"{}"].concat();
+        for said in 0.. {
+            if stream.write_all(&word).await.is_err() {
+                return said;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        0
+    }
+
+    #[tokio::test]
+    async fn an_attempt_ends_in_its_time_though_the_service_goes_on_saying_what_is_no_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, key) = (dir.path().join("tidegate.toml"), dir.path().join("key"));
+        let text = format!(
+            "[gateway]\nid = \"g7\"\nstate_dir = \"{}\"\n[uplink.hub]\nprofile = \"azure-iot-hub\"\n\
+             url = \"mqtts://global.azure-devices-provisioning.net\"\nsas = {{ key = \"{}\" }}\n\
+             dps = {{ id_scope = \"0ne00000001\" }}\n",
+            dir.path().display(),
+            key.display()
+        );
+        std::fs::write(&file, text).unwrap();
+        std::fs::write(&key, "c2VjcmV0\n").unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let root = dir.path().to_owned();
+        let loaded = load(&LoadRequest { root, config: Some(file), credentials_dir: None, kept_id: None }).unwrap();
+        let config = loaded.config.uplinks["hub"].clone();
+        let dps = config.dps.clone().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut service = JoinSet::new();
+        service.spawn(speak_of_another(listener));
+        let registrar = Registrar {
+            name: Arc::from("hub"),
+            config,
+            service: Endpoint { host: "127.0.0.1".to_owned(), port, tls: false, path: None },
+            now: Clock::new(ClockSource::Trusted).now(),
+            is_doubted: false,
+        };
+        // The service goes on for as long as it is heard.
+        let attempt = registrar.assigned_within(&dps, Duration::from_secs(1));
+        let ended = timeout(Duration::from_secs(30), attempt).await.expect("it listens for ever");
+        assert!(matches!(ended, Err(RegistrationError::Undecided)), "{ended:?}");
+        assert!(
+            service.join_next().await.unwrap().unwrap() > 10,
+            "it has said so little that the wait for an answer may have ended by itself"
+        );
+    }
 }
