@@ -426,4 +426,13 @@ fn the_doctor_names_a_key_that_the_service_does_not_take_and_says_which_hub_ther
     place.secret("device.key", "not base64!");
     let said = doctor();
     assert!(said.contains("holds no key in base64"), "{said}");
+
+    // A hub itself, and the key of another device.
+    let hub = place.with_key().replace(&format!("dps = {{ id_scope = \"{ID_SCOPE}\" }}\n"), "");
+    place.secret("device.key", "YW5vdGhlciBrZXk=");
+    gateway.set_tables(&hub);
+    gateway.write_config();
+    let output = Command::new(PROGRAM).args(["doctor", "--config"]).arg(gateway.config_path()).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("the hub must know the device (`client_id`)") && said.contains("must be its own"), "{said}");
 }

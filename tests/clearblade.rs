@@ -35,6 +35,7 @@ use tidegate::config::clouds::CLEARBLADE;
 use tidegate::config::{JwtConfig, Protocol, UplinkConfig};
 use tidegate::message::{Properties, Qos, Topic};
 use tidegate::mqtt::{Ack, Connack, Connect, Packet, PacketId, Publish, ReasonCode, Suback, Version};
+use tokio::time::Instant;
 use uplink_support::gateway as within;
 use writes_support::{Device, Manner};
 
@@ -61,6 +62,8 @@ struct ClearBlade {
     connects: Vec<Connect>,
     tokens: Vec<(i64, i64)>,
     got: Vec<Publish>,
+    /// When each of them came.
+    came: Vec<Instant>,
     subscribed: Vec<(String, Qos)>,
     violations: Vec<String>,
     /// Connections that ended because their token did.
@@ -100,6 +103,7 @@ impl ClearBlade {
             connects: Vec::new(),
             tokens: Vec::new(),
             got: Vec::new(),
+            came: Vec::new(),
             subscribed: Vec::new(),
             violations: Vec::new(),
             expired: 0,
@@ -189,6 +193,7 @@ impl ClearBlade {
         }
         let id = publish.packet_id;
         self.got.push(publish);
+        self.came.push(Instant::now());
         id.map(|id| Act::Say(Packet::Puback(Ack::new(id, ReasonCode::SUCCESS)))).into_iter().collect()
     }
 }
@@ -396,6 +401,26 @@ fn an_outage_a_kill_and_what_the_cloud_throws_away_lose_nothing() {
     assert_eq!(seen.len(), 400);
     // What was thrown away comes later than its successors, and a kill repeats a window at most.
     assert!(arrived.len() - first.len() <= 20, "{} repeats", arrived.len() - first.len());
+    gateway.stop();
+}
+
+#[test]
+fn a_backlog_goes_up_no_faster_than_512_kib_a_second() {
+    let _turn = turn();
+    let place = Place::new("ES256");
+    place.cloud.script().is_away = true;
+    let mut gateway = Gateway::started(place.folder.path(), &place.tables("own_topic = \"\""));
+    Publisher::started(gateway.port, "plc", "plant/press", 16, &["--size", "65536"]).wait_until_done();
+    place.cloud.script().is_away = false;
+    let arrived = place.wait_for(16);
+    assert_whole_in_order_and_once("the backlog", &arrived, 0..16);
+    {
+        // Sent in two seconds; a busy machine makes it longer, and nothing makes it shorter. The first one is free, and what
+        // may be saved up is less than another.
+        let script = place.cloud.script();
+        let took = script.came[15] - script.came[0];
+        assert!(took >= Duration::from_millis(1750), "14 times 64 KiB within {took:?}");
+    }
     gateway.stop();
 }
 

@@ -1,6 +1,6 @@
 //! Does `tidegate doctor` name what is wrong between a gateway and its cloud, and what to change?
 //!
-//! Thirty-one mistakes as people make them, against Debian's Mosquitto, a stand-in for AWS IoT Core, a proxy and servers that
+//! Thirty-four mistakes as people make them, against Debian's Mosquitto, a stand-in for AWS IoT Core, a proxy and servers that
 //! are no brokers; and the same set up rightly, where nothing may be wrong.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
@@ -321,6 +321,32 @@ fn mistakes_at_aws_are_named_by_the_rule_that_is_broken() {
     {
         assert!(told.text.contains(word), "{word}:\n{}", told.text);
     }
+}
+
+#[test]
+fn tokens_of_azure_that_are_over_are_named_before_the_cloud_refuses_them_and_a_way_that_it_does_not_take() {
+    let _turn = turn();
+    let place = Place::new();
+    let cloud = place.mosquitto(false);
+    let jwt = |exp: u64| {
+        format!("e30.{}.c2ln\n", Base64UrlUnpadded::encode_string(json!({ "exp": exp }).to_string().as_bytes()))
+    };
+    let keys = |profile: &str, token: &str| {
+        let file = place.secret("azure", token);
+        format!("{}{}profile = \"{profile}\"\npassword_file = \"{file}\"\n", tls(&cloud), place.ca())
+    };
+    let told = place.doctor(&(keys("azure-event-grid", &jwt(1_700_000_000)) + "auth_method = \"CUSTOM-JWT\""));
+    expect(32, &told, CONFIG, &["has ended on 2023-11-14", "must put a new one there"]);
+    let told = place.doctor(&(keys("azure-event-grid", &jwt(4_000_000_000)) + "auth_method = \"CUSTOM-JWT\""));
+    expect(
+        33,
+        &told,
+        CONFIG,
+        &["it knows no such method of logging in", "who has signed it, for whom, and until when"],
+    );
+    let signature = "SharedAccessSignature sr=localhost%2Fdevices%2Fhall-3&sig=c2ln&se=1700000000\n";
+    let told = place.doctor(&keys("azure-iot-hub", signature));
+    expect(34, &told, CONFIG, &["has ended on 2023-11-14", "must put a new one there"]);
 }
 
 #[test]

@@ -72,6 +72,8 @@ fn what_the_cloud_has_lost_is_sent_again_by_time_and_topic_under_its_ids_also_ov
     gateway.wait_until_drained();
     let (ones, twos) = (ids(&application.received_on(ONE)), ids(&application.received_on(TWO)));
     let accounted = delivered(&gateway);
+    assert_eq!(exported(&gateway, &[]), [&ones[..], &twos].concat(), "what is kept can be had without sending it");
+    assert_eq!(exported(&gateway, &["--topic", "plant/two", "--from", &between, "--to", &ended]), twos);
 
     // It says first what it will do.
     let asked = resend(&gateway, &between, &["--to", &ended], 64);
@@ -114,6 +116,7 @@ fn what_the_cloud_has_lost_is_sent_again_by_time_and_topic_under_its_ids_also_ov
 
     // On a stopped gateway.
     gateway.stop();
+    assert_eq!(exported(&gateway, &["--topic", "plant/one"]), ones);
     let count = application.received_on(ONE).len();
     assert!(resend(&gateway, &begun, &["--topic", "plant/one", "--yes"], 0).contains("100 messages"));
     gateway.start();
@@ -122,6 +125,20 @@ fn what_the_cloud_has_lost_is_sent_again_by_time_and_topic_under_its_ids_also_ov
     assert_eq!(ids(&application.received_on(ONE))[count..], ones);
     assert_eq!(application.received_on(TWO).len(), 300);
     assert_eq!(delivered(&gateway), accounted, "the ledger has each of them once");
+}
+
+/// The ids of what `queue export --kept` writes.
+fn exported(gateway: &Gateway, more: &[&str]) -> Vec<String> {
+    let output = Command::new(PROGRAM)
+        .args(["queue", "export", "--kept", "--config"])
+        .arg(gateway.config_path())
+        .args(more)
+        .output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let entries = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    entries.map(|entry| entry["id"].as_str().unwrap().to_owned()).collect()
 }
 
 #[test]

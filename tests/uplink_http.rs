@@ -184,6 +184,8 @@ fn what_a_webhook_refuses_costs_the_one_reading_and_a_wrong_token_costs_nothing(
         reason.contains("401").then(|| reason.to_owned())
     });
     assert!(reason.contains("password_file"), "{reason}");
+    // Whoever renews tokens puts the next one there.
+    secret(folder.path(), "token", "right");
     // Other routes go on: a client's own message, as it came.
     let mut publisher = Publisher::started(gateway.port, "press", "plant/press", 5, &[]);
     publisher.wait_until_done();
@@ -199,6 +201,9 @@ fn what_a_webhook_refuses_costs_the_one_reading_and_a_wrong_token_costs_nothing(
     let numbers: Vec<u64> = readings(&taken).into_keys().collect();
     let expected: Vec<u64> = (1..=numbers[numbers.len() - 1]).filter(|number| *number != 7).collect();
     assert_eq!(numbers, expected, "all but the one that was refused");
+    let all = server.requests();
+    let shown: Vec<&Value> = all.iter().map(|request| &request["authorization"]).collect();
+    assert_eq!((shown[0], shown[shown.len() - 1]), (&json!("Bearer wrong"), &json!("Bearer right")));
 }
 
 /// Debian's InfluxDB on ports of its own.

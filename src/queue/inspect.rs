@@ -81,6 +81,8 @@ pub struct MessagesAsk {
     pub stream: Option<String>,
     /// Only what waits for this local client.
     pub client: Option<String>,
+    /// What was delivered and is kept, instead of what waits.
+    pub kept: bool,
     /// Only topics that this filter matches.
     pub topic: Option<String>,
     /// Not what came in before, in milliseconds since 1970.
@@ -347,10 +349,11 @@ pub(super) struct View<'a> {
     pub last: u64,
 }
 
-/// Somebody for whom messages wait.
+/// Somebody for whom messages wait, or nobody for whom they are kept.
 enum Consumer {
     Stream(i64, Arc<str>),
     Lane(LaneKey, Arc<str>),
+    Kept(Arc<str>),
 }
 
 impl Books {
@@ -517,6 +520,9 @@ impl View<'_> {
     }
 
     fn consumers(&self, ask: &MessagesAsk) -> rusqlite::Result<Result<Vec<Consumer>, Answer>> {
+        if ask.kept {
+            return Ok(Ok(vec![Consumer::Kept(Arc::from("nobody"))]));
+        }
         if let Some(client) = &ask.client {
             let sessions = self.store.local_sessions()?;
             let Some(session) = sessions.into_iter().find(|session| *session.client == **client) else {
@@ -568,7 +574,7 @@ impl View<'_> {
                 spans.push(span);
             }
             spans.retain(|span| span.overlap(over).is_some());
-            let (Consumer::Stream(_, name) | Consumer::Lane(_, name)) = consumer;
+            let (Consumer::Stream(_, name) | Consumer::Lane(_, name) | Consumer::Kept(name)) = consumer;
             match wanted.iter_mut().find(|(other, _)| other == name) {
                 Some((_, all)) => all.extend(spans),
                 None => wanted.push((name.clone(), spans)),
@@ -581,6 +587,7 @@ impl View<'_> {
         match consumer {
             Consumer::Stream(id, _) => Ok(self.store.span_at(*id, place)?.map(|(span, _)| span)),
             Consumer::Lane(key, _) => Ok(self.store.session_span_at(*key, place)?.map(|row| row.span)),
+            Consumer::Kept(_) => self.store.kept_at(place),
         }
     }
 
@@ -588,6 +595,7 @@ impl View<'_> {
         match consumer {
             Consumer::Stream(id, _) => Ok(self.store.span_after(*id, place)?.map(|(span, _)| span)),
             Consumer::Lane(key, _) => Ok(self.store.session_span_after(*key, place)?.map(|row| row.span)),
+            Consumer::Kept(_) => self.store.kept_after(place),
         }
     }
 

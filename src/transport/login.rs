@@ -80,7 +80,7 @@ impl Login {
             (None, Some(path)) => Some(first_line("the password", path).await?),
             (None, None) => None,
         };
-        let mut expires_s = password.as_deref().and_then(jwt::expiry_s);
+        let mut expires_s = password.as_deref().and_then(expiry_s);
         let mut username = own_username(config, endpoint);
         if let Some(authorizer) = &config.authorizer {
             let (asking, token_expires_s) = asked(authorizer, username.as_deref()).await?;
@@ -171,6 +171,11 @@ async fn token(config: &JwtConfig, now: Stamp) -> Result<String, LoginError> {
     let signed = tokio::task::spawn_blocking(move || Signer::from_pem(&pem)?.sign(&claims, key_id.as_deref())).await;
     let fault = |source| LoginError::Token { path: config.key.clone(), source };
     signed.map_err(|_gone| fault(JwtError::Sign))?.map_err(fault)
+}
+
+/// When a password ends, in seconds since 1970, where it is a token or a signature that says so.
+pub fn expiry_s(password: &[u8]) -> Option<i64> {
+    jwt::expiry_s(password).or_else(|| sas::expiry_s(password))
 }
 
 /// The first line of a file with a secret: most editors put a line end behind it.

@@ -23,7 +23,7 @@ use crate::config::{Endpoint, ProxyConfig, UplinkConfig};
 use crate::message::{ClockState, Stamp};
 
 pub use dates::Validity;
-pub use login::{Login, LoginError, first_line, registering};
+pub use login::{Login, LoginError, expiry_s, first_line, registering};
 pub use names::CertificateNames;
 pub use pacing::Pacing;
 pub use proxy::ProxyError;

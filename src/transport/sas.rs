@@ -32,6 +32,12 @@ pub fn derived(group_key: &[u8], registration_id: &str) -> Result<String, KeyErr
     Ok(Base64::encode_string(hmac::sign(&key, registration_id.as_bytes()).as_ref()))
 }
 
+/// When a password ends, in seconds since 1970, where it is a signature that somebody else has made.
+pub fn expiry_s(password: &[u8]) -> Option<i64> {
+    let pairs = std::str::from_utf8(password).ok()?.strip_prefix("SharedAccessSignature ")?.trim();
+    pairs.split('&').find_map(|pair| pair.strip_prefix("se=")?.parse().ok())
+}
+
 fn decoded(key: &[u8]) -> Result<Vec<u8>, KeyError> {
     let key = std::str::from_utf8(key).map_err(|_| KeyError)?.trim();
     Base64::decode_vec(key).ok().filter(|key| !key.is_empty()).ok_or(KeyError)
@@ -48,6 +54,18 @@ mod tests {
         let device = "Jsm0lyGpjaVYVP2g3FnmnmG9dI/9qU24wNoykUmermc=";
         assert_eq!(derived(group, "sn-007-888-abc-mac-a1-b2-c3-d4-e5-f6").unwrap(), device);
         assert_eq!(derived(b"no key!", "d"), Err(KeyError));
+    }
+
+    #[test]
+    fn a_signature_says_when_it_ends_and_other_passwords_do_not() {
+        let signature = token("h/devices/d", b"c2VjcmV0", 1_700_000_000).unwrap();
+        assert_eq!(expiry_s(signature.as_bytes()), Some(1_700_000_000));
+        assert_eq!(expiry_s(format!("{signature}&skn=device\r").as_bytes()), Some(1_700_000_000));
+        for other in
+            [&b"secret"[..], b"SharedAccessSignature ", b"SharedAccessSignature sr=h&se=soon", b"se=1", b"\xff"]
+        {
+            assert_eq!(expiry_s(other), None);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::report::Finding;
 use crate::clock::rfc3339;
 use crate::config::UplinkConfig;
 use crate::message::Stamp;
-use crate::transport::{Validity, jwt};
+use crate::transport::{Validity, expiry_s};
 
 /// With fewer days left a certificate is told.
 pub(super) const DAYS_MIN: i64 = 30;
@@ -43,7 +43,7 @@ pub(super) fn own(uplink: &UplinkConfig, now: Stamp) -> Vec<Finding> {
 
 fn token_end(path: &Path) -> Option<i64> {
     let text = fs::read(path).ok()?;
-    jwt::expiry_s(text.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii())
+    expiry_s(text.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii())
 }
 
 /// Whether a certificate is good now, and for how long.

@@ -19,6 +19,7 @@ Examples:
   tidegate queue export > waiting.ndjson
   tidegate queue export --stream cloud --format csv --output waiting.csv
   tidegate queue export --from 2026-11-26T08:00 --to 2026-11-26T09:00 | jq .topic
+  tidegate queue export --kept --output delivered.ndjson
 
 What comes in after the beginning is not in it, nor is what is delivered meanwhile before its turn. A message that
 is damaged stands there with its place only. A reading is written as it is sent; any other body as text, or in

@@ -33,6 +33,9 @@ pub(super) struct Which {
     /// What waits for this local client, whose session is kept
     #[arg(long, value_name = "CLIENT", conflicts_with = "stream")]
     client: Option<String>,
+    /// What was delivered and is kept all the same (`keep_delivered`), instead of what waits
+    #[arg(long, conflicts_with_all = ["stream", "client"])]
+    kept: bool,
     /// Only topics that this filter matches
     #[arg(long, value_name = "FILTER")]
     topic: Option<String>,
@@ -49,8 +52,8 @@ pub(super) struct Which {
 
 impl Which {
     pub(super) fn ask(&self) -> MessagesAsk {
-        let Which { stream, client, topic, from, to, after } = self.clone();
-        MessagesAsk { after, stream, client, topic, from_ms: from, to_ms: to, ..MessagesAsk::default() }
+        let Which { stream, client, kept, topic, from, to, after } = self.clone();
+        MessagesAsk { after, stream, client, kept, topic, from_ms: from, to_ms: to, ..MessagesAsk::default() }
     }
 }
 
@@ -70,7 +73,7 @@ pub(super) fn main(arguments: &PeekArguments) -> Result<Exit, Exit> {
         ask.after = next;
     }
     if left == arguments.count && !arguments.json {
-        eprintln!("nothing waits");
+        eprintln!("nothing {}", if ask.kept { "is kept" } else { "waits" });
     }
     Ok(Exit::Done)
 }

@@ -30,6 +30,31 @@ impl Store {
         Ok(runs.into_iter().filter(|(_, is_ours)| *is_ours).map(|(run, _)| run).filter(is_next).collect())
     }
 
+    /// The span of what is kept that begins last at or before a place, as far as it is what was written.
+    pub fn kept_at(&self, place: u64) -> rusqlite::Result<Option<Span>> {
+        let found = self.kept_span("first <= ? ORDER BY first DESC", place)?;
+        Ok(found.filter(|(_, is_ours)| *is_ours).map(|(span, _)| span))
+    }
+
+    /// The first one that begins after a place.
+    pub fn kept_after(&self, mut place: u64) -> rusqlite::Result<Option<Span>> {
+        loop {
+            match self.kept_span("first > ? ORDER BY first", place)? {
+                Some((span, false)) => place = span.first,
+                found => return Ok(found.map(|(span, _)| span)),
+            }
+        }
+    }
+
+    fn kept_span(&self, which: &str, place: u64) -> rusqlite::Result<Option<(Span, bool)>> {
+        let sql = format!("SELECT first, last, sum FROM kept WHERE {which} LIMIT 1");
+        self.one(&sql, [place.cast_signed()], |row| {
+            let (first, last, sum) = (unsigned(row, 0)?, unsigned(row, 1)?, row.get::<_, i64>(2)?);
+            let is_ours = first <= last && sum == i64::from(span_sum(first, last));
+            Ok((Span { first, last }, is_ours))
+        })
+    }
+
     pub fn set_kept_run(&self, run: &Run) -> rusqlite::Result<()> {
         let Run { span: Span { first, last }, period, bytes } = *run;
         let sum = span_sum(first, last);
