@@ -35,6 +35,9 @@ const NONCE_BYTES: usize = 24;
 const HEADER: &str = "n,,";
 const HEADER_BASE64: &str = "biws";
 
+/// Told of a server that says something when nothing, or something else, is due.
+pub const OUT_OF_TURN: &str = "it goes on where it is not its turn";
+
 /// Why there is no login.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ScramError {
@@ -174,13 +177,15 @@ impl Scram {
                 Ok(Heard::Derive(Derivation { hash: self.hash, password: self.password.clone(), salt, iterations }))
             }
             Step::Answered { server_key, signed } => {
-                verify(message, &server_key, &signed)?;
+                // It has let nobody in yet: what is no proof here is only out of its turn.
+                verify(message, &server_key, &signed).map_err(|error| match error {
+                    ScramError::Unproved => ScramError::Malformed { what: OUT_OF_TURN },
+                    other => other,
+                })?;
                 self.step = Step::Proved;
                 Ok(Heard::Proof)
             }
-            Step::Challenged { .. } | Step::Proved | Step::Over => {
-                Err(ScramError::Malformed { what: "it goes on where it is not its turn" })
-            }
+            Step::Challenged { .. } | Step::Proved | Step::Over => Err(ScramError::Malformed { what: OUT_OF_TURN }),
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use crate::mqtt::{Auth, Packet, ReasonCode};
-use crate::transport::scram::{Heard, Scram, ScramError};
+use crate::transport::scram::{Heard, OUT_OF_TURN, Scram, ScramError};
 
 /// However often a hostile cloud asks and hangs up: one core is at work.
 static WORKING: Semaphore = Semaphore::const_new(1);
@@ -77,9 +77,7 @@ impl Proof {
                 *self = Proof::Answering { method, answer };
                 Ok(None)
             }
-            (Proof::Answering { .. }, Packet::Auth(_)) => {
-                Err(ScramError::Malformed { what: "it goes on where it is not its turn" })
-            }
+            (Proof::Answering { .. }, Packet::Auth(_)) => Err(ScramError::Malformed { what: OUT_OF_TURN }),
             // A refusal, or what no cloud may send now: the session's machine says which.
             (owed, packet) => {
                 *self = owed;
