@@ -109,6 +109,8 @@ has socat || missing+=(socat)
 [ -e /usr/include/modbus/modbus.h ] || missing+=(libmodbus-dev)
 has nft && has ip || missing+=(nftables iproute2)
 has strace || missing+=(strace)
+# The runner of jobs in docs/clouds-aws.md.
+has jq || missing+=(jq)
 # How the binary was linked.
 has readelf || missing+=(binutils)
 has setpriv && has unshare || missing+=(util-linux)

@@ -1193,7 +1193,7 @@ fn a_job_is_acknowledged_when_it_is_stored_and_comes_again_where_there_was_no_ro
         })
     };
     let (receipt, first, once) = submit(world.machine.take_actions()).unwrap();
-    assert_eq!(first.topic.as_str(), "tidegate/g/job/cloud");
+    assert_eq!((first.topic.as_str(), first.qos), ("tidegate/g/job/cloud", Qos::ExactlyOnce));
     let answer_at = first.properties.as_ref().unwrap().response_topic.as_ref().unwrap();
     assert_eq!(answer_at.as_str(), "answer/cloud/$aws/things/g/jobs/j/update");
     assert!(matches!(once, Some(Once::Command { may_be_repeat: true, .. })));

@@ -400,17 +400,20 @@ fn fault(visit: &Visit<'_>, endpoint: &Endpoint, fault: Fault) -> Finding {
                     "look at `username` and the first line of `password_file`: the server must have this user for SCRAM, by the \
                      same hash"
                 }
-                ReasonCode::BAD_AUTHENTICATION_METHOD => {
+                ReasonCode::BAD_AUTHENTICATION_METHOD if by_scram => {
                     "the server does not know what `auth_method` says: write another one, or leave it out for a plain password"
-                }
-                ReasonCode::BAD_USER_NAME_OR_PASSWORD | ReasonCode::NOT_AUTHORIZED
-                    if visit.uplink.auth_method.is_some() =>
-                {
-                    "look at the token: who has signed it, for whom, and until when; and whether the server knows this client"
                 }
                 ReasonCode::NOT_AUTHORIZED if visit.uplink.profile.has_signatures => {
                     "the hub must know the device (`client_id`) and have it enabled, and the key or the certificate must be its own; a \
                      signature has its time, so this board's clock must be right"
+                }
+                ReasonCode::BAD_USER_NAME_OR_PASSWORD
+                | ReasonCode::NOT_AUTHORIZED
+                | ReasonCode::BAD_AUTHENTICATION_METHOD
+                    if visit.uplink.auth_method.is_some() =>
+                {
+                    "look at `auth_method` and at the token: who has signed it, for whom, and until when; and whether the server knows \
+                     this client"
                 }
                 ReasonCode::BAD_USER_NAME_OR_PASSWORD => {
                     "look at `username` and the first line of `password_file`; a token may have ended"

@@ -157,7 +157,8 @@ impl Machine {
         };
         let message = Box::new(Message {
             topic,
-            qos: Qos::AtLeastOnce,
+            // A local client that asks for it at QoS 2 gets it once, whatever dies; at QoS 1 it may come again.
+            qos: Qos::ExactlyOnce,
             retain: false,
             properties: Some(Box::new(properties)),
             body: Body::Bytes(job.payload),
