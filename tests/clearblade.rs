@@ -425,6 +425,27 @@ fn a_backlog_goes_up_no_faster_than_512_kib_a_second() {
 }
 
 #[test]
+fn a_state_longer_than_64_kib_is_a_dead_letter_and_telemetry_of_that_length_is_none() {
+    let _turn = turn();
+    let place = Place::new("ES256");
+    let mut gateway = Gateway::started(place.folder.path(), &place.tables("own_topic = \"\""));
+    let long = |topic: &str, size: &str| {
+        Publisher::started(gateway.port, "plc", topic, 1, &["--size", size]).wait_until_done();
+    };
+    long("plant/state", "65537");
+    long("plant/state", "65536");
+    long("plant/press", "65537");
+    place.wait_for(1);
+    gateway.wait_until_drained();
+    assert_eq!(place.cloud.script().numbers(&format!("{DEVICE}/state")), [0], "the shorter one");
+    assert_eq!(place.cloud.script().connects.len(), 1, "no connection was risked");
+    let log = gateway.log().join("\n");
+    assert!(log.contains("the payload has 65537 bytes, and ClearBlade IoT Core takes 65536"), "{log}");
+    assert_eq!(gateway.status().unwrap()["losses"], json!({"rejected": 1}));
+    gateway.stop();
+}
+
+#[test]
 fn each_refusal_is_told_and_the_messages_go_up_when_it_is_over() {
     let _turn = turn();
     let place = Place::new("ES256");

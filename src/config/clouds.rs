@@ -49,6 +49,8 @@ pub struct Profile {
     pub packet_bytes: Option<usize>,
     /// Longest payload.
     pub payload_bytes: Option<usize>,
+    /// The same under a topic of the cloud's own, where that takes less.
+    pub payload_bytes_under: fn(topic: &str) -> Option<usize>,
     /// Longest topic, of what counts of it.
     pub topic_bytes: Option<usize>,
     /// Most slashes of a topic, of what counts of it.
@@ -166,6 +168,11 @@ impl Profile {
     /// Bytes of a payload that cost as much as one message, where it is known.
     pub fn billed_bytes(&self) -> Option<usize> {
         (*self == AWS_IOT).then_some(aws_iot::BILLED_BYTES)
+    }
+
+    /// The longest payload under this topic.
+    pub fn payload_bytes_at(&self, topic: &str) -> Option<usize> {
+        (self.payload_bytes_under)(topic).or(self.payload_bytes)
     }
 
     /// Why the cloud will not take a message under this topic; for a person.

@@ -95,7 +95,8 @@ impl Terms {
             return Some(format!("the message takes {bytes} bytes, and the cloud's Maximum Packet Size is {max}"));
         }
         let payload = publish.payload.len();
-        if let Some(max) = self.profile.payload_bytes.filter(|max| payload > *max) {
+        let topic = publish.topic.as_ref().map_or("", Topic::as_str);
+        if let Some(max) = self.profile.payload_bytes_at(topic).filter(|max| payload > *max) {
             return Some(format!("the payload has {payload} bytes, and {} takes {max}", self.profile.title));
         }
         publish.topic.as_ref().and_then(|topic| self.profile.topic_fault(topic.as_str()))

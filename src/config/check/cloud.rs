@@ -331,7 +331,7 @@ fn forward(walk: &mut Walk, profile: &Profile, rule: &ForwardRule, spot: Spot, d
         let what = format!("{title} has no QoS 2: these messages go at QoS {}", profile.qos_max.level());
         walk.findings.warning(spot, what, Some("each bears an id, so that the receiver can tell repeats".to_owned()));
     }
-    if let (Some(max), Some(batch)) = (profile.payload_bytes, &rule.batch)
+    if let (Some(max), Some(batch)) = (profile.payload_bytes_at(rule.topic.as_str()), &rule.batch)
         && usize::try_from(batch.bytes.get()).is_ok_and(|bytes| bytes > max)
     {
         let most = size_text(u64::try_from(max).unwrap_or(u64::MAX));

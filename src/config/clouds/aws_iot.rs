@@ -21,6 +21,7 @@ pub static AWS_IOT: Profile = Profile {
     in_flight: NonZeroU16::new(100),
     packet_bytes: Some(149_504),
     payload_bytes: Some(128 * 1024),
+    payload_bytes_under: |_| None,
     topic_bytes: Some(256),
     topic_slashes: Some(7),
     counted,

@@ -21,6 +21,7 @@ pub static AZURE_EVENT_GRID: Profile = Profile {
     in_flight: None,
     packet_bytes: Some(512 * 1024),
     payload_bytes: None,
+    payload_bytes_under: |_| None,
     topic_bytes: None,
     topic_slashes: None,
     counted: |topic| topic,

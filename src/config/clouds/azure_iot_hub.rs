@@ -30,6 +30,7 @@ pub static AZURE_IOT_HUB: Profile = Profile {
     in_flight: NonZeroU16::new(16),
     packet_bytes: None,
     payload_bytes: Some(256 * 1024),
+    payload_bytes_under: |_| None,
     topic_bytes: None,
     topic_slashes: None,
     counted: |topic| topic,

@@ -21,6 +21,7 @@ pub static CLEARBLADE: Profile = Profile {
     in_flight: None,
     packet_bytes: None,
     payload_bytes: Some(256 * 1024),
+    payload_bytes_under,
     topic_bytes: None,
     topic_slashes: None,
     counted: |topic| topic,
@@ -75,6 +76,12 @@ fn client_id_fault(client_id: &str) -> Option<&'static str> {
 /// A name in a client id becomes a level of topics.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"+#/".contains(&byte))
+}
+
+/// The state of a device is shorter than its telemetry.
+fn payload_bytes_under(topic: &str) -> Option<usize> {
+    let of_device = topic.strip_prefix("/devices/")?.split_once('/')?.1;
+    (of_device == "state").then_some(64 * 1024)
 }
 
 fn device(client_id: &str) -> &str {

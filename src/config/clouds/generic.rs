@@ -16,6 +16,7 @@ pub static GENERIC: Profile = Profile {
     in_flight: None,
     packet_bytes: None,
     payload_bytes: None,
+    payload_bytes_under: |_| None,
     topic_bytes: None,
     topic_slashes: None,
     counted: |topic| topic,
