@@ -243,6 +243,11 @@ fn keeps_in_step(kind: Kind) {
         // All of them at once: what is no more is told as null.
         cloud.services.order(&json!({"order": "replace", "service": service, "desired": {"other": 1}}));
         wait_for_desired(&mut witness, &json!({"other": 1}));
+    } else {
+        cloud.services.order(&json!({"order": "delete", "service": service}));
+        wait_for_desired(&mut witness, &json!({}));
+        retain(&gateway, "after", "1");
+        cloud.services.wait_for_reported(service, &json!({"after": 1}));
     }
     cloud.assert_served();
     gateway.stop();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::asking::ANSWER_WITHIN;
 use super::jobs::{self, Job, Jobs};
 use super::twin::{self, Properties, Twin};
 use crate::health::ServiceState;
@@ -66,6 +67,8 @@ struct Service {
     at: Duration,
     deaths: u32,
     died_at: Duration,
+    /// SUBACK must come before this.
+    until: Duration,
 }
 
 impl Service {
@@ -115,6 +118,7 @@ impl Services {
             at: Duration::ZERO,
             deaths: 0,
             died_at: Duration::ZERO,
+            until: Duration::ZERO,
         });
         Services { list: list.collect() }
     }
@@ -168,12 +172,21 @@ impl Services {
         }
         let mut due = self.list.iter_mut().enumerate().filter(|(_, one)| one.state == State::Off && one.at <= now);
         let (number, service) = due.next()?;
-        service.state = State::Subscribing;
+        (service.state, service.until) = (State::Subscribing, now + ANSWER_WITHIN);
         let filters = match &service.kind {
             Kind::Twin(twin) => twin.filters(),
             Kind::Jobs(jobs) => jobs.filters(),
         };
         Some((number, filters))
+    }
+
+    /// A subscription was not answered in time.
+    pub fn late(&mut self, now: Duration) -> Option<Heard> {
+        let is_late = |one: &&mut Service| one.state == State::Subscribing && one.until <= now;
+        let service = self.list.iter_mut().find(is_late)?;
+        service.pause(now);
+        let reason = "the cloud does not answer to the subscription".to_owned();
+        Some(Heard::Refused { service: service.name(), reason })
     }
 
     /// SUBACK came for a service.
@@ -218,9 +231,12 @@ impl Services {
 
     /// When there may be something to do though nothing happens.
     pub fn deadline(&self) -> Option<Duration> {
-        let at = self.list.iter().filter_map(|service| match (service.state, &service.kind) {
+        // While one waits for the cloud the others wait for it.
+        let waiting = self.list.iter().find(|service| service.is_waiting());
+        let which = waiting.map_or(self.list.as_slice(), std::slice::from_ref);
+        let at = which.iter().filter_map(|service| match (service.state, &service.kind) {
             (State::Off, _) => Some(service.at),
-            (State::Subscribing, _) => None,
+            (State::Subscribing, _) => Some(service.until),
             (State::Ready, Kind::Twin(twin)) => twin.deadline(),
             (State::Ready, Kind::Jobs(jobs)) => jobs.deadline(),
         });
@@ -309,6 +325,16 @@ mod tests {
         let later = NOW + Duration::from_secs(30);
         assert_eq!(services.next(later, 0).unwrap().0, 1);
         assert_eq!(services.next(later + Duration::from_secs(30), 0).unwrap().0, 0);
+    }
+
+    #[test]
+    fn a_subscription_that_is_not_answered_costs_the_service_only() {
+        let mut services = services();
+        services.subscription(NOW).unwrap();
+        assert_eq!((services.late(NOW), services.deadline()), (None, Some(NOW + ANSWER_WITHIN)));
+        let late = NOW + ANSWER_WITHIN;
+        assert!(matches!(services.late(late), Some(Heard::Refused { service: "twin", .. })));
+        assert_eq!((services.late(late), services.subscription(late).unwrap().0), (None, 1));
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub const OWN: &str = "tidegate";
 /// Of that, the list of what local clients report: one that nobody reports any more is known as such also after a restart.
 pub const NAMES: &str = "names";
 
+/// What was refused is tried again after this: there may be room now.
+const REFUSED_FOR: Duration = Duration::from_secs(3600);
+
 /// From one report to the next.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 
@@ -51,6 +54,8 @@ enum Said {
     Changed { version: u64, patch: Properties },
     /// A report was taken.
     Taken { token: String },
+    /// There is none any more.
+    Gone,
     /// A request was refused.
     Refused { token: String, code: u64, text: String },
     /// Nothing that we know.
@@ -82,8 +87,9 @@ pub struct Twin {
     /// The newest version that is known to be, though not what it says.
     seen: u64,
     asking: Asking<Asked>,
-    /// Properties that the cloud does not take, as they were.
+    /// Properties that the cloud does not take, as they were, and when the last of them was refused.
     refused: BTreeMap<String, Value>,
+    refused_at: Duration,
     /// After a refusal: which property it is about is found out.
     one_by_one: bool,
 }
@@ -100,6 +106,7 @@ impl Twin {
             seen: 0,
             asking: Asking::new(),
             refused: BTreeMap::new(),
+            refused_at: Duration::ZERO,
             one_by_one: false,
         }
     }
@@ -159,6 +166,10 @@ impl Twin {
         if !self.asking.may_ask(now) {
             return None;
         }
+        if !self.refused.is_empty() && now >= self.refused_at + REFUSED_FOR {
+            self.refused.clear();
+            self.weigh();
+        }
         let (what, body) = match &self.known {
             None => (Asked::Whole, None),
             Some(_) if self.lacks.is_empty() => return None,
@@ -184,7 +195,8 @@ impl Twin {
 
     /// When `next` may have something, though nothing happens.
     pub fn deadline(&self) -> Option<Duration> {
-        self.asking.deadline(self.known.is_none() || !self.lacks.is_empty())
+        let again_at = (!self.refused.is_empty()).then_some(self.refused_at + REFUSED_FOR);
+        self.asking.deadline(self.known.is_none() || !self.lacks.is_empty()).or(again_at)
     }
 
     /// Finds out what the cloud lacks.
@@ -299,6 +311,10 @@ impl Twin {
                 self.asking.put_off(now);
                 self.refuse(now, what, code, &text)
             }
+            Said::Gone => {
+                self.lost();
+                Heard::Nothing
+            }
             Said::Odd => Heard::Nothing,
         }
     }
@@ -317,6 +333,7 @@ impl Twin {
             self.one_by_one = true;
             return Heard::Nothing;
         };
+        self.refused_at = now;
         self.refused.insert(name.clone(), values.remove(name).unwrap_or_default());
         Heard::Refused(format!("the property {name:?} is not taken: {code} {text}"))
     }
@@ -447,6 +464,9 @@ fn shadow(tail: &str, payload: &[u8]) -> Said {
     #[derive(Deserialize)]
     struct Documents {
         current: Document,
+    }
+    if tail == "delete/accepted" {
+        return Said::Gone;
     }
     if tail == "update/documents" {
         let Ok(Documents { current }) = serde_json::from_slice(payload) else { return Said::Odd };
@@ -617,7 +637,10 @@ mod tests {
         assert_eq!(twin.hear(NOW, topic, documents(2, json!({"rate": 5})).as_bytes()), Heard::Nothing);
         assert_eq!(twin.hear(NOW, topic, documents(3, json!({"rate": 7})).as_bytes()), desired(3, json!({"rate": 7})));
         assert_eq!(twin.deadline(), None);
-        // Removed and made anew.
+        assert_eq!(twin.hear(NOW, "$aws/things/g/shadow/delete/accepted", b"{}"), Heard::Nothing);
+        (cloud.desired, cloud.version) = (Properties::new(), 4);
+        assert_eq!(cloud.settle(&mut twin, NOW).0, [desired(4, json!({}))], "it was removed");
+        // Removed and made anew, and nobody has said so.
         assert_eq!(twin.hear(NOW, topic, documents(1, json!({"rate": 8})).as_bytes()), Heard::Nothing);
         (cloud.desired, cloud.version) = (map(json!({"rate": 8})), 1);
         assert_eq!(cloud.settle(&mut twin, NOW).0, [desired(1, json!({"rate": 8}))]);
@@ -657,10 +680,14 @@ mod tests {
         let reason = r#"the property "bad" is not taken: 400 {"errorCode":400004}"#;
         assert_eq!(told, [Heard::Refused(reason.to_owned())]);
         assert_eq!(Value::Object(cloud.reported.clone()), json!({"a": 1, "c": 3}));
-        assert_eq!(twin.deadline(), None, "it is left alone");
-        // Another value is tried.
+        assert!(twin.deadline().unwrap() > now + REFUSED_FOR / 2, "it is left alone");
+        assert_eq!(twin.state(), ServiceState::Refused);
+        // Another value is tried, and the same one after a while.
         twin.want(map(json!({"a": 1, "bad": 4, "c": 3})));
-        assert!(twin.next(now + REPORT_EVERY, 0).is_some());
+        assert_eq!((twin.state(), twin.deadline().unwrap() <= now + REPORT_EVERY), (ServiceState::Behind, true));
+        twin.want(map(json!({"a": 1, "bad": 2, "c": 3})));
+        assert_eq!(twin.next(now + REFUSED_FOR / 2, 0), None);
+        assert!(twin.next(now + REFUSED_FOR, 0).is_some());
     }
 
     #[test]
@@ -687,7 +714,7 @@ mod tests {
             told += usize::from(twin.hear(now, &topic, text.as_bytes()) != Heard::Nothing);
         }
         assert_eq!(said[1..], [["stays"], ["z"], ["tidegate"], ["a"], ["bad"]]);
-        assert_eq!((told, twin.deadline()), (2, None));
+        assert_eq!((told, twin.deadline().unwrap() > now + REFUSED_FOR / 2), (2, true), "left alone for a while");
         let left = json!({"tidegate": names(json!(["a", "bad"])), "stays": 1, "a": 1});
         assert_eq!(Value::Object(cloud.reported), left);
     }
@@ -733,6 +760,7 @@ mod tests {
         "update/accepted",
         "update/rejected",
         "update/documents",
+        "delete/accepted",
         "",
     ];
 

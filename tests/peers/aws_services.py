@@ -41,6 +41,7 @@ subscribe(shadows, "subscribe_to_get_named_shadow_accepted", of("GetNamedShadowS
 subscribe(shadows, "subscribe_to_get_named_shadow_rejected", of("GetNamedShadowSubscriptionRequest"))
 subscribe(shadows, "subscribe_to_update_named_shadow_accepted", of("UpdateNamedShadowSubscriptionRequest"))
 subscribe(shadows, "subscribe_to_update_named_shadow_rejected", of("UpdateNamedShadowSubscriptionRequest"))
+subscribe(shadows, "subscribe_to_delete_named_shadow_accepted", of("DeleteNamedShadowSubscriptionRequest"))
 subscribe(shadows, "subscribe_to_named_shadow_updated_events", of("NamedShadowUpdatedSubscriptionRequest"))
 call("publish_get_named_shadow", of("GetNamedShadowRequest", client_token="t-1"), qos)
 answer = answers.get(timeout=20)

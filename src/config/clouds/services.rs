@@ -49,9 +49,14 @@ impl TwinTopics {
     pub fn filters(&self) -> Vec<String> {
         let tails: &[&str] = match self.kind {
             TwinKind::Device => &["res/#", "PATCH/properties/desired/#"],
-            TwinKind::Shadow => {
-                &["get/accepted", "get/rejected", "update/accepted", "update/rejected", "update/documents"]
-            }
+            TwinKind::Shadow => &[
+                "get/accepted",
+                "get/rejected",
+                "update/accepted",
+                "update/rejected",
+                "update/documents",
+                "delete/accepted",
+            ],
         };
         tails.iter().map(|tail| format!("{}/{tail}", self.base)).collect()
     }

@@ -46,6 +46,9 @@ impl Machine {
         {
             return;
         }
+        while let Some(heard) = self.services.late(at.now) {
+            self.heard_of(at, heard, None);
+        }
         let has_ids = |machine: &Machine| machine.ids.len() < usize::from(u16::MAX);
         while has_ids(self)
             && self.has_room_at_cloud(window)
