@@ -13,7 +13,7 @@ use bytes::Bytes;
 use log::{debug, warn};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 
 use super::tasks::Report;
 use super::twin::{NAMES, OWN, Properties};
@@ -115,7 +115,7 @@ impl Feed {
                             }
                             Some(_) => {}
                         }
-                        sleep(GATHER_FOR).await;
+                        gather(&mut link).await;
                         read_at = Instant::now();
                     }
                 }
@@ -154,6 +154,13 @@ async fn heard(link: &mut Option<Link>) -> Option<(Topic, bool)> {
             None
         }
     }
+}
+
+/// Hears on for a moment. Publishers wait for whoever does not hear what there is, so a burst is heard whole, and read once.
+async fn gather(link: &mut Option<Link>) {
+    let Some(link) = link else { return };
+    let until = Instant::now() + GATHER_FOR;
+    while let Ok(Ok(_taken)) = timeout_at(until, link.next()).await {}
 }
 
 /// Publishes what is desired until nobody says it any more.
